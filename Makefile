@@ -1,0 +1,65 @@
+# `make help` lists what there is.
+PORT ?= 8000
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+BIN = $(VENV)/bin
+PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+
+.DEFAULT_GOAL := help
+.PHONY: help run install dev test test-all check lint lock clean
+
+help:  ## list these commands
+	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile | expand -t 12
+
+run: install  ## serve the catalogue on http://127.0.0.1:8000 (PORT=8001 for another port)
+	@$(BIN)/octavo migrate
+	@$(BIN)/octavo seed-db
+	@exec $(BIN)/octavo serve --bind 127.0.0.1:$(PORT)
+
+install: $(VENV)/.installed  ## make .venv, with the command octavo in it
+
+$(VENV)/.installed: requirements.lock pyproject.toml
+	@test -n "$(PYTHON)" || { echo "Octavo needs Python 3.11 or newer: install it, or name it as PYTHON=/path/to/python3"; exit 1; }
+	@$(PYTHON) -c 'import venv, ensurepip' || { echo "$(PYTHON) cannot make virtual environments: install its venv package (Debian: python3-venv)"; exit 1; }
+	@echo "Installing into $(VENV) (once; half a minute)"
+	@$(PYTHON) -m venv $(VENV)
+	@$(PIP) --require-hashes -r requirements.lock
+	@$(PIP) --no-deps --no-build-isolation -e .
+	@touch $@
+
+dev: $(VENV)/.installed-dev
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
+	@echo "Installing what the tests need into $(VENV) (once; a minute)"
+	@$(PIP) --require-hashes -r requirements-dev.lock
+	@touch $@
+
+test: dev  ## the whole suite, on SQLite and on PostgreSQL (which the tests bring along)
+	@$(BIN)/python -m pytest --cov --cov-report=term
+
+test-all:  ## the suite on Python 3.11 and on 3.13
+	@for version in 3.11 3.13; do \
+		python=$$(for p in python$$version "$$HOME"/.pyenv/versions/$$version*/bin/python; do \
+			$$p -c '' 2>/dev/null && echo $$p && break; done); \
+		test -n "$$python" || { echo "make test-all needs Python $$version, which is not here"; exit 1; }; \
+		$(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$$version || exit 1; \
+	done
+
+check: lint test  ## ruff, mypy and the suite
+
+lint: dev  ## ruff and mypy
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+
+lock: dev  ## resolve the dependencies anew, for every supported Python
+	@for file in requirements.lock:--group=build requirements-dev.lock:--group=build:--group=dev; do \
+		set -- $$(echo $$file | tr : ' '); name=$$1; shift; \
+		$(BIN)/uv pip compile --quiet pyproject.toml "$$@" --universal --python-version 3.11 \
+			--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate \
+			--upgrade -o $$name; \
+	done
+
+clean:  ## remove what was made here, but no database
+	@rm -rf .venv* .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*

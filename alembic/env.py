@@ -1,0 +1,56 @@
+"""Run migrations, online only: async engine, one transaction, never two at once."""
+
+import asyncio
+import warnings
+from typing import Any
+
+from alembic import context
+from sqlalchemy import Connection, text
+from sqlalchemy.ext.asyncio import create_async_engine
+from sqlalchemy.pool import NullPool
+
+from service import config as settings
+from service.db import prepare_sqlite
+from service.models import Base
+
+LOCK = 0x0C7A_0001  # PostgreSQL's advisory lock of whoever migrates
+BUSY_MS = 120_000  # SQLite: how long the second migration waits for the first
+
+
+def wanted(thing: Any, name: str | None, kind: str, reflected: bool, other: Any) -> bool:
+    """Leave to the migration what SQLite does in its own way: the search index."""
+    sqlite = context.get_bind().dialect.name == "sqlite"
+    return not (sqlite and name is not None and name.startswith(("books_fts", "ix_books_search")))
+
+
+def migrate(connection: Connection) -> None:
+    context.configure(
+        connection=connection,
+        target_metadata=Base.metadata,
+        include_object=wanted,
+        compare_server_default=False,  # PostgreSQL rewrites the expressions of the clock
+        render_as_batch=connection.dialect.name == "sqlite",
+        transactional_ddl=True,
+    )
+    with context.begin_transaction():
+        if connection.dialect.name == "postgresql":
+            connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
+        with warnings.catch_warnings():
+            # SQLite cannot show indexes on expressions; a test looks for each of them.
+            warnings.filterwarnings("ignore", ".*expression-based index")
+            context.run_migrations()
+
+
+async def main() -> None:
+    url = context.config.attributes.get("url")
+    if url is None:
+        url = settings.load_from_environment().database
+    engine = create_async_engine(url, poolclass=NullPool)
+    if url.get_backend_name() == "sqlite":
+        prepare_sqlite(engine, begin="BEGIN IMMEDIATE", busy_ms=BUSY_MS)
+    async with engine.connect() as connection:
+        await connection.run_sync(migrate)
+    await engine.dispose()
+
+
+asyncio.run(main())

@@ -1,0 +1,17 @@
+"""Octavo, a book catalogue over HTTP: the path that a request takes.
+
+    Hypercorn            cli.py serves one process on uvloop
+      -> front.py        ASGI: request id, body cap, the answer of last resort
+      -> app.py          create_app: every concern, then every blueprint
+      -> */routes.py     speaks HTTP: parse (web.py), guard (guard.py), respond (web.py)
+      -> */service.py    rules and SQL, given a session and typed values
+      -> db.py           session() to read, write() to change
+
+A room (`auth`, `books`, `users`, `admin`) always holds the same files: `__init__` (the
+blueprint), `routes` (HTTP), `schemas` (the wire), `service` (rules and SQL). One file for
+each concern that crosses rooms, one door in each: `init_app(app, settings)`.
+"""
+
+from importlib.metadata import version
+
+__version__ = version("octavo")

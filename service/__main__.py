@@ -1,0 +1,5 @@
+"""`python -m service` is `octavo`."""
+
+from service.cli import main
+
+main()

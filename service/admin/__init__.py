@@ -1,0 +1,7 @@
+"""What administrators do."""
+
+from quart import Blueprint
+
+admin_bp = Blueprint("admin", __name__, url_prefix="/admin")
+
+from service.admin import routes  # noqa: E402, F401  (registers them)

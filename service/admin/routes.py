@@ -1,0 +1,46 @@
+"""Administration over HTTP."""
+
+from quart import Response
+from quart_schema import validate_querystring, validate_request
+
+from service.admin import admin_bp, service
+from service.admin.schemas import RightsUpdate
+from service.db import session, write
+from service.guard import CurrentUser, admin_required
+from service.pagination import PageQuery
+from service.users.schemas import UserOut
+from service.web import link_header, no_content, respond, to_bytes
+
+
+@admin_bp.get("/users")
+@admin_required
+@validate_querystring(PageQuery)
+async def list_users(query_args: PageQuery, current_user: CurrentUser) -> Response:
+    """List users, newest first."""
+    page = query_args.to_page()
+    async with session() as db:
+        found, total = await service.list_users(db, page)
+    envelope = page.envelope([UserOut.model_validate(user) for user in found], total)
+    return respond(to_bytes(envelope), headers=link_header(envelope["links"]))
+
+
+@admin_bp.patch("/users/<id:user_id>")
+@admin_required
+@validate_request(RightsUpdate)
+async def update_user(user_id: int, data: RightsUpdate, current_user: CurrentUser) -> Response:
+    """Change a user's tier or rights, which ends their tokens."""
+    given = data.model_dump(exclude_unset=True)
+    user = await write(
+        lambda db: service.update_rights(
+            db, user_id, tier=given.get("tier"), is_admin=given.get("is_admin")
+        )
+    )
+    return respond(to_bytes(UserOut.model_validate(user)))
+
+
+@admin_bp.delete("/users/<id:user_id>")
+@admin_required
+async def delete_user(user_id: int, current_user: CurrentUser) -> Response:
+    """Delete a user with their books. The last administrator stays."""
+    await write(lambda db: service.delete_user(db, user_id))
+    return no_content()

@@ -1,0 +1,14 @@
+"""Administration, on the wire."""
+
+from typing import Literal
+
+from pydantic import Field
+
+from service.validation import Schema
+
+
+class RightsUpdate(Schema):
+    """A change of what a user may do: absent fields keep their value."""
+
+    tier: Literal["free", "standard", "premium", "service"] = Field(default_factory=lambda: "free")
+    is_admin: bool = Field(default_factory=bool)

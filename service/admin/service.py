@@ -1,0 +1,60 @@
+"""The rules of administration, and their SQL."""
+
+from sqlalchemy import func, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.errors import ConflictError
+from service.models import User
+from service.pagination import Page
+from service.users.service import get_user
+
+
+async def list_users(db: AsyncSession, page: Page) -> tuple[list[User], int]:
+    """Give a page of users, newest first, and how many there are in all."""
+    counted = select(func.count()).select_from(User).correlate(None)
+    query = select(User, counted.scalar_subquery()).order_by(User.created_at.desc(), User.id.desc())
+    rows = (await db.execute(query.limit(page.size).offset(page.offset))).all()
+    if not rows:
+        return [], await db.scalar(counted) or 0
+    return [row[0] for row in rows], rows[0][1]
+
+
+async def update_rights(
+    db: AsyncSession, user_id: int, *, tier: str | None, is_admin: bool | None
+) -> User:
+    """Change a user's tier or rights, which ends their tokens. The last administrator stays."""
+    await _lock_administrators(db)
+    user = await get_user(db, user_id, lock=True)
+    if is_admin is False:
+        await _keep_one_administrator(db, user)
+    before = (user.tier, user.is_admin)
+    user.tier = user.tier if tier is None else tier
+    user.is_admin = user.is_admin if is_admin is None else is_admin
+    if (user.tier, user.is_admin) != before:
+        # Refresh tokens live on: they give tokens with the new rights.
+        user.token_version += 1
+        user.kept_jti = None
+    await db.flush()
+    return user
+
+
+async def delete_user(db: AsyncSession, user_id: int) -> None:
+    """Delete a user and, by the database, their books and tokens. The last administrator stays."""
+    await _lock_administrators(db)
+    user = await get_user(db, user_id, lock=True)
+    await _keep_one_administrator(db, user)
+    await db.delete(user)
+    await db.flush()
+
+
+async def _lock_administrators(db: AsyncSession) -> None:
+    """Let one at a time decide who is an administrator: two must not remove each other."""
+    await db.execute(
+        select(User.id).where(User.is_admin.is_(True)).order_by(User.id).with_for_update()
+    )
+
+
+async def _keep_one_administrator(db: AsyncSession, user: User) -> None:
+    others = select(User.id).where(User.is_admin.is_(True), User.id != user.id).limit(1)
+    if user.is_admin and await db.scalar(others) is None:
+        raise ConflictError("The last administrator stays")

@@ -1,0 +1,29 @@
+"""The application factory: concerns first, then blueprints."""
+
+from quart import Quart
+
+from service import cors, db, errors, front, health, home, logs, security, web
+from service.admin import admin_bp
+from service.auth import auth_bp
+from service.books import books_bp
+from service.config import Settings, load
+from service.users import users_bp
+
+CONCERNS = (logs, web, errors, cors, security, db, health, home, front)
+BLUEPRINTS = (auth_bp, books_bp, users_bp, admin_bp)
+
+
+def create_app(config_name: str | Settings = "development") -> Quart:
+    """Make an application.
+
+    `config_name` is the name of a configuration (development, production, testing), read from the
+    environment and `.env`, or settings made by hand. Raises ConfigurationError if they must
+    not be served.
+    """
+    settings = (load(config_name) if isinstance(config_name, str) else config_name).check()
+    app = Quart("service", static_folder=None)
+    for concern in CONCERNS:
+        concern.init_app(app, settings)
+    for blueprint in BLUEPRINTS:
+        app.register_blueprint(blueprint)
+    return app

@@ -1,0 +1,72 @@
+"""Signing in and out over HTTP."""
+
+from quart import Response, current_app
+from quart_schema import validate_request
+
+from service.auth import auth_bp, service
+from service.auth.schemas import Credentials, Refresh, Registration
+from service.db import session, write
+from service.errors import UnauthorizedError
+from service.guard import CurrentUser, token_required
+from service.security import passwords, tokens
+from service.users import service as users
+from service.users.schemas import UserOut
+from service.web import no_content, respond, to_bytes
+
+
+@auth_bp.post("/register")
+@validate_request(Registration)
+async def register(data: Registration) -> Response:
+    """Make an account."""
+    password_hash = await passwords().hash(data.password)
+    user = await write(lambda db: users.create_user(db, data.username, data.email, password_hash))
+    return respond(to_bytes(UserOut.model_validate(user)), 201)
+
+
+@auth_bp.post("/login")
+@validate_request(Credentials)
+async def login(data: Credentials) -> Response:
+    """Exchange e-mail and password for a pair of tokens; the same time whoever it is."""
+    async with session() as db:
+        user = await users.find_by_email(db, data.email)
+    checked_hash = user.password_hash if user else None
+    right = await passwords().verify(data.password, checked_hash)
+    if not right or user is None or checked_hash is None:
+        raise _invalid_credentials()
+    outdated = passwords().is_outdated(checked_hash)
+    new_hash = await passwords().hash(data.password) if outdated else None
+    user_id, seconds = user.id, _refresh_seconds()
+    pair = await write(
+        lambda db: service.login(db, user_id, checked_hash, new_hash, tokens(), seconds)
+    )
+    if pair is None:
+        raise _invalid_credentials()
+    return respond(to_bytes(pair))
+
+
+@auth_bp.post("/refresh")
+@validate_request(Refresh)
+async def refresh(data: Refresh) -> Response:
+    """Exchange a refresh token for a new pair of tokens, once."""
+    seconds = _refresh_seconds()
+    pair = await write(lambda db: service.refresh(db, data.refresh_token, tokens(), seconds))
+    if pair is None:
+        raise UnauthorizedError
+    return respond(to_bytes(pair))
+
+
+@auth_bp.post("/logout")
+@token_required
+async def logout(current_user: CurrentUser) -> Response:
+    """End every token of the caller."""
+    await write(lambda db: service.logout(db, current_user.id))
+    return no_content()
+
+
+def _invalid_credentials() -> UnauthorizedError:
+    return UnauthorizedError("Invalid credentials", "E-mail or password is wrong")
+
+
+def _refresh_seconds() -> int:
+    seconds: int = current_app.extensions["settings"].refresh_token_seconds
+    return seconds

@@ -1,0 +1,38 @@
+"""Signing in, on the wire."""
+
+from typing import Annotated
+
+from pydantic import BaseModel, Field
+
+from service.users.schemas import Email, GivenPassword, Password, Username
+from service.validation import Schema
+
+
+class Registration(Schema):
+    """A new account."""
+
+    username: Username
+    email: Email
+    password: Password
+
+
+class Credentials(Schema):
+    """Who one says one is. A malformed address is an unknown one, not a mistake to explain."""
+
+    email: Annotated[str, Field(max_length=1_000)]
+    password: GivenPassword
+
+
+class Refresh(Schema):
+    """A refresh token, to be exchanged for a new pair."""
+
+    refresh_token: Annotated[str, Field(max_length=1_000)]
+
+
+class TokenPair(BaseModel):
+    """A fresh access token (`expires_in` seconds) and the refresh token that follows it."""
+
+    token: str
+    token_type: str = "Bearer"  # noqa: S105  (RFC 6750's name of the scheme)
+    expires_in: int
+    refresh_token: str

@@ -1,0 +1,86 @@
+"""The rules of sessions, and their SQL. The user's row is the lock of all their tokens."""
+
+import secrets
+from datetime import UTC, datetime, timedelta
+
+from sqlalchemy import delete, select
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.auth.schemas import TokenPair
+from service.models import RefreshToken, User
+from service.security import Tokens, digest, new_refresh_token
+from service.users.service import end_tokens, get_user
+
+
+async def login(
+    db: AsyncSession,
+    user_id: int,
+    checked_hash: str,
+    new_hash: str | None,
+    tokens: Tokens,
+    refresh_seconds: int,
+) -> TokenPair | None:
+    """Open a session of the user whose password fitted `checked_hash`.
+
+    None if user or password have changed since. `new_hash` replaces an outdated hash.
+    """
+    user = await db.get(User, user_id, with_for_update=True)
+    if user is None or user.password_hash != checked_hash:
+        return None
+    if new_hash is not None:
+        user.password_hash = new_hash
+    # This machine's clock: a refresh token's month is not a matter of seconds.
+    expired = delete(RefreshToken).where(
+        RefreshToken.user_id == user.id, RefreshToken.expires_at < datetime.now(UTC)
+    )
+    await db.execute(expired)
+    return await _issue(db, user, secrets.token_hex(16), tokens, refresh_seconds)
+
+
+async def refresh(
+    db: AsyncSession, refresh_token: str, tokens: Tokens, refresh_seconds: int
+) -> TokenPair | None:
+    """Exchange a refresh token for a new pair, once. None if it is not valid.
+
+    One that was used before has been stolen, or its successor has: the whole family ends, and
+    with it every access token, since it cannot be told which of them are the thief's.
+    """
+    by_digest = select(RefreshToken).where(RefreshToken.digest == digest(refresh_token))
+    found = await db.scalar(by_digest)
+    if found is None:
+        return None
+    user = await db.get(User, found.user_id, with_for_update=True)
+    found = await db.scalar(by_digest.execution_options(populate_existing=True))
+    if user is None or found is None or found.expires_at < datetime.now(UTC):
+        return None
+    if found.used:
+        user.token_version += 1
+        user.kept_jti = None
+        await db.execute(delete(RefreshToken).where(RefreshToken.family == found.family))
+        return None
+    found.used = True
+    return await _issue(db, user, found.family, tokens, refresh_seconds)
+
+
+async def logout(db: AsyncSession, user_id: int) -> None:
+    """End every token of a user."""
+    await end_tokens(db, await get_user(db, user_id, lock=True))
+
+
+async def _issue(
+    db: AsyncSession, user: User, family: str, tokens: Tokens, refresh_seconds: int
+) -> TokenPair:
+    token, jti = tokens.issue(user)
+    refresh_token = new_refresh_token()
+    db.add(
+        RefreshToken(
+            user_id=user.id,
+            family=family,
+            digest=digest(refresh_token),
+            access_jti=jti,
+            used=False,
+            expires_at=datetime.now(UTC) + timedelta(seconds=refresh_seconds),
+        )
+    )
+    await db.flush()
+    return TokenPair(token=token, expires_in=tokens.lifetime, refresh_token=refresh_token)

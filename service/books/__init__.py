@@ -1,0 +1,7 @@
+"""The catalogue's books."""
+
+from quart import Blueprint
+
+books_bp = Blueprint("books", __name__, url_prefix="/api/books")
+
+from service.books import routes  # noqa: E402, F401  (registers them)

@@ -1,0 +1,101 @@
+"""Books over HTTP."""
+
+from typing import Any
+
+from quart import Response, current_app
+from quart_schema import validate_querystring, validate_request
+
+from service.books import books_bp, service
+from service.books.schemas import BookCreate, BookOut, BookQuery, BookUpdate
+from service.db import session, write
+from service.errors import InvalidInputError
+from service.guard import CurrentUser, token_required
+from service.pagination import MAX_SIZE, Cursors
+from service.validation import INT64, INTEGER
+from service.web import absolute, link_header, no_content, respond, respond_public, to_bytes
+
+
+@books_bp.get("")
+@validate_querystring(BookQuery)
+async def list_books(query_args: BookQuery) -> Response:
+    """List books: a page (newest first), or what follows a cursor (by id)."""
+    if query_args.by_cursor:
+        return await _list_by_cursor(query_args)
+    page = query_args.to_page()
+    async with session() as db:
+        books, total = await service.list_books(
+            db, query_args, query_args.sort or "-created_at", page
+        )
+    envelope = page.envelope([BookOut.model_validate(book) for book in books], total)
+    return respond_public(to_bytes(envelope), headers=link_header(envelope["links"]))
+
+
+async def _list_by_cursor(query: BookQuery) -> Response:
+    sort = query.sort or "id"
+    purpose = [sort, query.conditions()]
+    limit = min(query.limit, MAX_SIZE)
+    async with session() as db:
+        books, more = await service.list_books_after(
+            db, query, sort, _start(query.cursor, sort, purpose), limit
+        )
+    answer: dict[str, Any] = {
+        "items": [BookOut.model_validate(book) for book in books],
+        "has_more": more is not None,
+    }
+    if more is not None:
+        answer["next_cursor"] = more[1] if sort == "id" else Cursors.of_app().write(purpose, *more)
+    return respond_public(to_bytes(answer))
+
+
+def _start(cursor: str | None, sort: str, purpose: list[Any]) -> tuple[Any, int] | None:
+    """Give the key and id that a cursor stands for: an id in the default order (guide)."""
+    if cursor is None:
+        return None
+    if sort == "id":
+        if not INTEGER.fullmatch(cursor) or not 0 <= int(cursor) <= INT64:
+            raise InvalidInputError({"cursor": ["Not a cursor of this list."]})
+        return int(cursor), int(cursor)
+    key, book_id = Cursors.of_app().read(cursor, purpose)
+    return service.key_of(sort, key), book_id
+
+
+@books_bp.get("/<id:book_id>")
+async def get_book(book_id: int) -> Response:
+    """Give one book."""
+    async with session() as db:
+        book = await service.get_book(db, book_id)
+    return respond_public(to_bytes(BookOut.model_validate(book)))
+
+
+@books_bp.post("")
+@token_required
+@validate_request(BookCreate)
+async def create_book(data: BookCreate, current_user: CurrentUser) -> Response:
+    """Add a book, owned by the caller."""
+    _check_isbn(data)
+    book = await write(lambda db: service.create_book(db, current_user.id, data))
+    body = to_bytes(BookOut.model_validate(book))
+    return respond(body, 201, tagged=True, headers={"Location": absolute(f"/api/books/{book.id}")})
+
+
+@books_bp.route("/<id:book_id>", methods=["PUT", "PATCH"])
+@token_required
+@validate_request(BookUpdate)
+async def update_book(book_id: int, data: BookUpdate, current_user: CurrentUser) -> Response:
+    """Change a book: absent fields keep their value, null clears an optional one."""
+    _check_isbn(data)
+    book = await write(lambda db: service.update_book(db, book_id, data, current_user))
+    return respond(to_bytes(BookOut.model_validate(book)), tagged=True)
+
+
+@books_bp.delete("/<id:book_id>")
+@token_required
+async def delete_book(book_id: int, current_user: CurrentUser) -> Response:
+    """Delete a book."""
+    await write(lambda db: service.delete_book(db, book_id, current_user))
+    return no_content()
+
+
+def _check_isbn(data: BookCreate | BookUpdate) -> None:
+    if current_app.extensions["settings"].isbn_checksum == "strict":
+        service.check_isbn(data.isbn)

@@ -1,0 +1,141 @@
+"""Books on the wire."""
+
+import re
+from datetime import datetime
+from decimal import Decimal
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    PlainSerializer,
+    model_validator,
+)
+
+from service.models import words
+from service.pagination import DEFAULT_SIZE, PageQuery
+from service.validation import QueryDecimal, QueryFlag, QueryInteger, Schema
+
+MAX_PRICE = Decimal("99999999.99")
+ISBN = re.compile("[0-9]{9}[0-9X]|[0-9]{13}")
+
+
+def _isbn(value: str) -> str:
+    compact = re.sub("[- ]", "", value).upper()
+    if not ISBN.fullmatch(compact):
+        raise ValueError("String does not match expected pattern: 10 or 13 digits.")
+    return compact
+
+
+def _number(value: Any) -> Any:
+    return Decimal(value) if type(value) is int else value
+
+
+def _searchable(value: str) -> str:
+    if not words(value):
+        raise ValueError("Must hold a letter or a digit.")
+    return value
+
+
+Title = Annotated[str, Field(min_length=1, max_length=200)]
+Author = Annotated[str, Field(min_length=1, max_length=100)]
+Isbn = Annotated[str, AfterValidator(_isbn)]
+Year = Annotated[int, Field(ge=1000, le=2100)]
+Genre = Literal["Fiction", "Non-Fiction", "Science", "History"]
+Price = Annotated[
+    Decimal,
+    BeforeValidator(_number),
+    Field(ge=0, le=MAX_PRICE, decimal_places=2),
+    AfterValidator(abs),  # -0 is 0
+]
+Sort = Literal[
+    "id", "created_at", "title", "published_year", "price",
+    "-id", "-created_at", "-title", "-published_year", "-price",
+]  # fmt: skip
+
+
+class BookCreate(Schema):
+    """A book to be made. The server gives the rest."""
+
+    title: Title
+    author: Author
+    isbn: Isbn | None = None
+    published_year: Year | None = None
+    genre: Genre | None = None
+    price: Price | None = None
+
+
+class BookUpdate(Schema):
+    """A book to be changed: absent fields keep their value, null clears an optional one."""
+
+    title: Title = Field(default_factory=str)
+    author: Author = Field(default_factory=str)
+    isbn: Isbn | None = None
+    published_year: Year | None = None
+    genre: Genre | None = None
+    price: Price | None = None
+
+
+class BookOut(BaseModel):
+    """A book as clients see it. `price` is exact: at most two decimals, ten digits."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    title: str
+    author: str
+    isbn: str | None
+    published_year: int | None
+    genre: str | None
+    price: Annotated[Decimal | None, PlainSerializer(lambda p: None if p is None else float(p))]
+    user_id: int | None
+    version: int
+    created_at: datetime
+    updated_at: datetime
+
+
+class BookFilters(Schema):
+    """Which books: all conditions that are given hold."""
+
+    genre: Genre | None = None
+    author: Author | None = Field(None, description="whole, without case")
+    isbn: Isbn | None = None
+    user_id: QueryInteger | None = None
+    year_min: QueryInteger | None = None
+    year_max: QueryInteger | None = None
+    price_min: QueryDecimal | None = None
+    price_max: QueryDecimal | None = None
+    q: Annotated[str, Field(max_length=200), AfterValidator(_searchable)] | None = Field(
+        None, description="words of title and author, the last one as a prefix"
+    )
+
+    def conditions(self) -> dict[str, str]:
+        """Give the conditions that are set, in one spelling: what a cursor is bound to."""
+        return {
+            name: str(value)
+            for name in BookFilters.model_fields
+            if (value := getattr(self, name)) is not None
+        }
+
+
+class BookQuery(BookFilters, PageQuery):
+    """A list of books: page mode, or cursor mode if `cursor` or `limit` is there."""
+
+    sort: Sort | None = None
+    cursor: str | None = Field(None, description="`next_cursor` of the page before")
+    limit: QueryInteger = Field(DEFAULT_SIZE, ge=1)
+    nocache: QueryFlag = Field(False, description="read past the cache")
+
+    @property
+    def by_cursor(self) -> bool:
+        """Whether cursor mode is asked for."""
+        return not self.model_fields_set.isdisjoint({"cursor", "limit"})
+
+    @model_validator(mode="after")
+    def _one_mode(self) -> Self:
+        if self.by_cursor and not self.model_fields_set.isdisjoint({"page", "per_page"}):
+            raise ValueError("Give page and per_page, or cursor and limit, not both.")
+        return self

@@ -1,0 +1,182 @@
+"""The rules of books, and their SQL."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import ColumnElement, cast, column, func, select, table, text
+from sqlalchemy.dialects.postgresql import TSQUERY
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
+from stdnum import isbn as isbn_numbers
+
+from service.books.schemas import MAX_PRICE, BookCreate, BookFilters, BookUpdate
+from service.errors import (
+    ForbiddenError,
+    InvalidInputError,
+    ResourceNotFoundError,
+    UnauthorizedError,
+)
+from service.guard import CurrentUser
+from service.models import (
+    PRICE_ASC,
+    PRICE_DESC,
+    YEAR_ASC,
+    YEAR_DESC,
+    Book,
+    fold,
+    words,
+)
+from service.pagination import Order, Page
+
+
+@dataclass(frozen=True)
+class _SortKey:
+    """The key of a sort in both directions, and how a cursor spells its values."""
+
+    ascending: ColumnElement[Any] | InstrumentedAttribute[Any]
+    descending: ColumnElement[Any] | InstrumentedAttribute[Any]
+    read: Callable[[str], Any]
+
+
+SORTS = {
+    "id": _SortKey(Book.id, Book.id, int),
+    "created_at": _SortKey(Book.created_at, Book.created_at, datetime.fromisoformat),
+    "title": _SortKey(Book.title, Book.title, str),
+    "published_year": _SortKey(YEAR_ASC, YEAR_DESC, int),
+    "price": _SortKey(PRICE_ASC, PRICE_DESC, Decimal),
+}
+
+
+def order_of(sort: str) -> Order:
+    """Give the order that a `sort` names: `-` for descending, NULLs last in both."""
+    key = SORTS[sort.removeprefix("-")]
+    descending = sort.startswith("-")
+    return Order(key.descending if descending else key.ascending, Book.id, descending)  # type: ignore[arg-type]
+
+
+def key_of(sort: str, spelled: str) -> Any:
+    """Read the value of a sort's key as a cursor spells it."""
+    return SORTS[sort.removeprefix("-")].read(spelled)
+
+
+async def list_books(
+    db: AsyncSession, filters: BookFilters, sort: str, page: Page
+) -> tuple[list[Book], int]:
+    """Give a page of books and how many there are in all, both of one snapshot."""
+    where = _matching(db, filters)
+    counted = select(func.count()).select_from(Book).where(*where).correlate(None)
+    query = order_of(sort).apply(select(Book, counted.scalar_subquery()).where(*where))
+    rows = (await db.execute(query.limit(page.size).offset(page.offset))).all()
+    if not rows:
+        return [], await db.scalar(counted) or 0
+    return [row[0] for row in rows], rows[0][1]
+
+
+async def list_books_after(
+    db: AsyncSession, filters: BookFilters, sort: str, after: tuple[Any, int] | None, limit: int
+) -> tuple[list[Book], tuple[str, int] | None]:
+    """Give `limit` books behind a key and id, and where to go on if there are more."""
+    order = order_of(sort)
+    query = select(Book, order.key).where(*_matching(db, filters))
+    rows = (await db.execute(order.apply(query, after).limit(limit + 1))).all()
+    if len(rows) <= limit:
+        return [row[0] for row in rows], None
+    last, key = rows[limit - 1]
+    spelled = key.isoformat() if isinstance(key, datetime) else str(key)
+    return [row[0] for row in rows[:limit]], (spelled, last.id)
+
+
+async def get_book(db: AsyncSession, book_id: int) -> Book:
+    """Give a book. Raises ResourceNotFoundError."""
+    book = await db.get(Book, book_id)
+    if book is None:
+        raise _not_found(book_id)
+    return book
+
+
+async def create_book(db: AsyncSession, owner_id: int, data: BookCreate) -> Book:
+    """Add a book. Raises UnauthorizedError if its owner has just been deleted."""
+    book = Book(user_id=owner_id, **data.model_dump(), **Book.derived(data.title, data.author))
+    db.add(book)
+    try:
+        await db.flush()
+    except IntegrityError:
+        raise UnauthorizedError("User not found") from None
+    return book
+
+
+async def update_book(db: AsyncSession, book_id: int, data: BookUpdate, user: CurrentUser) -> Book:
+    """Change the fields that were given. A change of nothing keeps the version."""
+    book = await _owned_book(db, book_id, user)
+    before = (book.title, book.author)
+    for name in data.model_fields_set:
+        setattr(book, name, getattr(data, name))
+    if (book.title, book.author) != before:
+        for name, value in Book.derived(book.title, book.author).items():
+            setattr(book, name, value)
+    await db.flush()
+    return book
+
+
+async def delete_book(db: AsyncSession, book_id: int, user: CurrentUser) -> None:
+    """Delete a book for good."""
+    await db.delete(await _owned_book(db, book_id, user))
+    await db.flush()
+
+
+def check_isbn(isbn: str | None) -> None:
+    """Raise InvalidInputError if the check digit of an ISBN is wrong."""
+    if isbn is not None and not isbn_numbers.is_valid(isbn):
+        raise InvalidInputError({"isbn": ["The check digit is wrong."]})
+
+
+async def _owned_book(db: AsyncSession, book_id: int, user: CurrentUser) -> Book:
+    """Give a book that `user` may change, locked until the transaction ends."""
+    book = await db.get(Book, book_id, with_for_update=True)
+    if book is None:
+        raise _not_found(book_id)
+    if book.user_id != user.id and not user.is_admin:
+        raise ForbiddenError("Only the owner of a book or an administrator may change it")
+    return book
+
+
+def _not_found(book_id: int) -> ResourceNotFoundError:
+    return ResourceNotFoundError(f"Book with id {book_id} not found")
+
+
+def _matching(db: AsyncSession, filters: BookFilters) -> list[ColumnElement[bool]]:
+    """Put filters into SQL. The sort keys hold no NULL: bounded, they leave those rows out."""
+    found: list[ColumnElement[bool]] = []
+    if filters.genre is not None:
+        found.append(Book.genre == filters.genre)
+    if filters.author is not None:
+        found.append(Book.author_key == fold(filters.author))
+    if filters.isbn is not None:
+        found.append(Book.isbn == filters.isbn)
+    if filters.user_id is not None:
+        found.append(Book.user_id == filters.user_id)
+    if filters.year_min is not None:
+        found.append(YEAR_DESC >= min(max(filters.year_min, 0), 9999))
+    if filters.year_max is not None:
+        found.append(YEAR_ASC <= min(max(filters.year_max, 0), 2100))
+    if filters.price_min is not None:
+        found.append(PRICE_DESC >= min(max(filters.price_min, Decimal(0)), MAX_PRICE + 1))
+    if filters.price_max is not None:
+        found.append(PRICE_ASC <= max(min(filters.price_max, MAX_PRICE), Decimal(-1)))
+    if filters.q is not None:
+        found.append(_found_by(db, words(filters.q)))
+    return found
+
+
+def _found_by(db: AsyncSession, terms: list[str]) -> ColumnElement[bool]:
+    """Match books that hold all terms, the last one as a prefix. Terms are letters and digits."""
+    if db.get_bind().dialect.name == "postgresql":
+        query = " & ".join(f"'{term}'" for term in terms) + ":*"
+        return Book.search.bool_op("@@")(cast(query, TSQUERY))
+    match = " ".join(f'"{term}"' for term in terms) + "*"
+    found = text("books_fts MATCH :match").bindparams(match=match)
+    return Book.id.in_(select(column("rowid")).select_from(table("books_fts")).where(found))

@@ -1,0 +1,247 @@
+"""Settings: typed, frozen, read from the environment and `.env`; unsafe production is refused.
+
+Every field is an environment variable of the same name in capitals (`SECRET_KEY`,
+`DATABASE_URL`, ...). The README's table is made from the descriptions below.
+"""
+
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal, Self
+from urllib.parse import urlsplit
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+DEVELOPMENT_SECRET = "dev-secret-key-for-development-only"  # noqa: S105  (refused in production)
+MIN_SECRET_BYTES = 32  # RFC 7518, 3.2: an HS256 key is at least as long as the hash
+ASYNC_DRIVERS = {
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+}
+
+CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+
+
+class ConfigurationError(Exception):
+    """The settings cannot be used. `problems` holds one sentence each: the reason and the cure."""
+
+    def __init__(self, problems: list[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+class Settings(BaseSettings):
+    """What an application is made from. Fields that are not named here do not exist."""
+
+    model_config = SettingsConfigDict(
+        frozen=True,
+        env_file=".env",
+        extra="ignore",
+        populate_by_name=True,
+        hide_input_in_errors=True,
+        env_ignore_empty=True,
+    )
+
+    env: ClassVar[Literal["development", "production", "testing"]]
+
+    secret_key: SecretStr = Field(
+        SecretStr(DEVELOPMENT_SECRET), description="signs tokens and cursors; 32 bytes or more"
+    )
+    secret_key_previous: SecretStr | None = Field(
+        None, description="the key before the last rotation: still verifies, never signs"
+    )
+    database_url: str = Field(
+        "sqlite:///octavo.db",
+        description="`postgresql://...` or `sqlite:///file.db`; async forms work as well",
+    )
+    redis_url: str | None = Field(None, description="Redis, watched by `/health`")
+    public_url: str | None = Field(
+        None, description="where clients reach this service: the base of absolute links"
+    )
+    cors_origins: CommaSeparated = Field(
+        ("*",), description="exact origins, comma-separated; `*` for any"
+    )
+    cors_credentials: bool = Field(False, description="allow cookies and HTTP auth across origins")
+    cors_blueprint_origins: dict[str, tuple[str, ...]] = Field(
+        {},
+        description='other origins for one blueprint, as JSON: `{"books": ["https://a.example"]}`',
+    )
+    spa_fallback_url: str | None = Field(
+        None, description="unknown pages outside the API, asked for as HTML, redirect there"
+    )
+    isbn_checksum: Literal["lenient", "strict"] = Field(
+        "lenient", description="`strict` refuses an ISBN whose check digit is wrong"
+    )
+    max_body_bytes: int = Field(65_536, ge=1_024, description="largest request body, bytes")
+    access_token_seconds: int = Field(86_400, ge=1, description="life of an access token")
+    refresh_token_seconds: int = Field(2_592_000, ge=1, description="life of a refresh token")
+    password_workers: int = Field(2, ge=1, description="threads that hash passwords")
+    password_queue: int = Field(
+        32, ge=1, description="password hashes that may wait; beyond that 503"
+    )
+    pool_size: int = Field(10, ge=1, description="database connections a process keeps")
+    pool_overflow: int = Field(5, ge=0, description="connections beyond that, under load")
+    pool_timeout: float = Field(2.0, gt=0, description="seconds to wait for one; then 503")
+    log_dir: Path | None = Field(
+        Path("logs"),
+        description="folder of the rotating `app.log` (outside development); `none`: no file",
+    )
+    log_json: bool = Field(False, description="log JSON lines to stderr")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least")
+
+    @field_validator("cors_origins", mode="before")
+    @classmethod
+    def _split(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return tuple(part for item in value.split(",") if (part := item.strip()))
+        return value
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        for origin in value:
+            parts = urlsplit(origin)
+            if origin != "*" and f"{parts.scheme}://{parts.netloc}" != origin:
+                raise ValueError(f"{origin!r} is no origin: write scheme://host[:port], no path")
+        return value
+
+    @field_validator("public_url", "spa_fallback_url")
+    @classmethod
+    def _absolute(cls, value: str | None) -> str | None:
+        if value is not None and not (
+            urlsplit(value).scheme in {"http", "https"} and urlsplit(value).netloc
+        ):
+            raise ValueError("write an absolute URL that starts with http:// or https://")
+        return value.rstrip("/") if value else value
+
+    @field_validator("log_dir", mode="before")
+    @classmethod
+    def _no_log_dir(cls, value: Any) -> Any:
+        return None if isinstance(value, str) and value.lower() == "none" else value
+
+    @field_validator("database_url")
+    @classmethod
+    def _known_database(cls, value: str) -> str:
+        try:
+            driver = make_url(value).drivername
+        except ArgumentError:
+            driver = ""
+        if driver not in ASYNC_DRIVERS:
+            raise ValueError("write postgresql://user:password@host/name or sqlite:///file.db")
+        return value
+
+    @property
+    def database(self) -> URL:
+        """The database's URL with its async driver, libpq's `sslmode` as asyncpg's `ssl`."""
+        url = make_url(self.database_url)
+        url = url.set(drivername=ASYNC_DRIVERS[url.drivername])
+        if "sslmode" in url.query:
+            query = dict(url.query)
+            query["ssl"] = query.pop("sslmode")
+            url = url.set(query=query)
+        return url
+
+    @property
+    def is_sqlite(self) -> bool:
+        """Whether the embedded database is in use."""
+        return self.database.get_backend_name() == "sqlite"
+
+    def check(self) -> Self:
+        """Raise ConfigurationError if these settings must not be served."""
+        problems = list(self._problems())
+        if problems:
+            raise ConfigurationError(problems)
+        return self
+
+    def _problems(self) -> "list[str]":
+        if "*" in self.cors_origins and self.cors_credentials:
+            return [
+                "CORS_ORIGINS is * together with CORS_CREDENTIALS, which browsers refuse: "
+                "name the exact origins, or turn credentials off."
+            ]
+        return []
+
+
+class Development(Settings):
+    """Everything embedded, nothing to install."""
+
+    env = "development"
+    database_url: str = Field(
+        "sqlite:///dev.db", validation_alias=AliasChoices("DEV_DATABASE_URL", "DATABASE_URL")
+    )
+
+
+class Production(Settings):
+    """PostgreSQL, own secret, exact origins: anything unsafe is refused."""
+
+    env = "production"
+    cors_origins: CommaSeparated = ()
+
+    def _problems(self) -> list[str]:
+        problems = super()._problems()
+        secret = self.secret_key.get_secret_value()
+        make_one = "set it to the output of: python -c 'import secrets; print(secrets.token_hex())'"
+        if secret in {DEVELOPMENT_SECRET, "dev-secret-key", "your-secret-key-here"}:
+            problems.append(f"SECRET_KEY is missing or a published default: {make_one}")
+        elif len(secret.encode()) < MIN_SECRET_BYTES:
+            problems.append(f"SECRET_KEY is shorter than {MIN_SECRET_BYTES} bytes: {make_one}")
+        if self.is_sqlite:
+            problems.append(
+                "DATABASE_URL is missing or SQLite, which serves one process only: "
+                "set it to postgresql://user:password@host/name"
+            )
+        if self.public_url is None:
+            problems.append(
+                "PUBLIC_URL is missing, so links would repeat whatever Host a client sends: "
+                "set it to the address that clients use, as https://books.example.org"
+            )
+        return problems
+
+
+class Testing(Settings):
+    """A private database that goes with the application; nothing is read from `.env`."""
+
+    model_config = SettingsConfigDict(env_file=None)
+
+    env = "testing"
+    database_url: str = Field("sqlite:///:memory:", validation_alias="TESTING_DATABASE_URL")
+
+
+CONFIGURATIONS: dict[str, type[Settings]] = {
+    cls.env: cls for cls in (Development, Production, Testing)
+}
+
+
+class _Environment(BaseSettings):
+    model_config = SettingsConfigDict(env_file=".env", extra="ignore", env_ignore_empty=True)
+
+    octavo_env: str = "development"
+
+
+def load_from_environment() -> Settings:
+    """Read the settings that OCTAVO_ENV names: those of the command line."""
+    return load(_Environment().octavo_env)
+
+
+def load(config_name: str) -> Settings:
+    """Read the settings called `config_name` from the environment.
+
+    Raises ConfigurationError, with a sentence for each variable that cannot be used.
+    """
+    if config_name not in CONFIGURATIONS:
+        known = ", ".join(CONFIGURATIONS)
+        raise ConfigurationError([f"OCTAVO_ENV is {config_name!r}: choose one of {known}."])
+    try:
+        return CONFIGURATIONS[config_name]()
+    except ValidationError as error:
+        raise ConfigurationError(
+            [
+                f"{'.'.join(map(str, item['loc'])).upper()}: "
+                f"{item['msg'].removeprefix('Value error, ')}"
+                for item in error.errors(include_url=False)
+            ]
+        ) from None

@@ -1,0 +1,61 @@
+"""What the errors of PostgreSQL and SQLite mean, said the same way for both."""
+
+import re
+import sqlite3
+
+from sqlalchemy import UniqueConstraint
+from sqlalchemy.exc import DBAPIError, IntegrityError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
+
+from service.models import Base
+
+# Classes of PostgreSQL's codes that tell of the server's state, not of the statement: connection,
+# resources, operator intervention, system; lock and idle time-outs; serialization and deadlock.
+UNAVAILABLE_STATES = re.compile("08|53|57|58|55P03|25P03|40001|40P01")
+UNAVAILABLE_SQLITE = re.compile("SQLITE_(BUSY|LOCKED|FULL|IOERR|CANTOPEN|READONLY|NOMEM|PROTOCOL)")
+RETRIED_STATES = {"40001", "40P01"}  # serialization failure, deadlock
+
+
+def sqlstate(error: BaseException | None) -> str | None:
+    """Give PostgreSQL's five-character code for a driver's error, if it has one."""
+    state = getattr(error, "sqlstate", None)
+    return state if isinstance(state, str) else None
+
+
+def may_be_tried_again(error: DBAPIError) -> bool:
+    """Whether the database undid a transaction only to let another through."""
+    return sqlstate(error.driver_exception) in RETRIED_STATES
+
+
+def is_unavailable(error: BaseException | None) -> bool:
+    """Whether an error says that the database is down or full, rather than that we are wrong."""
+    if isinstance(error, DBAPIError):
+        return error.connection_invalidated or is_unavailable(error.driver_exception)
+    if isinstance(error, sqlite3.Error):
+        return bool(UNAVAILABLE_SQLITE.match(getattr(error, "sqlite_errorname", "")))
+    state = sqlstate(error)
+    if state is not None:
+        return bool(UNAVAILABLE_STATES.match(state))
+    return isinstance(error, PoolTimeoutError | OSError | TimeoutError)
+
+
+def violated(error: IntegrityError) -> str:
+    """Name the constraint that refused a row.
+
+    SQLite names the columns of a unique constraint, and nothing of a foreign key: that is
+    `FOREIGN KEY` there.
+    """
+    name = getattr(error.driver_exception, "constraint_name", None)
+    if isinstance(name, str):
+        return name
+    kind, _, what = str(error.driver_exception).partition(" constraint failed")
+    what = what.removeprefix(": ")
+    if kind != "UNIQUE":
+        return what or kind
+    columns = [column.partition(".")[2] for column in what.split(", ")]
+    table = Base.metadata.tables[what.partition(".")[0]]
+    return next(
+        str(item.name)
+        for item in table.constraints
+        if isinstance(item, UniqueConstraint) and [c.name for c in item.columns] == columns
+    )

@@ -1,0 +1,190 @@
+"""Errors: the APIError family, one renderer, one shape (`application/problem+json`).
+
+Services raise; nobody else writes an error body. What a client sees never holds an exception's
+text, SQL or a path: those go to the log, under the request's id.
+"""
+
+import json
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+from typing import Any
+
+from quart import Quart, Response, current_app, redirect, request
+from quart_schema import RequestSchemaValidationError
+from werkzeug.exceptions import HTTPException, NotFound
+from werkzeug.wrappers import Response as WerkzeugResponse
+
+from service.config import Settings
+from service.db_errors import is_unavailable
+from service.logs import request_id
+from service.validation import Messages, messages
+
+MIMETYPE = "application/problem+json"
+API_PREFIXES = ("/api", "/admin", "/health", "/metrics", "/openapi.json", "/docs")
+FRAMEWORK_WORDS = {  # what we call the errors that Quart and Werkzeug raise
+    404: ("Not Found", "The requested resource was not found"),
+    405: ("Method Not Allowed", "The method is not allowed for this resource"),
+    413: ("Payload Too Large", "The body is larger than this service accepts"),
+}
+
+
+class APIError(Exception):
+    """An answer that is an error.
+
+    `error` is its name, `message` a sentence for the client, `payload` what else the body holds.
+    """
+
+    status_code = 400
+    error = "Bad Request"
+    message = "The request could not be understood"
+
+    def __init__(
+        self,
+        message: str | None = None,
+        status_code: int | None = None,
+        payload: Mapping[str, Any] | None = None,
+        *,
+        error: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.message = message or self.message
+        self.status_code = status_code or self.status_code
+        self.payload = payload or {}
+        self.error = error or self.error
+        self.headers = headers or {}
+
+
+class InvalidInputError(APIError):
+    """Fields of a body or query do not fit: sentences by field."""
+
+    error = "Validation Error"
+    message = "The request holds fields that are not valid"
+
+    def __init__(self, messages: Messages) -> None:
+        super().__init__(payload={"messages": messages, "errors": messages})
+
+
+class UnauthorizedError(APIError):
+    """Nobody has been recognised. `error` says why, as clients of the guide expect it."""
+
+    status_code = 401
+    error = "Invalid or expired token"
+    message = "Sign in to get a valid token"
+
+    def __init__(self, error: str | None = None, message: str | None = None) -> None:
+        super().__init__(message, error=error, headers={"WWW-Authenticate": "Bearer"})
+
+
+class ForbiddenError(APIError):
+    """Recognised, and not allowed."""
+
+    status_code = 403
+    error = "Forbidden"
+    message = "You are not allowed to do this"
+
+
+class ResourceNotFoundError(APIError):
+    """There is no such row."""
+
+    status_code = 404
+    error = "Not Found"
+    message = "The requested resource was not found"
+
+
+class ConflictError(APIError):
+    """The present state does not allow it."""
+
+    status_code = 409
+    error = "Conflict"
+    message = "The request conflicts with the present state"
+
+
+class UnsupportedMediaTypeError(APIError):
+    """The body is not JSON."""
+
+    status_code = 415
+    error = "Unsupported Media Type"
+    message = "Send the body as application/json"
+
+
+class InternalError(APIError):
+    """A defect of ours."""
+
+    status_code = 500
+    error = "Internal Server Error"
+    message = "An unexpected error occurred"
+
+
+class ServiceUnavailableError(APIError):
+    """A dependency is down, or there is more work than we can take. Retry after 1 s."""
+
+    status_code = 503
+    error = "Service Unavailable"
+    message = "The service cannot answer at the moment"
+
+    def __init__(self, message: str | None = None) -> None:
+        super().__init__(message, headers={"Retry-After": "1"})
+
+
+def problem(error: APIError) -> bytes:
+    """Render an error's body: RFC 9457, with the guide's `error` and `message`."""
+    body = {
+        "type": "about:blank",
+        "title": HTTPStatus(error.status_code).phrase,
+        "status": error.status_code,
+        "detail": error.message,
+        "error": error.error,
+        "message": error.message,
+        **error.payload,
+        "request_id": request_id.get(),
+    }
+    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+
+
+def as_api_error(error: Exception) -> APIError:
+    """Say what an exception means to a client. What nobody foresaw is a defect: 500."""
+    if isinstance(error, APIError):
+        return error
+    if isinstance(error, RequestSchemaValidationError):
+        return InvalidInputError(messages(error.validation_error))
+    if isinstance(error, HTTPException) and error.code is not None:
+        phrase = HTTPStatus(error.code).phrase
+        name, message = FRAMEWORK_WORDS.get(error.code, (phrase, phrase))
+        headers = {key: value for key, value in error.get_headers() if key != "Content-Type"}
+        return APIError(message, error.code, error=name, headers=headers)
+    if is_unavailable(error):
+        return ServiceUnavailableError()
+    return InternalError()
+
+
+def init_app(app: Quart, settings: Settings) -> None:
+    """Answer every exception with the one shape."""
+
+    @app.errorhandler(Exception)
+    async def answer(error: Exception) -> Response | WerkzeugResponse:
+        if isinstance(error, NotFound) and _belongs_to_spa(settings):
+            return redirect(str(settings.spa_fallback_url))
+        rendered = as_api_error(error)
+        if rendered.status_code >= 500:
+            level = logging.ERROR if rendered.status_code == 500 else logging.WARNING
+            current_app.logger.log(
+                level, "%s %s: %s", request.method, request.path, rendered.error, exc_info=error
+            )
+        return Response(
+            problem(rendered),
+            status=rendered.status_code,
+            headers=dict(rendered.headers),
+            content_type=MIMETYPE,
+        )
+
+
+def _belongs_to_spa(settings: Settings) -> bool:
+    """Whether an unknown page is one of the single-page application in front (guide)."""
+    return (
+        settings.spa_fallback_url is not None
+        and request.method in {"GET", "HEAD"}
+        and not request.path.startswith(API_PREFIXES)
+        and request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
+    )

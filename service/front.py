@@ -1,0 +1,84 @@
+"""The ASGI front: what must hold for every answer, also for those that Quart does not write.
+
+It gives each request its id, lets no more than the cap of a body into memory, and answers
+when all else has failed.
+"""
+
+import re
+from typing import Any, cast
+from uuid import uuid4
+
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
+from quart import Quart
+
+from service.config import Settings
+from service.errors import InternalError, problem
+from service.logs import request_id
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+TOO_LARGE = "octavo.too_large"  # in the scope: the body went over the cap
+
+
+class Front:
+    """Wraps an ASGI application; HTTP alone passes through it, the rest goes straight on."""
+
+    def __init__(self, app: Quart, inner: ASGIFramework, max_body_bytes: int) -> None:
+        self._app = app
+        self._inner = inner
+        self._max_body_bytes = max_body_bytes
+
+    async def __call__(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        if scope["type"] != "http":
+            return await self._inner(scope, receive, send)
+        headers = dict(scope["headers"])
+        given = headers.get(b"x-request-id", b"")
+        name = given.decode() if REQUEST_ID.fullmatch(given) else uuid4().hex
+        request_id.set(name)
+        started = False
+        left = self._max_body_bytes
+
+        async def send_with_id(message: Any) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                message["headers"] = [*message["headers"], (b"x-request-id", name.encode())]
+            await send(message)
+
+        async def receive_capped() -> Any:
+            nonlocal left
+            message: Any = await receive()
+            if message["type"] == "http.request":
+                left -= len(message.get("body", b""))
+                if left < 0:
+                    # Quart 0.23 would go on buffering: tell the application, and keep nothing.
+                    cast(dict[str, Any], scope)[TOO_LARGE] = True
+                    return {"type": "http.request", "body": b"", "more_body": False}
+            return message
+
+        try:
+            await self._inner(scope, receive_capped, send_with_id)
+        except Exception:
+            self._app.logger.exception("%s %s", scope["method"], scope["path"])
+            if started:
+                raise  # the server closes the connection: half an answer must not look whole
+            body = problem(InternalError())
+            await send_with_id(
+                {
+                    "type": "http.response.start",
+                    "status": 500,
+                    "headers": [
+                        (b"content-type", b"application/problem+json"),
+                        (b"content-length", str(len(body)).encode()),
+                        (b"cache-control", b"no-store"),
+                    ],
+                }
+            )
+            await send_with_id({"type": "http.response.body", "body": body, "more_body": False})
+        return None
+
+
+def init_app(app: Quart, settings: Settings) -> None:
+    """Put the front before the application."""
+    app.asgi_app = Front(app, app.asgi_app, settings.max_body_bytes)  # type: ignore[method-assign]

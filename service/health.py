@@ -1,0 +1,138 @@
+"""Health: `/health` for people and monitors, `/health/live` and `/health/ready` for balancers."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from datetime import UTC, datetime
+from typing import Any
+
+from quart import Blueprint, Quart, Response, current_app
+from redis.asyncio import Redis
+from sqlalchemy import text
+
+from service import __version__, migrations
+from service.config import Settings
+from service.db import Database
+from service.web import respond, to_bytes
+
+TIMEOUT = 1.0  # seconds that a check may take, whatever its dependency does
+
+health_bp = Blueprint("health", __name__, url_prefix="/health")
+
+Check = Callable[[], Awaitable[object]]
+
+
+class Health:
+    """What this process knows of itself and of what it depends on."""
+
+    def __init__(self, database: Database, settings: Settings) -> None:
+        self.serving = False
+        self._database = database
+        self._redis: Redis | None = None
+        self._checks: dict[str, Check] = {"database": self._ask_database}
+        if settings.redis_url is not None:
+            self._redis = Redis.from_url(settings.redis_url)
+            self._checks["redis"] = self._redis.ping
+        self._running: dict[str, asyncio.Task[object]] = {}
+        self._head = migrations.head()
+
+    async def check(self) -> dict[str, dict[str, Any]]:
+        """Check every dependency at once. A status is `ok`, `failed` or `timeout`."""
+        outcomes = await asyncio.gather(*(self._timed(name) for name in self._checks))
+        return dict(zip(self._checks, outcomes, strict=True))
+
+    async def reasons_not_ready(self) -> list[str]:
+        """Say why no requests should be sent here; nothing if they may."""
+        if not self.serving:
+            return ["starting or draining"]
+        if await self._outcome("database") != "ok":
+            return ["database unavailable"]
+        if await self._outcome("revision") != "ok":
+            return ["migrations are behind: run octavo migrate"]
+        return []
+
+    async def close(self) -> None:
+        """Give up checks under way, and Redis."""
+        for task in self._running.values():
+            task.cancel()
+        await asyncio.gather(*self._running.values(), return_exceptions=True)
+        if self._redis is not None:
+            await self._redis.aclose()
+
+    async def _timed(self, name: str) -> dict[str, Any]:
+        begun = time.perf_counter()
+        status = await self._outcome(name)
+        return {"status": status, "latency_ms": round((time.perf_counter() - begun) * 1000, 2)}
+
+    async def _outcome(self, name: str) -> str:
+        # A check that hangs is left behind, not waited for; the next one joins it, so that no
+        # more than one connection of a kind ever hangs.
+        task = self._running.get(name)
+        if task is None or task.done():
+            check = self._checks.get(name, self._ask_revision)
+            task = self._running[name] = asyncio.ensure_future(check())
+        done, _ = await asyncio.wait({task}, timeout=TIMEOUT)
+        if not done:
+            return "timeout"
+        return "failed" if task.cancelled() or task.exception() else "ok"
+
+    async def _ask_database(self) -> None:
+        async with self._database.session() as db:
+            await db.execute(text("SELECT 1"))
+
+    async def _ask_revision(self) -> None:
+        async with self._database.session() as db:
+            if await migrations.current(db) != self._head:
+                raise RuntimeError("the database is not at this code's revision")
+
+
+@health_bp.get("")
+async def health() -> Response:
+    """Tell how this process and its dependencies are: healthy, degraded, or unhealthy (500)."""
+    checks = await of_app().check()
+    down = {name for name, outcome in checks.items() if outcome["status"] != "ok"}
+    unhealthy = "database" in down
+    answer: dict[str, Any] = {
+        "status": "unhealthy" if unhealthy else "degraded" if down else "healthy",
+        "database": "disconnected" if unhealthy else "connected",
+        "timestamp": datetime.now(UTC),
+        "version": __version__,
+        "checks": checks,
+    }
+    if unhealthy:
+        answer["error"] = "database unavailable"
+    return respond(to_bytes(answer), 500 if unhealthy else 200)
+
+
+@health_bp.get("/live")
+async def live() -> Response:
+    """Answer as long as the process runs; touch nothing."""
+    return respond(b'{"status":"alive"}')
+
+
+@health_bp.get("/ready")
+async def ready() -> Response:
+    """Tell whether requests should be sent here: 503 with the reasons if not."""
+    reasons = await of_app().reasons_not_ready()
+    if reasons:
+        return respond(to_bytes({"status": "not ready", "reasons": reasons}), 503)
+    return respond(b'{"status":"ready"}')
+
+
+def of_app() -> Health:
+    """Give the health of the current application."""
+    found: Health = current_app.extensions["health"]
+    return found
+
+
+def init_app(app: Quart, settings: Settings) -> None:
+    """Register the health pages."""
+    app.register_blueprint(health_bp)
+
+    @app.while_serving
+    async def lifespan() -> AsyncGenerator[None, None]:
+        state = app.extensions["health"] = Health(app.extensions["database"], settings)
+        state.serving = True
+        yield
+        state.serving = False
+        await state.close()

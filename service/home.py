@@ -1,0 +1,51 @@
+"""The front page: what runs here, and where to go."""
+
+from quart import Blueprint, Quart, Response
+
+from service import __version__
+from service.config import Settings
+from service.web import absolute
+
+home_bp = Blueprint("home", __name__)
+
+PAGE = """<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>Octavo</title>
+<style>
+  :root {{ color-scheme: light dark; }}
+  body {{ max-width: 38rem; margin: 12vh auto; padding: 0 1.25rem;
+         font: 1.05rem/1.6 Georgia, "Times New Roman", serif; }}
+  h1 {{ font-size: 2.6rem; font-weight: normal; letter-spacing: .02em; margin: 0; }}
+  p.sub {{ margin-top: 0; opacity: .7; }}
+  dt {{ margin-top: .9rem; }} dd {{ margin: 0; opacity: .8; }}
+  code, pre {{ font: .9rem/1.5 ui-monospace, Menlo, Consolas, monospace; }}
+  pre {{ overflow-x: auto; padding: .8rem 1rem; border: 1px solid #8886; border-radius: 6px; }}
+</style>
+<h1>Octavo</h1>
+<p class="sub">A book catalogue over HTTP, version {version}</p>
+<dl>
+  <dt><a href="/api/books">/api/books</a></dt>
+  <dd>the catalogue, newest first; <code>?page=2</code>, <code>?genre=Science</code>,
+      <code>?q=time</code>, <code>?sort=title</code></dd>
+  <dt><a href="/api/books?limit=20">/api/books?limit=20</a></dt>
+  <dd>the same by cursor, to walk through all of it</dd>
+  <dt><a href="/health">/health</a></dt>
+  <dd>how the service and its dependencies are</dd>
+</dl>
+<pre>curl -s '{base}/api/books?per_page=1'</pre>
+</html>
+"""
+
+
+@home_bp.get("/")
+async def home() -> Response:
+    """Show what runs here."""
+    page = PAGE.format(version=__version__, base=absolute(""))
+    return Response(page, content_type="text/html; charset=utf-8")
+
+
+def init_app(app: Quart, settings: Settings) -> None:
+    """Register the front page."""
+    app.register_blueprint(home_bp)

@@ -1,0 +1,92 @@
+"""Logging that never blocks the loop: lines go through a queue to a thread of their own.
+
+Each application has a logger of its own, outside Python's global tree, so that two in one
+process share nothing. Outside development it writes the guide's rotating `logs/app.log`.
+"""
+
+import logging
+import queue
+import sys
+from collections.abc import AsyncGenerator
+from contextvars import ContextVar
+from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
+
+from pythonjsonlogger.json import JsonFormatter
+from quart import Quart
+
+from service.config import ConfigurationError, Settings
+
+# The guide's, and the request that a line belongs to.
+FORMAT = "%(asctime)s %(levelname)s: %(message)s [in %(pathname)s:%(lineno)d] [%(request_id)s]"
+MAX_BYTES = 10_240_000
+BACKUPS = 10
+# A log line is one line: what a client sent cannot begin another.
+CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 9}
+
+request_id: ContextVar[str] = ContextVar("request_id", default="-")
+
+
+class _Queued(QueueHandler):
+    """Hands a record over as it is now: its request, its text, without line breaks."""
+
+    def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
+        record.request_id = request_id.get()
+        record.msg = record.getMessage().translate(CONTROLS)
+        record.args = None
+        return record
+
+
+def handlers(settings: Settings) -> list[logging.Handler]:
+    """Make the handlers that `settings` ask for; they write in the listener's thread."""
+    made: list[logging.Handler] = []
+    text = logging.Formatter(FORMAT)
+    if settings.log_json or settings.env == "development":
+        stderr = logging.StreamHandler(sys.stderr)
+        stderr.setFormatter(
+            JsonFormatter(
+                ["asctime", "levelname", "message", "pathname", "lineno", "request_id"],
+                rename_fields={"asctime": "time", "levelname": "level"},
+            )
+            if settings.log_json
+            else text
+        )
+        made.append(stderr)
+    if settings.log_dir is not None and settings.env != "development":
+        try:
+            settings.log_dir.mkdir(parents=True, exist_ok=True)
+            file = RotatingFileHandler(
+                settings.log_dir / "app.log",
+                maxBytes=MAX_BYTES,
+                backupCount=BACKUPS,
+                encoding="utf-8",
+            )
+        except OSError as error:
+            raise ConfigurationError(
+                [
+                    f"LOG_DIR {settings.log_dir} cannot be written ({error.strerror}): "
+                    "name another folder, or none for no file."
+                ]
+            ) from error
+        file.setFormatter(text)
+        made.append(file)
+    return made
+
+
+def init_app(app: Quart, settings: Settings) -> None:
+    """Give the application its logger; write from start to stop."""
+    app.logger = logging.Logger(app.name, settings.log_level)
+    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+
+    @app.while_serving
+    async def lifespan() -> AsyncGenerator[None, None]:
+        handler = _Queued(lines)
+        listener = QueueListener(lines, *handlers(settings))
+        listener.start()
+        app.logger.addHandler(handler)
+        app.logger.info("Application startup")
+        yield
+        app.logger.info("Application shutdown")
+        app.logger.removeHandler(handler)
+        listener.stop()
+        for item in listener.handlers:
+            item.close()

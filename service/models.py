@@ -1,0 +1,226 @@
+"""The tables. The database checks what the wire checks, and decides what is unique."""
+
+import unicodedata
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Dialect,
+    ForeignKey,
+    Index,
+    Integer,
+    MetaData,
+    Numeric,
+    String,
+    Text,
+    TypeDecorator,
+    func,
+    literal_column,
+    text,
+)
+from sqlalchemy.dialects.postgresql import TSVECTOR
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.sql.functions import FunctionElement
+
+GENRES = ("Fiction", "Non-Fiction", "Science", "History")
+TIERS = ("free", "standard", "premium", "service")
+MAX_WORD = 100  # characters of a word that count in a search; PostgreSQL refuses over 2,046 bytes
+Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by INTEGER alone
+
+
+def fold(value: str) -> str:
+    """Give the form in which names, authors and addresses are compared without case."""
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", value).casefold())
+
+
+def words(*values: str) -> list[str]:
+    """Split texts into the words they are searched by: folded, without accents, in order."""
+    plain = unicodedata.normalize("NFKD", fold(" ".join(values)))
+    kept = "".join(c for c in plain if not unicodedata.combining(c))
+    parts = "".join(c if c.isalnum() else " " for c in kept).split()
+    return [part[:MAX_WORD] for part in parts]
+
+
+class UtcNow(FunctionElement[datetime]):
+    """The database's clock: one for all workers, so that order by time is one order."""
+
+    type = DateTime(timezone=True)
+    inherit_cache = True
+
+
+@compiles(UtcNow, "postgresql")
+def _now_postgresql(element: UtcNow, compiler: Any, **kw: Any) -> str:
+    return "statement_timestamp()"
+
+
+@compiles(UtcNow, "sqlite")
+def _now_sqlite(element: UtcNow, compiler: Any, **kw: Any) -> str:
+    return "(strftime('%Y-%m-%d %H:%M:%f000', 'now'))"
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An instant in UTC, to the microsecond (SQLite's own clock: to the millisecond)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.replace(tzinfo=value.tzinfo or UTC)
+
+
+class Money(TypeDecorator[Decimal]):
+    """An exact price with two decimals: NUMERIC, or integer cents where SQLite has none."""
+
+    impl = Numeric(13, 2)  # wide enough for PRICE_ASC's last key, which is beyond every price
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        return dialect.type_descriptor(Integer() if dialect.name == "sqlite" else Numeric(13, 2))
+
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
+        return int(value * 100) if value is not None and dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
+        return Decimal(value) / 100 if value is not None and dialect.name == "sqlite" else value
+
+
+class SearchWords(TypeDecorator[str]):
+    """The words of a book: a `tsvector` on PostgreSQL, text under FTS5 on SQLite."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        return dialect.type_descriptor(TSVECTOR() if dialect.name == "postgresql" else Text())
+
+
+class Base(DeclarativeBase):
+    """Names every constraint, so that errors and migrations can speak of it."""
+
+    metadata = MetaData(
+        naming_convention={
+            "pk": "pk_%(table_name)s",
+            "ix": "ix_%(table_name)s_%(column_0_N_name)s",
+            "uq": "uq_%(table_name)s_%(column_0_N_name)s",
+            "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
+            "ck": "ck_%(table_name)s_%(constraint_name)s",
+        }
+    )
+    # What the database computes comes back with the same statement: no second query, no lazy load.
+    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> str:
+    return f"{column} IN ({', '.join(repr(value) for value in values)})"
+
+
+class User(Base):
+    """Somebody who may sign in. `token_version` is the `ver` that a token must carry."""
+
+    __tablename__ = "users"
+    __table_args__ = (
+        CheckConstraint("length(username) BETWEEN 3 AND 50", name="username"),
+        CheckConstraint(_one_of("tier", TIERS), name="tier"),
+        Index("ix_users_created_at", "created_at", "id"),
+        {"sqlite_autoincrement": True},  # an id is never used twice
+    )
+
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    username: Mapped[str] = mapped_column(String(50))
+    username_key: Mapped[str] = mapped_column(Text, unique=True)
+    email: Mapped[str] = mapped_column(String(254))
+    email_key: Mapped[str] = mapped_column(Text, unique=True)
+    password_hash: Mapped[str] = mapped_column(String(200))
+    tier: Mapped[str] = mapped_column(String(20), server_default="free")
+    is_admin: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
+    token_version: Mapped[int] = mapped_column(default=1, server_default="1")
+    # The one token that outlives a change of password: that of the request which made it.
+    kept_jti: Mapped[str | None] = mapped_column(String(32))
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=UtcNow())
+
+
+class RefreshToken(Base):
+    """A refresh token, by its digest. Used rows stay until they expire, to show a reuse."""
+
+    __tablename__ = "refresh_tokens"
+
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    user_id: Mapped[int] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), index=True)
+    family: Mapped[str] = mapped_column(String(32), index=True)
+    digest: Mapped[str] = mapped_column(String(64), unique=True)
+    access_jti: Mapped[str] = mapped_column(String(32))
+    used: Mapped[bool] = mapped_column(default=False)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+
+
+class Book(Base):
+    """A book of the catalogue. `user_id` is its owner; none: administrators alone edit it."""
+
+    __tablename__ = "books"
+    __table_args__ = (
+        CheckConstraint("length(title) BETWEEN 1 AND 200 AND trim(title) <> ''", name="title"),
+        CheckConstraint("length(author) BETWEEN 1 AND 100 AND trim(author) <> ''", name="author"),
+        CheckConstraint("length(isbn) IN (10, 13)", name="isbn"),
+        CheckConstraint("published_year BETWEEN 1000 AND 2100", name="published_year"),
+        CheckConstraint(_one_of("genre", GENRES), name="genre"),
+        CheckConstraint("price BETWEEN 0 AND 99999999.99", name="price").ddl_if("postgresql"),
+        CheckConstraint("price BETWEEN 0 AND 9999999999", name="price").ddl_if("sqlite"),
+        CheckConstraint("version >= 1", name="version"),
+        # Each filter's index continues in the order of the list: newest first.
+        Index("ix_books_created_at", "created_at", "id"),
+        Index("ix_books_author_key", "author_key", "created_at", "id"),
+        Index("ix_books_genre", "genre", "created_at", "id"),
+        Index("ix_books_user_id", "user_id", "created_at", "id"),
+        Index("ix_books_isbn", "isbn"),
+        Index("ix_books_title", "title", "id"),
+        {"sqlite_autoincrement": True},
+    )
+
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    title: Mapped[str] = mapped_column(
+        # By code point, as SQLite compares, whatever the server's locale.
+        String(200).with_variant(String(200, collation="C"), "postgresql")
+    )
+    author: Mapped[str] = mapped_column(String(100))
+    author_key: Mapped[str] = mapped_column(Text)
+    isbn: Mapped[str | None] = mapped_column(String(13))
+    published_year: Mapped[int | None]
+    genre: Mapped[str | None] = mapped_column(String(20))
+    price: Mapped[Decimal | None] = mapped_column(Money)
+    user_id: Mapped[int | None] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    search: Mapped[str] = mapped_column(SearchWords, deferred=True, deferred_raiseload=True)
+    version: Mapped[int] = mapped_column(server_default="1")
+    created_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=UtcNow())
+    updated_at: Mapped[datetime] = mapped_column(
+        UtcDateTime, server_default=UtcNow(), onupdate=UtcNow()
+    )
+
+    __mapper_args__ = {"version_id_col": version, "eager_defaults": True}  # noqa: RUF012
+
+    @staticmethod
+    def derived(title: str, author: str) -> dict[str, str]:
+        """Give the columns that follow from the others: how a book is compared and found."""
+        return {"author_key": fold(author), "search": " ".join(words(title, author))}
+
+
+# A sort key without NULL makes one index serve a whole order, and one comparison a cursor: above
+# every year and price when ascending, below them all when descending, so that NULLs come last.
+YEAR_ASC = func.coalesce(Book.published_year, literal_column("9999"))
+YEAR_DESC = func.coalesce(Book.published_year, literal_column("-1"))
+PRICE_ASC = func.coalesce(Book.price, literal_column("10000000000"))
+PRICE_DESC = func.coalesce(Book.price, literal_column("-1"))
+
+Index("ix_books_year_asc", YEAR_ASC, Book.id)
+Index("ix_books_year_desc", YEAR_DESC, Book.id)
+Index("ix_books_price_asc", PRICE_ASC, Book.id)
+Index("ix_books_price_desc", PRICE_DESC, Book.id)
+# SQLite has an FTS5 table in its place, made by the first migration.
+Index("ix_books_search", Book.search, postgresql_using="gin").ddl_if(dialect="postgresql")

@@ -1,0 +1,123 @@
+"""Pages and cursors: the same rules for every list."""
+
+from dataclasses import dataclass
+from typing import Any, Self
+
+from itsdangerous import BadSignature, URLSafeSerializer
+from pydantic import Field
+from quart import current_app
+from sqlalchemy import ColumnElement, Select, literal, tuple_
+
+from service.config import Settings
+from service.errors import InvalidInputError
+from service.validation import QueryInteger, Schema
+from service.web import page_links
+
+DEFAULT_SIZE = 20
+MAX_SIZE = 100  # asked for more, a list gives this many
+MAX_OFFSET = 100_000  # rows a page may skip: deeper, a cursor is the way
+
+
+class PageQuery(Schema):
+    """Which page of a list: `page` counts from 1."""
+
+    page: QueryInteger = Field(1, ge=1)
+    per_page: QueryInteger = Field(DEFAULT_SIZE, ge=1)
+
+    def to_page(self) -> "Page":
+        """Check the offset. Raises InvalidInputError if it is too deep."""
+        size = min(self.per_page, MAX_SIZE)
+        page = Page(self.page, size)
+        if page.offset > MAX_OFFSET:
+            raise InvalidInputError(
+                {"page": [f"Beyond {MAX_OFFSET} rows use cursor mode: limit={size} and no page."]}
+            )
+        return page
+
+
+@dataclass(frozen=True)
+class Page:
+    """One page: its number from 1, and how many rows it holds."""
+
+    number: int
+    size: int
+
+    @property
+    def offset(self) -> int:
+        """Rows before this page."""
+        return (self.number - 1) * self.size
+
+    def envelope(self, items: list[Any], total: int) -> dict[str, Any]:
+        """Give the list's answer: items, total, pagination and links."""
+        last = max(1, -(-total // self.size))
+        has_next = self.number < last
+        links = page_links(
+            self.number,
+            last if (last - 1) * self.size <= MAX_OFFSET else None,
+            has_next,
+        )
+        return {
+            "items": items,
+            "total": total,
+            "pagination": {
+                "page": self.number,
+                "per_page": self.size,
+                "total_pages": -(-total // self.size),
+                "total_items": total,
+                "has_next": has_next,
+                "has_prev": self.number > 1,
+                "next_page": self.number + 1 if has_next else None,
+                "prev_page": self.number - 1 if self.number > 1 else None,
+            },
+            "links": links,
+        }
+
+
+@dataclass(frozen=True)
+class Order:
+    """A total order of rows: a key without NULL, then the id, both in one direction."""
+
+    key: ColumnElement[Any]
+    id: ColumnElement[int]
+    descending: bool
+
+    def apply(self, query: Select[Any], after: tuple[Any, int] | None = None) -> Select[Any]:
+        """Sort a query, starting behind the row whose key and id are `after`."""
+        if after is not None:
+            here = tuple_(self.key, self.id)
+            there = tuple_(*(literal(v, c.type) for v, c in zip(after, here.clauses, strict=True)))
+            query = query.where(here < there if self.descending else here > there)
+        if self.descending:
+            return query.order_by(self.key.desc(), self.id.desc())
+        return query.order_by(self.key, self.id)
+
+
+class Cursors:
+    """Opaque cursors, signed: changing any bit of one, or what it was made for, voids it."""
+
+    def __init__(self, settings: Settings) -> None:
+        keys = [settings.secret_key_previous, settings.secret_key]
+        self._signers = [
+            URLSafeSerializer(key.get_secret_value(), salt="octavo.cursor") for key in keys if key
+        ]
+
+    @classmethod
+    def of_app(cls) -> Self:
+        """Give those of the current application."""
+        return cls(current_app.extensions["settings"])
+
+    def write(self, purpose: list[Any], key: str, row_id: int) -> str:
+        """Give the cursor behind a row, for the list that `purpose` describes."""
+        return str(self._signers[-1].dumps([purpose, key, row_id]))
+
+    def read(self, cursor: str, purpose: list[Any]) -> tuple[str, int]:
+        """Give the key and id of a cursor. Raises InvalidInputError if it is not ours."""
+        for signer in self._signers:
+            try:
+                made_for, key, row_id = signer.loads(cursor)
+            except BadSignature:
+                continue
+            # Base64 has several spellings of some bytes: only our own is accepted.
+            if made_for == purpose and signer.dumps([purpose, key, row_id]) == cursor:
+                return key, row_id
+        raise InvalidInputError({"cursor": ["Not a cursor of this list."]})

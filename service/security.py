@@ -1,0 +1,172 @@
+"""Secrets: passwords hashed in a pool of their own, tokens signed and read."""
+
+import asyncio
+import hashlib
+import secrets
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, TypeVar
+
+import jwt
+from argon2 import PasswordHasher
+from argon2.exceptions import Argon2Error, InvalidHashError
+from quart import Quart, current_app
+
+from service.config import Settings
+from service.errors import ServiceUnavailableError, UnauthorizedError
+from service.models import User
+
+T = TypeVar("T")
+
+ALGORITHM = "HS256"  # the one that is signed with and accepted
+ISSUER = AUDIENCE = "octavo"
+CLAIMS = ["user_id", "username", "tier", "iat", "exp", "jti", "iss", "aud", "ver"]
+MAX_TOKEN = 4_096  # characters; ours have about 350
+
+
+class Passwords:
+    """argon2id (19 MiB, 2 passes: OWASP's first choice), off the loop, in a bounded queue."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._hasher = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
+        self._workers = settings.password_workers
+        self._limit = settings.password_workers + settings.password_queue
+        self._pending = 0
+        self._pool: ThreadPoolExecutor
+        self._nobody: str
+
+    async def open(self) -> None:
+        """Start the threads, and make the hash that unknown users are checked against."""
+        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="password")
+        self._nobody = await self.hash(secrets.token_hex())
+
+    async def close(self) -> None:
+        """Let hashing under way end."""
+        await asyncio.to_thread(self._pool.shutdown)
+
+    async def hash(self, password: str) -> str:
+        """Hash a password. Raises ServiceUnavailableError if too many are waiting."""
+        return await self._run(lambda: self._hasher.hash(password))
+
+    async def verify(self, password: str, password_hash: str | None) -> bool:
+        """Tell whether a password is right. None (no such user) takes as long, and is not."""
+        return await self._run(lambda: self._check(password, password_hash))
+
+    def is_outdated(self, password_hash: str) -> bool:
+        """Whether a hash was made with other parameters than today's."""
+        return self._hasher.check_needs_rehash(password_hash)
+
+    def _check(self, password: str, password_hash: str | None) -> bool:
+        try:
+            self._hasher.verify(password_hash or self._nobody, password)
+        except (Argon2Error, InvalidHashError):
+            return False
+        return password_hash is not None
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        if self._pending >= self._limit:
+            raise ServiceUnavailableError("Too many sign-ins at the moment")
+        self._pending += 1
+        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+        # Counted until the thread is done with it, also when the client has gone.
+        future.add_done_callback(self._done)
+        return await asyncio.shield(future)
+
+    def _done(self, future: "asyncio.Future[Any]") -> None:
+        self._pending -= 1
+
+
+@dataclass(frozen=True)
+class Claims:
+    """What an access token says of its bearer. `ver` and `jti` are checked against the user."""
+
+    user_id: int
+    username: str
+    tier: str
+    jti: str
+    ver: int
+
+
+class Tokens:
+    """Access tokens: JWT, HS256. `SECRET_KEY` signs, `SECRET_KEY_PREVIOUS` still verifies."""
+
+    def __init__(self, settings: Settings) -> None:
+        keys = [settings.secret_key, settings.secret_key_previous]
+        self._keys = [key.get_secret_value() for key in keys if key is not None]
+        self.lifetime = settings.access_token_seconds
+
+    def issue(self, user: User) -> tuple[str, str]:
+        """Give an access token for `user`, and its `jti`."""
+        now = int(datetime.now(UTC).timestamp())
+        jti = secrets.token_hex(16)
+        claims = {
+            "user_id": user.id,
+            "username": user.username,
+            "tier": user.tier,
+            "iat": now,
+            "exp": now + self.lifetime,
+            "jti": jti,
+            "iss": ISSUER,
+            "aud": AUDIENCE,
+            "ver": user.token_version,
+        }
+        return jwt.encode(claims, self._keys[0], algorithm=ALGORITHM), jti
+
+    def read(self, token: str) -> Claims:
+        """Verify a token. Raises UnauthorizedError, whatever is wrong with it."""
+        if len(token) > MAX_TOKEN:
+            raise UnauthorizedError
+        for key in self._keys:
+            try:
+                claims = jwt.decode(
+                    token,
+                    key,
+                    algorithms=[ALGORITHM],
+                    audience=AUDIENCE,
+                    issuer=ISSUER,
+                    options={"require": CLAIMS},
+                )
+            except (jwt.PyJWTError, ValueError, OverflowError, RecursionError):
+                continue
+            found = Claims(*(claims[name] for name in Claims.__dataclass_fields__))
+            if all(
+                type(getattr(found, n)) is f.type for n, f in Claims.__dataclass_fields__.items()
+            ):
+                return found
+        raise UnauthorizedError
+
+
+def new_refresh_token() -> str:
+    """Make a refresh token: 256 random bits, meaning nothing."""
+    return secrets.token_urlsafe(32)
+
+
+def digest(refresh_token: str) -> str:
+    """Give the form in which a refresh token is stored."""
+    return hashlib.sha256(refresh_token.encode()).hexdigest()
+
+
+def init_app(app: Quart, settings: Settings) -> None:
+    """Give the application its passwords and tokens."""
+    store = app.extensions["passwords"] = Passwords(settings)
+    app.extensions["tokens"] = Tokens(settings)
+
+    @app.while_serving
+    async def lifespan() -> AsyncGenerator[None, None]:
+        await store.open()
+        yield
+        await store.close()
+
+
+def passwords() -> Passwords:
+    """Give the password pool of the current application."""
+    found: Passwords = current_app.extensions["passwords"]
+    return found
+
+
+def tokens() -> Tokens:
+    """Give the tokens of the current application."""
+    found: Tokens = current_app.extensions["tokens"]
+    return found

@@ -1,0 +1,52 @@
+"""Users on the wire. A password comes in, and never goes out."""
+
+from datetime import datetime
+from typing import Annotated
+
+from pydantic import BaseModel, ConfigDict, EmailStr, Field, StringConstraints
+
+from service.validation import Schema
+
+Username = Annotated[str, Field(min_length=3, max_length=50)]
+Email = Annotated[EmailStr, Field(max_length=254)]
+Password = Annotated[  # every character counts, also blanks at its ends
+    str, StringConstraints(strip_whitespace=False, min_length=8, max_length=128)
+]
+GivenPassword = Annotated[str, StringConstraints(strip_whitespace=False, max_length=128)]
+
+
+class ProfileUpdate(Schema):
+    """A change of one's own account: absent fields keep their value."""
+
+    username: Username = Field(default_factory=str)
+    email: Email = Field(default_factory=str)
+    password: Password = Field(default_factory=str)
+    current_password: GivenPassword | None = None
+
+    @property
+    def needs_password(self) -> bool:
+        """Whether it changes what the account is secured by."""
+        return not self.model_fields_set.isdisjoint({"email", "password"})
+
+
+class PublicUser(BaseModel):
+    """A user as everybody sees them."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    username: str
+    created_at: datetime
+
+
+class UserOut(BaseModel):
+    """A user as they and administrators see them."""
+
+    model_config = ConfigDict(from_attributes=True)
+
+    id: int
+    username: str
+    email: str
+    tier: str
+    is_admin: bool
+    created_at: datetime

@@ -1,0 +1,160 @@
+"""Parsing at the edge: strict JSON, the base of every schema, and the guide's sentences."""
+
+import json
+import re
+from collections.abc import Mapping
+from decimal import Decimal, InvalidOperation
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+
+MAX_DEPTH = 32  # of nested arrays and objects
+MAX_DIGITS = 64  # of one number: beyond every column, and cheap to read
+INT64 = 2**63 - 1
+FORBIDDEN = re.compile("[\x00\ud800-\udfff]")  # no database stores NUL or half a surrogate pair
+INTEGER = re.compile("-?[0-9]{1,19}")
+DECIMAL = re.compile(r"-?[0-9]{1,19}(\.[0-9]{1,19})?")
+
+Messages = dict[str, list[str]]
+
+
+class Schema(BaseModel):
+    """What comes in: unknown fields refused, strings stripped, nothing coerced."""
+
+    model_config = ConfigDict(
+        extra="forbid", strict=True, str_strip_whitespace=True, frozen=True, from_attributes=True
+    )
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """Read a JSON object as RFC 8259 means it; ValueError says what is wrong with it.
+
+    Numbers with a fraction are Decimal. Refused: other encodings than UTF-8, duplicate keys,
+    NaN and Infinity, NUL and lone surrogates, numbers that no column holds, deep nesting.
+    """
+    try:
+        value = json.loads(
+            body.decode("utf-8"),
+            object_pairs_hook=_no_duplicates,
+            parse_constant=_refuse_constant,
+            parse_int=_integer,
+            parse_float=_decimal,
+        )
+    except UnicodeDecodeError:
+        raise ValueError("The body is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"The body is not JSON: {error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise ValueError("The body is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("The body must be a JSON object")
+    _look_through(value, MAX_DEPTH)
+    return value
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("The body repeats a key")
+    return members
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _integer(digits: str) -> int:
+    value = int(digits) if len(digits) <= MAX_DIGITS else INT64 + 1
+    if abs(value) > INT64:
+        raise ValueError("The body holds an integer beyond 64 bits")
+    return value
+
+
+def _decimal(digits: str) -> Decimal:
+    try:
+        value = Decimal(digits[: MAX_DIGITS + 1])
+    except InvalidOperation:
+        value = Decimal("Infinity")
+    if len(digits) > MAX_DIGITS or abs(value.adjusted()) > MAX_DIGITS or not value.is_finite():
+        raise ValueError("The body holds a number out of range")
+    return value
+
+
+def _look_through(value: Any, depth: int) -> None:
+    if isinstance(value, str):
+        if FORBIDDEN.search(value):
+            raise ValueError("The body holds a NUL character or a lone surrogate")
+    elif isinstance(value, dict | list):
+        if depth == 0:
+            raise ValueError("The body is nested too deeply")
+        for item in value.items() if isinstance(value, dict) else value:
+            for part in item if isinstance(item, tuple) else (item,):
+                _look_through(part, depth - 1)
+
+
+def _query_integer(value: Any) -> Any:
+    if isinstance(value, str):
+        if not INTEGER.fullmatch(value) or abs(int(value)) > INT64:
+            raise ValueError("Not a valid integer.")
+        return int(value)
+    return value
+
+
+def _query_decimal(value: Any) -> Any:
+    if isinstance(value, str):
+        if not DECIMAL.fullmatch(value):
+            raise ValueError("Not a valid number.")
+        return Decimal(value)
+    return value
+
+
+def _query_flag(value: Any) -> Any:
+    if isinstance(value, str):
+        if value not in {"0", "1"}:
+            raise ValueError("Must be 0 or 1.")
+        return value == "1"
+    return value
+
+
+QueryInteger = Annotated[int, BeforeValidator(_query_integer)]
+QueryDecimal = Annotated[Decimal, BeforeValidator(_query_decimal)]
+QueryFlag = Annotated[bool, BeforeValidator(_query_flag)]
+
+
+def messages(error: Exception | None) -> Messages:
+    """Put pydantic's findings into the guide's sentences, by field."""
+    found: Messages = {}
+    if isinstance(error, ValidationError):
+        for item in error.errors(include_url=False):
+            field = ".".join(str(part) for part in item["loc"]) or "_schema"
+            found.setdefault(field, []).append(_sentence(item))
+    return found
+
+
+SENTENCES = {
+    "missing": "Missing data for required field.",
+    "extra_forbidden": "Unknown field.",
+    "string_type": "Not a valid string.",
+    "int_type": "Not a valid integer.",
+    "bool_type": "Not a valid boolean.",
+    "is_instance_of": "Not a valid number.",  # prices are Decimal
+    "decimal_max_places": "Must have at most {decimal_places} decimal places.",
+    "string_too_short": "Shorter than minimum length {min_length}.",
+    "string_too_long": "Longer than maximum length {max_length}.",
+    "greater_than_equal": "Must be greater than or equal to {ge}.",
+    "less_than_equal": "Must be less than or equal to {le}.",
+    "literal_error": "Must be one of: {expected}.",
+}
+
+
+def _sentence(item: Mapping[str, Any]) -> str:
+    kind = item["type"]
+    if item["input"] is None and kind != "missing":
+        return "Field may not be null."
+    if kind in SENTENCES:
+        sentence = SENTENCES[kind].format(**item.get("ctx", {}))
+        return re.sub(r"Decimal\('(.*?)'\)", r"\1", sentence)  # pydantic's way to show a bound
+    message: str = item["msg"]
+    if message.startswith("value is not a valid email address"):
+        return "Not a valid email address."
+    return message.removeprefix("Value error, ")

@@ -1,0 +1,172 @@
+"""The HTTP edge: what a request may look like, and how an answer is made of bytes."""
+
+import re
+from collections.abc import Mapping
+from hashlib import blake2b
+from typing import Any, cast
+from urllib.parse import parse_qsl, urlencode
+
+import quart
+from pydantic import BaseModel, TypeAdapter
+from quart import Quart, Response, current_app, request
+from quart_schema import QuartSchema
+from quart_schema.validation import QUART_SCHEMA_QUERYSTRING_ATTRIBUTE
+from werkzeug.exceptions import RequestEntityTooLarge
+from werkzeug.routing import IntegerConverter, ValidationError
+
+from service.config import Settings
+from service.errors import APIError, InvalidInputError, UnsupportedMediaTypeError
+from service.front import TOO_LARGE
+from service.validation import FORBIDDEN, INT64, parse_json
+
+JSON = "application/json"
+JSON_TYPE = re.compile(r"application/(json|[a-z0-9.+-]+\+json)")
+MAX_PARAMETERS = 50  # of a query
+VARY = "Accept-Encoding, Origin"
+
+
+class Request(quart.Request):
+    """A request whose JSON is read strictly, and of which no more than the cap is read."""
+
+    async def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
+        """Give the body as a dict. Raises 400, 413 or 415 as an APIError or HTTP error."""
+        if not JSON_TYPE.fullmatch(self.mimetype):
+            raise UnsupportedMediaTypeError
+        body = await self.get_data()
+        if self.scope.get(TOO_LARGE):
+            raise RequestEntityTooLarge
+        try:
+            return parse_json(cast(bytes, body))
+        except ValueError as error:
+            raise APIError(str(error)) from None
+
+
+class IdConverter(IntegerConverter):
+    """A row's id in a path: one spelling each, and nothing that no column holds."""
+
+    regex = "0|[1-9][0-9]{0,18}"
+
+    def to_python(self, value: str) -> int:
+        number = int(value)
+        if number > INT64:
+            raise ValidationError
+        return number
+
+
+def to_bytes(value: Any) -> bytes:
+    """Serialise an answer once: fields in declared order, UTF-8."""
+    if isinstance(value, BaseModel):
+        return value.model_dump_json().encode()
+    return TypeAdapter(type(value)).dump_json(value)
+
+
+def etag(body: bytes) -> str:
+    """Give the strong tag of a body, without quotes: another body, another tag."""
+    return blake2b(body, digest_size=12).hexdigest()
+
+
+def respond(
+    body: bytes,
+    status: int = 200,
+    *,
+    tagged: bool = False,
+    headers: Mapping[str, str] | None = None,
+) -> Response:
+    """Answer with JSON that nobody else may keep; `tagged`: with the ETag of its resource."""
+    response = Response(body, status=status, headers=dict(headers or {}), content_type=JSON)
+    if tagged:
+        response.set_etag(etag(body))
+    return response
+
+
+def respond_public(body: bytes, *, headers: Mapping[str, str] | None = None) -> Response:
+    """Answer a public GET: to be revalidated by its tag, 304 if the client has it already."""
+    tag = etag(body)
+    response = respond(body, headers=headers)
+    if request.if_none_match.contains_weak(tag) or request.if_none_match.star_tag:
+        response = Response(b"", status=304, headers=dict(headers or {}))
+        del response.headers["Content-Type"]
+    response.set_etag(tag)
+    response.headers["Cache-Control"] = "no-cache"
+    return response
+
+
+def no_content() -> Response:
+    """Answer that it is done, and that there is nothing to show."""
+    response = Response(b"", status=204)
+    del response.headers["Content-Type"]
+    return response
+
+
+def absolute(path: str) -> str:
+    """Give an absolute link: from PUBLIC_URL; without one (development) from the request."""
+    public: str | None = current_app.extensions["settings"].public_url
+    return (public or request.host_url.rstrip("/")) + path
+
+
+def page_links(page: int, last: int | None, has_next: bool) -> dict[str, str]:
+    """Give the links of a page, other parameters kept. `last` is None where it is too far."""
+
+    def to(number: int) -> str:
+        others = [(k, v) for k, v in request.args.items(multi=True) if k != "page"]
+        return absolute(f"{request.path}?{urlencode([*others, ('page', number)])}")
+
+    links = {"self": to(page), "first": to(1)}
+    if last is not None:
+        links["last"] = to(last)
+    if has_next:
+        links["next"] = to(page + 1)
+    if page > 1:
+        links["prev"] = to(page - 1)
+    return links
+
+
+def link_header(links: Mapping[str, str]) -> dict[str, str]:
+    """Give the Link header (RFC 8288) of `links`."""
+    return {"Link": ", ".join(f'<{url}>; rel="{rel}"' for rel, url in links.items())}
+
+
+def init_app(app: Quart, settings: Settings) -> None:
+    """Set how the application reads requests and marks answers."""
+    app.extensions["settings"] = settings
+    app.request_class = Request
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.config["BODY_TIMEOUT"] = 10  # seconds; then 408
+    app.url_map.converters["id"] = IdConverter
+    app.url_map.merge_slashes = False  # a path has one spelling
+    QuartSchema(
+        app, openapi_path=None, redoc_ui_path=None, scalar_ui_path=None, swagger_ui_path=None
+    )
+
+    @app.before_request
+    async def read_query() -> None:
+        """Refuse what no route can mean: unreadable, repeated or unknown parameters."""
+        if not request.query_string or request.url_rule is None or request.method == "OPTIONS":
+            return
+        try:
+            # Werkzeug would put U+FFFD in the place of what is no UTF-8.
+            pairs = parse_qsl(
+                request.query_string.decode(),
+                keep_blank_values=True,
+                errors="strict",
+                max_num_fields=MAX_PARAMETERS,
+            )
+        except ValueError:
+            raise APIError("The query is not UTF-8, or too long") from None
+        if any(FORBIDDEN.search(part) for pair in pairs for part in pair):
+            raise APIError("The query holds a NUL character")
+        names = [name for name, _ in pairs]
+        repeated = {name for name in names if names.count(name) > 1}
+        if repeated:
+            raise InvalidInputError({name: ["Given more than once."] for name in repeated})
+        view = app.view_functions[request.url_rule.endpoint]
+        if names and not hasattr(view, QUART_SCHEMA_QUERYSTRING_ATTRIBUTE):
+            raise InvalidInputError({name: ["Unknown field."] for name in names})
+
+    @app.after_request
+    async def mark(response: Response) -> Response:
+        """Say who may keep an answer: by default nobody."""
+        response.headers.setdefault("Cache-Control", "no-store")
+        personal = request.path.startswith(("/api/", "/admin/"))
+        response.headers["Vary"] = f"{VARY}, Authorization" if personal else VARY
+        return response

@@ -1,0 +1,1 @@
+"""The suite: it speaks HTTP to real servers, on SQLite and on PostgreSQL."""

@@ -1,0 +1,81 @@
+"""Rows for tests, through the rules that make them in the service."""
+
+import itertools
+from dataclasses import dataclass
+from typing import Any
+
+from quart import Quart
+
+from service.admin.service import update_rights
+from service.auth.service import login
+from service.books.schemas import BookCreate
+from service.books.service import create_book
+from service.models import Book, User
+from service.users.service import create_user
+
+PASSWORD = "correct horse battery"
+_numbers = itertools.count(1)
+
+
+@dataclass(frozen=True)
+class Member:
+    """A user who is signed in."""
+
+    id: int
+    username: str
+    email: str
+    token: str
+    refresh_token: str
+    password: str = PASSWORD
+
+    @property
+    def headers(self) -> dict[str, str]:
+        """What they send to be recognised."""
+        return {"Authorization": f"Bearer {self.token}"}
+
+
+class Factory:
+    """Makes rows in the database of one application."""
+
+    def __init__(self, app: Quart) -> None:
+        self._app = app
+        self._database = app.extensions["database"]
+
+    async def member(
+        self, username: str | None = None, *, is_admin: bool = False, tier: str = "free"
+    ) -> Member:
+        """Make a user and sign them in."""
+        name = username or f"member{next(_numbers)}"
+        password_hash = await self._app.extensions["passwords"].hash(PASSWORD)
+
+        async def work(db: Any) -> User:
+            user = await create_user(
+                db, name, f"{name}@example.org", password_hash, is_admin=is_admin
+            )
+            return await update_rights(db, user.id, tier=tier, is_admin=None)
+
+        user: User = await self._database.write(work)
+        return await self.signed_in(user)
+
+    async def admin(self) -> Member:
+        """Make an administrator and sign them in."""
+        return await self.member(is_admin=True)
+
+    async def signed_in(self, user: User | Member) -> Member:
+        """Open another session of a user."""
+        tokens = self._app.extensions["tokens"]
+
+        async def work(db: Any) -> Any:
+            row = await db.get(User, user.id)
+            return await login(db, row.id, row.password_hash, None, tokens, 3600)
+
+        pair = await self._database.write(work)
+        return Member(user.id, user.username, user.email, pair.token, pair.refresh_token)
+
+    async def book(self, owner: Member | None = None, **fields: Any) -> Book:
+        """Make a book."""
+        values = {"title": f"Book {next(_numbers)}", "author": "Somebody"} | fields
+        data = BookCreate.model_validate(values)
+        owner_id = owner.id if owner else None
+        book: Book = await self._database.write(lambda db: create_book(db, owner_id, data))
+        return book
