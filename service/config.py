@@ -4,6 +4,8 @@ Every field is an environment variable of the same name in capitals (`SECRET_KEY
 `DATABASE_URL`, ...). The README's table is made from the descriptions below.
 """
 
+import json
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, Self
 from urllib.parse import urlsplit
@@ -24,6 +26,7 @@ ASYNC_DRIVERS = {
 }
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
+BlueprintOrigins = Annotated[dict[Literal["auth", "books", "users"], tuple[str, ...]], NoDecode]
 
 
 class ConfigurationError(Exception):
@@ -66,7 +69,7 @@ class Settings(BaseSettings):
         ("*",), description="exact origins, comma-separated; `*` for any"
     )
     cors_credentials: bool = Field(False, description="allow cookies and HTTP auth across origins")
-    cors_blueprint_origins: dict[str, tuple[str, ...]] = Field(
+    cors_blueprint_origins: BlueprintOrigins = Field(
         {},
         description='other origins for one blueprint, as JSON: `{"books": ["https://a.example"]}`',
     )
@@ -100,10 +103,20 @@ class Settings(BaseSettings):
             return tuple(part for item in value.split(",") if (part := item.strip()))
         return value
 
-    @field_validator("cors_origins")
+    @field_validator("cors_blueprint_origins", mode="before")
     @classmethod
-    def _origins(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        for origin in value:
+    def _read_json(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            try:
+                return json.loads(value)
+            except ValueError:
+                raise ValueError('write JSON, as {"books": ["https://a.example"]}') from None
+        return value
+
+    @field_validator("cors_origins", "cors_blueprint_origins")
+    @classmethod
+    def _are_origins(cls, value: Any) -> Any:
+        for origin in chain(*value.values()) if isinstance(value, dict) else value:
             parts = urlsplit(origin)
             if origin != "*" and f"{parts.scheme}://{parts.netloc}" != origin:
                 raise ValueError(f"{origin!r} is no origin: write scheme://host[:port], no path")
@@ -152,18 +165,22 @@ class Settings(BaseSettings):
 
     def check(self) -> Self:
         """Raise ConfigurationError if these settings must not be served."""
-        problems = list(self._problems())
+        problems = self._problems()
         if problems:
             raise ConfigurationError(problems)
         return self
 
-    def _problems(self) -> "list[str]":
-        if "*" in self.cors_origins and self.cors_credentials:
-            return [
-                "CORS_ORIGINS is * together with CORS_CREDENTIALS, which browsers refuse: "
-                "name the exact origins, or turn credentials off."
-            ]
-        return []
+    def _problems(self) -> list[str]:
+        any_origin = {
+            "CORS_ORIGINS": self.cors_origins,
+            "CORS_BLUEPRINT_ORIGINS": tuple(chain(*self.cors_blueprint_origins.values())),
+        }
+        return [
+            f"{name} is * together with CORS_CREDENTIALS, which browsers refuse: "
+            "name the exact origins, or turn credentials off"
+            for name, origins in any_origin.items()
+            if "*" in origins and self.cors_credentials
+        ]
 
 
 class Development(Settings):

@@ -21,10 +21,11 @@ from service.logs import request_id
 from service.validation import Messages, messages
 
 MIMETYPE = "application/problem+json"
-API_PREFIXES = ("/api", "/admin", "/health", "/metrics", "/openapi.json", "/docs")
+API_PREFIXES = ("/api/", "/admin/", "/health/", "/metrics/", "/openapi.json/", "/docs/")
 FRAMEWORK_WORDS = {  # what we call the errors that Quart and Werkzeug raise
     404: ("Not Found", "The requested resource was not found"),
     405: ("Method Not Allowed", "The method is not allowed for this resource"),
+    500: ("Internal Server Error", "An unexpected error occurred"),
     413: ("Payload Too Large", "The body is larger than this service accepts"),
 }
 
@@ -175,7 +176,7 @@ def init_app(app: Quart, settings: Settings) -> None:
         return Response(
             problem(rendered),
             status=rendered.status_code,
-            headers=dict(rendered.headers),
+            headers={"Cache-Control": "no-store", **rendered.headers},
             content_type=MIMETYPE,
         )
 
@@ -185,6 +186,6 @@ def _belongs_to_spa(settings: Settings) -> bool:
     return (
         settings.spa_fallback_url is not None
         and request.method in {"GET", "HEAD"}
-        and not request.path.startswith(API_PREFIXES)
+        and not f"{request.path}/".startswith(API_PREFIXES)
         and request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
     )

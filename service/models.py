@@ -40,7 +40,8 @@ def fold(value: str) -> str:
 
 def words(*values: str) -> list[str]:
     """Split texts into the words they are searched by: folded, without accents, in order."""
-    plain = unicodedata.normalize("NFKD", fold(" ".join(values)))
+    plain = unicodedata.normalize("NFKD", " ".join(values)).casefold()
+    plain = unicodedata.normalize("NFKD", plain)
     kept = "".join(c for c in plain if not unicodedata.combining(c))
     parts = "".join(c if c.isalnum() else " " for c in kept).split()
     return [part[:MAX_WORD] for part in parts]

@@ -84,8 +84,7 @@ def respond_public(body: bytes, *, headers: Mapping[str, str] | None = None) -> 
     tag = etag(body)
     response = respond(body, headers=headers)
     if request.if_none_match.contains_weak(tag) or request.if_none_match.star_tag:
-        response = Response(b"", status=304, headers=dict(headers or {}))
-        del response.headers["Content-Type"]
+        response = _empty(304)
     response.set_etag(tag)
     response.headers["Cache-Control"] = "no-cache"
     return response
@@ -93,8 +92,14 @@ def respond_public(body: bytes, *, headers: Mapping[str, str] | None = None) -> 
 
 def no_content() -> Response:
     """Answer that it is done, and that there is nothing to show."""
-    response = Response(b"", status=204)
-    del response.headers["Content-Type"]
+    return _empty(204)
+
+
+def _empty(status: int) -> Response:
+    """Make an answer that has no body, and no header that speaks of one (RFC 9110, 8.6)."""
+    response = Response(b"", status=status)
+    for name in ("Content-Type", "Content-Length"):
+        response.headers.remove(name)
     return response
 
 

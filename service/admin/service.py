@@ -15,7 +15,9 @@ async def list_users(db: AsyncSession, page: Page) -> tuple[list[User], int]:
     query = select(User, counted.scalar_subquery()).order_by(User.created_at.desc(), User.id.desc())
     rows = (await db.execute(query.limit(page.size).offset(page.offset))).all()
     if not rows:
-        return [], await db.scalar(counted) or 0
+        # Counted a moment later: rows that came in between must not make this page's emptiness
+        # a lie.
+        return [], min(await db.scalar(counted) or 0, page.offset)
     return [row[0] for row in rows], rows[0][1]
 
 

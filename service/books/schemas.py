@@ -19,6 +19,7 @@ from service.models import words
 from service.pagination import DEFAULT_SIZE, PageQuery
 from service.validation import QueryDecimal, QueryFlag, QueryInteger, Schema
 
+MIN_YEAR, MAX_YEAR = 1000, 2100
 MAX_PRICE = Decimal("99999999.99")
 ISBN = re.compile("[0-9]{9}[0-9X]|[0-9]{13}")
 
@@ -43,7 +44,7 @@ def _searchable(value: str) -> str:
 Title = Annotated[str, Field(min_length=1, max_length=200)]
 Author = Annotated[str, Field(min_length=1, max_length=100)]
 Isbn = Annotated[str, AfterValidator(_isbn)]
-Year = Annotated[int, Field(ge=1000, le=2100)]
+Year = Annotated[int, Field(ge=MIN_YEAR, le=MAX_YEAR)]
 Genre = Literal["Fiction", "Non-Fiction", "Science", "History"]
 Price = Annotated[
     Decimal,

@@ -3,17 +3,18 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
-from decimal import Decimal
+from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, cast, column, func, select, table, text
+from sqlalchemy import ColumnElement, and_, cast, column, func, select, table, text
 from sqlalchemy.dialects.postgresql import TSQUERY
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 from stdnum import isbn as isbn_numbers
 
-from service.books.schemas import MAX_PRICE, BookCreate, BookFilters, BookUpdate
+from service.books.schemas import MAX_PRICE, MAX_YEAR, BookCreate, BookFilters, BookUpdate
+from service.db_errors import violated
 from service.errors import (
     ForbiddenError,
     InvalidInputError,
@@ -31,6 +32,8 @@ from service.models import (
     words,
 )
 from service.pagination import Order, Page
+
+CENT = Decimal("0.01")
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,9 @@ async def list_books(
     query = order_of(sort).apply(select(Book, counted.scalar_subquery()).where(*where))
     rows = (await db.execute(query.limit(page.size).offset(page.offset))).all()
     if not rows:
-        return [], await db.scalar(counted) or 0
+        # Counted a moment later: rows that came in between must not make this page's emptiness
+        # a lie.
+        return [], min(await db.scalar(counted) or 0, page.offset)
     return [row[0] for row in rows], rows[0][1]
 
 
@@ -98,13 +103,18 @@ async def get_book(db: AsyncSession, book_id: int) -> Book:
     return book
 
 
-async def create_book(db: AsyncSession, owner_id: int, data: BookCreate) -> Book:
-    """Add a book. Raises UnauthorizedError if its owner has just been deleted."""
+async def create_book(db: AsyncSession, owner_id: int | None, data: BookCreate) -> Book:
+    """Add a book; without an owner, administrators alone may change it.
+
+    Raises UnauthorizedError if the owner has just been deleted.
+    """
     book = Book(user_id=owner_id, **data.model_dump(), **Book.derived(data.title, data.author))
     db.add(book)
     try:
         await db.flush()
-    except IntegrityError:
+    except IntegrityError as error:
+        if violated(error) not in {"fk_books_user_id_users", "FOREIGN KEY"}:
+            raise
         raise UnauthorizedError("User not found") from None
     return book
 
@@ -149,7 +159,7 @@ def _not_found(book_id: int) -> ResourceNotFoundError:
 
 
 def _matching(db: AsyncSession, filters: BookFilters) -> list[ColumnElement[bool]]:
-    """Put filters into SQL. The sort keys hold no NULL: bounded, they leave those rows out."""
+    """Put filters into SQL."""
     found: list[ColumnElement[bool]] = []
     if filters.genre is not None:
         found.append(Book.genre == filters.genre)
@@ -159,17 +169,35 @@ def _matching(db: AsyncSession, filters: BookFilters) -> list[ColumnElement[bool
         found.append(Book.isbn == filters.isbn)
     if filters.user_id is not None:
         found.append(Book.user_id == filters.user_id)
-    if filters.year_min is not None:
-        found.append(YEAR_DESC >= min(max(filters.year_min, 0), 9999))
-    if filters.year_max is not None:
-        found.append(YEAR_ASC <= min(max(filters.year_max, 0), 2100))
-    if filters.price_min is not None:
-        found.append(PRICE_DESC >= min(max(filters.price_min, Decimal(0)), MAX_PRICE + 1))
-    if filters.price_max is not None:
-        found.append(PRICE_ASC <= max(min(filters.price_max, MAX_PRICE), Decimal(-1)))
+    if filters.year_min is not None or filters.year_max is not None:
+        found.append(
+            _between(SORTS["published_year"], filters.year_min, filters.year_max, MAX_YEAR)
+        )
+    if filters.price_min is not None or filters.price_max is not None:
+        found.append(_between(SORTS["price"], filters.price_min, filters.price_max, MAX_PRICE))
     if filters.q is not None:
         found.append(_found_by(db, words(filters.q)))
     return found
+
+
+def _between(
+    key: _SortKey, least: Decimal | int | None, most: Decimal | int | None, highest: Decimal | int
+) -> ColumnElement[bool]:
+    """Bound a key that is NULL nowhere: -1 in place of NULL when descending, above all ascending.
+
+    Both bounds are put to one expression, for whose values the planner has statistics. They are
+    cut to what the column can hold.
+    """
+    upper = None if most is None else _whole_cents(min(max(most, -1), highest), ROUND_FLOOR)
+    if least is None:
+        return key.ascending <= upper
+    lower = _whole_cents(min(max(least, 0), highest + 1), ROUND_CEILING)
+    above = key.descending >= lower
+    return above if upper is None else and_(above, key.descending <= upper)
+
+
+def _whole_cents(value: Decimal | int, rounding: str) -> Decimal | int:
+    return value if isinstance(value, int) else value.quantize(CENT, rounding)
 
 
 def _found_by(db: AsyncSession, terms: list[str]) -> ColumnElement[bool]:

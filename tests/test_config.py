@@ -1,0 +1,193 @@
+"""Settings: names, forms, refusals."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from service import config
+from service.app import create_app
+from service.config import (
+    CONFIGURATIONS,
+    ConfigurationError,
+    Development,
+    Production,
+    Settings,
+    load,
+)
+from tests.conftest import SECRET
+
+GOOD = {
+    "SECRET_KEY": SECRET,
+    "DATABASE_URL": "postgresql://me:word@db/books",
+    "PUBLIC_URL": "https://books.example.org",
+}
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Nothing of the caller's environment, in an empty folder."""
+    for name in Settings.model_fields:
+        monkeypatch.delenv(name.upper(), raising=False)
+    monkeypatch.delenv("DEV_DATABASE_URL", raising=False)
+    monkeypatch.chdir(tmp_path)
+
+
+def test_development_needs_nothing() -> None:
+    settings = load("development")
+    assert settings.database.render_as_string() == "sqlite+aiosqlite:///dev.db"
+    assert settings.cors_origins == ("*",)
+    assert settings.redis_url is None
+    create_app("development")
+
+
+def test_the_guides_names_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in (GOOD | {"REDIS_URL": "redis://cache/0"}).items():
+        monkeypatch.setenv(name, value)
+    settings = load("production")
+    assert settings.secret_key.get_secret_value() == SECRET
+    assert settings.database.host == "db"
+    assert settings.redis_url == "redis://cache/0"
+    monkeypatch.setenv("DEV_DATABASE_URL", "sqlite:///other.db")
+    assert load("development").database.database == "other.db"
+    assert load("production").database.host == "db"
+    create_app("production")
+
+
+@pytest.mark.parametrize(
+    ("given", "used"),
+    [
+        ("postgresql://u:p@h:5/d", "postgresql+asyncpg://u:p@h:5/d"),
+        ("postgres://u@h/d", "postgresql+asyncpg://u@h/d"),
+        ("postgresql+asyncpg://u@h/d", "postgresql+asyncpg://u@h/d"),
+        ("postgresql://u@h/d?sslmode=require", "postgresql+asyncpg://u@h/d?ssl=require"),
+        ("sqlite:///a.db", "sqlite+aiosqlite:///a.db"),
+        ("sqlite+aiosqlite:////tmp/a.db", "sqlite+aiosqlite:////tmp/a.db"),
+    ],
+)
+def test_plain_database_urls_become_async(given: str, used: str) -> None:
+    settings = Development(database_url=given)
+    assert settings.database.render_as_string(hide_password=False) == used
+
+
+def test_a_file_named_env_is_read_and_the_environment_wins(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    lines = [f"{name}={value}" for name, value in GOOD.items()]
+    (tmp_path / ".env").write_text("\n".join([*lines, "PASSWORD_WORKERS=7", "FLASK_APP=run.py"]))
+    monkeypatch.setenv("PUBLIC_URL", "https://other.example.org/")
+    settings = load("production")
+    assert settings.password_workers == 7
+    assert settings.public_url == "https://other.example.org"
+    assert load("testing").password_workers == 2
+
+
+def test_settings_are_frozen() -> None:
+    settings = load("development")
+    with pytest.raises(ValidationError):
+        settings.redis_url = "redis://elsewhere"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason", "cure"),
+    [
+        ({"SECRET_KEY": ""}, "SECRET_KEY is missing", "secrets.token_hex"),
+        ({"SECRET_KEY": "dev-secret-key"}, "published default", "secrets.token_hex"),
+        ({"SECRET_KEY": "your-secret-key-here"}, "published default", "secrets.token_hex"),
+        ({"SECRET_KEY": "short"}, "shorter than 32 bytes", "secrets.token_hex"),
+        ({"DATABASE_URL": ""}, "DATABASE_URL is missing", "postgresql://"),
+        ({"DATABASE_URL": "sqlite:///a.db"}, "SQLite", "postgresql://"),
+        ({"PUBLIC_URL": ""}, "PUBLIC_URL is missing", "https://"),
+        ({"CORS_ORIGINS": "*", "CORS_CREDENTIALS": "true"}, "CORS_ORIGINS is *", "exact origins"),
+        (
+            {"CORS_BLUEPRINT_ORIGINS": '{"books": ["*"]}', "CORS_CREDENTIALS": "true"},
+            "CORS_BLUEPRINT_ORIGINS is *",
+            "exact origins",
+        ),
+    ],
+)
+def test_unsafe_production_is_refused_with_reason_and_cure(
+    monkeypatch: pytest.MonkeyPatch, change: dict[str, str], reason: str, cure: str
+) -> None:
+    for name, value in (GOOD | change).items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as caught:
+        create_app("production")
+    (problem,) = caught.value.problems
+    assert reason in problem
+    assert cure in problem
+    assert "\n" not in problem
+
+
+def test_every_problem_is_told_at_once() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        create_app("production")
+    assert len(caught.value.problems) == 3
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "part"),
+    [
+        ("DATABASE_URL", "mysql://h/d", "postgresql://"),
+        ("DATABASE_URL", "nonsense", "postgresql://"),
+        ("PUBLIC_URL", "books.example.org", "http"),
+        ("SPA_FALLBACK_URL", "/app", "http"),
+        ("CORS_ORIGINS", "https://a.example/path", "no origin"),
+        ("CORS_ORIGINS", "a.example", "no origin"),
+        ("CORS_BLUEPRINT_ORIGINS", '{"books": ["a.example"]}', "no origin"),
+        ("CORS_BLUEPRINT_ORIGINS", '{"nothing": ["https://a.example"]}', "'books'"),
+        ("CORS_BLUEPRINT_ORIGINS", "books", "JSON"),
+        ("ISBN_CHECKSUM", "sometimes", "lenient"),
+        ("POOL_SIZE", "0", "1"),
+        ("POOL_SIZE", "many", "integer"),
+        ("LOG_LEVEL", "LOUD", "INFO"),
+    ],
+)
+def test_a_value_that_cannot_be_used_is_named(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str, part: str
+) -> None:
+    monkeypatch.setenv(name, value)
+    with pytest.raises(ConfigurationError) as caught:
+        create_app("production" if name == "DATABASE_URL" else "development")
+    problem = next(line for line in caught.value.problems if line.startswith(name))
+    assert part in problem
+    assert "\n" not in problem
+
+
+def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SECRET_KEY", SECRET)
+    monkeypatch.setenv("POOL_SIZE", "many")
+    with pytest.raises(ConfigurationError) as caught:
+        load("development")
+    assert SECRET not in str(caught.value)
+    assert SECRET not in repr(Development(secret_key=SECRET, pool_size=1))  # type: ignore[arg-type]
+
+
+def test_there_are_three_configurations() -> None:
+    assert CONFIGURATIONS == {
+        "development": Development, "production": Production, "testing": config.Testing,
+    }  # fmt: skip
+    with pytest.raises(ConfigurationError, match="staging"):
+        create_app("staging")
+
+
+def test_importing_the_service_does_nothing(tmp_path: Path) -> None:
+    code = "import service.app, service.cli, threading; print(threading.active_count())"
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code],
+        cwd=tmp_path, env=os.environ | {"SECRET_KEY": ""}, capture_output=True, text=True,
+        check=True,
+    )  # fmt: skip
+    assert done.stdout.strip() == "1"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_every_setting_stands_in_the_readme() -> None:
+    readme = (Path(__file__).parent.parent / "README.md").read_text(encoding="utf-8")
+    for name, field in Settings.model_fields.items():
+        (row,) = [line for line in readme.splitlines() if line.startswith(f"| `{name.upper()}`")]
+        assert field.description
+        assert field.description.replace("|", "\\|") in row

@@ -1,0 +1,104 @@
+"""Errors: one shape, and nothing of our insides in it."""
+
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from quart import Quart, abort
+from werkzeug.exceptions import ImATeapot
+
+from service.errors import APIError, ResourceNotFoundError
+from tests.conftest import Site, settings_for, visiting
+from tests.test_web import is_problem
+
+SPA = "https://app.example.org"
+
+
+def faulty(app: Quart) -> None:
+    """Add routes that fail in every way."""
+
+    @app.get("/api/defect")
+    async def defect() -> str:
+        raise RuntimeError("SELECT secret FROM /etc/passwd")
+
+    @app.get("/api/teapot")
+    async def teapot() -> str:
+        raise ImATeapot("short and stout")
+
+    @app.get("/api/abort")
+    async def aborted() -> str:
+        abort(503)
+
+    @app.get("/api/own")
+    async def own() -> str:
+        raise APIError("Not like this", 418, {"hint": 7})
+
+    @app.get("/api/family")
+    async def family() -> str:
+        raise ResourceNotFoundError
+
+    @app.get("/api/late")
+    async def late() -> str:
+        return "fine so far"
+
+    @app.after_request
+    async def fail(response: Any) -> Any:
+        from quart import request
+
+        if request.path == "/api/late":
+            raise RuntimeError("too late for an error handler")
+        return response
+
+
+@pytest.fixture
+async def faults(site: Site, folder: Path) -> Any:
+    """A client of an application that fails."""
+    url = site.database_url
+    log_dir = folder / "faults"
+    async with visiting(settings_for(url, folder, log_dir=log_dir), faulty) as client:
+        yield client
+
+
+@pytest.mark.parametrize("path", ["/api/defect", "/api/late"])
+async def test_a_defect_tells_nothing(faults: httpx.AsyncClient, path: str, folder: Path) -> None:
+    answer = await faults.get(path, headers={"X-Request-ID": "the-one"})
+    is_problem(answer, 500, "Internal Server Error")
+    assert answer.json()["message"] == "An unexpected error occurred"
+    assert "secret" not in answer.text
+    assert "Traceback" not in answer.text
+    assert answer.headers.get_list("X-Request-ID") == ["the-one"]
+
+
+async def test_errors_of_every_origin_have_one_shape(faults: httpx.AsyncClient) -> None:
+    is_problem(await faults.get("/api/teapot"), 418, "I'm a Teapot")
+    is_problem(await faults.get("/api/abort"), 503, "Service Unavailable")
+    is_problem(await faults.get("/api/family"), 404, "Not Found")
+    own = await faults.get("/api/own")
+    is_problem(own, 418, "Bad Request")
+    assert (own.json()["message"], own.json()["hint"]) == ("Not like this", 7)
+
+
+async def test_an_unknown_page_of_the_single_page_application_redirects_there(
+    site: Site, folder: Path
+) -> None:
+    url = site.database_url
+    async with visiting(settings_for(url, folder, spa_fallback_url=SPA)) as client:
+        html = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+        for path in ("/shelves", "/books/7", "/apiary"):
+            answer = await client.get(path, headers=html)
+            assert answer.status_code == 302
+            assert answer.headers["Location"] == SPA
+        for path, headers in (
+            ("/shelves", {"Accept": "application/json"}),
+            ("/shelves", {"Accept": "*/*"}),
+            ("/api/shelves", html),
+            ("/api", html),
+            ("/admin/shelves", html),
+            ("/health/shelves", html),
+            ("/docs", html),
+        ):
+            is_problem(await client.get(path, headers=headers), 404, "Not Found")
+        is_problem(await client.post("/shelves", headers=html), 404, "Not Found")
+    async with httpx.AsyncClient(base_url=site.url) as client:
+        is_problem(await client.get("/shelves", headers=html), 404, "Not Found")
