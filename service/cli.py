@@ -25,7 +25,7 @@ from service.app import create_app
 from service.auth.schemas import Registration
 from service.config import ConfigurationError, Settings, load_from_environment
 from service.db import Database
-from service.db_errors import is_unavailable
+from service.db_errors import is_unavailable, lacks_tables
 from service.errors import InvalidInputError
 from service.security import Passwords
 from service.seed import fill_if_empty, shipped_books
@@ -61,7 +61,7 @@ def serve(bind: str) -> None:
     config.bind = [bind]
     try:
         sockets = config.create_sockets().insecure_sockets
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, OverflowError) as error:
         raise click.ClickException(f"Cannot listen on {bind}: {error}") from None
     config.bind = [f"fd://{sock.detach()}" for sock in sockets]
     config.errorlog = app.logger
@@ -188,6 +188,9 @@ def _explained() -> Iterator[None]:
             click.echo(f"  - {problem}", err=True)
         sys.exit(EX_CONFIG)
     except Exception as error:
+        if lacks_tables(error):
+            click.echo("Error: The database is not up to date: run octavo migrate first", err=True)
+            sys.exit(1)
         if not is_unavailable(error):
             raise
         database = load_from_environment().database.render_as_string(hide_password=True)

@@ -12,18 +12,12 @@ from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
-from sqlalchemy import URL, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy import URL
+
+from service.database_url import parse as parse_database_url
 
 DEVELOPMENT_SECRET = "dev-secret-key-for-development-only"  # noqa: S105  (refused in production)
 MIN_SECRET_BYTES = 32  # RFC 7518, 3.2: an HS256 key is at least as long as the hash
-ASYNC_DRIVERS = {
-    "postgres": "postgresql+asyncpg",
-    "postgresql": "postgresql+asyncpg",
-    "postgresql+asyncpg": "postgresql+asyncpg",
-    "sqlite": "sqlite+aiosqlite",
-    "sqlite+aiosqlite": "sqlite+aiosqlite",
-}
 
 CommaSeparated = Annotated[tuple[str, ...], NoDecode]
 BlueprintOrigins = Annotated[dict[Literal["auth", "books", "users"], tuple[str, ...]], NoDecode]
@@ -139,24 +133,13 @@ class Settings(BaseSettings):
     @field_validator("database_url")
     @classmethod
     def _known_database(cls, value: str) -> str:
-        try:
-            driver = make_url(value).drivername
-        except ArgumentError:
-            driver = ""
-        if driver not in ASYNC_DRIVERS:
-            raise ValueError("write postgresql://user:password@host/name or sqlite:///file.db")
+        parse_database_url(value)
         return value
 
     @property
     def database(self) -> URL:
-        """The database's URL with its async driver, libpq's `sslmode` as asyncpg's `ssl`."""
-        url = make_url(self.database_url)
-        url = url.set(drivername=ASYNC_DRIVERS[url.drivername])
-        if "sslmode" in url.query:
-            query = dict(url.query)
-            query["ssl"] = query.pop("sslmode")
-            url = url.set(query=query)
-        return url
+        """The database's URL, with its async driver."""
+        return parse_database_url(self.database_url)
 
     @property
     def is_sqlite(self) -> bool:

@@ -39,6 +39,14 @@ def is_unavailable(error: BaseException | None) -> bool:
     return isinstance(error, PoolTimeoutError | OSError | TimeoutError)
 
 
+def lacks_tables(error: BaseException | None) -> bool:
+    """Whether an error says that a table or column is missing: migrations are behind."""
+    driver = error.driver_exception if isinstance(error, DBAPIError) else error
+    if isinstance(driver, sqlite3.Error):
+        return str(driver).startswith(("no such table", "no such column"))
+    return sqlstate(driver) in {"42P01", "42703"}
+
+
 def violated(error: IntegrityError) -> str:
     """Name the constraint that refused a row.
 

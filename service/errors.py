@@ -16,7 +16,7 @@ from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from service.config import Settings
-from service.db_errors import is_unavailable
+from service.db_errors import is_unavailable, lacks_tables
 from service.logs import request_id
 from service.validation import Messages, messages
 
@@ -155,13 +155,15 @@ def as_api_error(error: Exception) -> APIError:
         name, message = FRAMEWORK_WORDS.get(error.code, (phrase, phrase))
         headers = {key: value for key, value in error.get_headers() if key != "Content-Type"}
         return APIError(message, error.code, error=name, headers=headers)
-    if is_unavailable(error):
+    if is_unavailable(error) or lacks_tables(error):
         return ServiceUnavailableError()
     return InternalError()
 
 
 def init_app(app: Quart, settings: Settings) -> None:
     """Answer every exception with the one shape."""
+    app.debug = False  # else QUART_DEBUG in the environment shows tracebacks to clients
+    app.config["PROPAGATE_EXCEPTIONS"] = False
 
     @app.errorhandler(Exception)
     async def answer(error: Exception) -> Response | WerkzeugResponse:

@@ -133,6 +133,8 @@ def init_app(app: Quart, settings: Settings) -> None:
     async def lifespan() -> AsyncGenerator[None, None]:
         state = app.extensions["health"] = Health(app.extensions["database"], settings)
         state.serving = True
+        for reason in await state.reasons_not_ready():
+            app.logger.warning("Not ready: %s", reason)
         yield
         state.serving = False
         await state.close()

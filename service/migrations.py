@@ -9,6 +9,8 @@ from sqlalchemy import URL, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from service.db_errors import lacks_tables
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -38,7 +40,7 @@ async def current(db: AsyncSession) -> str | None:
     try:
         revision: str | None = await db.scalar(text("SELECT version_num FROM alembic_version"))
     except DBAPIError as error:
-        if "alembic_version" in str(error.orig):
+        if lacks_tables(error):
             return None
         raise
     return revision

@@ -5,18 +5,19 @@ import hashlib
 import secrets
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 import jwt
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
+from pydantic import BaseModel, ConfigDict, Field
 from quart import Quart, current_app
 
 from service.config import Settings
 from service.errors import ServiceUnavailableError, UnauthorizedError
 from service.models import User
+from service.validation import INT64
 
 T = TypeVar("T")
 
@@ -78,11 +79,12 @@ class Passwords:
         self._pending -= 1
 
 
-@dataclass(frozen=True)
-class Claims:
+class Claims(BaseModel):
     """What an access token says of its bearer. `ver` and `jti` are checked against the user."""
 
-    user_id: int
+    model_config = ConfigDict(strict=True, frozen=True)
+
+    user_id: int = Field(ge=1, le=INT64)
     username: str
     tier: str
     jti: str
@@ -120,7 +122,7 @@ class Tokens:
             raise UnauthorizedError
         for key in self._keys:
             try:
-                claims = jwt.decode(
+                claims: dict[str, Any] = jwt.decode(
                     token,
                     key,
                     algorithms=[ALGORITHM],
@@ -128,13 +130,9 @@ class Tokens:
                     issuer=ISSUER,
                     options={"require": CLAIMS},
                 )
+                return Claims.model_validate(claims)
             except (jwt.PyJWTError, ValueError, OverflowError, RecursionError):
                 continue
-            found = Claims(*(claims[name] for name in Claims.__dataclass_fields__))
-            if all(
-                type(getattr(found, n)) is f.type for n, f in Claims.__dataclass_fields__.items()
-            ):
-                return found
         raise UnauthorizedError
 
 

@@ -193,7 +193,7 @@ async def test_a_deleted_book_is_gone_and_its_id_is_never_used_again(
         assert "Content-Type" not in gone.headers
     assert len(set(ids)) == 3
     for method in ("GET", "PUT", "PATCH", "DELETE"):
-        body = {} if method in {"PUT", "PATCH"} else None
+        body: dict[str, str] | None = {} if method in {"PUT", "PATCH"} else None
         answer = await client.request(
             method, f"/api/books/{ids[-1]}", json=body, headers=owner.headers
         )

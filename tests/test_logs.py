@@ -1,0 +1,179 @@
+"""Logs: the guide's file, one line per record, the request in each, and nothing secret."""
+
+import asyncio
+import json
+import logging
+import re
+import subprocess
+import sys
+import threading
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from quart import Quart, current_app, request
+
+from service import logs
+from service.app import create_app
+from service.config import ConfigurationError
+from tests.conftest import Site, settings_for, visiting
+from tests.factories import PASSWORD, Factory
+
+LINE = re.compile(
+    r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+: .* \[in /.+\.py:\d+\] \[[A-Za-z0-9._-]+\]"
+)
+
+
+def talkative(app: Quart) -> None:
+    """Add a route that logs what it is told."""
+
+    @app.post("/say")
+    async def say() -> str:
+        current_app.logger.warning("heard %s", await request.get_data(as_text=True))
+        return ""
+
+    @app.get("/fail")
+    async def fail() -> str:
+        raise RuntimeError("on purpose")
+
+
+async def test_the_guides_file(site: Site, folder: Path, tmp_path: Path) -> None:
+    log_dir = tmp_path / "deep" / "logs"
+    settings = settings_for(site.database_url, folder, log_dir=log_dir)
+    async with visiting(settings, talkative) as client:
+        await client.post("/say", content="hello", headers={"X-Request-ID": "request-7"})
+    lines = (log_dir / "app.log").read_text(encoding="utf-8").splitlines()
+    assert all(LINE.fullmatch(line) for line in lines), lines
+    assert re.search(r" INFO: Application startup \[in ", lines[0])
+    (said,) = [line for line in lines if "heard" in line]
+    assert " WARNING: heard hello [in " in said
+    assert said.endswith("[request-7]")
+    (handler,) = logs.handlers(settings)
+    assert (handler.maxBytes, handler.backupCount) == (10_240_000, 10)  # type: ignore[attr-defined]
+    handler.close()
+
+
+async def test_what_a_client_sends_cannot_begin_a_line(
+    site: Site, folder: Path, tmp_path: Path
+) -> None:
+    settings = settings_for(site.database_url, folder, log_dir=tmp_path)
+    async with visiting(settings, talkative) as client:
+        await client.post("/say", content="a\r\n2026-01-01 00:00:00,000 INFO: forged\x1b[31m\x9b")
+    text = (tmp_path / "app.log").read_text(encoding="utf-8")
+    assert all(LINE.fullmatch(line) for line in text.splitlines())
+    assert r"a\x0d\x0a2026" in text
+    assert "\x1b" not in text
+    assert "\x9b" not in text
+
+
+async def test_an_error_is_logged_with_its_traceback_and_request(
+    site: Site, folder: Path, tmp_path: Path
+) -> None:
+    settings = settings_for(site.database_url, folder, log_dir=tmp_path)
+    async with visiting(settings, talkative) as client:
+        answer = await client.get("/fail")
+    text = (tmp_path / "app.log").read_text(encoding="utf-8")
+    assert text.count("RuntimeError: on purpose") == 1
+    assert "Traceback (most recent call last)" in text
+    assert answer.json()["request_id"] in text
+
+
+async def test_json_lines_on_stderr(
+    site: Site, folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    settings = settings_for(site.database_url, folder, log_json=True, log_dir=None)
+    async with visiting(settings, talkative) as client:
+        await client.post("/say", content="hello", headers={"X-Request-ID": "request-8"})
+    lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
+    assert lines[0] | {"level": "INFO", "message": "Application startup"} == lines[0]
+    (said,) = [line for line in lines if line["message"] == "heard hello"]
+    assert said | {"level": "WARNING", "request_id": "request-8"} == said
+    assert set(said) >= {"time", "pathname", "lineno"}
+
+
+async def test_development_writes_no_file(folder: Path, tmp_path: Path) -> None:
+    program = """
+import asyncio
+from service.app import create_app
+async def main():
+    async with create_app("development").test_app():
+        pass
+asyncio.run(main())
+"""
+    done = await asyncio.to_thread(
+        partial(subprocess.run, cwd=tmp_path, capture_output=True, text=True, check=True),
+        [sys.executable, "-c", program],
+    )
+    assert "INFO: Application startup [in " in done.stderr
+    assert not (tmp_path / "logs").exists()
+
+
+async def test_a_folder_that_cannot_be_written_is_named(site: Site, folder: Path) -> None:
+    blocked = folder / "a-file"
+    blocked.write_text("")
+    app = create_app(settings_for(site.database_url, folder, log_dir=blocked / "logs"))
+    with pytest.raises(
+        ConfigurationError, match=r"LOG_DIR .* cannot be written .* none for no file"
+    ):
+        await app.startup()
+
+
+async def test_no_secret_is_logged(site: Site, folder: Path, tmp_path: Path) -> None:
+    settings = settings_for(site.database_url, folder, log_dir=tmp_path, log_level="DEBUG")
+    account = {"username": "Anna", "email": "anna@example.org", "password": PASSWORD}
+    secrets: list[str] = [PASSWORD, settings.secret_key.get_secret_value()]
+    async with visiting(settings, talkative) as client:
+        await client.post("/api/auth/register", json=account)
+        await client.post("/api/auth/register", json=account)
+        await client.post("/api/auth/register", json=account | {"username": 7})
+        for password in (PASSWORD, PASSWORD + " not"):
+            credentials = {"email": account["email"], "password": password}
+            answer = await client.post("/api/auth/login", json=credentials)
+            if answer.status_code == 200:
+                pair = answer.json()
+        secrets += [pair["token"], pair["refresh_token"]]
+        headers = {"Authorization": f"Bearer {pair['token']}"}
+        await client.get("/fail", headers=headers)
+        await client.post("/api/auth/refresh", json={"refresh_token": pair["refresh_token"]})
+        await client.post("/api/auth/refresh", json={"refresh_token": pair["refresh_token"]})
+        await client.get("/api/profile", headers=headers)
+    text = (tmp_path / "app.log").read_text(encoding="utf-8")
+    assert "on purpose" in text
+    for secret in secrets:
+        assert secret not in text
+
+
+async def test_logging_does_not_wait_for_its_file(
+    site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    release = threading.Event()
+    waited: list[bool] = []
+
+    class Slow(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            waited.append(release.wait(20))
+
+    monkeypatch.setattr(logs, "handlers", lambda settings: [Slow()])
+    async with visiting(settings_for(site.database_url, folder), talkative) as client:
+        for _ in range(3):
+            assert (await client.post("/say", content="x")).status_code == 200
+        assert waited == [], "the first record is still being written"
+        release.set()
+    assert waited
+    assert all(waited)
+
+
+def test_two_applications_have_two_loggers(folder: Path) -> None:
+    one, other = (create_app(settings_for("sqlite:///:memory:", folder)) for _ in range(2))
+    assert one.logger is not other.logger
+    assert "service" not in logging.Logger.manager.loggerDict
+
+
+async def test_the_log_of_a_site_begins_with_its_start(
+    client: httpx.AsyncClient, site: Site, make: Factory
+) -> None:
+    settings: Any = site.app.extensions["settings"]
+    first = (settings.log_dir / "app.log").read_text(encoding="utf-8").splitlines()[0]
+    assert "Application startup" in first

@@ -1,0 +1,128 @@
+"""Every route against everybody: who may, as one table. A new route without a row fails."""
+
+import time
+from dataclasses import dataclass
+from typing import Any
+
+import httpx
+import jwt
+import pytest
+
+from tests.conftest import SECRET, Site
+from tests.factories import PASSWORD, Factory, Member
+
+ROLES = ("nobody", "expired", "owner", "other", "admin", "deleted")
+
+
+@dataclass(frozen=True)
+class Row:
+    """What a request is, and the status that each of ROLES gets."""
+
+    statuses: tuple[int, int, int, int, int, int]
+    body: dict[str, Any] | None = None
+
+
+def open_to_all(status: int = 200, body: dict[str, Any] | None = None) -> Row:
+    """Give the row of a route that asks nobody who they are."""
+    return Row((status,) * 6, body)
+
+
+def signed_in(status: int, body: dict[str, Any] | None = None) -> Row:
+    """Give the row of a route for whoever is signed in."""
+    return Row((401, 401, status, status, status, 401), body)
+
+
+def owned(status: int, body: dict[str, Any] | None = None) -> Row:
+    """Give the row of a route for the owner of the book, and administrators."""
+    return Row((401, 401, status, 403, status, 401), body)
+
+
+def administered(status: int, body: dict[str, Any] | None = None) -> Row:
+    """Give the row of a route for administrators."""
+    return Row((401, 401, 403, 403, status, 401), body)
+
+
+BOOK = {"title": "T", "author": "A"}
+ACCOUNT = {"username": "newcomer", "email": "newcomer@example.org", "password": PASSWORD}
+
+MATRIX = {
+    ("GET", "/"): open_to_all(),
+    ("GET", "/health"): open_to_all(),
+    ("GET", "/health/live"): open_to_all(),
+    ("GET", "/health/ready"): open_to_all(),
+    ("POST", "/api/auth/register"): open_to_all(201, ACCOUNT),
+    ("POST", "/api/auth/login"): open_to_all(
+        200, {"email": "other@example.org", "password": PASSWORD}
+    ),
+    ("POST", "/api/auth/refresh"): open_to_all(401, {"refresh_token": "unknown"}),
+    ("POST", "/api/auth/logout"): signed_in(204),
+    ("GET", "/api/profile"): signed_in(200),
+    ("PATCH", "/api/profile"): signed_in(200, {"username": "renamed"}),
+    ("GET", "/api/users/<id:user_id>"): open_to_all(),
+    ("GET", "/api/users/<id:user_id>/books"): open_to_all(),
+    ("GET", "/api/books"): open_to_all(),
+    ("POST", "/api/books"): signed_in(201, BOOK),
+    ("GET", "/api/books/<id:book_id>"): open_to_all(),
+    ("PUT", "/api/books/<id:book_id>"): owned(200, BOOK),
+    ("PATCH", "/api/books/<id:book_id>"): owned(200, {"price": 3}),
+    ("DELETE", "/api/books/<id:book_id>"): owned(204),
+    ("GET", "/admin/users"): administered(200),
+    ("PATCH", "/admin/users/<id:user_id>"): administered(200, {"tier": "standard"}),
+    ("DELETE", "/admin/users/<id:user_id>"): administered(204),
+}
+PUBLIC_WRITES = {"/api/auth/register", "/api/auth/login", "/api/auth/refresh"}
+
+
+def routes(site: Site) -> set[tuple[str, str]]:
+    """Walk the URL map."""
+    return {
+        (method, rule.rule)
+        for rule in site.app.url_map.iter_rules()
+        for method in rule.methods or ()
+        if method not in {"HEAD", "OPTIONS"}
+    }
+
+
+def expired(member: Member) -> dict[str, str]:
+    """Give the headers of a token that was good a second ago."""
+    claims = jwt.decode(member.token, options={"verify_signature": False})
+    late = claims | {"iat": int(time.time()) - 9, "exp": int(time.time()) - 1}
+    return {"Authorization": jwt.encode(late, SECRET, algorithm="HS256")}
+
+
+async def test_every_route_has_a_row(site: Site) -> None:
+    assert routes(site) == set(MATRIX)
+
+
+async def test_every_write_needs_a_token_unless_it_is_listed(site: Site) -> None:
+    for method, rule in routes(site):
+        if method != "GET" and rule not in PUBLIC_WRITES:
+            assert MATRIX[method, rule].statuses[:2] == (401, 401), rule
+            assert MATRIX[method, rule].statuses[5] == 401, rule
+
+
+@pytest.mark.parametrize("role", ROLES)
+@pytest.mark.parametrize("route", MATRIX, ids=" ".join)
+async def test_the_matrix(
+    client: httpx.AsyncClient, make: Factory, route: tuple[str, str], role: str
+) -> None:
+    owner, other, admin = await make.member(), await make.member("other"), await make.admin()
+    gone = await make.member()
+    book = await make.book(owner)
+    await client.delete(f"/admin/users/{gone.id}", headers=admin.headers)
+    headers = {
+        "nobody": {},
+        "expired": expired(owner),
+        "owner": owner.headers,
+        "other": other.headers,
+        "admin": admin.headers,
+        "deleted": gone.headers,
+    }[role]
+    method, rule = route
+    path = rule.replace("<id:book_id>", str(book.id)).replace("<id:user_id>", str(other.id))
+    row = MATRIX[route]
+    answer = await client.request(method, path, json=row.body, headers=headers)
+    assert answer.status_code == row.statuses[ROLES.index(role)], answer.text
+    if answer.status_code in {401, 403}:
+        book_after = await client.get(f"/api/books/{book.id}")
+        assert book_after.json()["version"] == 1, "refused, and nothing done"

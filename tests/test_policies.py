@@ -1,0 +1,97 @@
+"""House rules that a machine can see: over the URL map, and over the syntax trees."""
+
+import ast
+from pathlib import Path
+
+from quart_schema.validation import (
+    QUART_SCHEMA_QUERYSTRING_ATTRIBUTE,
+    QUART_SCHEMA_REQUEST_ATTRIBUTE,
+)
+
+import service
+from service.pagination import PageQuery
+from service.validation import Schema
+from tests.conftest import Site
+
+ROOT = Path(service.__file__).parent
+# From the ground up: a file imports from those before it, never from those behind.
+STOREYS = (
+    "__init__", "database_url", "config", "logs", "models", "validation", "db_errors",
+    "migrations", "errors", "front", "web", "db", "security", "guard", "pagination", "cors",
+    "health", "home", "books", "users", "auth", "admin", "seed", "app", "cli", "__main__",
+)  # fmt: skip
+WITHOUT_BODY = {"/api/auth/logout"}
+
+
+def imports(path: Path) -> set[str]:
+    """Name the modules that a file imports."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module is not None:
+            found.add(node.module)
+            if node.module == "service":
+                found |= {f"service.{alias.name}" for alias in node.names}
+    return found
+
+
+def test_imports_point_one_way() -> None:
+    for path in ROOT.rglob("*.py"):
+        own = path.relative_to(ROOT).with_suffix("").parts[0]
+        for module in imports(path):
+            parts = module.split(".")
+            if parts[0] == "service" and len(parts) > 1 and parts[1] != "__version__":
+                assert parts[1] in STOREYS, module
+                assert STOREYS.index(parts[1]) <= STOREYS.index(own), f"{path} imports {module}"
+
+
+def test_every_room_holds_the_same_files() -> None:
+    for room in ("auth", "books", "users", "admin"):
+        names = {path.name for path in (ROOT / room).glob("*.py")}
+        assert names == {"__init__.py", "routes.py", "schemas.py", "service.py"}
+
+
+def test_services_know_no_request_and_routes_no_sql() -> None:
+    for path in ROOT.glob("*/service.py"):
+        assert not {name for name in imports(path) if name.split(".")[0] == "quart"}, path
+    for path in ROOT.glob("*/routes.py"):
+        assert not {name for name in imports(path) if name.split(".")[0] == "sqlalchemy"}, path
+
+
+def test_no_file_grows_past_a_sitting() -> None:
+    for path in ROOT.rglob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 250, path
+
+
+async def test_every_list_is_bounded(site: Site) -> None:
+    lists = {
+        rule.rule: site.app.view_functions[rule.endpoint]
+        for rule in site.app.url_map.iter_rules()
+        if rule.endpoint.rpartition(".")[2].startswith("list_")
+    }
+    assert set(lists) == {"/api/books", "/api/users/<id:user_id>/books", "/admin/users"}
+    for rule, view in lists.items():
+        query = getattr(view, QUART_SCHEMA_QUERYSTRING_ATTRIBUTE)
+        assert issubclass(query, PageQuery), rule
+
+
+async def test_every_body_is_a_strict_schema(site: Site) -> None:
+    for rule in site.app.url_map.iter_rules():
+        view = site.app.view_functions[rule.endpoint]
+        if (rule.methods or set()) & {"POST", "PUT", "PATCH"} and rule.rule not in WITHOUT_BODY:
+            schema, _ = getattr(view, QUART_SCHEMA_REQUEST_ATTRIBUTE)
+            assert issubclass(schema, Schema), rule
+            assert schema.model_config["extra"] == "forbid"
+            assert schema.model_config["strict"] is True
+
+
+def test_what_is_public_is_described() -> None:
+    for path in ROOT.rglob("*.py"):
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        for node in [tree, *ast.walk(tree)]:
+            if isinstance(node, ast.Module):
+                assert ast.get_docstring(node), path
+        for node in tree.body:
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
+                assert node.name.startswith("_") or ast.get_docstring(node), f"{path} {node.name}"

@@ -1,0 +1,135 @@
+"""Tokens that were not issued here, or not like this."""
+
+import base64
+import hashlib
+import hmac
+import json
+import time
+from typing import Any
+
+import httpx
+import jwt
+import pytest
+
+from service.security import CLAIMS
+from tests.conftest import SECRET, Site
+from tests.factories import Factory, Member
+
+
+def claims_of(member: Member) -> dict[str, Any]:
+    """Read the claims of a good token."""
+    claims: dict[str, Any] = jwt.decode(member.token, options={"verify_signature": False})
+    return claims
+
+
+def b64(data: bytes | dict[str, Any]) -> str:
+    """Encode a part of a token."""
+    raw = json.dumps(data).encode() if isinstance(data, dict) else data
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()
+
+
+def signed(header: dict[str, Any], payload: bytes | dict[str, Any], key: str = SECRET) -> str:
+    """Sign any header and payload with HS256, whatever they say."""
+    text = f"{b64(header)}.{b64(payload)}"
+    return f"{text}.{b64(hmac.digest(key.encode(), text.encode(), hashlib.sha256))}"
+
+
+HS256 = {"alg": "HS256", "typ": "JWT"}
+
+
+def hostile(member: Member, other: Member) -> dict[str, str]:
+    """Make tokens that must not be accepted, by what is wrong with them."""
+    good = claims_of(member)
+    head, body, signature = member.token.split(".")
+    now = int(time.time())
+    tokens = {
+        f"alg {name}": f"{b64({'alg': name, 'typ': 'JWT'})}.{body}."
+        for name in ("none", "None", "nOnE", "NONE", "")
+    }
+    tokens |= {
+        f"without {name}": signed(HS256, {k: v for k, v in good.items() if k != name})
+        for name in CLAIMS
+    }
+    wrong: dict[str, tuple[Any, ...]] = {
+        "exp": (now - 1, "soon", None, -1, 1e400),
+        "iat": (now + 3600, "now"),
+        "iss": ("other", None, ["octavo"]),
+        "aud": ("other", None, 7, []),
+        "ver": (good["ver"] + 1, "1", 1.0, True, None),
+        "user_id": (str(good["user_id"]), True, None, 1.5, -1, 0, 2**63, 2**70, [1], {"a": 1}),
+        "jti": (7, None),
+        "tier": (None, 3),
+        "username": (None, ["x"]),
+    }
+    for name, values in wrong.items():
+        for value in values:
+            tokens[f"{name} {value!r}"] = signed(HS256, good | {name: value})
+    tokens |= {
+        "another key": signed(HS256, good, "another key, also long enough to be one"),
+        "empty key": signed(HS256, good, ""),
+        "HS384": jwt.encode(good, SECRET.ljust(64, "."), algorithm="HS384"),
+        "HS512": jwt.encode(good, SECRET.ljust(64, "."), algorithm="HS512"),
+        "named HS384, signed HS256": signed({"alg": "HS384", "typ": "JWT"}, good),
+        "RS256 with our secret": signed({"alg": "RS256", "typ": "JWT"}, good),
+        "critical": signed(HS256 | {"crit": ["exp"], "b64": False}, good),
+        "unencoded": signed(HS256 | {"b64": False, "crit": ["b64"]}, good),
+        "jwk inside": signed(HS256 | {"jwk": {"kty": "oct", "k": b64(b"mine")}}, good, "mine" * 9),
+        "kid with a path": signed(HS256 | {"kid": "../../dev/null"}, good, ""),
+        "kid with sql": signed(HS256 | {"kid": "' OR 1=1"}, good, "x" * 32),
+        "kid no string": signed(HS256 | {"kid": {"a": 1}}, good),
+        "no signature": f"{head}.{body}.",
+        "two parts": f"{head}.{body}",
+        "four parts": f"{member.token}.{signature}",
+        "the body of another": f"{head}.{other.token.split('.')[1]}.{signature}",
+        "one bit": f"{head}.{body}.{'B' if signature[0] == 'A' else 'A'}{signature[1:]}",
+        "refresh as access": member.refresh_token,
+        "payload a list": signed(HS256, b"[]"),
+        "payload a number": signed(HS256, b"7"),
+        "payload not json": signed(HS256, b"{"),
+        "payload not utf-8": signed(HS256, b'{"a": "\xff"}'),
+        "payload deep": signed(HS256, b'{"a":' + b"[" * 900 + b"]" * 900 + b"}"),
+        "payload long integer": signed(HS256, b'{"exp":' + b"9" * 900 + b"}"),
+        "header a list": f"{b64(b'[]')}.{body}.{signature}",
+        "header not base64": f"!!!!.{body}.{signature}",
+        "dots": "...",
+        "word": "token",
+        "blank inside": member.token.replace(".", ". ", 1),
+        "not ascii": "tökén",
+        "10 KB": "x" * 10_000,
+        "scheme basic": "Basic " + b64(b"anna:secret"),
+        "twice": f"{member.token}, {member.token}",
+    }
+    return tokens
+
+
+async def test_no_hostile_token_is_accepted(client: httpx.AsyncClient, make: Factory) -> None:
+    member, other = await make.member(), await make.member()
+    tokens = hostile(member, other)
+    assert len(tokens) >= 60
+    for what, token in tokens.items():
+        for header in (token, f"Bearer {token}"):
+            answer = await client.get(
+                "/api/profile", headers={b"Authorization": header.encode("latin-1")}
+            )
+            assert answer.status_code == 401, (what, answer.text)
+            assert answer.json()["error"] in {"Invalid or expired token", "User not found"}, what
+            assert answer.headers["WWW-Authenticate"] == "Bearer"
+    good = signed(HS256, claims_of(member))
+    accepted = await client.get("/api/profile", headers={"Authorization": good})
+    assert accepted.status_code == 200, "the forge itself works"
+
+
+@pytest.mark.parametrize("header", ["", " ", "Bearer", "bearer ", None])
+async def test_no_token_is_missing(client: httpx.AsyncClient, header: str | None) -> None:
+    headers = {} if header is None else {"Authorization": header.strip()}
+    answer = await client.get("/api/profile", headers=headers)
+    assert answer.status_code == 401
+    assert answer.json()["error"] == "Token is missing"
+
+
+async def test_a_token_that_does_not_verify_is_nobody_on_a_public_route(
+    client: httpx.AsyncClient, site: Site
+) -> None:
+    for token in ("Bearer x", "none", "Basic YTpi"):
+        answer = await client.get("/api/books", headers={"Authorization": token})
+        assert answer.status_code == 200
