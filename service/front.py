@@ -4,6 +4,7 @@ It gives each request its id, lets no more than the cap of a body into memory, a
 when all else has failed.
 """
 
+import asyncio
 import re
 from typing import Any, cast
 from uuid import uuid4
@@ -16,6 +17,7 @@ from service.errors import InternalError, problem
 from service.logs import request_id
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+END = {"type": "http.request", "body": b"", "more_body": False}
 TOO_LARGE = "octavo.too_large"  # in the scope: the body went over the cap
 
 
@@ -36,7 +38,8 @@ class Front:
         given = headers.get(b"x-request-id", b"")
         name = given.decode() if REQUEST_ID.fullmatch(given) else uuid4().hex
         request_id.set(name)
-        started = False
+        started = complete = False
+        answered = asyncio.Event()
         left = self._max_body_bytes
 
         async def send_with_id(message: Any) -> None:
@@ -45,17 +48,32 @@ class Front:
                 started = True
                 message["headers"] = [*message["headers"], (b"x-request-id", name.encode())]
             await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                answered.set()
 
         async def receive_capped() -> Any:
-            nonlocal left
-            message: Any = await receive()
-            if message["type"] == "http.request":
+            """Give the body up to the cap, and the end of the connection after the answer.
+
+            When a client hangs up, Quart cancels the handler where it stands, and what that was
+            asking of the database with it. A request that was read is answered instead, should
+            nobody listen any more.
+            """
+            nonlocal left, complete
+            while True:
+                message: Any = await receive()
+                if message["type"] == "http.disconnect":
+                    if complete:
+                        await answered.wait()
+                        return message
+                    message = END
+                elif complete:
+                    continue  # beyond the cap: read, and not kept
                 left -= len(message.get("body", b""))
                 if left < 0:
-                    # Quart 0.23 would go on buffering: tell the application, and keep nothing.
                     cast(dict[str, Any], scope)[TOO_LARGE] = True
-                    return {"type": "http.request", "body": b"", "more_body": False}
-            return message
+                    message = END
+                complete = not message.get("more_body", False)
+                return message
 
         try:
             await self._inner(scope, receive_capped, send_with_id)

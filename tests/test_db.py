@@ -120,14 +120,14 @@ async def test_clients_that_hang_up_in_mid_write_leave_whole_books_and_no_connec
         await asyncio.sleep(number % 10 / 1000)
         writer.transport.abort()
 
-    for start in range(0, 100, 20):
+    for start in range(0, 80, 20):
         await asyncio.gather(*(hang_up(n) for n in range(start, start + 20)))
     answer = await client.post(
         "/api/books", json={"title": "After", "author": "A"}, headers=owner.headers
     )
     assert answer.status_code == 201
     listed = (await client.get("/api/books?per_page=100")).json()
-    assert listed["total"] == len(listed["items"]) <= 101
+    assert listed["total"] == len(listed["items"]) <= 81
     while site.database._units:
         await asyncio.wait(site.database._units)
     assert site.database.writer.pool.checkedout() == 0  # type: ignore[attr-defined]

@@ -1,5 +1,6 @@
 """The ASGI front: the answer of last resort, and what passes through untouched."""
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ import httpx
 import pytest
 from quart import Quart
 
-from tests.conftest import Site, settings_for, visiting
+from tests.conftest import Site, serving, settings_for, visiting
 from tests.test_web import is_problem
 
 
@@ -71,3 +72,37 @@ async def test_debugging_by_the_environment_shows_nothing(
         answer = await client.get("/api/defect")
         is_problem(answer, 500, "Internal Server Error")
         assert "secret" not in answer.text
+
+
+async def test_nothing_is_left_of_a_request_that_was_answered(
+    site: Site, client: httpx.AsyncClient
+) -> None:
+    before = len(asyncio.all_tasks())
+    for _ in range(20):
+        assert (await client.get("/api/books")).status_code == 200
+    async with httpx.AsyncClient(base_url=site.url) as other:
+        await asyncio.gather(*(other.get("/api/books") for _ in range(20)))
+    assert len(asyncio.all_tasks()) < before + 20
+
+
+async def test_a_client_that_hangs_up_does_not_cancel_the_handler(site: Site, folder: Path) -> None:
+    began, go_on, ended = asyncio.Event(), asyncio.Event(), asyncio.Event()
+
+    def prepare(app: Quart) -> None:
+        @app.get("/api/slow")
+        async def slow() -> str:
+            began.set()
+            await go_on.wait()
+            ended.set()
+            return ""
+
+    async with serving(settings_for(site.database_url, folder), prepare) as slow_site:
+        _, writer = await asyncio.open_connection("127.0.0.1", slow_site.port)
+        writer.write(b"GET /api/slow HTTP/1.1\r\nHost: x\r\n\r\n")
+        await began.wait()
+        writer.transport.abort()
+        async with httpx.AsyncClient(base_url=slow_site.url) as client:
+            assert (await client.get("/health/live")).status_code == 200
+        go_on.set()
+        async with asyncio.timeout(5):
+            await ended.wait()
