@@ -8,7 +8,7 @@ import asyncio
 import shutil
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 from quart import Quart, current_app
@@ -172,7 +172,7 @@ def of_app() -> Database:
     return database
 
 
-def session() -> Any:
+def session() -> AbstractAsyncContextManager[AsyncSession]:
     """Give a session to read with, for the current application."""
     return of_app().session()
 

@@ -5,7 +5,6 @@ text, SQL or a path: those go to the log, under the request's id.
 """
 
 import json
-import logging
 from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
@@ -171,16 +170,23 @@ def init_app(app: Quart, settings: Settings) -> None:
             return redirect(str(settings.spa_fallback_url))
         rendered = as_api_error(error)
         if rendered.status_code >= 500:
-            level = logging.ERROR if rendered.status_code == 500 else logging.WARNING
-            current_app.logger.log(
-                level, "%s %s: %s", request.method, request.path, rendered.error, exc_info=error
-            )
+            _log(error, rendered)
         return Response(
             problem(rendered),
             status=rendered.status_code,
             headers={"Cache-Control": "no-store", **rendered.headers},
             content_type=MIMETYPE,
         )
+
+
+def _log(error: Exception, rendered: APIError) -> None:
+    """Log a defect with its traceback; a dependency that is down, in a line a request."""
+    what = f"{request.method} {request.path}: {rendered.error}"
+    if rendered.status_code == 500:
+        current_app.logger.error("%s", what, exc_info=error)
+    else:
+        cause = getattr(error, "orig", None) or error
+        current_app.logger.warning("%s (%s: %s)", what, type(cause).__name__, cause)
 
 
 def _belongs_to_spa(settings: Settings) -> bool:

@@ -1,5 +1,7 @@
 """The front page: what runs here, and where to go."""
 
+from html import escape
+
 from quart import Blueprint, Quart, Response
 
 from service import __version__
@@ -26,12 +28,12 @@ PAGE = """<!doctype html>
 <h1>Octavo</h1>
 <p class="sub">A book catalogue over HTTP, version {version}</p>
 <dl>
-  <dt><a href="/api/books">/api/books</a></dt>
+  <dt><a href="api/books">/api/books</a></dt>
   <dd>the catalogue, newest first; <code>?page=2</code>, <code>?genre=Science</code>,
       <code>?q=time</code>, <code>?sort=title</code></dd>
-  <dt><a href="/api/books?limit=20">/api/books?limit=20</a></dt>
+  <dt><a href="api/books?limit=20">/api/books?limit=20</a></dt>
   <dd>the same by cursor, to walk through all of it</dd>
-  <dt><a href="/health">/health</a></dt>
+  <dt><a href="health">/health</a></dt>
   <dd>how the service and its dependencies are</dd>
 </dl>
 <pre>curl -s '{base}/api/books?per_page=1'</pre>
@@ -42,7 +44,7 @@ PAGE = """<!doctype html>
 @home_bp.get("/")
 async def home() -> Response:
     """Show what runs here."""
-    page = PAGE.format(version=__version__, base=absolute(""))
+    page = PAGE.format(version=__version__, base=escape(absolute("")))
     return Response(page, content_type="text/html; charset=utf-8")
 
 

@@ -4,12 +4,15 @@ Each application has a logger of its own, outside Python's global tree, so that 
 process share nothing. Outside development it writes the guide's rotating `logs/app.log`.
 """
 
+import errno
 import logging
+import os
 import queue
 import sys
 from collections.abc import AsyncGenerator
 from contextvars import ContextVar
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
+from pathlib import Path
 
 from pythonjsonlogger.json import JsonFormatter
 from quart import Quart
@@ -51,29 +54,42 @@ def handlers(settings: Settings) -> list[logging.Handler]:
             else text
         )
         made.append(stderr)
-    if settings.log_dir is not None and settings.env != "development":
-        try:
-            settings.log_dir.mkdir(parents=True, exist_ok=True)
-            file = RotatingFileHandler(
-                settings.log_dir / "app.log",
-                maxBytes=MAX_BYTES,
-                backupCount=BACKUPS,
-                encoding="utf-8",
-            )
-        except OSError as error:
-            raise ConfigurationError(
-                [
-                    f"LOG_DIR {settings.log_dir} cannot be written ({error.strerror}): "
-                    "name another folder, or none for no file."
-                ]
-            ) from error
+    if folder := file_folder(settings):
+        file = RotatingFileHandler(
+            folder / "app.log",
+            maxBytes=MAX_BYTES,
+            backupCount=BACKUPS,
+            encoding="utf-8",
+        )
         file.setFormatter(text)
         made.append(file)
     return made
 
 
+def file_folder(settings: Settings) -> Path | None:
+    """Say where the guide's file is written; None in development, or if LOG_DIR is none."""
+    return None if settings.env == "development" else settings.log_dir
+
+
+def _make_folder(folder: Path) -> None:
+    """Make the folder of the log file. Raises ConfigurationError if it cannot be written."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if not os.access(folder, os.W_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+    except OSError as error:
+        raise ConfigurationError(
+            [
+                f"LOG_DIR {folder} cannot be written ({error.strerror}): "
+                "name another folder, or none for no file"
+            ]
+        ) from error
+
+
 def init_app(app: Quart, settings: Settings) -> None:
     """Give the application its logger; write from start to stop."""
+    if folder := file_folder(settings):
+        _make_folder(folder)
     app.logger = logging.Logger(app.name, settings.log_level)
     lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
 

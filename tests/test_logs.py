@@ -113,11 +113,11 @@ asyncio.run(main())
 async def test_a_folder_that_cannot_be_written_is_named(site: Site, folder: Path) -> None:
     blocked = folder / "a-file"
     blocked.write_text("")
-    app = create_app(settings_for(site.database_url, folder, log_dir=blocked / "logs"))
+    settings = settings_for(site.database_url, folder, log_dir=blocked / "logs")
     with pytest.raises(
         ConfigurationError, match=r"LOG_DIR .* cannot be written .* none for no file"
     ):
-        await app.startup()
+        create_app(settings)
 
 
 async def test_no_secret_is_logged(site: Site, folder: Path, tmp_path: Path) -> None:
