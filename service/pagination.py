@@ -53,8 +53,8 @@ class Page:
         has_next = self.number < last
         links = page_links(
             self.number,
-            last if (last - 1) * self.size <= MAX_OFFSET else None,
-            has_next,
+            last=last if (last - 1) * self.size <= MAX_OFFSET else None,
+            has_next=has_next and self.number * self.size <= MAX_OFFSET,
         )
         return {
             "items": items,

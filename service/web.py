@@ -109,7 +109,7 @@ def absolute(path: str) -> str:
     return (public or request.host_url.rstrip("/")) + path
 
 
-def page_links(page: int, last: int | None, has_next: bool) -> dict[str, str]:
+def page_links(page: int, *, last: int | None, has_next: bool) -> dict[str, str]:
     """Give the links of a page, other parameters kept. `last` is None where it is too far."""
 
     def to(number: int) -> str:

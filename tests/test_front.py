@@ -74,15 +74,17 @@ async def test_debugging_by_the_environment_shows_nothing(
         assert "secret" not in answer.text
 
 
-async def test_nothing_is_left_of_a_request_that_was_answered(
-    site: Site, client: httpx.AsyncClient
-) -> None:
-    before = len(asyncio.all_tasks())
-    for _ in range(20):
-        assert (await client.get("/api/books")).status_code == 200
-    async with httpx.AsyncClient(base_url=site.url) as other:
-        await asyncio.gather(*(other.get("/api/books") for _ in range(20)))
-    assert len(asyncio.all_tasks()) < before + 20
+def requests_under_way() -> int:
+    """Count the tasks in which Quart handles requests."""
+    names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]  # type: ignore[union-attr]
+    return sum(name.startswith("ASGIHTTPConnection") for name in names)
+
+
+async def test_nothing_is_left_of_a_request_that_was_answered(client: httpx.AsyncClient) -> None:
+    await asyncio.gather(*(client.get("/api/books") for _ in range(20)))
+    async with asyncio.timeout(5):
+        while requests_under_way():
+            await asyncio.sleep(0)
 
 
 async def test_a_client_that_hangs_up_does_not_cancel_the_handler(site: Site, folder: Path) -> None:

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from sqlalchemy import event
 
+from service import pagination
 from tests.conftest import Site
 from tests.factories import Factory, Member
 
@@ -198,8 +199,19 @@ async def test_a_query_that_means_nothing_is_refused(
     assert part in answer.json()["messages"][field][0]
 
 
-async def test_the_deepest_page_is_the_last_that_is_linked(client: httpx.AsyncClient) -> None:
+async def test_no_link_leads_past_the_deepest_page(
+    client: httpx.AsyncClient, make: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
     assert (await client.get("/api/books?page=5001")).status_code == 200
+    monkeypatch.setattr(pagination, "MAX_OFFSET", 2)
+    for _ in range(5):
+        await make.book()
+    links = (await client.get("/api/books?per_page=2&page=1")).json()["links"]
+    assert set(links) == {"self", "first", "next"}
+    deepest = (await client.get(links["next"])).json()
+    assert set(deepest["links"]) == {"self", "first", "prev"}
+    assert deepest["pagination"] | {"has_next": True, "next_page": 3} == deepest["pagination"]
+    assert (await client.get("/api/books?per_page=2&page=3")).status_code == 400
 
 
 @pytest.mark.parametrize(
