@@ -13,9 +13,7 @@ help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile | expand -t 12
 
 run: install  ## serve the catalogue on http://127.0.0.1:8000 (PORT=8001 for another port)
-	@$(BIN)/octavo migrate
-	@$(BIN)/octavo seed-db
-	@exec $(BIN)/octavo serve --bind 127.0.0.1:$(PORT)
+	@exec $(BIN)/octavo serve --prepare --bind 127.0.0.1:$(PORT)
 
 install: $(VENV)/.installed  ## make .venv, with the command octavo in it
 

@@ -53,7 +53,8 @@ def cli() -> None:
 @click.option(
     "--bind", default="127.0.0.1:8000", show_default=True, help="Address and port to listen on."
 )
-def serve(bind: str) -> None:
+@click.option("--prepare", is_flag=True, help="First do what migrate and seed-db do.")
+def serve(bind: str, prepare: bool) -> None:
     """Serve the catalogue over HTTP until Ctrl-C or SIGTERM."""
     settings = load_from_environment()
     app = create_app(settings)
@@ -64,6 +65,9 @@ def serve(bind: str) -> None:
     except (OSError, ValueError, OverflowError) as error:
         raise click.ClickException(f"Cannot listen on {bind}: {error}") from None
     config.bind = [f"fd://{sock.detach()}" for sock in sockets]
+    if prepare:
+        migrations.upgrade(settings.database)
+        _seed()
     config.errorlog = app.logger
     config.include_server_header = False
     config.graceful_timeout = GRACE_SECONDS
@@ -114,10 +118,14 @@ def init_db() -> None:
 @cli.command("seed-db")
 def seed_db() -> None:
     """Fill an empty catalogue with the books that come with Octavo."""
+    _seed()
+    click.echo("Database seeded")
+
+
+def _seed() -> None:
     books = shipped_books()
     added = _write(lambda db: fill_if_empty(db, books))
     click.echo(f"{added} books added" if added else "The catalogue has books already: none added")
-    click.echo("Database seeded")
 
 
 @cli.command("create-admin")

@@ -50,10 +50,12 @@ async def start(cwd: Path, *words: str, **environment: str) -> Process:
 
 
 @asynccontextmanager
-async def served(cwd: Path, **environment: str) -> AsyncIterator[tuple[Process, str, str]]:
+async def served(
+    cwd: Path, *words: str, **environment: str
+) -> AsyncIterator[tuple[Process, str, str]]:
     """Serve on a free port: the process, its address, and what it said before."""
     port = free_port()
-    process = await start(cwd, "serve", "--bind", f"127.0.0.1:{port}", **environment)
+    process = await start(cwd, "serve", "--bind", f"127.0.0.1:{port}", *words, **environment)
     url = f"http://127.0.0.1:{port}"
     assert process.stdout is not None
     said = "".join([(await process.stdout.readline()).decode() for _ in range(4)])
@@ -100,6 +102,15 @@ async def test_from_nothing_to_a_catalogue_that_stays(empty_url: str, tmp_path: 
             _, err_bytes = await process.communicate()
             assert process.returncode == 0
             assert b"Traceback" not in err_bytes
+
+
+async def test_serving_can_prepare_the_database_itself(empty_url: str, tmp_path: Path) -> None:
+    for said_first in ("books added", "The catalogue has books already"):
+        async with served(tmp_path, "--prepare", DEV_DATABASE_URL=empty_url) as (_, url, said):
+            assert said_first in said.splitlines()[0]
+            async with httpx.AsyncClient() as client:
+                assert (await client.get(f"{url}/health/ready")).status_code == 200
+                assert (await client.get(f"{url}/api/books")).json()["total"] >= 150
 
 
 async def test_init_db_says_what_the_guide_says(empty_url: str, tmp_path: Path) -> None:
