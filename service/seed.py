@@ -11,6 +11,7 @@ from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.books.schemas import BookCreate
+from service.books.service import new_book
 from service.models import Book
 
 
@@ -29,6 +30,6 @@ async def fill_if_empty(db: AsyncSession, books: list[BookCreate]) -> int:
         await db.execute(text("LOCK TABLE books IN SHARE ROW EXCLUSIVE MODE"))
     if await db.scalar(select(func.count()).select_from(Book)):
         return 0
-    db.add_all(Book(**book.model_dump(), **Book.derived(book.title, book.author)) for book in books)
+    db.add_all(new_book(None, book) for book in books)
     await db.flush()
     return len(books)

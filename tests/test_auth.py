@@ -12,6 +12,7 @@ import pytest
 from argon2 import PasswordHasher
 from sqlalchemy import select, update
 
+from service.auth import service
 from service.models import RefreshToken, User
 from tests.conftest import SECRET, Site, serving, settings_for, visiting
 from tests.factories import PASSWORD, Factory, Member
@@ -248,6 +249,20 @@ async def test_logout_against_refresh_leaves_no_token_alive(
                 "/api/auth/refresh", json={"refresh_token": refreshed.json()["refresh_token"]}
             )
             assert again.status_code == 401
+
+
+async def test_a_password_changed_while_it_is_checked_opens_no_session(
+    site: Site, make: Factory
+) -> None:
+    member = await make.member()
+    tokens = site.app.extensions["tokens"]
+    for user_id, checked_hash in ((member.id, "another hash"), (member.id + 1, "any")):
+        pair = await site.database.write(
+            lambda db, who=user_id, seen=checked_hash: service.login(  # type: ignore[misc]
+                db, who, seen, None, tokens, 60
+            )
+        )
+        assert pair is None
 
 
 async def test_a_key_can_be_rotated(site: Site, make: Factory, folder: Path) -> None:

@@ -3,10 +3,12 @@
 import asyncio
 import json
 from decimal import Decimal
+from pathlib import Path
 
 import httpx
 import pytest
 
+from tests.conftest import Site, settings_for, visiting
 from tests.factories import Factory
 
 FULL = {
@@ -117,6 +119,28 @@ async def test_isbns_are_kept_compact(
     assert answer.json()["isbn"] == kept
     found = await client.get("/api/books", params={"isbn": given})
     assert [book["isbn"] for book in found.json()["items"]] == [kept]
+
+
+async def test_a_wrong_check_digit_is_refused_where_that_is_asked_for(
+    site: Site, client: httpx.AsyncClient, make: Factory, folder: Path
+) -> None:
+    owner = await make.member()
+    wrong = FULL | {"isbn": "9780441478126"}
+    kept = await client.post("/api/books", json=wrong, headers=owner.headers)
+    assert kept.status_code == 201
+    strict = settings_for(site.database_url, folder, isbn_checksum="strict")
+    async with visiting(strict) as careful:
+        path = f"/api/books/{kept.json()['id']}"
+        for answer in (
+            await careful.post("/api/books", json=wrong, headers=owner.headers),
+            await careful.patch(path, json={"isbn": "080442957"}, headers=owner.headers),
+            await careful.patch(path, json={"isbn": "0804429570"}, headers=owner.headers),
+        ):
+            assert answer.status_code == 400
+            assert list(answer.json()["messages"]) == ["isbn"]
+        for isbn in ("9780441478125", "080442957X", None):
+            answer = await careful.patch(path, json={"isbn": isbn}, headers=owner.headers)
+            assert (answer.status_code, answer.json()["isbn"]) == (200, isbn)
 
 
 @pytest.mark.parametrize("price", ["0", "0.1", "0.01", "19.99", "99999999.99", "4503599.63", "-0"])

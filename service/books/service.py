@@ -103,12 +103,14 @@ async def get_book(db: AsyncSession, book_id: int) -> Book:
     return book
 
 
-async def create_book(db: AsyncSession, owner_id: int | None, data: BookCreate) -> Book:
-    """Add a book; without an owner, administrators alone may change it.
+def new_book(owner_id: int | None, data: BookCreate) -> Book:
+    """Make the row of a book; without an owner, administrators alone may change it."""
+    return Book(user_id=owner_id, **data.model_dump(), **Book.derived(data.title, data.author))
 
-    Raises UnauthorizedError if the owner has just been deleted.
-    """
-    book = Book(user_id=owner_id, **data.model_dump(), **Book.derived(data.title, data.author))
+
+async def create_book(db: AsyncSession, owner_id: int | None, data: BookCreate) -> Book:
+    """Add a book. Raises UnauthorizedError if its owner has just been deleted."""
+    book = new_book(owner_id, data)
     db.add(book)
     try:
         await db.flush()
