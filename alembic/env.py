@@ -14,6 +14,7 @@ from service.db import prepare_sqlite
 from service.models import Base
 
 LOCK = 0x0C7A_0001  # PostgreSQL's advisory lock of whoever migrates
+CONNECT_SECONDS = 10
 BUSY_MS = 120_000  # SQLite: how long the second migration waits for the first
 
 
@@ -45,7 +46,8 @@ async def main() -> None:
     url = context.config.attributes.get("url")
     if url is None:
         url = settings.load_from_environment().database
-    engine = create_async_engine(url, poolclass=NullPool)
+    patience = {} if url.get_backend_name() == "sqlite" else {"timeout": CONNECT_SECONDS}
+    engine = create_async_engine(url, poolclass=NullPool, connect_args=patience)
     if url.get_backend_name() == "sqlite":
         prepare_sqlite(engine, begin="BEGIN IMMEDIATE", busy_ms=BUSY_MS)
     async with engine.connect() as connection:

@@ -13,6 +13,7 @@ from typing import TypeVar
 
 import click
 import uvloop
+from alembic.util import CommandError
 from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config as HypercornConfig
 from hypercorn.utils import LifespanFailureError
@@ -58,6 +59,8 @@ def serve(bind: str, prepare: bool) -> None:
     """Serve the catalogue over HTTP until Ctrl-C or SIGTERM."""
     settings = load_from_environment()
     app = create_app(settings)
+    if not bind:
+        raise click.BadParameter("write address:port, as 127.0.0.1:8000", param_hint="--bind")
     config = HypercornConfig()
     config.bind = [bind]
     try:
@@ -199,10 +202,14 @@ def _explained() -> Iterator[None]:
         if lacks_tables(error):
             click.echo("Error: The database is not up to date: run octavo migrate first", err=True)
             sys.exit(1)
+        if isinstance(error, CommandError):
+            click.echo(f"Error: {error}", err=True)
+            sys.exit(1)
         if not is_unavailable(error):
             raise
+        cause = str(getattr(error, "orig", error)) or type(error).__name__
         database = load_from_environment().database.render_as_string(hide_password=True)
-        click.echo(f"Cannot reach the database {database}: {error}", err=True)
+        click.echo(f"Cannot reach the database {database}: {cause}", err=True)
         click.echo("Start it, or set DATABASE_URL (development: DEV_DATABASE_URL).", err=True)
         sys.exit(EX_UNAVAILABLE)
 

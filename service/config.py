@@ -4,23 +4,27 @@ Every field is an environment variable of the same name in capitals (`SECRET_KEY
 `DATABASE_URL`, ...). The README's table is made from the descriptions below.
 """
 
-import json
 from itertools import chain
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal, Self
-from urllib.parse import urlsplit
+from typing import ClassVar, Literal, Self
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import AliasChoices, Field, SecretStr, ValidationError
+from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL
 
-from service.database_url import parse as parse_database_url
+from service.config_values import (
+    AbsoluteUrl,
+    BlueprintOrigins,
+    DatabaseUrl,
+    Folder,
+    Origins,
+    RedisUrl,
+    parse_database_url,
+)
 
 DEVELOPMENT_SECRET = "dev-secret-key-for-development-only"  # noqa: S105  (refused in production)
+PUBLISHED_SECRETS = {DEVELOPMENT_SECRET, "dev-secret-key", "your-secret-key-here"}
 MIN_SECRET_BYTES = 32  # RFC 7518, 3.2: an HS256 key is at least as long as the hash
-
-CommaSeparated = Annotated[tuple[str, ...], NoDecode]
-BlueprintOrigins = Annotated[dict[Literal["auth", "books", "users"], tuple[str, ...]], NoDecode]
 
 
 class ConfigurationError(Exception):
@@ -51,90 +55,46 @@ class Settings(BaseSettings):
     secret_key_previous: SecretStr | None = Field(
         None, description="the key before the last rotation: still verifies, never signs"
     )
-    database_url: str = Field(
+    database_url: DatabaseUrl = Field(
         "sqlite:///octavo.db",
         description="`postgresql://...` or `sqlite:///file.db`; async forms work as well",
     )
-    redis_url: str | None = Field(None, description="Redis, watched by `/health`")
-    public_url: str | None = Field(
+    redis_url: RedisUrl | None = Field(None, description="Redis, watched by `/health`")
+    public_url: AbsoluteUrl | None = Field(
         None, description="where clients reach this service: the base of absolute links"
     )
-    cors_origins: CommaSeparated = Field(
-        ("*",), description="exact origins, comma-separated; `*` for any"
-    )
+    cors_origins: Origins = Field(("*",), description="exact origins, comma-separated; `*` for any")
     cors_credentials: bool = Field(False, description="allow cookies and HTTP auth across origins")
     cors_blueprint_origins: BlueprintOrigins = Field(
         {},
         description='other origins for one blueprint, as JSON: `{"books": ["https://a.example"]}`',
     )
-    spa_fallback_url: str | None = Field(
+    spa_fallback_url: AbsoluteUrl | None = Field(
         None, description="unknown pages outside the API, asked for as HTML, redirect there"
     )
     isbn_checksum: Literal["lenient", "strict"] = Field(
         "lenient", description="`strict` refuses an ISBN whose check digit is wrong"
     )
     max_body_bytes: int = Field(65_536, ge=1_024, description="largest request body, bytes")
-    access_token_seconds: int = Field(86_400, ge=1, description="life of an access token")
-    refresh_token_seconds: int = Field(2_592_000, ge=1, description="life of a refresh token")
-    password_workers: int = Field(2, ge=1, description="threads that hash passwords")
+    access_token_seconds: int = Field(
+        86_400, ge=1, le=31_536_000, description="life of an access token"
+    )
+    refresh_token_seconds: int = Field(
+        2_592_000, ge=1, le=315_360_000, description="life of a refresh token"
+    )
+    password_workers: int = Field(2, ge=1, le=64, description="threads that hash passwords")
     password_queue: int = Field(
         32, ge=1, description="password hashes that may wait; beyond that 503"
     )
     pool_size: int = Field(10, ge=1, description="database connections a process keeps")
     pool_overflow: int = Field(5, ge=0, description="connections beyond that, under load")
-    pool_timeout: float = Field(2.0, gt=0, description="seconds to wait for one; then 503")
-    log_dir: Path | None = Field(
+    pool_timeout: float = Field(2.0, gt=0, le=60, description="seconds to wait for one; then 503")
+    log_dir: Folder = Field(
         Path("logs"),
         description="folder of the rotating `app.log` (outside development); `none`: no file",
     )
     log_json: bool = Field(False, description="log JSON lines to stderr")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least")
-
-    @field_validator("cors_origins", mode="before")
-    @classmethod
-    def _split(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            return tuple(part for item in value.split(",") if (part := item.strip()))
-        return value
-
-    @field_validator("cors_blueprint_origins", mode="before")
-    @classmethod
-    def _read_json(cls, value: Any) -> Any:
-        if isinstance(value, str):
-            try:
-                return json.loads(value)
-            except ValueError:
-                raise ValueError('write JSON, as {"books": ["https://a.example"]}') from None
-        return value
-
-    @field_validator("cors_origins", "cors_blueprint_origins")
-    @classmethod
-    def _are_origins(cls, value: Any) -> Any:
-        for origin in chain(*value.values()) if isinstance(value, dict) else value:
-            parts = urlsplit(origin)
-            if origin != "*" and f"{parts.scheme}://{parts.netloc}" != origin:
-                raise ValueError(f"{origin!r} is no origin: write scheme://host[:port], no path")
-        return value
-
-    @field_validator("public_url", "spa_fallback_url")
-    @classmethod
-    def _absolute(cls, value: str | None) -> str | None:
-        if value is not None and not (
-            urlsplit(value).scheme in {"http", "https"} and urlsplit(value).netloc
-        ):
-            raise ValueError("write an absolute URL that starts with http:// or https://")
-        return value.rstrip("/") if value else value
-
-    @field_validator("log_dir", mode="before")
-    @classmethod
-    def _no_log_dir(cls, value: Any) -> Any:
-        return None if isinstance(value, str) and value.lower() == "none" else value
-
-    @field_validator("database_url")
-    @classmethod
-    def _known_database(cls, value: str) -> str:
-        parse_database_url(value)
-        return value
 
     @property
     def database(self) -> URL:
@@ -170,7 +130,7 @@ class Development(Settings):
     """Everything embedded, nothing to install."""
 
     env = "development"
-    database_url: str = Field(
+    database_url: DatabaseUrl = Field(
         "sqlite:///dev.db", validation_alias=AliasChoices("DEV_DATABASE_URL", "DATABASE_URL")
     )
 
@@ -179,16 +139,20 @@ class Production(Settings):
     """PostgreSQL, own secret, exact origins: anything unsafe is refused."""
 
     env = "production"
-    cors_origins: CommaSeparated = ()
+    cors_origins: Origins = ()
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
-        secret = self.secret_key.get_secret_value()
         make_one = "set it to the output of: python -c 'import secrets; print(secrets.token_hex())'"
-        if secret in {DEVELOPMENT_SECRET, "dev-secret-key", "your-secret-key-here"}:
-            problems.append(f"SECRET_KEY is missing or a published default: {make_one}")
-        elif len(secret.encode()) < MIN_SECRET_BYTES:
-            problems.append(f"SECRET_KEY is shorter than {MIN_SECRET_BYTES} bytes: {make_one}")
+        for name, key in (
+            ("SECRET_KEY", self.secret_key),
+            ("SECRET_KEY_PREVIOUS", self.secret_key_previous),
+        ):
+            secret = None if key is None else key.get_secret_value()
+            if secret in PUBLISHED_SECRETS:
+                problems.append(f"{name} is missing or a published default: {make_one}")
+            elif secret is not None and len(secret.encode()) < MIN_SECRET_BYTES:
+                problems.append(f"{name} is shorter than {MIN_SECRET_BYTES} bytes: {make_one}")
         if self.is_sqlite:
             problems.append(
                 "DATABASE_URL is missing or SQLite, which serves one process only: "
@@ -208,7 +172,7 @@ class Testing(Settings):
     model_config = SettingsConfigDict(env_file=None)
 
     env = "testing"
-    database_url: str = Field("sqlite:///:memory:", validation_alias="TESTING_DATABASE_URL")
+    database_url: DatabaseUrl = Field("sqlite:///:memory:", validation_alias="TESTING_DATABASE_URL")
 
 
 CONFIGURATIONS: dict[str, type[Settings]] = {
@@ -223,8 +187,12 @@ class _Environment(BaseSettings):
 
 
 def load_from_environment() -> Settings:
-    """Read the settings that OCTAVO_ENV names: those of the command line."""
-    return load(_Environment().octavo_env)
+    """Read the settings that OCTAVO_ENV names: those of the command line.
+
+    Raises ConfigurationError also if they must not be served: a command that prepares
+    production must not do so elsewhere.
+    """
+    return load(_Environment().octavo_env).check()
 
 
 def load(config_name: str) -> Settings:
@@ -245,3 +213,5 @@ def load(config_name: str) -> Settings:
                 for item in error.errors(include_url=False)
             ]
         ) from None
+    except UnicodeDecodeError:
+        raise ConfigurationError([".env is not UTF-8: save it as UTF-8"]) from None

@@ -8,6 +8,11 @@ from quart_cors import cors
 
 from service.config import Settings
 
+PATHS = {
+    "auth": ("/api/auth",),
+    "books": ("/api/books",),
+    "users": ("/api/users", "/api/profile"),
+}
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]
 HEADERS = ["Content-Type", "Authorization", "If-Match", "If-None-Match", "Idempotency-Key"]
 EXPOSED = [
@@ -24,32 +29,43 @@ AfterRequest = Callable[[Response], Awaitable[Response]]
 
 
 class _Hooks:
-    """What quart-cors takes for an application: the hooks of one, for `/api/*` alone.
+    """What quart-cors takes for an application: the hooks of one, for some paths alone.
 
-    `cors(blueprint)` would change the blueprint for every application in the process.
+    `cors(blueprint)` would change the blueprint for every application in the process, and leave
+    out its 404 and 405, which belong to no blueprint.
     """
 
-    def __init__(self, app: Quart, blueprint: str | None) -> None:
-        self._after = app.after_request_funcs[blueprint]
+    def __init__(self, app: Quart, applies: Callable[[str], bool]) -> None:
+        self._app = app
+        self._applies = applies
 
     def after_request(self, function: AfterRequest) -> None:
-        async def for_the_api(response: Response) -> Response:
-            return await function(response) if request.path.startswith("/api/") else response
-
-        self._after.append(for_the_api)
+        @self._app.after_request
+        async def where_it_applies(response: Response) -> Response:
+            return await function(response) if self._applies(request.path) else response
 
     def before_websocket(self, function: Any) -> None:
         """There are no websockets here."""
 
 
+def _below(*roots: str) -> Callable[[str], bool]:
+    """Tell the paths at or below these."""
+    prefixes = tuple(f"{root}/" for root in roots)
+    return lambda path: f"{path}/".startswith(prefixes)
+
+
 def init_app(app: Quart, settings: Settings) -> None:
     """Let browsers of the configured origins in."""
-    for blueprint, origins in (
-        *settings.cors_blueprint_origins.items(),
-        (None, settings.cors_origins),
-    ):
+    own = {name: _below(*PATHS[name]) for name in settings.cors_blueprint_origins}
+    everywhere = _below("/api")
+
+    def elsewhere(path: str) -> bool:
+        return everywhere(path) and not any(applies(path) for applies in own.values())
+
+    places = [(own[name], origins) for name, origins in settings.cors_blueprint_origins.items()]
+    for applies, origins in (*places, (elsewhere, settings.cors_origins)):
         cors(
-            _Hooks(app, blueprint),  # type: ignore[type-var]
+            _Hooks(app, applies),  # type: ignore[type-var]
             allow_origin=list(origins),
             allow_credentials=settings.cors_credentials,
             allow_methods=METHODS,

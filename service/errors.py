@@ -22,6 +22,7 @@ from service.validation import Messages, messages
 MIMETYPE = "application/problem+json"
 API_PREFIXES = ("/api/", "/admin/", "/health/", "/metrics/", "/openapi.json/", "/docs/")
 FRAMEWORK_WORDS = {  # what we call the errors that Quart and Werkzeug raise
+    400: ("Bad Request", "The request could not be understood"),
     404: ("Not Found", "The requested resource was not found"),
     405: ("Method Not Allowed", "The method is not allowed for this resource"),
     500: ("Internal Server Error", "An unexpected error occurred"),

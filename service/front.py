@@ -13,7 +13,7 @@ from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallabl
 from quart import Quart
 
 from service.config import Settings
-from service.errors import InternalError, problem
+from service.errors import MIMETYPE, as_api_error, problem
 from service.logs import request_id
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -34,8 +34,7 @@ class Front:
     ) -> None:
         if scope["type"] != "http":
             return await self._inner(scope, receive, send)
-        headers = dict(scope["headers"])
-        given = headers.get(b"x-request-id", b"")
+        given = dict(scope["headers"]).get(b"x-request-id", b"")
         name = given.decode() if REQUEST_ID.fullmatch(given) else uuid4().hex
         request_id.set(name)
         started = complete = False
@@ -77,24 +76,35 @@ class Front:
 
         try:
             await self._inner(scope, receive_capped, send_with_id)
-        except Exception:
-            self._app.logger.exception("%s %s", scope["method"], scope["path"])
+        except Exception as error:
+            rendered = as_api_error(_alone(error))
+            if started or rendered.status_code >= 500:
+                self._app.logger.exception("%s %s", scope["method"], scope["path"])
             if started:
                 raise  # the server closes the connection: half an answer must not look whole
-            body = problem(InternalError())
+            body = problem(rendered)
+            headers = {
+                "content-type": MIMETYPE,
+                "content-length": str(len(body)),
+                "cache-control": "no-store",
+                **rendered.headers,
+            }
             await send_with_id(
                 {
                     "type": "http.response.start",
-                    "status": 500,
-                    "headers": [
-                        (b"content-type", b"application/problem+json"),
-                        (b"content-length", str(len(body)).encode()),
-                        (b"cache-control", b"no-store"),
-                    ],
+                    "status": rendered.status_code,
+                    "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()],
                 }
             )
             await send_with_id({"type": "http.response.body", "body": body, "more_body": False})
         return None
+
+
+def _alone(error: Exception) -> Exception:
+    """Take an error out of the group that a task group put it into (Quart 0.23)."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error
 
 
 def init_app(app: Quart, settings: Settings) -> None:

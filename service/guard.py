@@ -6,6 +6,7 @@ from functools import wraps
 from typing import Any
 
 from quart import request
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.db import session
 from service.errors import ForbiddenError, UnauthorizedError
@@ -17,13 +18,14 @@ Handler = Callable[..., Awaitable[Any]]
 
 @dataclass(frozen=True)
 class CurrentUser:
-    """Who is asking, as the database has it now; `jti` names the token that was shown."""
+    """Who is asking, as the database has it now; `jti` and `ver` are those of their token."""
 
     id: int
     username: str
     tier: str
     is_admin: bool
     jti: str
+    ver: int
 
 
 async def authenticate() -> CurrentUser:
@@ -39,12 +41,31 @@ async def authenticate() -> CurrentUser:
         raise UnauthorizedError("Token is missing")
     claims = tokens().read(token)
     async with session() as db:
-        user = await db.get(User, claims.user_id)
+        return _recognise(await db.get(User, claims.user_id), claims.jti, claims.ver)
+
+
+async def confirm(db: AsyncSession, user: CurrentUser, *, to_change: bool = False) -> CurrentUser:
+    """Recognise a user once more, in the write that acts for them, and until it has ended.
+
+    Between the guard and the write they may have signed out, or lost their rights. Every write
+    for a user begins with this; `to_change`: it will change the user's own row.
+    """
+    row = await db.get(User, user.id, with_for_update={"read": not to_change})
+    return _recognise(row, user.jti, user.ver)
+
+
+def _recognise(user: User | None, jti: str, ver: int) -> CurrentUser:
     if user is None:
         raise UnauthorizedError("User not found")
-    if claims.ver != user.token_version and claims.jti != user.kept_jti:
+    if ver != user.token_version and jti != user.kept_jti:
         raise UnauthorizedError
-    return CurrentUser(user.id, user.username, user.tier, user.is_admin, claims.jti)
+    return CurrentUser(user.id, user.username, user.tier, user.is_admin, jti, ver)
+
+
+def require_admin(user: CurrentUser) -> None:
+    """Raise ForbiddenError unless the user is an administrator."""
+    if not user.is_admin:
+        raise ForbiddenError("Administrators only")
 
 
 def token_required(handler: Handler) -> Handler:
@@ -63,8 +84,7 @@ def admin_required(handler: Handler) -> Handler:
     @wraps(handler)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
         user = await authenticate()
-        if not user.is_admin:
-            raise ForbiddenError("Administrators only")
+        require_admin(user)
         return await handler(*args, current_user=user, **kwargs)
 
     return guarded

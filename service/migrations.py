@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parent.parent
 def configuration(url: URL) -> Config:
     """Give Alembic's configuration for the database at `url`."""
     config = Config(str(ROOT / "alembic.ini"))
-    config.set_main_option("script_location", str(ROOT / "alembic"))
+    config.set_main_option("script_location", str(ROOT / "alembic").replace("%", "%%"))
     config.attributes["url"] = url
     return config
 
@@ -25,6 +25,12 @@ def configuration(url: URL) -> Config:
 def upgrade(url: URL, revision: str = "head") -> None:
     """Bring the database up to `revision`. Blocks, and runs its own event loop."""
     command.upgrade(configuration(url), revision)
+
+
+def older() -> set[str]:
+    """Name the revisions that come before the newest one: a database at one of them is behind."""
+    scripts = ScriptDirectory(str(ROOT / "alembic")).walk_revisions()
+    return {script.revision for script in scripts} - {head()}
 
 
 def head() -> str:

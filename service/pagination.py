@@ -1,7 +1,7 @@
 """Pages and cursors: the same rules for every list."""
 
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 from itsdangerous import BadSignature, URLSafeSerializer
 from pydantic import Field
@@ -21,6 +21,8 @@ MAX_OFFSET = 100_000  # rows a page may skip: deeper, a cursor is the way
 class PageQuery(Schema):
     """Which page of a list: `page` counts from 1."""
 
+    too_deep: ClassVar[str] = "Too deep: a page may skip 100000 rows."
+
     page: QueryInteger = Field(1, ge=1)
     per_page: QueryInteger = Field(DEFAULT_SIZE, ge=1)
 
@@ -29,9 +31,7 @@ class PageQuery(Schema):
         size = min(self.per_page, MAX_SIZE)
         page = Page(self.page, size)
         if page.offset > MAX_OFFSET:
-            raise InvalidInputError(
-                {"page": [f"Beyond {MAX_OFFSET} rows use cursor mode: limit={size} and no page."]}
-            )
+            raise InvalidInputError({"page": [self.too_deep]})
         return page
 
 

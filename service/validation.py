@@ -2,16 +2,25 @@
 
 import json
 import re
+import unicodedata
 from collections.abc import Mapping
+from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    PlainSerializer,
+    ValidationError,
+)
 
 MAX_DEPTH = 32  # of nested arrays and objects
 MAX_DIGITS = 64  # of one number: beyond every column, and cheap to read
 INT64 = 2**63 - 1
 FORBIDDEN = re.compile("[\x00\ud800-\udfff]")  # no database stores NUL or half a surrogate pair
+ID = re.compile("0|[1-9][0-9]{0,18}")  # one spelling each
 INTEGER = re.compile("-?[0-9]{1,19}")
 DECIMAL = re.compile(r"-?[0-9]{1,19}(\.[0-9]{1,19})?")
 
@@ -116,6 +125,19 @@ def _query_flag(value: Any) -> Any:
     return value
 
 
+def not_blank(value: str) -> str:
+    """Refuse what shows nothing: blanks, control and format characters of every kind."""
+    if all(unicodedata.category(character)[0] in "CZ" for character in value):
+        raise ValueError("Field may not be blank.")
+    return value
+
+
+def _rfc3339(value: datetime) -> str:
+    return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+# Always with six digits of a second, so that instants sort as text, too.
+Instant = Annotated[datetime, PlainSerializer(_rfc3339, return_type=str)]
 QueryInteger = Annotated[int, BeforeValidator(_query_integer)]
 QueryDecimal = Annotated[Decimal, BeforeValidator(_query_decimal)]
 QueryFlag = Annotated[bool, BeforeValidator(_query_flag)]

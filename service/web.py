@@ -17,7 +17,7 @@ from werkzeug.routing import IntegerConverter, ValidationError
 from service.config import Settings
 from service.errors import APIError, InvalidInputError, UnsupportedMediaTypeError
 from service.front import TOO_LARGE
-from service.validation import FORBIDDEN, INT64, parse_json
+from service.validation import FORBIDDEN, ID, INT64, parse_json
 
 JSON = "application/json"
 JSON_TYPE = re.compile(r"application/(json|[a-z0-9.+-]+\+json)")
@@ -44,7 +44,7 @@ class Request(quart.Request):
 class IdConverter(IntegerConverter):
     """A row's id in a path: one spelling each, and nothing that no column holds."""
 
-    regex = "0|[1-9][0-9]{0,18}"
+    regex = ID.pattern
 
     def to_python(self, value: str) -> int:
         number = int(value)
@@ -106,7 +106,9 @@ def _empty(status: int) -> Response:
 def absolute(path: str) -> str:
     """Give an absolute link: from PUBLIC_URL; without one (development) from the request."""
     public: str | None = current_app.extensions["settings"].public_url
-    return (public or request.host_url.rstrip("/")) + path
+    if public is not None:
+        return public + path
+    return f"{request.scheme}://{request.host}{path}" if request.host else path
 
 
 def page_links(page: int, *, last: int | None, has_next: bool) -> dict[str, str]:
@@ -144,8 +146,10 @@ def init_app(app: Quart, settings: Settings) -> None:
     )
 
     @app.before_request
-    async def read_query() -> None:
-        """Refuse what no route can mean: unreadable, repeated or unknown parameters."""
+    async def refuse() -> None:
+        """Refuse a body over the cap, and parameters that are unreadable, repeated or unknown."""
+        if (request.content_length or 0) > settings.max_body_bytes:
+            raise RequestEntityTooLarge
         if not request.query_string or request.url_rule is None or request.method == "OPTIONS":
             return
         try:

@@ -7,10 +7,9 @@ from typing import Any
 
 from quart import Quart
 
-from service.admin.service import update_rights
 from service.auth.service import login
 from service.books.schemas import BookCreate
-from service.books.service import create_book
+from service.books.service import new_book
 from service.models import Book, User
 from service.users.service import create_user
 
@@ -53,7 +52,8 @@ class Factory:
             user = await create_user(
                 db, name, f"{name}@example.org", password_hash, is_admin=is_admin
             )
-            return await update_rights(db, user.id, tier=tier, is_admin=None)
+            user.tier = tier
+            return user
 
         user: User = await self._database.write(work)
         return await self.signed_in(user)
@@ -80,5 +80,12 @@ class Factory:
             values["price"] = Decimal(str(values["price"]))
         data = BookCreate.model_validate(values)
         owner_id = owner.id if owner else None
-        book: Book = await self._database.write(lambda db: create_book(db, owner_id, data))
+
+        async def work(db: Any) -> Book:
+            row = new_book(owner_id, data)
+            db.add(row)
+            await db.flush()
+            return row
+
+        book: Book = await self._database.write(work)
         return book

@@ -4,14 +4,16 @@ import asyncio
 import os
 import signal
 import socket
+import sqlite3
 import sys
 from asyncio.subprocess import PIPE, Process
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import httpx
 import pytest
+from sqlalchemy import make_url
 
 from service import __version__, migrations
 from tests.conftest import SECRET, fresh_database
@@ -198,6 +200,35 @@ async def test_unsafe_production_does_not_start(tmp_path: Path) -> None:
     first, *problems = err.splitlines()
     assert first == "Octavo cannot start with this configuration:"
     assert [line.split()[1] for line in problems] == ["SECRET_KEY", "DATABASE_URL", "PUBLIC_URL"]
+
+
+@pytest.mark.parametrize("command", ["migrate", "seed-db"])
+async def test_nothing_is_prepared_for_an_unsafe_production(tmp_path: Path, command: str) -> None:
+    code, out, err = await octavo(tmp_path, command, OCTAVO_ENV="production")
+    assert (code, out) == (78, "")
+    assert "DATABASE_URL is missing" in err
+    assert list(tmp_path.iterdir()) == []
+
+
+async def test_a_database_that_the_server_does_not_have_is_said(
+    tmp_path: Path, postgresql: str
+) -> None:
+    missing = make_url(postgresql).set(database="octavo_nothing")
+    url = missing.render_as_string(hide_password=False)
+    code, _, err = await octavo(tmp_path, "migrate", DEV_DATABASE_URL=url)
+    assert code == 69
+    assert "octavo_nothing" in err
+    assert "Traceback" not in err
+
+
+async def test_a_revision_from_the_future_is_said(tmp_path: Path) -> None:
+    settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/f.db"}
+    await octavo(tmp_path, "migrate", **settings)
+    with closing(sqlite3.connect(tmp_path / "f.db")) as connection, connection:
+        connection.execute("UPDATE alembic_version SET version_num = '9999'")
+    code, _, err = await octavo(tmp_path, "migrate", **settings)
+    assert code == 1
+    assert err.startswith("Error: Can't locate revision identified by '9999'")
 
 
 async def test_production_starts_when_it_is_safe(tmp_path: Path, postgresql: str) -> None:

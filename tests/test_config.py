@@ -98,6 +98,8 @@ def test_settings_are_frozen() -> None:
         ({"SECRET_KEY": "dev-secret-key"}, "published default", "secrets.token_hex"),
         ({"SECRET_KEY": "your-secret-key-here"}, "published default", "secrets.token_hex"),
         ({"SECRET_KEY": "short"}, "shorter than 32 bytes", "secrets.token_hex"),
+        ({"SECRET_KEY_PREVIOUS": "dev-secret-key"}, "SECRET_KEY_PREVIOUS is", "secrets.token_hex"),
+        ({"SECRET_KEY_PREVIOUS": "short"}, "SECRET_KEY_PREVIOUS is shorter", "secrets.token_hex"),
         ({"DATABASE_URL": ""}, "DATABASE_URL is missing", "postgresql://"),
         ({"DATABASE_URL": "sqlite:///a.db"}, "SQLite", "postgresql://"),
         ({"PUBLIC_URL": ""}, "PUBLIC_URL is missing", "https://"),
@@ -134,6 +136,10 @@ def test_every_problem_is_told_at_once() -> None:
         ("DATABASE_URL", "mysql://h/d", "postgresql://"),
         ("DATABASE_URL", "nonsense", "postgresql://"),
         ("PUBLIC_URL", "books.example.org", "http"),
+        ("REDIS_URL", "redis//:x@h", "redis://"),
+        ("REDIS_URL", "redis://:pw@h:abc/0", "Port"),
+        ("REFRESH_TOKEN_SECONDS", "999999999999", "less than"),
+        ("POOL_TIMEOUT", "inf", "less than"),
         ("SPA_FALLBACK_URL", "/app", "http"),
         ("CORS_ORIGINS", "https://a.example/path", "no origin"),
         ("CORS_ORIGINS", "a.example", "no origin"),
@@ -155,6 +161,12 @@ def test_a_value_that_cannot_be_used_is_named(
     problem = next(line for line in caught.value.problems if line.startswith(name))
     assert part in problem
     assert "\n" not in problem
+
+
+def test_a_file_named_env_that_is_not_utf8_is_said(tmp_path: Path) -> None:
+    (tmp_path / ".env").write_bytes(b"PUBLIC_URL=http://b\xfccher.example.org\n")
+    with pytest.raises(ConfigurationError, match="not UTF-8"):
+        load("development")
 
 
 def test_secrets_are_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:

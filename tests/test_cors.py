@@ -78,7 +78,7 @@ async def test_only_named_origins_come_in(site: Site, folder: Path) -> None:
             assert await let_in(SHOP, path)
             assert await let_in("https://b.example:8443", path)
             assert not await let_in("https://library.example", path)
-        for path in ("/api/books", "/api/books/0"):
+        for path in ("/api/books", "/api/books/0", "/api/books/abc", "/api/books/1/2"):
             assert await let_in("https://library.example", path)
             assert not await let_in(SHOP, path)
         for origin in (

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from quart import Quart
 
+from service.front import TOO_LARGE, Front
 from tests.conftest import Site, serving, settings_for, visiting
 from tests.test_web import is_problem
 
@@ -108,3 +109,39 @@ async def test_a_client_that_hangs_up_does_not_cancel_the_handler(site: Site, fo
         go_on.set()
         async with asyncio.timeout(5):
             await ended.wait()
+
+
+async def test_no_more_than_the_cap_is_ever_passed_on() -> None:
+    passed, drained = 0, 0
+    ended = asyncio.Event()
+
+    async def endless() -> Any:
+        nonlocal drained
+        drained += 1
+        if drained > 1_000:
+            return {"type": "http.disconnect"}
+        return {"type": "http.request", "body": b" " * 1_000, "more_body": True}
+
+    async def inner(scope: Any, receive: Any, send: Any) -> None:
+        nonlocal passed
+        message: Any = {"more_body": True}
+        while message["more_body"]:
+            message = await receive()
+            passed += len(message["body"])
+        assert scope[TOO_LARGE] is True
+        rest = asyncio.ensure_future(receive())
+        await asyncio.sleep(0)
+        assert not rest.done(), "the end of the connection comes after the answer"
+        await send({"type": "http.response.start", "status": 413, "headers": []})
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        assert (await rest)["type"] == "http.disconnect"
+        ended.set()
+
+    async def send(message: Any) -> None:
+        pass
+
+    front: Any = Front(Quart(__name__), inner, 64_000)
+    await front({"type": "http", "headers": []}, endless, send)
+    assert ended.is_set()
+    assert passed == 64_000
+    assert drained > 1_000, "what is over the cap is read, and thrown away"

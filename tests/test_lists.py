@@ -173,6 +173,9 @@ async def test_sizes_are_capped(client: httpx.AsyncClient, make: Factory) -> Non
         ("cursor=3&per_page=2", "_schema", "not both"),
         ("cursor=x", "cursor", "Not a cursor"),
         ("cursor=-1", "cursor", "Not a cursor"),
+        ("cursor=05", "cursor", "Not a cursor"),
+        ("cursor=-0", "cursor", "Not a cursor"),
+        ("cursor=%205", "cursor", "Not a cursor"),
         ("cursor=9223372036854775808", "cursor", "Not a cursor"),
         ("cursor=12&sort=title", "cursor", "Not a cursor"),
         ("sort=author", "sort", "Must be one of"),
@@ -351,7 +354,14 @@ async def test_a_signed_cursor_is_void_when_any_bit_or_filter_changes(
             assert await refused(cursor=flipped), flipped
     for length in range(1, len(cursor), 7):
         assert await refused(cursor=cursor[:length])
-    for other in (cursor + "A", cursor + "=", "." + cursor, cursor + cursor):
+    for other in (
+        cursor + "A",
+        cursor + "=",
+        "." + cursor,
+        cursor * 2,
+        " " + cursor,
+        cursor + "\n",
+    ):
         assert await refused(cursor=other)
     assert await refused(sort="-price")
     assert await refused(sort="published_year")

@@ -279,6 +279,30 @@ async def test_every_answer_has_a_request_id(
     assert len(seen) == (1 if kept else 5)
 
 
+@pytest.mark.parametrize("host", ["a..b", ".", "xn--", "x" * 64 + ".org", "a b", "<script>"])
+async def test_a_host_that_is_none_breaks_nothing(site: Site, host: str) -> None:
+    for path in ("/api/books", "/health/live", "/"):
+        status, headers, body = await raw(
+            site, f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
+        )
+        assert status in {200, 400}
+        assert headers["x-request-id"]
+        if status == 400:
+            assert headers["content-type"] == "application/problem+json"
+            assert json.loads(body)["error"] == "Bad Request"
+
+
+async def test_a_body_that_no_route_reads_is_capped_as_well(
+    client: httpx.AsyncClient, make: Factory
+) -> None:
+    member = await make.member()
+    for method in ("GET", "DELETE"):
+        answer = await client.request(
+            method, "/api/books/1", content=b" " * 70_000, headers=member.headers | JSON
+        )
+        is_problem(answer, 413, "Payload Too Large")
+
+
 async def test_what_may_be_kept_and_what_an_answer_depends_on(
     client: httpx.AsyncClient, make: Factory
 ) -> None:

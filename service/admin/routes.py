@@ -32,7 +32,7 @@ async def update_user(user_id: int, data: RightsUpdate, current_user: CurrentUse
     given = data.model_dump(exclude_unset=True)
     user = await write(
         lambda db: service.update_rights(
-            db, user_id, tier=given.get("tier"), is_admin=given.get("is_admin")
+            db, current_user, user_id, tier=given.get("tier"), is_admin=given.get("is_admin")
         )
     )
     return respond(to_bytes(UserOut.model_validate(user)))
@@ -42,5 +42,5 @@ async def update_user(user_id: int, data: RightsUpdate, current_user: CurrentUse
 @admin_required
 async def delete_user(user_id: int, current_user: CurrentUser) -> Response:
     """Delete a user with their books. The last administrator stays."""
-    await write(lambda db: service.delete_user(db, user_id))
+    await write(lambda db: service.delete_user(db, current_user, user_id))
     return no_content()

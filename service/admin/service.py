@@ -4,6 +4,7 @@ from sqlalchemy import func, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.errors import ConflictError
+from service.guard import CurrentUser, confirm, require_admin
 from service.models import User
 from service.pagination import Page
 from service.users.service import get_user
@@ -22,10 +23,15 @@ async def list_users(db: AsyncSession, page: Page) -> tuple[list[User], int]:
 
 
 async def update_rights(
-    db: AsyncSession, user_id: int, *, tier: str | None, is_admin: bool | None
+    db: AsyncSession,
+    current_user: CurrentUser,
+    user_id: int,
+    *,
+    tier: str | None,
+    is_admin: bool | None,
 ) -> User:
     """Change a user's tier or rights, which ends their tokens. The last administrator stays."""
-    await _lock_administrators(db)
+    await _confirm_administrator(db, current_user)
     user = await get_user(db, user_id, lock=True)
     if is_admin is False:
         await _keep_one_administrator(db, user)
@@ -40,20 +46,24 @@ async def update_rights(
     return user
 
 
-async def delete_user(db: AsyncSession, user_id: int) -> None:
+async def delete_user(db: AsyncSession, current_user: CurrentUser, user_id: int) -> None:
     """Delete a user and, by the database, their books and tokens. The last administrator stays."""
-    await _lock_administrators(db)
+    await _confirm_administrator(db, current_user)
     user = await get_user(db, user_id, lock=True)
     await _keep_one_administrator(db, user)
     await db.delete(user)
     await db.flush()
 
 
-async def _lock_administrators(db: AsyncSession) -> None:
-    """Let one at a time decide who is an administrator: two must not remove each other."""
+async def _confirm_administrator(db: AsyncSession, current_user: CurrentUser) -> None:
+    """Let one at a time decide who is an administrator, and only one who still is.
+
+    Two must not remove each other.
+    """
     await db.execute(
         select(User.id).where(User.is_admin.is_(True)).order_by(User.id).with_for_update()
     )
+    require_admin(await confirm(db, current_user, to_change=True))
 
 
 async def _keep_one_administrator(db: AsyncSession, user: User) -> None:

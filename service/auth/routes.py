@@ -59,7 +59,7 @@ async def refresh(data: Refresh) -> Response:
 @token_required
 async def logout(current_user: CurrentUser) -> Response:
     """End every token of the caller."""
-    await write(lambda db: service.logout(db, current_user.id))
+    await write(lambda db: service.logout(db, current_user))
     return no_content()
 
 

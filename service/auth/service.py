@@ -7,6 +7,7 @@ from sqlalchemy import delete, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.auth.schemas import TokenPair
+from service.guard import CurrentUser, confirm
 from service.models import RefreshToken, User
 from service.security import Tokens, digest, new_refresh_token
 from service.users.service import end_tokens, get_user
@@ -62,9 +63,10 @@ async def refresh(
     return await _issue(db, user, found.family, tokens, refresh_seconds)
 
 
-async def logout(db: AsyncSession, user_id: int) -> None:
+async def logout(db: AsyncSession, current_user: CurrentUser) -> None:
     """End every token of a user."""
-    await end_tokens(db, await get_user(db, user_id, lock=True))
+    await confirm(db, current_user, to_change=True)
+    await end_tokens(db, await get_user(db, current_user.id))
 
 
 async def _issue(

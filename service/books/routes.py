@@ -11,7 +11,7 @@ from service.db import session, write
 from service.errors import InvalidInputError
 from service.guard import CurrentUser, token_required
 from service.pagination import MAX_SIZE, Cursors
-from service.validation import INT64, INTEGER
+from service.validation import ID, INT64
 from service.web import absolute, link_header, no_content, respond, respond_public, to_bytes
 
 
@@ -52,7 +52,7 @@ def _start(cursor: str | None, sort: str, purpose: list[Any]) -> tuple[Any, int]
     if cursor is None:
         return None
     if sort == "id":
-        if not INTEGER.fullmatch(cursor) or not 0 <= int(cursor) <= INT64:
+        if not ID.fullmatch(cursor) or int(cursor) > INT64:
             raise InvalidInputError({"cursor": ["Not a cursor of this list."]})
         return int(cursor), int(cursor)
     key, book_id = Cursors.of_app().read(cursor, purpose)
@@ -73,7 +73,7 @@ async def get_book(book_id: int) -> Response:
 async def create_book(data: BookCreate, current_user: CurrentUser) -> Response:
     """Add a book, owned by the caller."""
     _check_isbn(data)
-    book = await write(lambda db: service.create_book(db, current_user.id, data))
+    book = await write(lambda db: service.create_book(db, data, current_user))
     body = to_bytes(BookOut.model_validate(book))
     return respond(body, 201, tagged=True, headers={"Location": absolute(f"/api/books/{book.id}")})
 

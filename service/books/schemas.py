@@ -1,7 +1,6 @@
 """Books on the wire."""
 
 import re
-from datetime import datetime
 from decimal import Decimal
 from typing import Annotated, Any, Literal, Self
 
@@ -12,12 +11,20 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    StringConstraints,
     model_validator,
 )
 
 from service.models import words
 from service.pagination import DEFAULT_SIZE, PageQuery
-from service.validation import QueryDecimal, QueryFlag, QueryInteger, Schema
+from service.validation import (
+    Instant,
+    QueryDecimal,
+    QueryFlag,
+    QueryInteger,
+    Schema,
+    not_blank,
+)
 
 MIN_YEAR, MAX_YEAR = 1000, 2100
 MAX_PRICE = Decimal("99999999.99")
@@ -41,8 +48,8 @@ def _searchable(value: str) -> str:
     return value
 
 
-Title = Annotated[str, Field(min_length=1, max_length=200)]
-Author = Annotated[str, Field(min_length=1, max_length=100)]
+Title = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(not_blank)]
+Author = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(not_blank)]
 Isbn = Annotated[str, AfterValidator(_isbn)]
 Year = Annotated[int, Field(ge=MIN_YEAR, le=MAX_YEAR)]
 Genre = Literal["Fiction", "Non-Fiction", "Science", "History"]
@@ -94,8 +101,8 @@ class BookOut(BaseModel):
     price: Annotated[Decimal | None, PlainSerializer(lambda p: None if p is None else float(p))]
     user_id: int | None
     version: int
-    created_at: datetime
-    updated_at: datetime
+    created_at: Instant
+    updated_at: Instant
 
 
 class BookFilters(Schema):
@@ -125,8 +132,12 @@ class BookFilters(Schema):
 class BookQuery(BookFilters, PageQuery):
     """A list of books: page mode, or cursor mode if `cursor` or `limit` is there."""
 
+    too_deep = "Beyond 100000 rows use cursor mode: limit instead of page and per_page."
+
     sort: Sort | None = None
-    cursor: str | None = Field(None, description="`next_cursor` of the page before")
+    cursor: Annotated[str, StringConstraints(strip_whitespace=False)] | None = Field(
+        None, description="`next_cursor` of the page before"
+    )
     limit: QueryInteger = Field(DEFAULT_SIZE, ge=1)
     nocache: QueryFlag = Field(False, description="read past the cache")
 

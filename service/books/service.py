@@ -8,20 +8,17 @@ from typing import Any
 
 from sqlalchemy import ColumnElement, and_, cast, column, func, select, table, text
 from sqlalchemy.dialects.postgresql import TSQUERY
-from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 from stdnum import isbn as isbn_numbers
 
 from service.books.schemas import MAX_PRICE, MAX_YEAR, BookCreate, BookFilters, BookUpdate
-from service.db_errors import violated
 from service.errors import (
     ForbiddenError,
     InvalidInputError,
     ResourceNotFoundError,
-    UnauthorizedError,
 )
-from service.guard import CurrentUser
+from service.guard import CurrentUser, confirm
 from service.models import (
     PRICE_ASC,
     PRICE_DESC,
@@ -108,16 +105,12 @@ def new_book(owner_id: int | None, data: BookCreate) -> Book:
     return Book(user_id=owner_id, **data.model_dump(), **Book.derived(data.title, data.author))
 
 
-async def create_book(db: AsyncSession, owner_id: int | None, data: BookCreate) -> Book:
-    """Add a book. Raises UnauthorizedError if its owner has just been deleted."""
-    book = new_book(owner_id, data)
+async def create_book(db: AsyncSession, data: BookCreate, user: CurrentUser) -> Book:
+    """Add a book, owned by `user`."""
+    owner = await confirm(db, user)
+    book = new_book(owner.id, data)
     db.add(book)
-    try:
-        await db.flush()
-    except IntegrityError as error:
-        if violated(error) not in {"fk_books_user_id_users", "FOREIGN KEY"}:
-            raise
-        raise UnauthorizedError("User not found") from None
+    await db.flush()
     return book
 
 
@@ -148,6 +141,7 @@ def check_isbn(isbn: str | None) -> None:
 
 async def _owned_book(db: AsyncSession, book_id: int, user: CurrentUser) -> Book:
     """Give a book that `user` may change, locked until the transaction ends."""
+    user = await confirm(db, user)
     book = await db.get(Book, book_id, with_for_update=True)
     if book is None:
         raise _not_found(book_id)

@@ -36,8 +36,7 @@ async def update_profile(data: ProfileUpdate, current_user: CurrentUser) -> Resp
     user = await write(
         lambda db: service.update_profile(
             db,
-            current_user.id,
-            current_user.jti,
+            current_user,
             username=given.get("username"),
             email=given.get("email"),
             password_hash=password_hash,

@@ -1,14 +1,37 @@
 """Users on the wire. A password comes in, and never goes out."""
 
-from datetime import datetime
-from typing import Annotated
+import unicodedata
+from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, EmailStr, Field, StringConstraints
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    EmailStr,
+    Field,
+    StringConstraints,
+)
 
-from service.validation import Schema
+from service.validation import Instant, Schema
 
-Username = Annotated[str, Field(min_length=3, max_length=50)]
-Email = Annotated[EmailStr, Field(max_length=254)]
+
+def _visible(value: str) -> str:
+    """Refuse characters that cannot be seen: two names must not look like one."""
+    if any(unicodedata.category(character) in {"Cc", "Cf"} for character in value):
+        raise ValueError("Must not hold control or invisible characters.")
+    return value
+
+
+def _bare_address(value: Any) -> Any:
+    """Refuse `Anna <anna@example.org>`, of which pydantic would take the address."""
+    if isinstance(value, str) and "<" in value:
+        raise ValueError("Not a valid email address.")
+    return value
+
+
+Username = Annotated[str, Field(min_length=3, max_length=50), AfterValidator(_visible)]
+Email = Annotated[EmailStr, BeforeValidator(_bare_address), Field(max_length=254)]
 Password = Annotated[  # every character counts, also blanks at its ends
     str, StringConstraints(strip_whitespace=False, min_length=8, max_length=128)
 ]
@@ -36,7 +59,7 @@ class PublicUser(BaseModel):
 
     id: int
     username: str
-    created_at: datetime
+    created_at: Instant
 
 
 class UserOut(BaseModel):
@@ -49,4 +72,4 @@ class UserOut(BaseModel):
     email: str
     tier: str
     is_admin: bool
-    created_at: datetime
+    created_at: Instant

@@ -3,18 +3,27 @@
 The row of a user is the lock for all that decides which of their tokens are valid.
 """
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+
+from pydantic.networks import validate_email
 from sqlalchemy import delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
 
 from service.db_errors import violated
 from service.errors import InvalidInputError, ResourceNotFoundError
+from service.guard import CurrentUser, confirm
 from service.models import RefreshToken, User, fold
+from service.validation import Messages
 
-TAKEN = {
-    "uq_users_username_key": {"username": ["Username already exists"]},
-    "uq_users_email_key": {"email": ["Email already registered"]},
-}
+
+def email_key(email: str) -> str:
+    """Give the form in which an address is compared; what is no address stays as it is."""
+    with suppress(ValueError):
+        email = validate_email(email)[1]
+    return fold(email)
 
 
 async def get_user(db: AsyncSession, user_id: int, *, lock: bool = False) -> User:
@@ -27,7 +36,7 @@ async def get_user(db: AsyncSession, user_id: int, *, lock: bool = False) -> Use
 
 async def find_by_email(db: AsyncSession, email: str) -> User | None:
     """Give the user of an e-mail address, compared without case."""
-    found: User | None = await db.scalar(select(User).where(User.email_key == fold(email)))
+    found: User | None = await db.scalar(select(User).where(User.email_key == email_key(email)))
     return found
 
 
@@ -39,40 +48,40 @@ async def create_user(
         username=username,
         username_key=fold(username),
         email=email,
-        email_key=fold(email),
+        email_key=email_key(email),
         password_hash=password_hash,
         is_admin=is_admin,
     )
-    db.add(user)
-    await _flush(db)
+    async with _unique(db, None, username, email):
+        db.add(user)
     return user
 
 
 async def update_profile(
     db: AsyncSession,
-    user_id: int,
-    jti: str,
+    current_user: CurrentUser,
     *,
     username: str | None,
     email: str | None,
     password_hash: str | None,
     checked_hash: str | None,
 ) -> User:
-    """Change one's own account. A new password ends every token but the one named `jti`.
+    """Change one's own account. A new password ends every token but the one that was shown.
 
     `checked_hash` is that of the current password, where it was asked for.
     """
-    user = await get_user(db, user_id, lock=True)
+    await confirm(db, current_user, to_change=True)
+    user = await get_user(db, current_user.id)
     if checked_hash not in {None, user.password_hash}:
         raise wrong_password()  # changed since it was checked
-    if username is not None:
-        user.username, user.username_key = username, fold(username)
-    if email is not None:
-        user.email, user.email_key = email, fold(email)
-    if password_hash is not None:
-        user.password_hash = password_hash
-        await end_tokens(db, user, kept_jti=jti)
-    await _flush(db)
+    async with _unique(db, current_user.id, username, email):
+        if username is not None:
+            user.username, user.username_key = username, fold(username)
+        if email is not None:
+            user.email, user.email_key = email, email_key(email)
+        if password_hash is not None:
+            user.password_hash = password_hash
+            await end_tokens(db, user, kept_jti=current_user.jti)
     return user
 
 
@@ -91,11 +100,32 @@ def wrong_password() -> InvalidInputError:
     return InvalidInputError({"current_password": ["Current password is wrong"]})
 
 
-async def _flush(db: AsyncSession) -> None:
+@asynccontextmanager
+async def _unique(
+    db: AsyncSession, own_id: int | None, username: str | None, email: str | None
+) -> AsyncIterator[None]:
+    """Write what is done within. Raises InvalidInputError with every name that another has.
+
+    The database decides; the constraint that it names is but one of those that may have fired.
+    """
     try:
-        await db.flush()
+        async with db.begin_nested():
+            yield
     except IntegrityError as error:
-        messages = TAKEN.get(violated(error))
-        if messages is None:
+        if violated(error) not in {"uq_users_username_key", "uq_users_email_key"}:
             raise
-        raise InvalidInputError(messages) from None
+    else:
+        return
+    taken: Messages = {}
+    if await _is_taken(db, own_id, User.username_key, username and fold(username)):
+        taken["username"] = ["Username already exists"]
+    if await _is_taken(db, own_id, User.email_key, email and email_key(email)):
+        taken["email"] = ["Email already registered"]
+    raise InvalidInputError(taken)
+
+
+async def _is_taken(
+    db: AsyncSession, own_id: int | None, column: InstrumentedAttribute[str], key: str | None
+) -> bool:
+    others = select(User.id).where(column == key, User.id != (own_id or 0))
+    return key is not None and await db.scalar(others) is not None

@@ -1,0 +1,98 @@
+"""How values are written in the environment, and what is made of them."""
+
+import json
+from itertools import chain
+from pathlib import Path
+from typing import Annotated, Any, Literal
+from urllib.parse import urlsplit
+
+from pydantic import AfterValidator, BeforeValidator
+from pydantic_settings import NoDecode
+from redis.asyncio.connection import parse_url as parse_redis_url
+from sqlalchemy import URL, make_url
+from sqlalchemy.exc import ArgumentError
+
+ASYNC_DRIVERS = {
+    "postgres": "postgresql+asyncpg",
+    "postgresql": "postgresql+asyncpg",
+    "postgresql+asyncpg": "postgresql+asyncpg",
+    "sqlite": "sqlite+aiosqlite",
+    "sqlite+aiosqlite": "sqlite+aiosqlite",
+}
+DATABASE_FORMS = "write postgresql://user:password@host/name or sqlite:///file.db"
+
+
+def parse_database_url(value: str) -> URL:
+    """Read a plain or async URL: its driver async, libpq's `sslmode` as asyncpg's `ssl`.
+
+    Raises ValueError if it names no database that Octavo knows.
+    """
+    try:
+        url = make_url(value)
+        url = url.set(drivername=ASYNC_DRIVERS[url.drivername])
+    except (ArgumentError, KeyError, ValueError):
+        raise ValueError(DATABASE_FORMS) from None
+    if "sslmode" in url.query:
+        query = dict(url.query)
+        query["ssl"] = query.pop("sslmode")
+        url = url.set(query=query)
+    return url
+
+
+def _is_database(value: str) -> str:
+    parse_database_url(value)
+    return value
+
+
+def _is_redis(value: str) -> str:
+    parse_redis_url(value)
+    return value
+
+
+def _absolute(value: str) -> str:
+    parts = urlsplit(value)
+    if parts.scheme not in {"http", "https"} or not parts.netloc:
+        raise ValueError("write an absolute URL that starts with http:// or https://")
+    return value.rstrip("/")
+
+
+def _comma_separated(value: Any) -> Any:
+    if isinstance(value, str):
+        return tuple(part for item in value.split(",") if (part := item.strip()))
+    return value
+
+
+def _json(value: Any) -> Any:
+    if isinstance(value, str):
+        try:
+            return json.loads(value)
+        except ValueError:
+            raise ValueError('write JSON, as {"books": ["https://a.example"]}') from None
+    return value
+
+
+def _are_origins(value: Any) -> Any:
+    for origin in chain(*value.values()) if isinstance(value, dict) else value:
+        parts = urlsplit(origin)
+        if origin != "*" and f"{parts.scheme}://{parts.netloc}" != origin:
+            raise ValueError(f"{origin!r} is no origin: write scheme://host[:port], no path")
+    return value
+
+
+def _none_by_name(value: Any) -> Any:
+    return None if isinstance(value, str) and value.lower() == "none" else value
+
+
+DatabaseUrl = Annotated[str, AfterValidator(_is_database)]
+RedisUrl = Annotated[str, AfterValidator(_is_redis)]
+AbsoluteUrl = Annotated[str, AfterValidator(_absolute)]
+Origins = Annotated[
+    tuple[str, ...], NoDecode, BeforeValidator(_comma_separated), AfterValidator(_are_origins)
+]
+BlueprintOrigins = Annotated[
+    dict[Literal["auth", "books", "users"], tuple[str, ...]],
+    NoDecode,
+    BeforeValidator(_json),
+    AfterValidator(_are_origins),
+]
+Folder = Annotated[Path | None, BeforeValidator(_none_by_name)]
