@@ -15,6 +15,7 @@ from service.users.service import create_user
 
 PASSWORD = "correct horse battery"
 _numbers = itertools.count(1)
+_hashes: dict[str, str] = {}
 
 
 @dataclass(frozen=True)
@@ -46,7 +47,7 @@ class Factory:
     ) -> Member:
         """Make a user and sign them in."""
         name = username or f"member{next(_numbers)}"
-        password_hash = await self._app.extensions["passwords"].hash(PASSWORD)
+        password_hash = await self._password_hash()
 
         async def work(db: Any) -> User:
             user = await create_user(
@@ -57,6 +58,12 @@ class Factory:
 
         user: User = await self._database.write(work)
         return await self.signed_in(user)
+
+    async def _password_hash(self) -> str:
+        """Hash PASSWORD, once for all tests: it takes longer than what most of them do."""
+        if PASSWORD not in _hashes:
+            _hashes[PASSWORD] = await self._app.extensions["passwords"].hash(PASSWORD)
+        return _hashes[PASSWORD]
 
     async def admin(self) -> Member:
         """Make an administrator and sign them in."""
