@@ -55,7 +55,7 @@ lock: dev  ## resolve the dependencies anew, for every supported Python
 	@for file in requirements.lock:--group=build requirements-dev.lock:--group=build:--group=dev; do \
 		set -- $$(echo $$file | tr : ' '); name=$$1; shift; \
 		$(BIN)/uv pip compile --quiet pyproject.toml "$$@" --universal --python-version 3.11 \
-			--generate-hashes --no-emit-index-url --no-emit-find-links --no-header --no-annotate \
+			--generate-hashes --no-header --no-annotate \
 			--upgrade -o $$name; \
 	done
 

@@ -4,4 +4,4 @@ from quart import Blueprint
 
 admin_bp = Blueprint("admin", __name__, url_prefix="/admin")
 
-from service.admin import routes  # noqa: E402, F401  (registers them)
+from service.admin import routes

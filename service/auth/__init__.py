@@ -4,4 +4,4 @@ from quart import Blueprint
 
 auth_bp = Blueprint("auth", __name__, url_prefix="/api/auth")
 
-from service.auth import routes  # noqa: E402, F401  (registers them)
+from service.auth import routes

@@ -4,4 +4,4 @@ from quart import Blueprint
 
 books_bp = Blueprint("books", __name__, url_prefix="/api/books")
 
-from service.books import routes  # noqa: E402, F401  (registers them)
+from service.books import routes

@@ -4,4 +4,4 @@ from quart import Blueprint
 
 users_bp = Blueprint("users", __name__, url_prefix="/api")
 
-from service.users import routes  # noqa: E402, F401  (registers them)
+from service.users import routes
