@@ -116,7 +116,7 @@ class Base(DeclarativeBase):
         }
     )
     # What the database computes comes back with the same statement: no second query, no lazy load.
-    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012
+    __mapper_args__ = {"eager_defaults": True}
 
 
 def _one_of(column: str, values: tuple[str, ...]) -> str:
@@ -204,7 +204,7 @@ class Book(Base):
         UtcDateTime, server_default=UtcNow(), onupdate=UtcNow()
     )
 
-    __mapper_args__ = {"version_id_col": version, "eager_defaults": True}  # noqa: RUF012
+    __mapper_args__ = {"version_id_col": version, "eager_defaults": True}
 
     @staticmethod
     def derived(title: str, author: str) -> dict[str, str]:

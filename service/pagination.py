@@ -1,17 +1,20 @@
 """Pages and cursors: the same rules for every list."""
 
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, TypeVar
 
 from itsdangerous import BadSignature, URLSafeSerializer
 from pydantic import Field
 from quart import current_app
-from sqlalchemy import ColumnElement, Select, literal, tuple_
+from sqlalchemy import ColumnElement, Select, SQLColumnExpression, func, literal, select, tuple_
+from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.config import Settings
 from service.errors import InvalidInputError
 from service.validation import QueryInteger, Schema
 from service.web import page_links
+
+T = TypeVar("T")
 
 DEFAULT_SIZE = 20
 MAX_SIZE = 100  # asked for more, a list gives this many
@@ -77,8 +80,8 @@ class Page:
 class Order:
     """A total order of rows: a key without NULL, then the id, both in one direction."""
 
-    key: ColumnElement[Any]
-    id: ColumnElement[int]
+    key: SQLColumnExpression[Any]
+    id: SQLColumnExpression[int]
     descending: bool
 
     def apply(self, query: Select[Any], after: tuple[Any, int] | None = None) -> Select[Any]:
@@ -90,6 +93,20 @@ class Order:
         if self.descending:
             return query.order_by(self.key.desc(), self.id.desc())
         return query.order_by(self.key, self.id)
+
+
+async def fetch_page(
+    db: AsyncSession, model: type[T], where: list[ColumnElement[bool]], order: Order, page: Page
+) -> tuple[list[T], int]:
+    """Give the rows of a page and how many there are in all, both of one snapshot."""
+    counted = select(func.count()).select_from(model).where(*where).correlate(None)
+    query = order.apply(select(model, counted.scalar_subquery()).where(*where))
+    rows = (await db.execute(query.limit(page.size).offset(page.offset))).all()
+    if not rows:
+        # Counted a moment later: rows that came in between must not make this page's emptiness
+        # a lie.
+        return [], min(await db.scalar(counted) or 0, page.offset)
+    return [row[0] for row in rows], rows[0][1]
 
 
 class Cursors:

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import threading
 from functools import partial
+from logging.handlers import RotatingFileHandler
 from pathlib import Path
 from typing import Any
 
@@ -51,7 +52,8 @@ async def test_the_guides_file(site: Site, folder: Path, tmp_path: Path) -> None
     assert " WARNING: heard hello [in " in said
     assert said.endswith("[request-7]")
     (handler,) = logs.handlers(settings)
-    assert (handler.maxBytes, handler.backupCount) == (10_240_000, 10)  # type: ignore[attr-defined]
+    assert isinstance(handler, RotatingFileHandler)
+    assert (handler.maxBytes, handler.backupCount) == (10_240_000, 10)
     handler.close()
 
 

@@ -2,10 +2,12 @@
 
 import asyncio
 import json
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import httpx
 import pytest
+from quart import Quart
 
 from tests.conftest import Site, serving, settings_for
 from tests.factories import Factory
@@ -133,7 +135,7 @@ async def test_a_chunked_body_over_the_cap_is_refused_unread(
     member = await make.member()
     sent = 0
 
-    async def endless() -> object:
+    async def endless() -> AsyncIterator[bytes]:
         nonlocal sent
         while sent < 64 * 1024 * 1024:
             sent += 65_536
@@ -142,7 +144,7 @@ async def test_a_chunked_body_over_the_cap_is_refused_unread(
     try:
         answer = await client.post(
             "/api/books",
-            content=endless(),  # type: ignore[arg-type]
+            content=endless(),
             headers=member.headers | JSON,
         )
         is_problem(answer, 413, "Payload Too Large")
@@ -157,8 +159,8 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
     member = await make.member()
     url = site.database_url
 
-    def hasty(app: object) -> None:
-        app.config["BODY_TIMEOUT"] = 0.3  # type: ignore[attr-defined]
+    def hasty(app: Quart) -> None:
+        app.config["BODY_TIMEOUT"] = 0.3
 
     async with serving(settings_for(url, folder), hasty) as slow:
         status, headers, body = await raw(

@@ -1,25 +1,19 @@
 """The rules of administration, and their SQL."""
 
-from sqlalchemy import func, select
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.errors import ConflictError
 from service.guard import CurrentUser, confirm, require_admin
 from service.models import User
-from service.pagination import Page
+from service.pagination import Order, Page, fetch_page
 from service.users.service import get_user
 
 
 async def list_users(db: AsyncSession, page: Page) -> tuple[list[User], int]:
     """Give a page of users, newest first, and how many there are in all."""
-    counted = select(func.count()).select_from(User).correlate(None)
-    query = select(User, counted.scalar_subquery()).order_by(User.created_at.desc(), User.id.desc())
-    rows = (await db.execute(query.limit(page.size).offset(page.offset))).all()
-    if not rows:
-        # Counted a moment later: rows that came in between must not make this page's emptiness
-        # a lie.
-        return [], min(await db.scalar(counted) or 0, page.offset)
-    return [row[0] for row in rows], rows[0][1]
+    newest_first = Order(User.created_at, User.id, descending=True)
+    return await fetch_page(db, User, [], newest_first, page)
 
 
 async def update_rights(

@@ -6,10 +6,9 @@ from datetime import datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, and_, cast, column, func, select, table, text
+from sqlalchemy import ColumnElement, SQLColumnExpression, and_, cast, column, select, table, text
 from sqlalchemy.dialects.postgresql import TSQUERY
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import InstrumentedAttribute
 from stdnum import isbn as isbn_numbers
 
 from service.books.schemas import MAX_PRICE, MAX_YEAR, BookCreate, BookFilters, BookUpdate
@@ -28,7 +27,7 @@ from service.models import (
     fold,
     words,
 )
-from service.pagination import Order, Page
+from service.pagination import Order, Page, fetch_page
 
 CENT = Decimal("0.01")
 
@@ -37,8 +36,8 @@ CENT = Decimal("0.01")
 class _SortKey:
     """The key of a sort in both directions, and how a cursor spells its values."""
 
-    ascending: ColumnElement[Any] | InstrumentedAttribute[Any]
-    descending: ColumnElement[Any] | InstrumentedAttribute[Any]
+    ascending: SQLColumnExpression[Any]
+    descending: SQLColumnExpression[Any]
     read: Callable[[str], Any]
 
 
@@ -55,7 +54,7 @@ def order_of(sort: str) -> Order:
     """Give the order that a `sort` names: `-` for descending, NULLs last in both."""
     key = SORTS[sort.removeprefix("-")]
     descending = sort.startswith("-")
-    return Order(key.descending if descending else key.ascending, Book.id, descending)  # type: ignore[arg-type]
+    return Order(key.descending if descending else key.ascending, Book.id, descending)
 
 
 def key_of(sort: str, spelled: str) -> Any:
@@ -67,15 +66,7 @@ async def list_books(
     db: AsyncSession, filters: BookFilters, sort: str, page: Page
 ) -> tuple[list[Book], int]:
     """Give a page of books and how many there are in all, both of one snapshot."""
-    where = _matching(db, filters)
-    counted = select(func.count()).select_from(Book).where(*where).correlate(None)
-    query = order_of(sort).apply(select(Book, counted.scalar_subquery()).where(*where))
-    rows = (await db.execute(query.limit(page.size).offset(page.offset))).all()
-    if not rows:
-        # Counted a moment later: rows that came in between must not make this page's emptiness
-        # a lie.
-        return [], min(await db.scalar(counted) or 0, page.offset)
-    return [row[0] for row in rows], rows[0][1]
+    return await fetch_page(db, Book, _matching(db, filters), order_of(sort), page)
 
 
 async def list_books_after(
