@@ -1,34 +1,31 @@
 """The tables. The database checks what the wire checks, and decides what is unique."""
 
+import re
 import unicodedata
-from datetime import UTC, datetime
+from datetime import datetime
 from decimal import Decimal
-from typing import Any
 
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
-    DateTime,
-    Dialect,
     ForeignKey,
     Index,
     Integer,
+    LargeBinary,
     MetaData,
-    Numeric,
     String,
     Text,
-    TypeDecorator,
     func,
     literal_column,
     text,
 )
-from sqlalchemy.dialects.postgresql import TSVECTOR
-from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
-from sqlalchemy.sql.functions import FunctionElement
+
+from service.column_types import Money, SearchWords, UtcDateTime, UtcNow
 
 GENRES = ("Fiction", "Non-Fiction", "Science", "History")
 TIERS = ("free", "standard", "premium", "service")
+ASCII_WORD = re.compile("[a-z0-9]+")
 MAX_WORD = 100  # characters of a word that count in a search; PostgreSQL refuses over 2,046 bytes
 Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by INTEGER alone
 
@@ -40,67 +37,14 @@ def fold(value: str) -> str:
 
 def words(*values: str) -> list[str]:
     """Split texts into the words they are searched by: folded, without accents, in order."""
-    plain = unicodedata.normalize("NFKD", " ".join(values)).casefold()
+    text = " ".join(values)
+    if text.isascii():  # most are, and then there is little to do
+        return [part[:MAX_WORD] for part in ASCII_WORD.findall(text.lower())]
+    plain = unicodedata.normalize("NFKD", text).casefold()
     plain = unicodedata.normalize("NFKD", plain)
     kept = "".join(c for c in plain if not unicodedata.combining(c))
     parts = "".join(c if c.isalnum() else " " for c in kept).split()
     return [part[:MAX_WORD] for part in parts]
-
-
-class UtcNow(FunctionElement[datetime]):
-    """The database's clock: one for all workers, so that order by time is one order."""
-
-    type = DateTime(timezone=True)
-    inherit_cache = True
-
-
-@compiles(UtcNow, "postgresql")
-def _now_postgresql(element: UtcNow, compiler: Any, **kw: Any) -> str:
-    return "statement_timestamp()"
-
-
-@compiles(UtcNow, "sqlite")
-def _now_sqlite(element: UtcNow, compiler: Any, **kw: Any) -> str:
-    return "(strftime('%Y-%m-%d %H:%M:%f000', 'now'))"
-
-
-class UtcDateTime(TypeDecorator[datetime]):
-    """An instant in UTC, to the microsecond (SQLite's own clock: to the millisecond)."""
-
-    impl = DateTime(timezone=True)
-    cache_ok = True
-
-    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else value.astimezone(UTC)
-
-    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else value.replace(tzinfo=value.tzinfo or UTC)
-
-
-class Money(TypeDecorator[Decimal]):
-    """An exact price with two decimals: NUMERIC, or integer cents where SQLite has none."""
-
-    impl = Numeric(13, 2)  # wide enough for PRICE_ASC's last key, which is beyond every price
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> Any:
-        return dialect.type_descriptor(Integer() if dialect.name == "sqlite" else Numeric(13, 2))
-
-    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
-        return int(value * 100) if value is not None and dialect.name == "sqlite" else value
-
-    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
-        return Decimal(value) / 100 if value is not None and dialect.name == "sqlite" else value
-
-
-class SearchWords(TypeDecorator[str]):
-    """The words of a book: a `tsvector` on PostgreSQL, text under FTS5 on SQLite."""
-
-    impl = Text
-    cache_ok = True
-
-    def load_dialect_impl(self, dialect: Dialect) -> Any:
-        return dialect.type_descriptor(TSVECTOR() if dialect.name == "postgresql" else Text())
 
 
 class Base(DeclarativeBase):
@@ -210,6 +154,42 @@ class Book(Base):
     def derived(title: str, author: str) -> dict[str, str]:
         """Give the columns that follow from the others: how a book is compared and found."""
         return {"author_key": fold(author), "search": " ".join(words(title, author))}
+
+
+class BookCount(Base):
+    """How many books of a genre ('' for none): the sum of `n`, kept by triggers on `books`.
+
+    PostgreSQL has several rows of a genre, so that writers do not wait for one another.
+    """
+
+    __tablename__ = "book_counts"
+
+    id: Mapped[int] = mapped_column(Id, primary_key=True)
+    genre: Mapped[str] = mapped_column(Text)
+    n: Mapped[int] = mapped_column(BigInteger)
+
+
+class ImportedRecord(Base):
+    """The record that a book was imported from, by the digest of its normalised fields."""
+
+    __tablename__ = "imported_records"
+
+    book_id: Mapped[int] = mapped_column(
+        Id, ForeignKey("books.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    digest: Mapped[bytes] = mapped_column(LargeBinary(16), unique=True)
+
+
+class BookViews(Base):
+    """How often a book was looked at: beside the book, whose version it does not change."""
+
+    __tablename__ = "book_views"
+    __table_args__ = (CheckConstraint("views >= 0", name="views"),)
+
+    book_id: Mapped[int] = mapped_column(
+        Id, ForeignKey("books.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    )
+    views: Mapped[int] = mapped_column(BigInteger)
 
 
 # A sort key without NULL makes one index serve a whole order, and one comparison a cursor: above

@@ -96,10 +96,19 @@ class Order:
 
 
 async def fetch_page(
-    db: AsyncSession, model: type[T], where: list[ColumnElement[bool]], order: Order, page: Page
+    db: AsyncSession,
+    model: type[T],
+    where: list[ColumnElement[bool]],
+    order: Order,
+    page: Page,
+    counted: Select[int] | None = None,
 ) -> tuple[list[T], int]:
-    """Give the rows of a page and how many there are in all, both of one snapshot."""
-    counted = select(func.count()).select_from(model).where(*where).correlate(None)
+    """Give the rows of a page and how many there are in all, both of one snapshot.
+
+    `counted` gives that number where it is known without counting the rows.
+    """
+    if counted is None:
+        counted = select(func.count()).select_from(model).where(*where).correlate(None)
     query = order.apply(select(model, counted.scalar_subquery()).where(*where))
     rows = (await db.execute(query.limit(page.size).offset(page.offset))).all()
     if not rows:

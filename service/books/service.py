@@ -6,7 +6,19 @@ from datetime import datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from typing import Any
 
-from sqlalchemy import ColumnElement, SQLColumnExpression, and_, cast, column, select, table, text
+from sqlalchemy import (
+    BigInteger,
+    ColumnElement,
+    Select,
+    SQLColumnExpression,
+    and_,
+    cast,
+    column,
+    func,
+    select,
+    table,
+    text,
+)
 from sqlalchemy.dialects.postgresql import TSQUERY
 from sqlalchemy.ext.asyncio import AsyncSession
 from stdnum import isbn as isbn_numbers
@@ -24,6 +36,7 @@ from service.models import (
     YEAR_ASC,
     YEAR_DESC,
     Book,
+    BookCount,
     fold,
     words,
 )
@@ -66,7 +79,9 @@ async def list_books(
     db: AsyncSession, filters: BookFilters, sort: str, page: Page
 ) -> tuple[list[Book], int]:
     """Give a page of books and how many there are in all, both of one snapshot."""
-    return await fetch_page(db, Book, _matching(db, filters), order_of(sort), page)
+    return await fetch_page(
+        db, Book, _matching(db, filters), order_of(sort), page, _kept_count(filters)
+    )
 
 
 async def list_books_after(
@@ -91,9 +106,14 @@ async def get_book(db: AsyncSession, book_id: int) -> Book:
     return book
 
 
+def book_values(owner_id: int | None, data: BookCreate) -> dict[str, Any]:
+    """Give the columns of a new book; without an owner, administrators alone may change it."""
+    return {"user_id": owner_id, **data.model_dump(), **Book.derived(data.title, data.author)}
+
+
 def new_book(owner_id: int | None, data: BookCreate) -> Book:
-    """Make the row of a book; without an owner, administrators alone may change it."""
-    return Book(user_id=owner_id, **data.model_dump(), **Book.derived(data.title, data.author))
+    """Make the row of a new book."""
+    return Book(**book_values(owner_id, data))
 
 
 async def create_book(db: AsyncSession, data: BookCreate, user: CurrentUser) -> Book:
@@ -143,6 +163,14 @@ async def _owned_book(db: AsyncSession, book_id: int, user: CurrentUser) -> Book
 
 def _not_found(book_id: int) -> ResourceNotFoundError:
     return ResourceNotFoundError(f"Book with id {book_id} not found")
+
+
+def _kept_count(filters: BookFilters) -> Select[int] | None:
+    """Give the number of books that the database keeps: of all of them, and of a genre."""
+    if filters.conditions().keys() - {"genre"}:
+        return None
+    kept = select(cast(func.coalesce(func.sum(BookCount.n), 0), BigInteger))
+    return kept if filters.genre is None else kept.where(BookCount.genre == filters.genre)
 
 
 def _matching(db: AsyncSession, filters: BookFilters) -> list[ColumnElement[bool]]:

@@ -1,0 +1,131 @@
+"""Counts that the database keeps, the records that books were imported from, and views."""
+
+import sqlalchemy as sa
+from alembic import op
+
+revision = "0002"
+down_revision = "0001"
+branch_labels = None
+depends_on = None
+
+ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+# Each writer adds to a row that no other one holds, or to a row of its own: nobody waits. There
+# are as many rows of a genre as writers ever met, and their sum is exact in every snapshot.
+POSTGRESQL = (
+    """CREATE FUNCTION count_books(of_genre text, more bigint) RETURNS void LANGUAGE plpgsql AS $$
+    DECLARE free bigint;
+    BEGIN
+        SELECT id INTO free FROM book_counts WHERE genre = of_genre
+            LIMIT 1 FOR UPDATE SKIP LOCKED;
+        IF FOUND THEN
+            UPDATE book_counts SET n = n + more WHERE id = free;
+        ELSE
+            INSERT INTO book_counts (genre, n) VALUES (of_genre, more);
+        END IF;
+    END $$""",
+    """CREATE FUNCTION books_inserted() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM count_books(genre, n)
+            FROM (SELECT coalesce(genre, '') AS genre, count(*) AS n FROM changed GROUP BY 1) AS c;
+        RETURN NULL;
+    END $$""",
+    """CREATE FUNCTION books_deleted() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM count_books(genre, -n)
+            FROM (SELECT coalesce(genre, '') AS genre, count(*) AS n FROM changed GROUP BY 1) AS c;
+        RETURN NULL;
+    END $$""",
+    """CREATE FUNCTION book_moved() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        PERFORM count_books(coalesce(OLD.genre, ''), -1);
+        PERFORM count_books(coalesce(NEW.genre, ''), 1);
+        RETURN NULL;
+    END $$""",
+    """CREATE FUNCTION books_emptied() RETURNS trigger LANGUAGE plpgsql AS $$
+    BEGIN
+        DELETE FROM book_counts;
+        RETURN NULL;
+    END $$""",
+    # Once a statement, not once a row: an import changes each count once per thousand books.
+    """CREATE TRIGGER books_inserted AFTER INSERT ON books
+        REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION books_inserted()""",
+    """CREATE TRIGGER books_deleted AFTER DELETE ON books
+        REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION books_deleted()""",
+    """CREATE TRIGGER book_moved AFTER UPDATE OF genre ON books FOR EACH ROW
+        WHEN (OLD.genre IS DISTINCT FROM NEW.genre) EXECUTE FUNCTION book_moved()""",
+    """CREATE TRIGGER books_emptied AFTER TRUNCATE ON books
+        FOR EACH STATEMENT EXECUTE FUNCTION books_emptied()""",
+    """INSERT INTO book_counts (genre, n)
+        SELECT coalesce(genre, ''), count(*) FROM books GROUP BY 1""",
+)
+POSTGRESQL_FUNCTIONS = (
+    "books_inserted()", "books_deleted()", "book_moved()", "books_emptied()",
+    "count_books(text, bigint)",
+)  # fmt: skip
+
+# SQLite has one writer at a time: a row for each genre is enough.
+SQLITE = (
+    """INSERT INTO book_counts (genre, n)
+        SELECT g.column1, (SELECT count(*) FROM books WHERE coalesce(genre, '') = g.column1)
+        FROM (VALUES (''), ('Fiction'), ('Non-Fiction'), ('Science'), ('History')) AS g""",
+    """CREATE TRIGGER books_inserted AFTER INSERT ON books BEGIN
+        UPDATE book_counts SET n = n + 1 WHERE genre = coalesce(new.genre, '');
+    END""",
+    """CREATE TRIGGER books_deleted AFTER DELETE ON books BEGIN
+        UPDATE book_counts SET n = n - 1 WHERE genre = coalesce(old.genre, '');
+    END""",
+    """CREATE TRIGGER book_moved AFTER UPDATE OF genre ON books
+        WHEN old.genre IS NOT new.genre BEGIN
+        UPDATE book_counts SET n = n - 1 WHERE genre = coalesce(old.genre, '');
+        UPDATE book_counts SET n = n + 1 WHERE genre = coalesce(new.genre, '');
+    END""",
+)
+TRIGGERS = ("books_inserted", "books_deleted", "book_moved")
+
+
+def upgrade() -> None:
+    sqlite = op.get_bind().dialect.name == "sqlite"
+    op.create_table(
+        "book_counts",
+        sa.Column("id", ID, nullable=False),
+        sa.Column("genre", sa.Text(), nullable=False),
+        sa.Column("n", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_book_counts"),
+    )
+    op.create_table(
+        "imported_records",
+        sa.Column("book_id", ID, nullable=False),
+        sa.Column("digest", sa.LargeBinary(16), nullable=False),
+        sa.PrimaryKeyConstraint("book_id", name="pk_imported_records"),
+        sa.UniqueConstraint("digest", name="uq_imported_records_digest"),
+        sa.ForeignKeyConstraint(
+            ["book_id"], ["books.id"], name="fk_imported_records_book_id_books", ondelete="CASCADE"
+        ),
+    )
+    op.create_table(
+        "book_views",
+        sa.Column("book_id", ID, nullable=False),
+        sa.Column("views", sa.BigInteger(), nullable=False),
+        sa.PrimaryKeyConstraint("book_id", name="pk_book_views"),
+        sa.ForeignKeyConstraint(
+            ["book_id"], ["books.id"], name="fk_book_views_book_id_books", ondelete="CASCADE"
+        ),
+        sa.CheckConstraint("views >= 0", name=op.f("ck_book_views_views")),
+    )
+    for statement in SQLITE if sqlite else POSTGRESQL:
+        op.execute(statement)
+
+
+def downgrade() -> None:
+    if op.get_bind().dialect.name == "sqlite":
+        for trigger in TRIGGERS:
+            op.execute(f"DROP TRIGGER {trigger}")
+    else:
+        for trigger in (*TRIGGERS, "books_emptied"):
+            op.execute(f"DROP TRIGGER {trigger} ON books")
+        for function in POSTGRESQL_FUNCTIONS:
+            op.execute(f"DROP FUNCTION {function}")
+    op.drop_table("book_views")
+    op.drop_table("imported_records")
+    op.drop_table("book_counts")

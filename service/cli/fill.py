@@ -1,0 +1,144 @@
+"""octavo seed-db, import-books: books for a catalogue."""
+
+import os
+import sys
+from itertools import islice
+
+import click
+
+from service.cli.database import write_once
+from service.config import load_from_environment
+from service.importer.columns import ColumnMap, parse_map
+from service.importer.loader import BATCH, Loader
+from service.importer.progress import Progress
+from service.importer.run import Reading, Rejects, open_reading
+from service.importer.run import import_books as run_import
+from service.importer.sources import Format, SourceError
+from service.seed import fill_if_empty, shipped_books
+
+EX_INTERRUPTED = 130
+
+
+@click.command("seed-db")
+@click.option("--books", type=click.IntRange(min=1), help="Make up so many plausible books.")
+@click.option("--seed", type=int, help="Which ones: the same for the same number.  [default: 1]")
+def seed_db(books: int | None, seed: int | None) -> None:
+    """Fill an empty catalogue with the books that come with Octavo, or add made-up ones.
+
+    Made-up books look like a catalogue's: for trying out, and for load tests. Each is added once,
+    so that a run that was interrupted can be gone on with.
+    """
+    if books is not None:
+        _seed_plausible(books, 1 if seed is None else seed)
+    elif seed is not None:
+        raise click.UsageError("--seed chooses among made-up books: say how many with --books")
+    else:
+        fill_with_shipped_books()
+    click.echo("Database seeded")
+
+
+def _seed_plausible(count: int, seed: int) -> None:
+    # Made-up names take a second to load: other commands need not wait for them.
+    from service.plausible import plausible_books
+
+    made = plausible_books(count, seed)
+    with Loader(load_from_environment()) as loader, Progress(count) as progress:
+        done = 0
+        while batch := list(islice(made, BATCH)):
+            loader.put(batch)
+            done += len(batch)
+            progress.show(done, done)
+        loader.finish()
+    click.echo(f"{loader.added} books added, {loader.known} there already, with seed {seed}")
+
+
+def fill_with_shipped_books() -> None:
+    """Add the shipped books to an empty catalogue, and say so."""
+    books = shipped_books()
+    added = write_once(lambda db: fill_if_empty(db, books))
+    click.echo(f"{added} books added" if added else "The catalogue has books already: none added")
+
+
+class _Map(click.ParamType[ColumnMap]):
+    name = "field=column,..."
+
+    def convert(
+        self, value: str | ColumnMap, param: click.Parameter | None, ctx: click.Context | None
+    ) -> ColumnMap:
+        if not isinstance(value, str):
+            return value
+        try:
+            return parse_map(value)
+        except ValueError as error:
+            self.fail(f"{value!r}: {error}", param, ctx)
+
+
+@click.command("import-books")
+@click.argument(
+    "file", type=click.Path(exists=True, dir_okay=False, readable=True, allow_dash=True)
+)
+@click.option(
+    "--format",
+    "kind",
+    type=click.Choice(["csv", "jsonl", "marc"]),
+    help="Else told by how the file begins, or by its name.",
+)
+@click.option(
+    "--map",
+    "given",
+    type=_Map(),
+    default={},
+    help="Columns of the fields title, author, isbn, published_year, genre and price, where their"
+    " names do not say it. A field without a column is left out; of a field given twice, the"
+    " first column counts that holds something.",
+)
+@click.option("--encoding", help="Of CSV; else UTF-8, or UTF-16 if it begins so.")
+@click.option("--owner", help="User whose books these are; without one, administrators edit them.")
+@click.option(
+    "--rejects",
+    type=click.Path(dir_okay=False, writable=True),
+    help="Where to write the refused records, as JSON Lines with the reason.",
+)
+@click.option("--dry-run", is_flag=True, help="Say what would happen, and change nothing.")
+def import_books(
+    file: str,
+    kind: Format | None,
+    given: ColumnMap,
+    encoding: str | None,
+    owner: str | None,
+    rejects: str | None,
+    dry_run: bool,
+) -> None:
+    """Import books from FILE (- for standard input): CSV, JSON Lines or MARC 21, plain or gzip.
+
+    What can be repaired without guessing is repaired; what the catalogue does not allow is
+    refused and counted. Run it again after an interruption, or with a newer file: a record that
+    is in the catalogue is not added twice.
+    """
+    settings = load_from_environment()
+    if rejects is not None and os.path.exists(rejects) and os.path.samefile(file, rejects):
+        raise click.BadParameter("that is the file to import", param_hint="--rejects")
+    strict = settings.isbn_checksum == "strict"
+    try:
+        with Loader(settings, owner, dry_run=dry_run) as loader:
+            reading = open_reading(file, kind, encoding, given)
+            _say_what(reading)
+            with Rejects(rejects) as refused:
+                report = run_import(reading, loader, refused, strict_isbn=strict)
+    except SourceError as error:
+        raise click.ClickException(str(error)) from None
+    for line in report.lines(dry_run=dry_run):
+        click.echo(line)
+    if refused.written:
+        click.echo(f"Refused records are in {rejects}")
+    if report.stopped:
+        click.echo("Stopped. Run the same command again to go on.", err=True)
+        sys.exit(EX_INTERRUPTED)
+    if report.broken is not None:
+        raise click.ClickException(f"{report.broken}. What could be read before is counted above.")
+
+
+def _say_what(reading: Reading) -> None:
+    click.echo(f"Reading {reading.format} from {reading.source.name}")
+    for name, columns in (reading.columns or {}).items():
+        click.echo(f"  {name}: {' or '.join(columns) or '(no column)'}")

@@ -1,0 +1,33 @@
+"""Records of JSON Lines: an object on each line."""
+
+import io
+from functools import lru_cache
+
+from service.importer.columns import ColumnMap, guess, pick
+from service.importer.records import TOO_LONG, Record, Records
+from service.importer.sources import Lines, Source
+from service.validation import parse_json
+
+
+def read_lines(stream: "io.BufferedReader[Source]", given: ColumnMap) -> Records:
+    """Give the record of each line that is not blank."""
+
+    @lru_cache(maxsize=256)
+    def columns_of(names: tuple[str, ...]) -> ColumnMap:
+        return guess(names, given)
+
+    for line in Lines(stream):
+        text = line.text.removeprefix(b"\xef\xbb\xbf") if line.number == 1 else line.text
+        if not text.strip():
+            continue
+        damage, detail = TOO_LONG, ""
+        if line.whole:
+            try:
+                values = parse_json(text)
+            except ValueError as error:
+                damage, detail = "not a JSON object", str(error).replace("The body", "The line")
+            else:
+                yield Record(line.number, values, pick(values, columns_of(tuple(values))))
+                continue
+        raw = text.decode("utf-8", "surrogateescape").rstrip("\r\n")
+        yield Record(line.number, raw, damage=damage, detail=detail)

@@ -1,0 +1,159 @@
+"""Records of MARC 21 (ISO 2709), in UTF-8 or MARC-8.
+
+What each field means: https://www.loc.gov/marc/bibliographic/
+"""
+
+import io
+import logging
+import re
+import warnings
+from collections.abc import Iterable, Iterator
+from contextlib import redirect_stderr
+
+from pymarc import Field
+from pymarc import Record as MarcRecord
+from pymarc.exceptions import PymarcException
+from pymarc.marc8 import marc8_to_unicode
+
+from service.importer.records import TOO_LONG, Record, Records
+from service.importer.sources import BUFFER, MAX_RECORD, Source
+
+END_OF_RECORD = b"\x1d"
+END_OF_FIELD = 0x1E
+LEADER_BYTES, ENTRY_BYTES = 24, 12
+CERTAIN_DATES = set("cdemprstu")  # 008/06: kinds of date whose first one is a year
+FICTION, NOT_FICTION = set("1fj"), set("0eis")  # 008/33: fiction, novels, stories; none, essays...
+SCIENCE, HISTORY = set("Q"), set("CDEF")  # 050: classes of the Library of Congress
+
+
+def read_marc(stream: "io.BufferedReader[Source]") -> Records:
+    """Give the records of a file, in order. A damaged one costs itself alone."""
+    logging.getLogger("pymarc").addHandler(logging.NullHandler())  # we say what is damaged
+    for number, data in enumerate(_chunks(stream), 1):
+        raw = data[:MAX_RECORD].decode("latin-1")
+        if len(data) > MAX_RECORD:
+            yield Record(number, raw, damage=TOO_LONG)
+            continue
+        try:
+            fields = _fields(data)
+        except UnicodeDecodeError as error:
+            yield Record(
+                number, raw, damage="text is not in the record's encoding", detail=str(error)
+            )
+        except (PymarcException, ValueError, LookupError, Warning) as error:
+            detail = str(error) or type(error).__name__
+            yield Record(number, raw, damage="not a MARC record", detail=detail)
+        else:
+            yield Record(number, raw, fields)
+
+
+def _chunks(stream: "io.BufferedReader[Source]") -> Iterator[bytes]:
+    """Split at the end of each record: lengths in leaders are not to be trusted."""
+    rest = b""
+    while block := stream.read1(BUFFER):
+        *whole, rest = (rest + block).split(END_OF_RECORD)
+        for data in whole:
+            yield data.lstrip(b"\r\n ") + END_OF_RECORD
+        rest = rest[: MAX_RECORD + 1]  # if there is more, it is too long already
+    if rest.strip():
+        yield rest
+
+
+def _fields(data: bytes) -> dict[str, list[object]]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        marc = MarcRecord(data, to_unicode=False)
+    _check_directory(data)
+    decode = _utf8 if marc.leader.coding_scheme == "a" else _marc8
+
+    def texts(codes: str, *tags: str) -> list[str]:
+        """Give each field with one of these tags: its subfields with one of these codes."""
+        fields = (field for tag in tags for field in marc.get_fields(tag))
+        return [" ".join(decode(value) for value in _values(field, codes)) for field in fields]
+
+    coded = next((field.data for field in marc.get_fields("008")), None) or b""
+    fixed = _bytes(coded).decode("ascii", "replace").ljust(40)
+    return {
+        "title": [_unpunctuated(text) for text in texts("abnp", "245")],
+        "author": [
+            _unpunctuated(text)
+            for text in [*texts("abc", "100", "110", "111"), *texts("abc", "700", "710", "711")]
+        ],
+        "isbn": [text.split(maxsplit=1)[0] for text in texts("a", "020") if text.strip()],
+        "published_year": [_year(fixed, [*texts("c", "264"), *texts("c", "260")])],
+        "genre": [_genre(str(marc.leader)[6], fixed, texts("a", "050"))],
+    }
+
+
+def _check_directory(data: bytes) -> None:
+    """Refuse a record whose directory cuts its fields elsewhere than they end.
+
+    pymarc takes such slices as they come: a title without its first letters, and no error.
+    """
+    base = int(data[12:17])
+    for place in range(LEADER_BYTES, base - 1, ENTRY_BYTES):
+        entry = data[place : place + ENTRY_BYTES]
+        end = base + int(entry[7:12]) + int(entry[3:7])
+        if data[end - 1 : end] != bytes([END_OF_FIELD]):
+            raise ValueError(f"Field {entry[:3]!r} does not end where the directory says")
+
+
+def _values(field: Field, codes: str) -> Iterable[bytes]:
+    return (_bytes(part.value) for part in field.subfields if part.code in codes)
+
+
+def _bytes(value: object) -> bytes:
+    """Narrow what pymarc, not decoding, gives as bytes under the type of text."""
+    if not isinstance(value, bytes):
+        raise ValueError("A field holds no bytes")
+    return value
+
+
+def _utf8(value: bytes) -> str:
+    return value.decode("utf-8")
+
+
+def _marc8(value: bytes) -> str:
+    """Decode MARC-8. pymarc writes a blank for what it does not know, and says so to stderr."""
+    with redirect_stderr(io.StringIO()) as complaints:
+        text = marc8_to_unicode(value)
+    if complaints.getvalue():
+        reason = complaints.getvalue().splitlines()[0]
+        raise UnicodeDecodeError("marc-8", value, 0, len(value), reason)
+    return text
+
+
+def _unpunctuated(text: str) -> str:
+    """Take away the marks that separate areas of a catalogue card (ISBD).
+
+    The full stop stays behind an initial: it goes behind three letters or more.
+    """
+    text = re.sub(r"\s+([:;,])(?=\s)", r"\1", text).strip()
+    text = re.sub(r"[\s/:;,=]+$", "", text)
+    text = re.sub(r"(?<=[^\W\d_]{3})\.$", "", text)
+    if text.startswith("[") and text.find("]") == len(text) - 1:
+        text = text[1:-1]
+    return text
+
+
+def _year(fixed: str, imprints: list[str]) -> str | None:
+    """Give the year of publication: the coded one, else the only one of the imprint."""
+    if fixed[6] in CERTAIN_DATES and re.fullmatch("[0-9]{4}", fixed[7:11]):
+        return fixed[7:11]
+    for text in imprints:
+        years: set[str] = set(re.findall(r"(?<![0-9])[0-9]{4}(?![0-9])", text))
+        if len(years) == 1 and "?" not in text:
+            return years.pop()
+    return None
+
+
+def _genre(kind: str, fixed: str, classes: list[str]) -> str | None:
+    """Give the genre that the literary form or the class of a text says, if they do."""
+    if kind not in "at":
+        return None
+    if fixed[33] in FICTION:
+        return "Fiction"
+    for name, letters in (("Science", SCIENCE), ("History", HISTORY)):
+        if any(text[:1] in letters for text in classes):
+            return name
+    return "Non-Fiction" if fixed[33] in NOT_FICTION else None

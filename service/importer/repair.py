@@ -1,0 +1,189 @@
+"""What of a record can be mended without guessing; then the contract decides.
+
+A value that cannot be mended goes on as it is: the book's schema refuses it in its own words.
+"""
+
+import json
+import re
+import unicodedata
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from decimal import Decimal
+from hashlib import blake2b
+from typing import Any
+
+from pydantic import ValidationError
+from stdnum import isbn as isbn_numbers
+
+from service.books.schemas import BookCreate
+from service.books.service import check_isbn
+from service.errors import InvalidInputError
+from service.importer.records import FIELDS, Record
+from service.models import GENRES
+from service.validation import FORBIDDEN, Messages, messages
+
+CENT = Decimal("0.01")
+NOTHING = {"", "null", "none", "nan", "n/a", "\\n"}  # ways to write that there is no value
+WRAPPED = re.compile('="(.*)"')  # how a table keeps a spreadsheet from reading a number
+ISBN_LABEL = re.compile(r"ISBN(-1[03])?:?", re.IGNORECASE)
+SIGNS = re.compile(r"[\s\u00ad\u2010-\u2015-]")
+WELL_FORMED = re.compile("[0-9]{9}[0-9X]|[0-9]{13}")
+ROBBED = re.compile("[0-9]{6,8}[0-9X]")  # of one to three leading zeros
+WHOLE = re.compile(r"([+-]?[0-9]{1,9})(\.0+)?")
+DATE = re.compile(r"([0-9]{4})-[0-9]{2}(-[0-9]{2}([T ].*)?)?")
+MONEY = re.compile(r"[0-9]{1,12}(\.[0-9]{1,30})?")
+GENRE_NAMES = {re.sub(r"[\W_]", "", name).casefold(): name for name in GENRES}
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A book to be added, and the digest by which its record is known again.
+
+    views: how often it was looked at already, where that is known.
+    """
+
+    book: BookCreate
+    digest: bytes
+    repairs: list[str] = field(default_factory=list)
+    views: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Refused:
+    """Why a record is no book: in a few words, and all that is wrong with it."""
+
+    reason: str
+    errors: Messages
+
+
+def judge(record: Record, *, strict_isbn: bool = False) -> Accepted | Refused:
+    """Mend a record and hold it to the contract."""
+    if record.damage is not None:
+        return Refused(record.damage, {"_record": [record.detail or record.damage]})
+    repairs: list[str] = []
+    values = {}
+    for name, mend in MENDERS.items():
+        given = [value for value in record.fields.get(name, ()) if not _is_nothing(value)]
+        # None is not given: what is required is then missing, and everything else is empty.
+        if given:
+            values[name] = mend(given, repairs)
+    errors = _unstorable(values)
+    if not errors:
+        try:
+            book = BookCreate.model_validate(values)
+            if strict_isbn:
+                check_isbn(book.isbn)
+        except ValidationError as error:
+            errors = messages(error)
+        except InvalidInputError as error:
+            errors = error.payload["messages"]
+        else:
+            return Accepted(book, digest(book), repairs)
+    name, sentences = next(iter(errors.items()))
+    return Refused(f"{name}: {sentences[0]}", errors)
+
+
+def digest(book: BookCreate) -> bytes:
+    """Give the 16 bytes by which the record of a book is known again: of all its fields."""
+    values: list[Any] = [getattr(book, name) for name in FIELDS]
+    if book.price is not None:
+        values[FIELDS.index("price")] = str(book.price.quantize(CENT))
+    return blake2b(json.dumps(values).encode(), digest_size=16).digest()
+
+
+def _is_nothing(value: Any) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().casefold() in {"", "\\n"})
+
+
+def _unstorable(values: dict[str, Any]) -> Messages:
+    return {
+        name: ["Holds a NUL character or bytes that are not text."]
+        for name, value in values.items()
+        if isinstance(value, str) and FORBIDDEN.search(value)
+    }
+
+
+def _text(given: list[Any], repairs: list[str]) -> Any:
+    value = given[0]
+    if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
+        value = ", ".join(value)
+    if type(value) is int:
+        value = str(value)
+    return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
+
+
+def _isbn(given: list[Any], repairs: list[str]) -> Any:
+    """Give the first ISBN whose check digit agrees, else the first with the form of one."""
+    flat = [part for value in given for part in (value if isinstance(value, list) else [value])]
+    read = [(value, *_read_isbn(value)) for value in flat if not _no_number(value)]
+    formed = [(text, how) for _, text, how in read if text is not None]
+    for text, how in formed:
+        if isbn_numbers.is_valid(text):
+            repairs.extend([how] if how else [])
+            return text
+    if formed:
+        return formed[0][0]
+    return read[0][0] if read else None
+
+
+def _read_isbn(value: Any) -> tuple[str | None, str | None]:
+    """Give the ten or thirteen digits of an ISBN, and what was mended for it."""
+    text = str(value).strip()
+    wrapped = WRAPPED.fullmatch(text)
+    text = wrapped[1] if wrapped else text
+    text = SIGNS.sub("", ISBN_LABEL.sub("", text)).upper()
+    how = None
+    if text.endswith(".0"):
+        text, how = text[:-2], "isbn: a number's .0 dropped"
+    if WELL_FORMED.fullmatch(text):
+        return text, how
+    if ROBBED.fullmatch(text) and isbn_numbers.is_valid(text.zfill(10)):
+        return text.zfill(10), "isbn: leading zeros restored"
+    return None, None
+
+
+def _year(given: list[Any], repairs: list[str]) -> Any:
+    value = given[0]
+    text = str(value).strip() if isinstance(value, str | int | Decimal) else ""
+    whole, date = WHOLE.fullmatch(text), DATE.fullmatch(text)
+    if whole and type(value) is not bool:
+        if whole[2]:
+            repairs.append("published_year: a number's .0 dropped")
+        return int(whole[1])
+    if date:
+        repairs.append("published_year: taken from a date")
+        return int(date[1])
+    return None if _no_number(value) else value
+
+
+def _genre(given: list[Any], repairs: list[str]) -> Any:
+    value = given[0]
+    if _no_number(value):
+        return None
+    if isinstance(value, str) and value not in GENRES:
+        name = GENRE_NAMES.get(re.sub(r"[\W_]", "", value).casefold())
+        if name is not None:
+            repairs.append("genre: spelled as the catalogue does")
+            return name
+    return value
+
+
+def _price(given: list[Any], repairs: list[str]) -> Any:
+    value = given[0]
+    if isinstance(value, str) and MONEY.fullmatch(value.strip()):
+        value = Decimal(value.strip())
+    if isinstance(value, Decimal) and value.is_finite() and abs(value) < 10**12:
+        cents = value.quantize(CENT)
+        if cents == value:
+            return cents
+    return None if _no_number(value) else value
+
+
+def _no_number(value: Any) -> bool:
+    return isinstance(value, str) and value.strip().casefold() in NOTHING
+
+
+MENDERS: dict[str, Callable[[list[Any], list[str]], Any]] = {
+    "title": _text, "author": _text, "isbn": _isbn, "published_year": _year, "genre": _genre,
+    "price": _price,
+}  # fmt: skip

@@ -1,0 +1,129 @@
+"""Where records come from: bytes of a file or of standard input, plain or gzip."""
+
+import gzip
+import io
+import os
+import re
+import stat
+import sys
+import zlib
+from collections import deque
+from collections.abc import Iterator
+from typing import IO, AnyStr, BinaryIO, Generic, Literal, NamedTuple
+
+from typing_extensions import Buffer
+
+Format = Literal["csv", "jsonl", "marc"]
+
+MAX_RECORD = 4 * 1024 * 1024  # bytes (CSV: characters) of one record; a longer one is damaged
+BUFFER = 256 * 1024
+GZIP = b"\x1f\x8b"
+BY_NAME: dict[str, Format] = {
+    ".csv": "csv", ".tsv": "csv", ".jsonl": "jsonl", ".ndjson": "jsonl", ".mrc": "marc",
+    ".marc": "marc",
+}  # fmt: skip
+LEADER = re.compile(rb"\s*[0-9]{5}[a-z ]{5}.{2}[0-9]{5}", re.DOTALL)
+
+
+class SourceError(Exception):
+    """The source cannot be read, or not to its end. Says why."""
+
+
+class Source(io.RawIOBase):
+    """The bytes of a file (`-`: standard input), unpacked if they are gzip."""
+
+    def __init__(self, path: str) -> None:
+        file = sys.stdin.buffer if path == "-" else open(path, "rb", buffering=BUFFER)  # noqa: SIM115
+        self._file: BinaryIO = file
+        status = os.fstat(file.fileno())
+        self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
+        # A pipe may give one byte at first: wait for the two that tell.
+        head = file.peek(2) if isinstance(file, io.BufferedReader) else b""
+        self._packed = head[:2] == GZIP
+        self._bytes: BinaryIO | gzip.GzipFile = (
+            gzip.GzipFile(fileobj=file) if self._packed else file
+        )
+        self.name = path
+
+    @property
+    def position(self) -> int:
+        """How many bytes of the file itself were read; 0 where that cannot be told."""
+        return self._file.tell() if self.size is not None else 0
+
+    def readable(self) -> bool:
+        """Say that it can be read."""
+        return True
+
+    def readinto(self, buffer: Buffer) -> int:
+        """Read some bytes. Raises SourceError where the file is damaged."""
+        view = memoryview(buffer)
+        try:
+            data = self._bytes.read(len(view))
+        except (EOFError, zlib.error, OSError) as error:
+            kind = "gzip data are damaged" if self._packed else "file cannot be read"
+            raise SourceError(f"The {kind} at byte {self.position}: {error}") from None
+        view[: len(data)] = data
+        return len(data)
+
+
+def guess_format(name: str, head: bytes) -> Format:
+    """Tell a format by how a file begins, else by its name; else it is CSV."""
+    start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
+    if start.startswith(b"{"):
+        return "jsonl"
+    if start.startswith(b"["):
+        raise SourceError("A JSON array is not JSON Lines: write one object a line (jq -c '.[]')")
+    if LEADER.match(head):
+        return "marc"
+    name = name.lower().removesuffix(".gz")
+    return BY_NAME.get(os.path.splitext(name)[1], "csv")
+
+
+class Line(NamedTuple, Generic[AnyStr]):
+    """A line with its number from 1, and whether it is whole: longer ones are cut."""
+
+    number: int
+    text: AnyStr
+    whole: bool
+
+
+class Lines(Generic[AnyStr]):
+    """The lines of a stream; some can be put back."""
+
+    def __init__(self, stream: IO[AnyStr]) -> None:
+        self._stream: IO[AnyStr] = stream
+        self._back: deque[Line[AnyStr]] = deque()
+        self._number = 0
+
+    def __iter__(self) -> Iterator[Line[AnyStr]]:
+        while (line := self.take()) is not None:
+            yield line
+
+    def take(self) -> Line[AnyStr] | None:
+        """Give the next line; None at the end."""
+        if self._back:
+            return self._back.popleft()
+        text = self._read()
+        if not text:
+            return None
+        self._number += 1
+        rest = text
+        while len(rest) == MAX_RECORD and not _ended(rest):
+            rest = self._read()
+        return Line(self._number, text, rest is text)
+
+    def put_back(self, lines: list[Line[AnyStr]]) -> None:
+        """Put lines back, to be taken again."""
+        self._back.extendleft(reversed(lines))
+
+    def _read(self) -> AnyStr:
+        try:
+            return self._stream.readline(MAX_RECORD)
+        except UnicodeError as error:
+            raise SourceError(
+                f"The file cannot be read after line {self._number}: {error}"
+            ) from None
+
+
+def _ended(text: str | bytes) -> bool:
+    return text[-1:] in {"\n", "\r", b"\n"}
