@@ -199,9 +199,11 @@ YEAR_DESC = func.coalesce(Book.published_year, literal_column("-1"))
 PRICE_ASC = func.coalesce(Book.price, literal_column("10000000000"))
 PRICE_DESC = func.coalesce(Book.price, literal_column("-1"))
 
-Index("ix_books_year_asc", YEAR_ASC, Book.id)
-Index("ix_books_year_desc", YEAR_DESC, Book.id)
-Index("ix_books_price_asc", PRICE_ASC, Book.id)
-Index("ix_books_price_desc", PRICE_DESC, Book.id)
+# The columns go along so that rows are counted in the index alone: PostgreSQL does not see that
+# the expression is all it needs.
+Index("ix_books_year_asc", YEAR_ASC, Book.id, postgresql_include=["published_year"])
+Index("ix_books_year_desc", YEAR_DESC, Book.id, postgresql_include=["published_year"])
+Index("ix_books_price_asc", PRICE_ASC, Book.id, postgresql_include=["price"])
+Index("ix_books_price_desc", PRICE_DESC, Book.id, postgresql_include=["price"])
 # SQLite has an FTS5 table in its place, made by the first migration.
 Index("ix_books_search", Book.search, postgresql_using="gin").ddl_if(dialect="postgresql")

@@ -84,6 +84,24 @@ SQLITE = (
 TRIGGERS = ("books_inserted", "books_deleted", "book_moved")
 
 
+SORT_KEYS = (
+    ("ix_books_year_asc", "published_year", "9999"),
+    ("ix_books_year_desc", "published_year", "-1"),
+    ("ix_books_price_asc", "price", "10000000000"),
+    ("ix_books_price_desc", "price", "-1"),
+)
+
+
+def index_sort_keys(*, with_column: bool) -> None:
+    """Make PostgreSQL's sort keys anew, with the column beside its expression or without."""
+    for name, column, sentinel in SORT_KEYS:
+        op.drop_index(name, "books")
+        key = sa.text(f"coalesce({column}, {sentinel})")
+        op.create_index(
+            name, "books", [key, "id"], postgresql_include=[column] if with_column else []
+        )
+
+
 def upgrade() -> None:
     sqlite = op.get_bind().dialect.name == "sqlite"
     op.create_table(
@@ -115,6 +133,8 @@ def upgrade() -> None:
     )
     for statement in SQLITE if sqlite else POSTGRESQL:
         op.execute(statement)
+    if not sqlite:
+        index_sort_keys(with_column=True)
 
 
 def downgrade() -> None:
@@ -126,6 +146,7 @@ def downgrade() -> None:
             op.execute(f"DROP TRIGGER {trigger} ON books")
         for function in POSTGRESQL_FUNCTIONS:
             op.execute(f"DROP FUNCTION {function}")
+        index_sort_keys(with_column=False)
     op.drop_table("book_views")
     op.drop_table("imported_records")
     op.drop_table("book_counts")

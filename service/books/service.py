@@ -80,7 +80,7 @@ async def list_books(
 ) -> tuple[list[Book], int]:
     """Give a page of books and how many there are in all, both of one snapshot."""
     return await fetch_page(
-        db, Book, _matching(db, filters), order_of(sort), page, _kept_count(filters)
+        db, Book, _matching(db, filters, sort), order_of(sort), page, _kept_count(filters)
     )
 
 
@@ -89,7 +89,7 @@ async def list_books_after(
 ) -> tuple[list[Book], tuple[str, int] | None]:
     """Give `limit` books behind a key and id, and where to go on if there are more."""
     order = order_of(sort)
-    query = select(Book, order.key).where(*_matching(db, filters))
+    query = select(Book, order.key).where(*_matching(db, filters, sort))
     rows = (await db.execute(order.apply(query, after).limit(limit + 1))).all()
     if len(rows) <= limit:
         return [row[0] for row in rows], None
@@ -173,7 +173,7 @@ def _kept_count(filters: BookFilters) -> Select[int] | None:
     return kept if filters.genre is None else kept.where(BookCount.genre == filters.genre)
 
 
-def _matching(db: AsyncSession, filters: BookFilters) -> list[ColumnElement[bool]]:
+def _matching(db: AsyncSession, filters: BookFilters, sort: str) -> list[ColumnElement[bool]]:
     """Put filters into SQL."""
     found: list[ColumnElement[bool]] = []
     if filters.genre is not None:
@@ -185,30 +185,32 @@ def _matching(db: AsyncSession, filters: BookFilters) -> list[ColumnElement[bool
     if filters.user_id is not None:
         found.append(Book.user_id == filters.user_id)
     if filters.year_min is not None or filters.year_max is not None:
-        found.append(
-            _between(SORTS["published_year"], filters.year_min, filters.year_max, MAX_YEAR)
-        )
+        years = (filters.year_min, filters.year_max, MAX_YEAR)
+        found.append(_between("published_year", sort, *years))
     if filters.price_min is not None or filters.price_max is not None:
-        found.append(_between(SORTS["price"], filters.price_min, filters.price_max, MAX_PRICE))
+        found.append(_between("price", sort, filters.price_min, filters.price_max, MAX_PRICE))
     if filters.q is not None:
         found.append(_found_by(db, words(filters.q)))
     return found
 
 
 def _between(
-    key: _SortKey, least: Decimal | int | None, most: Decimal | int | None, highest: Decimal | int
+    name: str,
+    sort: str,
+    least: Decimal | int | None,
+    most: Decimal | int | None,
+    highest: Decimal | int,
 ) -> ColumnElement[bool]:
-    """Bound a key that is NULL nowhere: -1 in place of NULL when descending, above all ascending.
+    """Bound a key that is NULL nowhere to what its column can hold: that leaves NULLs out.
 
-    Both bounds are put to one expression, for whose values the planner has statistics. They are
-    cut to what the column can hold.
+    The key is the one that the list is sorted by, if it is of the same column, so that one walk
+    through one index does for both; the planner has statistics of its values.
     """
-    upper = None if most is None else _whole_cents(min(max(most, -1), highest), ROUND_FLOOR)
-    if least is None:
-        return key.ascending <= upper
-    lower = _whole_cents(min(max(least, 0), highest + 1), ROUND_CEILING)
-    above = key.descending >= lower
-    return above if upper is None else and_(above, key.descending <= upper)
+    key = SORTS[name]
+    value = key.ascending if sort == name else key.descending
+    lower = 0 if least is None else _whole_cents(min(max(least, 0), highest + 1), ROUND_CEILING)
+    upper = highest if most is None else _whole_cents(min(max(most, -1), highest), ROUND_FLOOR)
+    return and_(value >= lower, value <= upper)
 
 
 def _whole_cents(value: Decimal | int, rounding: str) -> Decimal | int:
