@@ -120,8 +120,10 @@ def import_books(
         raise click.BadParameter("that is the file to import", param_hint="--rejects")
     strict = settings.isbn_checksum == "strict"
     try:
-        with Loader(settings, owner, dry_run=dry_run) as loader:
-            reading = open_reading(file, kind, encoding, given)
+        with (
+            Loader(settings, owner, dry_run=dry_run) as loader,
+            open_reading(file, kind, encoding, given) as reading,
+        ):
             _say_what(reading)
             with Rejects(rejects) as refused:
                 report = run_import(reading, loader, refused, strict_isbn=strict)

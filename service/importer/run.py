@@ -29,11 +29,18 @@ class Reading:
     columns: ColumnMap | None = None
 
 
-def open_reading(path: str, kind: Format | None, encoding: str | None, given: ColumnMap) -> Reading:
+@contextmanager
+def open_reading(
+    path: str, kind: Format | None, encoding: str | None, given: ColumnMap
+) -> Iterator[Reading]:
     """Open a file (`-`: standard input) and read its header. Raises SourceError."""
-    source = Source(path)
+    with Source(path) as source:
+        yield _read(source, kind, encoding, given)
+
+
+def _read(source: Source, kind: Format | None, encoding: str | None, given: ColumnMap) -> Reading:
     stream = io.BufferedReader(source, BUFFER)
-    kind = kind or guess_format(path, stream.peek(BUFFER))
+    kind = kind or guess_format(source.name, stream.peek(BUFFER))
     if kind == "csv":
         table = Table(stream, encoding, given)
         return Reading(source, kind, iter(table), table.columns)

@@ -4,8 +4,10 @@ import gzip
 import io
 import os
 import re
+import shutil
 import stat
 import sys
+import tempfile
 import zlib
 from collections import deque
 from collections.abc import Iterator
@@ -40,15 +42,38 @@ class Source(io.RawIOBase):
         # A pipe may give one byte at first: wait for the two that tell.
         head = file.peek(2) if isinstance(file, io.BufferedReader) else b""
         self._packed = head[:2] == GZIP
+        if self._packed and self.size is None:
+            self._file = file = _copied(file)
         self._bytes: BinaryIO | gzip.GzipFile = (
             gzip.GzipFile(fileobj=file) if self._packed else file
         )
         self.name = path
+        if self._packed:
+            self._verify()
 
     @property
     def position(self) -> int:
         """How many bytes of the file itself were read; 0 where that cannot be told."""
-        return self._file.tell() if self.size is not None else 0
+        if self.size is None:
+            return 0
+        return self.size if self._file.closed else self._file.tell()
+
+    def _verify(self) -> None:
+        """Read gzip data to their end: damaged ones can look like good ones up to there."""
+        try:
+            while self.read(BUFFER):
+                pass
+        except SourceError:
+            self.close()
+            raise
+        self._bytes.seek(0)
+
+    def close(self) -> None:
+        """Close the file, but not standard input."""
+        if not self.closed and self._file is not sys.stdin.buffer:
+            self._bytes.close()
+            self._file.close()
+        super().close()
 
     def readable(self) -> bool:
         """Say that it can be read."""
@@ -60,10 +85,19 @@ class Source(io.RawIOBase):
         try:
             data = self._bytes.read(len(view))
         except (EOFError, zlib.error, OSError) as error:
-            kind = "gzip data are damaged" if self._packed else "file cannot be read"
-            raise SourceError(f"The {kind} at byte {self.position}: {error}") from None
+            if self._packed:
+                raise SourceError(f"The gzip data are damaged ({error}): none are used") from None
+            raise SourceError(f"The file cannot be read: {error}") from None
         view[: len(data)] = data
         return len(data)
+
+
+def _copied(stream: BinaryIO) -> BinaryIO:
+    """Copy a stream to a file without a name, where it can be read twice."""
+    file = tempfile.TemporaryFile(buffering=BUFFER)  # noqa: SIM115  (closed by the source)
+    shutil.copyfileobj(stream, file, BUFFER)
+    file.seek(0)
+    return file  # type: ignore[return-value]
 
 
 def guess_format(name: str, head: bytes) -> Format:

@@ -25,8 +25,12 @@ class Table:
         csv.field_size_limit(2 * MAX_RECORD)  # of the whole process; a record is cut before
         # A byte that is no text goes on as half a surrogate pair: its record alone is refused,
         # and only if the byte stands in a field of the book.
-        text = io.TextIOWrapper(stream, encoding, errors="surrogateescape", newline="")
+        try:
+            text = io.TextIOWrapper(stream, encoding, errors="surrogateescape", newline="")
+        except LookupError:
+            raise SourceError(f"There is no encoding {encoding}") from None
         self._lines: Lines[str] = Lines(text)
+        self._delimiter = ","
         self._header = self._read_header()
         self.columns = guess(self._header, given)
         if self._header:

@@ -1,0 +1,298 @@
+"""Imports as they are run: real processes, both databases, stopped and begun again."""
+
+import asyncio
+import csv
+import gzip
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from click.testing import CliRunner
+from sqlalchemy import func, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service import migrations
+from service.cli import cli
+from service.db import Database
+from service.importer.loader import BATCH, Loader
+from service.models import Book, BookCount, ImportedRecord
+from service.plausible import plausible_books
+from service.users.service import create_user
+from tests.conftest import fresh_database, settings_for
+from tests.test_cli import CLEAN, octavo, start
+
+FAULTY = Path(__file__).parent / "data" / "faulty.csv"
+ADDED, REFUSED = 5, 7
+MANY = 12_000
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def catalogue(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Database]:
+    """A migrated database without books, on each backend."""
+    async with fresh_database(request.param, request, folder) as url:
+        settings = settings_for(url, folder)
+        await asyncio.to_thread(migrations.upgrade, settings.database)
+        database = Database(settings)
+        await database.open()
+        yield database
+        await database.close()
+
+
+def url_of(database: Database) -> dict[str, str]:
+    """Give the environment in which the command finds a database."""
+    return {"DEV_DATABASE_URL": database.url.render_as_string(hide_password=False)}
+
+
+async def books(database: Database) -> list[Book]:
+    """Read the whole catalogue."""
+    async with database.session() as db:
+        return list(await db.scalars(select(Book).order_by(Book.id)))
+
+
+async def counts(database: Database) -> tuple[int, int, int]:
+    """Count books and records by their rows, and books as the database keeps the count."""
+    async with database.session() as db:
+        rows = await db.scalar(select(func.count()).select_from(Book))
+        records = await db.scalar(select(func.count()).select_from(ImportedRecord))
+        kept = await db.scalar(select(func.sum(BookCount.n)))
+    return int(rows or 0), int(records or 0), int(kept or 0)
+
+
+def table(rows: int) -> bytes:
+    """Make a CSV file of so many different books."""
+    lines = io.StringIO()
+    writer = csv.writer(lines)
+    writer.writerow(["title", "author", "year", "genre", "price"])
+    for n in range(rows):
+        writer.writerow([f"Title {n}", f"Author {n % 997}", 1900 + n % 100, "Fiction", n / 100])
+    return lines.getvalue().encode()
+
+
+async def test_a_messy_file(catalogue: Database, tmp_path: Path) -> None:
+    settings = url_of(catalogue)
+    words = ("import-books", str(FAULTY), "--rejects", "rejects.jsonl")
+    promised = await octavo(tmp_path, *words, "--dry-run", **settings)
+    assert promised[0] == 0
+    assert await books(catalogue) == []
+    code, out, err = await octavo(tmp_path, *words, **settings)
+    assert code == 0, err
+    assert promised[1].replace("would be added", "added").splitlines()[8:] == out.splitlines()[8:]
+    lines = [line.strip() for line in out.splitlines()]
+    assert lines[:7] == [
+        f"Reading csv from {FAULTY}", "title: title", "author: authors", "isbn: isbn13 or isbn",
+        "published_year: original_publication_year", "genre: (no column)", "price: (no column)",
+    ]  # fmt: skip
+    assert lines[7].startswith("13 records read in ")
+    assert lines[8:] == [
+        f"{ADDED} books added",
+        "1 in the catalogue already",
+        f"{REFUSED} refused",
+        "2  isbn: String does not match expected pattern: 10 or 13 digits.",
+        "1  published_year: Must be greater than or equal to 1000.",
+        "1  author: Longer than maximum length 100.",
+        "1  author: Missing data for required field.",
+        "1  columns do not fit the header",
+        "1  title: Missing data for required field.",
+        "8 repairs",
+        "4  isbn: leading zeros restored",
+        "4  published_year: a number's .0 dropped",
+        "Refused records are in rejects.jsonl",
+    ]
+    assert "13 records" in err
+    found = {book.title: book for book in await books(catalogue)}
+    assert found["The Long Field (Fields, #1)"].isbn == "0439023483"
+    assert found["To the River"].published_year == 1960
+    assert found["To the River"].author == "Boris Ahl, Cora Lind"
+    assert found["Emil's Book"].isbn == "080442957X"
+    assert {book.user_id for book in found.values()} == {None}
+    rejects = (tmp_path / "rejects.jsonl").read_text(encoding="ascii").splitlines()
+    refused = [json.loads(line) for line in rejects]
+    assert [line["number"] for line in refused] == [6, 7, 8, 9, 10, 12, 13]
+    assert refused[1]["record"]["isbn13"] == "9.78067172365e+12"
+    assert refused[5]["record"][6:] == ["Shifted", " by a comma", "eng"]
+    assert len(refused) == REFUSED
+    again = await octavo(tmp_path, *words, **settings)
+    assert f"0 books added\n{ADDED + 1} in the catalogue already" in again[1]
+    assert await counts(catalogue) == (ADDED, ADDED, ADDED)
+
+
+async def test_books_have_an_owner_if_one_is_named(catalogue: Database, tmp_path: Path) -> None:
+    user = await catalogue.write(lambda db: create_user(db, "Änne", "a@example.org", "x"))
+    words = ("import-books", str(FAULTY), "--owner")
+    code, out, err = await octavo(tmp_path, *words, "nobody", **url_of(catalogue))
+    assert (code, out, err) == (1, "", "Error: There is no user nobody\n")
+    assert (await octavo(tmp_path, *words, "äNNE", **url_of(catalogue)))[0] == 0
+    assert {book.user_id for book in await books(catalogue)} == {user.id}
+
+    async def forget(db: AsyncSession) -> None:
+        await db.delete(await db.get_one(type(user), user.id))
+
+    await catalogue.write(forget)  # their books go with them, and may come again
+    assert await counts(catalogue) == (0, 0, 0)
+    assert (await octavo(tmp_path, *words[:2], **url_of(catalogue)))[0] == 0
+    assert len(await books(catalogue)) == ADDED
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
+async def test_stopped_in_the_middle_and_begun_again(
+    catalogue: Database, tmp_path: Path, number: signal.Signals
+) -> None:
+    (tmp_path / "many.csv").write_bytes(table(MANY))
+    process = await start(tmp_path, "import-books", "many.csv", **url_of(catalogue))
+    while not (await counts(catalogue))[0]:
+        await asyncio.sleep(0.01)
+    process.send_signal(number)
+    out, err = await process.communicate()
+    assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
+    rows, records, kept = await counts(catalogue)
+    assert 0 < rows < MANY
+    assert rows % BATCH == 0
+    assert rows == records == kept
+    if number == signal.SIGINT:
+        assert f"{rows} books added" in out.decode()
+        assert "Run the same command again" in err.decode()
+        assert "Traceback" not in err.decode()
+    done = await octavo(tmp_path, "import-books", "many.csv", **url_of(catalogue))
+    assert f"{MANY - rows} books added\n{rows} in the catalogue already" in done[1]
+    assert await counts(catalogue) == (MANY, MANY, MANY)
+    titles = [book.title for book in await books(catalogue)]
+    assert titles == [f"Title {n}" for n in range(MANY)]
+
+
+async def test_two_imports_at_once_double_nothing(catalogue: Database, tmp_path: Path) -> None:
+    (tmp_path / "books.csv").write_bytes(table(4_000))
+    both = await asyncio.gather(
+        *(octavo(tmp_path, "import-books", "books.csv", **url_of(catalogue)) for _ in range(2))
+    )
+    assert [code for code, _, _ in both] == [0, 0], both
+    assert await counts(catalogue) == (4_000, 4_000, 4_000)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+async def test_from_standard_input(tmp_path: Path, packed: bool) -> None:
+    settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/d.db"}
+    await octavo(tmp_path, "migrate", **settings)
+    process = await start(tmp_path, "import-books", "-", "--dry-run", **settings)
+    lines = b'{"title": "A", "author": "x"}\n{"title": "B", "author": "x"}\n'
+    out, _ = await process.communicate(gzip.compress(lines) if packed else lines)
+    assert process.returncode == 0
+    assert b"2 books would be added" in out
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "said"),
+    [
+        (("import-books", "nowhere.csv"), 2, "does not exist"),
+        (("import-books", "."), 2, "is a directory"),
+        (("import-books", "b.csv", "--map", "pages=n"), 2, "write FIELD=COLUMN"),
+        (("import-books", "b.csv", "--format", "xls"), 2, "is not one of"),
+        (("import-books", "b.csv", "--rejects", "b.csv"), 2, "the file to import"),
+        (("import-books", "b.csv", "--rejects", "no/r.jsonl"), 1, "Cannot write no/r.jsonl"),
+        (("import-books", "b.csv", "--rejects", "/dev/full"), 1, "Cannot write /dev/full"),
+        (("import-books", "b.csv", "--map", "title=name"), 1, "no column name for title"),
+        (("import-books", "b.csv", "--encoding", "klingon"), 1, "no encoding klingon"),
+        (("import-books", "b.gz"), 1, "gzip data are damaged"),
+        (("import-books", "one.csv"), 1, "No column for author"),
+        (("import-books", "empty.csv"), 0, ""),
+        (("seed-db", "--seed", "1"), 2, "--books"),
+        (("seed-db", "--books", "0"), 2, "--books"),
+    ],
+)
+async def test_what_cannot_be_done_is_said(
+    tmp_path: Path, words: tuple[str, ...], code: int, said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/d.db"}
+    (tmp_path / "b.csv").write_text("title,author\nA,x\n,x\n")
+    (tmp_path / "b.gz").write_bytes(gzip.compress(table(100))[:-9])
+    (tmp_path / "one.csv").write_text("title\nA\n")
+    (tmp_path / "empty.csv").write_text("")
+    await asyncio.to_thread(
+        migrations.upgrade, settings_for(settings["DEV_DATABASE_URL"], tmp_path).database
+    )
+    before = (tmp_path / "b.csv").read_bytes()
+    monkeypatch.chdir(tmp_path)
+    done = await asyncio.to_thread(CliRunner().invoke, cli, words, env=settings)
+    assert (done.exit_code, said in done.stderr) == (code, True), done.output
+    assert isinstance(done.exception, SystemExit | None)
+    assert (tmp_path / "b.csv").read_bytes() == before
+
+
+def peak_memory(cwd: Path, *words: str, **environment: str) -> int:
+    """Run a command to its end and give the most memory it held, in KiB."""
+    process = subprocess.Popen(
+        [sys.executable, "-m", "service", *words],
+        cwd=cwd, env=CLEAN | environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+    )  # fmt: skip
+    assert process.stdout is not None
+    with process.stdout as said:
+        out = said.read()
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 0, out
+    return used.ru_maxrss
+
+
+async def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
+    """A file ten times as long takes as much memory, in a dry run as in a real one."""
+    peaks: dict[tuple[str, int], int] = {}
+    for rows in (3_000, 30_000):
+        (tmp_path / "books.csv").write_bytes(table(rows))
+        settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/{rows}.db"}
+        await octavo(tmp_path, "migrate", **settings)
+        for mode in ("--dry-run", "--rejects=r.jsonl"):
+            words = ("import-books", "books.csv", mode)
+            peaks[mode, rows] = await asyncio.to_thread(peak_memory, tmp_path, *words, **settings)
+    for mode in ("--dry-run", "--rejects=r.jsonl"):
+        grown = peaks[mode, 30_000] - peaks[mode, 3_000]
+        assert grown < 8_000, peaks  # the 27,000 books more alone are 20,000 KiB as objects
+
+
+async def test_made_up_books_are_the_same_everywhere(catalogue: Database, tmp_path: Path) -> None:
+    settings = url_of(catalogue)
+    words = ("seed-db", "--books", "1500", "--seed", "7")
+    code, out, err = await octavo(tmp_path, *words, **settings)
+    assert (code, out) == (
+        0, "1500 books added, 0 there already, with seed 7\nDatabase seeded\n",
+    ), err  # fmt: skip
+    assert "1,500 records" in err
+    again = await octavo(tmp_path, *words[:2], "1600", "--seed", "7", **settings)
+    assert again[1].startswith("100 books added, 1500 there already")
+    names = ("title", "author", "isbn", "published_year", "genre", "price")
+    made = [tuple(getattr(item.book, name) for name in names) for item in plausible_books(1600, 7)]
+    found = await books(catalogue)
+    assert [tuple(getattr(book, name) for name in names) for book in found] == made
+    async with catalogue.session() as db:
+        views = await db.execute(text("SELECT views FROM book_views ORDER BY book_id"))
+        assert [row[0] for row in views] == [item.views for item in plausible_books(1600, 7)]
+
+
+async def test_a_batch_that_fails_is_told_and_leaves_nothing(
+    catalogue: Database, folder: Path
+) -> None:
+    """Somebody deletes the owner while their books come in."""
+    user = await catalogue.write(lambda db: create_user(db, "owner", "o@example.org", "x"))
+    settings = settings_for(catalogue.url.render_as_string(hide_password=False), folder)
+
+    def load() -> None:
+        with Loader(settings, "owner") as loader:
+            made: Any = list(plausible_books(10, 1))
+            loader.put(made[:5])
+            loader.finish()
+            asyncio.run_coroutine_threadsafe(catalogue.write(forget), loop).result()
+            loader.put(made[5:])
+            loader.finish()
+
+    async def forget(db: AsyncSession) -> None:
+        await db.delete(await db.get_one(type(user), user.id))
+
+    loop = asyncio.get_running_loop()
+    with pytest.raises(Exception, match=r"(?i)foreign key"):
+        await asyncio.to_thread(load)
+    assert await counts(catalogue) == (0, 0, 0)
