@@ -1,0 +1,145 @@
+"""Totals that nobody counts: kept by the database, exact whatever writers do at the same time."""
+
+import asyncio
+import random
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from sqlalchemy import event, select, text
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service import migrations
+from service.db import Database
+from service.models import Book, BookCount, User
+from tests.conftest import Site, fresh_database, settings_for
+from tests.factories import Factory
+
+GENRES = [None, "Fiction", "Science"]
+
+
+async def kept(database: Database) -> dict[str | None, int]:
+    """Read the counts that are kept, of genres that have any."""
+    found: Counter[str | None] = Counter()
+    async with database.session() as db:
+        for genre, n in (await db.execute(select(BookCount.genre, BookCount.n))).all():
+            found[genre or None] += n
+    return {genre: n for genre, n in found.items() if n}
+
+
+async def counted(database: Database) -> dict[str | None, int]:
+    """Count the rows."""
+    async with database.session() as db:
+        return dict(Counter(await db.scalars(select(Book.genre))))
+
+
+async def test_counts_are_exact_under_concurrent_writers(site: Site, make: Factory) -> None:
+    owners = [await make.member() for _ in range(3)]
+    chance = random.Random(3)
+    ids = [(await make.book(owners[n % 3], genre=GENRES[n % 3])).id for n in range(30)]
+
+    async def change(db: AsyncSession, book_id: int, what: int, genre: str | None) -> None:
+        book = await db.get(Book, book_id, with_for_update=True)
+        if what == 0:
+            db.add(Book(title="T", author="A", genre=genre, **Book.derived("T", "A")))
+        elif book is not None and what == 1:
+            await db.delete(book)
+        elif book is not None:
+            book.genre = genre
+        await db.flush()
+        if what == 3:
+            raise RuntimeError
+
+    async def one() -> None:
+        book_id, what, genre = chance.choice(ids), chance.randrange(4), chance.choice(GENRES)
+        try:
+            await site.database.write(lambda db: change(db, book_id, what, genre))
+        except RuntimeError:
+            return
+
+    for _ in range(10):
+        await asyncio.gather(*(one() for _ in range(20)))
+        assert await kept(site.database) == await counted(site.database)
+
+    async def leave(db: AsyncSession) -> None:
+        await db.delete(await db.get_one(User, owners[0].id))
+
+    await site.database.write(leave)  # and their books with them
+    assert await kept(site.database) == await counted(site.database)
+
+
+async def test_totals_of_all_and_of_a_genre_count_no_rows(
+    site: Site, client: httpx.AsyncClient, make: Factory
+) -> None:
+    for n in range(5):
+        await make.book(genre=GENRES[n % 3], author="Anna")
+    sent: list[str] = []
+
+    def note(_c: Any, _cursor: Any, statement: str, *_: Any) -> None:
+        sent.append(statement)
+
+    event.listen(site.database.reader.sync_engine, "before_cursor_execute", note)
+    for query, total in (("", 5), ("genre=Fiction", 2), ("genre=History", 0), ("page=9", 5)):
+        sent.clear()
+        assert (await client.get(f"/api/books?{query}")).json()["total"] == total
+        assert sent
+        assert not [statement for statement in sent if "count(" in statement], query
+    sent.clear()
+    assert (await client.get("/api/books?author=anna&genre=Fiction")).json()["total"] == 2
+    assert [statement for statement in sent if "count(" in statement]
+    event.remove(site.database.reader.sync_engine, "before_cursor_execute", note)
+
+
+@pytest.mark.parametrize("backend", ["postgresql"])
+async def test_writers_do_not_wait_for_the_count(
+    backend: str, request: pytest.FixtureRequest, folder: Path
+) -> None:
+    async with fresh_database(backend, request, folder) as url:
+        settings = settings_for(url, folder)
+        await asyncio.to_thread(migrations.upgrade, settings.database)
+        database = Database(settings)
+        await database.open()
+        add = text(
+            "INSERT INTO books (title, author, author_key, search, genre)"
+            " VALUES ('T', 'A', 'a', '', 'Fiction')"
+        )
+        for _ in range(2):  # at first there is no row of the genre, then there is one
+            async with asyncio.timeout(10), database.writer.connect() as slow:
+                await slow.execute(add)
+                async with database.writer.connect() as quick:
+                    await quick.execute(text("SET LOCAL lock_timeout = '2s'"))
+                    await quick.execute(add)
+                    await quick.commit()
+                assert (await kept(database))["Fiction"] % 2 == 1
+                await slow.commit()
+        assert await kept(database) == {"Fiction": 4}
+        async with database.writer.connect() as connection:
+            await connection.execute(text("TRUNCATE books CASCADE"))
+            assert await connection.scalar(text("SELECT count(*) FROM book_counts")) == 0
+            await connection.rollback()
+        assert await kept(database) == {"Fiction": 4}
+        await database.close()
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
+async def test_books_from_before_are_counted(
+    backend: str, request: pytest.FixtureRequest, folder: Path
+) -> None:
+    async with fresh_database(backend, request, folder) as url:
+        settings = settings_for(url, folder)
+        await asyncio.to_thread(migrations.upgrade, settings.database, "0001")
+        database = Database(settings)
+        await database.open()
+
+        async def shelve(db: AsyncSession) -> None:
+            for n in range(5):
+                db.add(Book(title="T", author="A", genre=GENRES[n % 3], **Book.derived("T", "A")))
+
+        await database.write(shelve)
+        await asyncio.to_thread(migrations.upgrade, settings.database)
+        assert await kept(database) == {None: 2, "Fiction": 2, "Science": 1}
+        await database.write(shelve)
+        assert await kept(database) == {None: 4, "Fiction": 4, "Science": 2}
+        await database.close()
