@@ -1,6 +1,6 @@
 """Octavo, a book catalogue over HTTP: the path that a request takes.
 
-    Hypercorn            cli.py serves one process on uvloop
+    Hypercorn            cli/serve.py serves one process on uvloop
       -> front.py        ASGI: request id, body cap, the answer of last resort
       -> app.py          create_app: every concern, then every blueprint
       -> */routes.py     speaks HTTP: parse (web.py), guard (guard.py), respond (web.py)
@@ -9,7 +9,8 @@
 
 A room (`auth`, `books`, `users`, `admin`) always holds the same files: `__init__` (the
 blueprint), `routes` (HTTP), `schemas` (the wire), `service` (rules and SQL). One file for
-each concern that crosses rooms, one door in each: `init_app(app, settings)`.
+each concern that crosses rooms, one door in each: `init_app(app, settings)`. Books from files
+come in through `importer`, made-up ones from `plausible.py`; `cli` is the door of both.
 """
 
 from importlib.metadata import version

@@ -4,7 +4,6 @@ The same at a million books, with times: `python -m bench.plans`.
 """
 
 import asyncio
-from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -13,7 +12,7 @@ from sqlalchemy import text
 from bench.plans import SORT_NAMES, every_filter, plans
 from service import migrations
 from service.db import Database
-from service.importer.loader import BATCH, Loader
+from service.importer.loader import Loader
 from service.plausible import plausible_books
 from tests.conftest import fresh_database, settings_for
 
@@ -29,10 +28,9 @@ async def test_every_list_answers_from_an_index(
         await asyncio.to_thread(migrations.upgrade, settings.database)
 
         def fill() -> None:
-            made = plausible_books(BOOKS, 1)
             with Loader(settings) as loader:
-                while batch := list(islice(made, BATCH)):
-                    loader.put(batch)
+                for _ in loader.load(plausible_books(BOOKS, 1)):
+                    pass
                 loader.finish()
 
         await asyncio.to_thread(fill)

@@ -2,14 +2,14 @@
 
 import os
 import sys
-from itertools import islice
+from typing import NoReturn
 
 import click
 
 from service.cli.database import write_once
 from service.config import load_from_environment
 from service.importer.columns import ColumnMap, parse_map
-from service.importer.loader import BATCH, Loader
+from service.importer.loader import Loader
 from service.importer.progress import Progress
 from service.importer.run import Reading, Rejects, open_reading
 from service.importer.run import import_books as run_import
@@ -41,15 +41,17 @@ def _seed_plausible(count: int, seed: int) -> None:
     # Made-up names take a second to load: other commands need not wait for them.
     from service.plausible import plausible_books
 
-    made = plausible_books(count, seed)
+    stopped = False
     with Loader(load_from_environment()) as loader, Progress(count) as progress:
-        done = 0
-        while batch := list(islice(made, BATCH)):
-            loader.put(batch)
-            done += len(batch)
-            progress.show(done, done)
+        try:
+            for done in loader.load(plausible_books(count, seed)):
+                progress.show(done, done)
+        except KeyboardInterrupt:
+            stopped = True
         loader.finish()
     click.echo(f"{loader.added} books added, {loader.known} there already, with seed {seed}")
+    if stopped:
+        _stop()
 
 
 def fill_with_shipped_books() -> None:
@@ -134,8 +136,7 @@ def import_books(
     if refused.written:
         click.echo(f"Refused records are in {rejects}")
     if report.stopped:
-        click.echo("Stopped. Run the same command again to go on.", err=True)
-        sys.exit(EX_INTERRUPTED)
+        _stop()
     if report.broken is not None:
         raise click.ClickException(f"{report.broken}. What could be read before is counted above.")
 
@@ -144,3 +145,8 @@ def _say_what(reading: Reading) -> None:
     click.echo(f"Reading {reading.format} from {reading.source.name}")
     for name, columns in (reading.columns or {}).items():
         click.echo(f"  {name}: {' or '.join(columns) or '(no column)'}")
+
+
+def _stop() -> NoReturn:
+    click.echo("Stopped. Run the same command again to go on.", err=True)
+    sys.exit(EX_INTERRUPTED)

@@ -2,9 +2,10 @@
 
 import asyncio
 import sqlite3
-from collections.abc import Coroutine, Sequence
+from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
+from itertools import islice
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
@@ -119,6 +120,14 @@ class Loader:
         """Add a batch, once the one before is in."""
         self._wait()
         self._pending = self._run(self._add(batch))
+
+    def load(self, items: Iterable[Accepted]) -> Iterator[int]:
+        """Add all items, batch by batch; give after each how many were put so far."""
+        made, done = iter(items), 0
+        while batch := list(islice(made, BATCH)):
+            self.put(batch)
+            done += len(batch)
+            yield done
 
     def finish(self) -> None:
         """Wait for the last batch, and let the database look at what it holds now."""
