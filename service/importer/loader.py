@@ -6,7 +6,6 @@ from collections.abc import Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import suppress
 from itertools import islice
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import uvloop
@@ -105,12 +104,7 @@ class Loader:
             raise
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *error: object) -> None:
         """Let the batch under way end, then close the database."""
         with suppress(Exception):  # finish() has told of it, or another error is on its way
             self._wait()

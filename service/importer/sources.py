@@ -11,7 +11,7 @@ import tempfile
 import zlib
 from collections import deque
 from collections.abc import Iterator
-from typing import IO, AnyStr, BinaryIO, Generic, Literal, NamedTuple
+from typing import IO, AnyStr, BinaryIO, Generic, Literal, NamedTuple, cast
 
 from typing_extensions import Buffer
 
@@ -35,18 +35,15 @@ class Source(io.RawIOBase):
     """The bytes of a file (`-`: standard input), unpacked if they are gzip."""
 
     def __init__(self, path: str) -> None:
-        file = sys.stdin.buffer if path == "-" else open(path, "rb", buffering=BUFFER)  # noqa: SIM115
-        self._file: BinaryIO = file
+        opened = sys.stdin.buffer if path == "-" else open(path, "rb", buffering=BUFFER)  # noqa: SIM115
+        file = cast("io.BufferedReader", opened)
         status = os.fstat(file.fileno())
         self.size = status.st_size if stat.S_ISREG(status.st_mode) else None
-        # A pipe may give one byte at first: wait for the two that tell.
-        head = file.peek(2) if isinstance(file, io.BufferedReader) else b""
-        self._packed = head[:2] == GZIP
+        self._packed = file.peek(2)[:2] == GZIP
         if self._packed and self.size is None:
-            self._file = file = _copied(file)
-        self._bytes: BinaryIO | gzip.GzipFile = (
-            gzip.GzipFile(fileobj=file) if self._packed else file
-        )
+            file = _copied(file)
+        self._file = file
+        self._bytes = gzip.GzipFile(fileobj=file) if self._packed else file
         self.name = path
         if self._packed:
             self._verify()
@@ -83,7 +80,7 @@ class Source(io.RawIOBase):
         """Read some bytes. Raises SourceError where the file is damaged."""
         view = memoryview(buffer)
         try:
-            data = self._bytes.read(len(view))
+            data = self._bytes.read1(len(view))
         except (EOFError, zlib.error, OSError) as error:
             if self._packed:
                 raise SourceError(f"The gzip data are damaged ({error}): none are used") from None
@@ -92,12 +89,12 @@ class Source(io.RawIOBase):
         return len(data)
 
 
-def _copied(stream: BinaryIO) -> BinaryIO:
+def _copied(stream: BinaryIO) -> "io.BufferedReader":
     """Copy a stream to a file without a name, where it can be read twice."""
     file = tempfile.TemporaryFile(buffering=BUFFER)  # noqa: SIM115  (closed by the source)
     shutil.copyfileobj(stream, file, BUFFER)
     file.seek(0)
-    return file  # type: ignore[return-value]
+    return cast("io.BufferedReader", file)
 
 
 def guess_format(name: str, head: bytes) -> Format:
