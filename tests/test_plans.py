@@ -44,3 +44,9 @@ async def test_every_list_answers_from_an_index(
         await database.close()
     assert len(found) >= len(filters) * len(SORT_NAMES) * 2
     assert not [plan for plan in found if plan.reads_everything]
+    # Bound and sorted by one column: one index does both, and none is walked in vain.
+    for plan in found:
+        if plan.sort.endswith("published_year") and plan.filter.startswith("year_"):
+            index = "ix_books_year_desc" if plan.sort.startswith("-") else "ix_books_year_asc"
+            used = {node for node in plan.nodes if "ix_books_year" in node}
+            assert {node.rpartition(" ")[2] for node in used} == {index}, plan
