@@ -190,6 +190,11 @@ def test_an_empty_file_holds_nothing(tmp_path: Path, name: str, data: bytes) -> 
     assert read(tmp_path, data, name) == []
 
 
+def test_blank_lines_before_and_after_are_nothing(tmp_path: Path) -> None:
+    assert read(tmp_path, "\n \n") == []
+    assert titles(read(tmp_path, "\n\ntitle;author\n\nA;x\n\n")) == ["A"]
+
+
 def test_lines_of_json(tmp_path: Path) -> None:
     lines = [
         '\ufeff{"Title": "A", "authors": ["x", "y"], "year": 1997.0, "price": 9.50, "isbn": null}',

@@ -93,6 +93,7 @@ def test_repaired(field: str, given: Any, mended: Any) -> None:
         ("published_year", "-720.0", "Must be greater than or equal to 1000."),
         ("published_year", "999", "Must be greater than or equal to 1000."),
         ("published_year", "2101", "Must be less than or equal to 2100."),
+        ("published_year", "1997-13-01", "Not a valid integer."),
         ("published_year", "1997.5", "Not a valid integer."),
         ("published_year", "c1997", "Not a valid integer."),
         ("published_year", True, "Not a valid integer."),

@@ -123,8 +123,8 @@ def import_books(
     strict = settings.isbn_checksum == "strict"
     try:
         with (
-            Loader(settings, owner, dry_run=dry_run) as loader,
             open_reading(file, kind, encoding, given) as reading,
+            Loader(settings, owner, dry_run=dry_run) as loader,
         ):
             _say_what(reading)
             with Rejects(rejects) as refused:
@@ -142,7 +142,8 @@ def import_books(
 
 
 def _say_what(reading: Reading) -> None:
-    click.echo(f"Reading {reading.format} from {reading.source.name}")
+    source = "standard input" if reading.source.name == "-" else reading.source.name
+    click.echo(f"Reading {reading.format} from {source}")
     for name, columns in (reading.columns or {}).items():
         click.echo(f"  {name}: {' or '.join(columns) or '(no column)'}")
 

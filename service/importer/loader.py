@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 
 import uvloop
 from sqlalchemy import insert, select, text
+from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.books.service import book_values
@@ -127,15 +128,16 @@ class Loader:
         """Wait for the last batch, and let the database look at what it holds now."""
         self._wait()
         if self.added and self._seen is None:
-            self._run(self._database.write(_analyze)).result()
+            with suppress(DBAPIError):  # it took too long: the database does it by and by
+                self._run(self._database.write(_analyze)).result()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
         return self._thread.submit(self._runner.run, work)
 
     def _wait(self) -> None:
-        pending, self._pending = self._pending, None
-        if pending is not None:
-            added, known = pending.result()
+        if self._pending is not None:
+            added, known = self._pending.result()  # Ctrl-C ends the waiting, not the batch
+            self._pending = None
             self.added += added
             self.known += known
 

@@ -30,7 +30,7 @@ SIGNS = re.compile(r"[\s\u00ad\u2010-\u2015-]")
 WELL_FORMED = re.compile("[0-9]{9}[0-9X]|[0-9]{13}")
 ROBBED = re.compile("[0-9]{6,8}[0-9X]")  # of one to three leading zeros
 WHOLE = re.compile(r"([+-]?[0-9]{1,9})(\.0+)?")
-DATE = re.compile(r"([0-9]{4})-[0-9]{2}(-[0-9]{2}([T ].*)?)?")
+DATE = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01])([T ].*)?)?")
 MONEY = re.compile(r"[0-9]{1,12}(\.[0-9]{1,30})?")
 GENRE_NAMES = {re.sub(r"[\W_]", "", name).casefold(): name for name in GENRES}
 

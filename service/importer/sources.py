@@ -35,6 +35,8 @@ class Source(io.RawIOBase):
     """The bytes of a file (`-`: standard input), unpacked if they are gzip."""
 
     def __init__(self, path: str) -> None:
+        if path == "-" and sys.stdin is None:
+            raise SourceError("Standard input is closed")
         opened = sys.stdin.buffer if path == "-" else open(path, "rb", buffering=BUFFER)  # noqa: SIM115
         file = cast("io.BufferedReader", opened)
         status = os.fstat(file.fileno())

@@ -4,6 +4,7 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Iterator
+from textwrap import shorten
 
 from service.importer.columns import ColumnMap, guess, pick
 from service.importer.records import TOO_LONG, Record, Records
@@ -51,7 +52,7 @@ class Table:
                 yield Record(first.number, values, pick(values, self.columns))
 
     def _read_header(self) -> list[str]:
-        first = self._lines.take()
+        first = next((line for line in self._lines if line.text.strip()), None)
         if first is None:
             return []
         self._lines.put_back([first])
@@ -66,7 +67,9 @@ class Table:
         return header
 
     def _check(self, given: ColumnMap) -> None:
-        there = f"The columns are: {', '.join(self._header)}."
+        there = (
+            shorten(f"The columns are: {', '.join(self._header)}", 500, placeholder=" ...") + "."
+        )
         for field, names in given.items():
             for name in names:
                 if name not in self._header:
