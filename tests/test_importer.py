@@ -20,6 +20,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service import migrations
 from service.cli import cli
 from service.db import Database
+from service.importer.interrupt import Interrupt
 from service.importer.loader import BATCH, Loader
 from service.models import Book, BookCount, ImportedRecord
 from service.plausible import plausible_books
@@ -152,7 +153,8 @@ async def test_stopped_in_the_middle_and_begun_again(
     while not (await counts(catalogue))[0]:
         await asyncio.sleep(0.01)
     process.send_signal(number)
-    out, err = await process.communicate()
+    async with asyncio.timeout(60):
+        out, err = await process.communicate()
     assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
     rows, records, kept = await counts(catalogue)
     assert 0 < rows < MANY
@@ -302,3 +304,18 @@ async def test_a_batch_that_fails_is_told_and_leaves_nothing(
     with pytest.raises(Exception, match=r"(?i)foreign key"):
         await asyncio.to_thread(load)
     assert await counts(catalogue) == (0, 0, 0)
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupt_that_is_swallowed_is_raised_again() -> None:
+    class Swallows:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupt() as interrupt:
+        interrupt.check()
+        Swallows()
+        with pytest.raises(KeyboardInterrupt):
+            interrupt.check()
+    assert signal.getsignal(signal.SIGINT) is before

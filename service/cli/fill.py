@@ -9,6 +9,7 @@ import click
 from service.cli.database import write_once
 from service.config import load_from_environment
 from service.importer.columns import ColumnMap, parse_map
+from service.importer.interrupt import Interrupt
 from service.importer.loader import Loader
 from service.importer.progress import Progress
 from service.importer.run import Reading, Rejects, open_reading
@@ -42,9 +43,14 @@ def _seed_plausible(count: int, seed: int) -> None:
     from service.plausible import plausible_books
 
     stopped = False
-    with Loader(load_from_environment()) as loader, Progress(count) as progress:
+    with (
+        Loader(load_from_environment()) as loader,
+        Progress(count) as progress,
+        Interrupt() as interrupt,
+    ):
         try:
             for done in loader.load(plausible_books(count, seed)):
+                interrupt.check()
                 progress.show(done, done)
         except KeyboardInterrupt:
             stopped = True

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from service.importer.columns import ColumnMap
+from service.importer.interrupt import Interrupt
 from service.importer.lines import read_lines
 from service.importer.loader import BATCH, Loader
 from service.importer.marc import read_marc
@@ -136,9 +137,10 @@ def import_books(
     """
     report = Report()
     batch: list[Accepted] = []
-    with Progress(reading.source.size) as progress:
+    with Progress(reading.source.size) as progress, Interrupt() as interrupt:
         try:
             for record in reading.records:
+                interrupt.check()
                 verdict = judge(record, strict_isbn=strict_isbn)
                 report.read += 1
                 if isinstance(verdict, Refused):
