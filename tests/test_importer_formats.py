@@ -61,16 +61,31 @@ def test_line_ends(tmp_path: Path, end: str) -> None:
 
 @pytest.mark.parametrize(
     ("encoding", "asked"),
-    [("utf-8", None), ("utf-8-sig", None), ("utf-16", None), ("latin-1", "latin-1")],
+    [
+        ("utf-8", None),
+        ("utf-8-sig", "utf-8"),
+        ("utf-8-sig", None),
+        ("utf-16", None),
+        ("latin-1", "latin-1"),
+    ],
 )
 def test_encodings(tmp_path: Path, encoding: str, asked: str | None) -> None:
     found = read(tmp_path, "title,author\nÉté,Ö\n".encode(encoding), encoding=asked)
     assert titles(found) == ["Été"]
 
 
-def test_an_unknown_encoding_is_said(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="no encoding klingon"):
-        read(tmp_path, "title,author\n", encoding="klingon")
+@pytest.mark.parametrize("name", ["klingon", "base64"])
+def test_an_unknown_encoding_is_said(tmp_path: Path, name: str) -> None:
+    with pytest.raises(SourceError, match=f"no encoding {name}"):
+        read(tmp_path, "title,author\n", encoding=name)
+
+
+@pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be"])
+def test_half_a_surrogate_pair_costs_its_record(tmp_path: Path, order: str) -> None:
+    table = "\ufefftitle,author\nA,x\nB\ud83d,x\nC,x\n".encode(order, "surrogatepass")
+    found = read(tmp_path, table)
+    assert titles(found) == ["A", "C"]
+    assert [number for number, _ in reasons(found)] == [3]
 
 
 def test_broken_utf8_costs_the_record_it_stands_in(tmp_path: Path) -> None:
@@ -89,7 +104,9 @@ def test_broken_utf8_costs_the_record_it_stands_in(tmp_path: Path) -> None:
         ('A,x\n"B ""b""",x\nC,x\n', ["A", 'B "b"', "C"], []),
         ("A,x\nB\nC,x\n", "AC", [(3, MISFIT)]),
         ("A,x\nB,x,y\nC,x\n", "AC", [(3, MISFIT)]),
-        ("A,x\nB,x,\nC,x,,\n", "ABC", []),
+        ("A,x\nB,x,\nC,x\n", "AC", [(3, MISFIT)]),
+        ('A,"B,x\nC,x\nD,x\nE 15",x\nF,x\n', ["C", "D", 'E 15"', "F"], [(2, DAMAGED)]),
+        ('A,"B,x\nD 15"\nF,x\n', "F", [(2, DAMAGED), (3, MISFIT)]),
         ('A,x\n"B,x\n' + "C,x\n" * 2_000, ["A", *("C" * 2_000)], [(3, DAMAGED)]),
     ],
 )
@@ -294,6 +311,11 @@ def field(tag: str, second: str = " ", **parts: str) -> Field:
     )
 
 
+def serial(packed: bytes) -> bytes:
+    """Make a record one of a serial."""
+    return packed[:7] + b"s" + packed[8:]
+
+
 NOVEL = [field("245", a="Emma :", b="a novel ;", c="by Jane")]
 PART = [field("245", a="Henry IV.", n="Part 1.", h="[text]")]
 NUMBERS = [field("020", z="123"), field("020", a="junk"), field("020", a="9780306406157")]
@@ -309,6 +331,7 @@ NUMBERS = [field("020", z="123"), field("020", a="junk"), field("020", a="978030
         (marc(author="Tolstoy, Leo,"), "author", "Tolstoy, Leo"),
         (marc(author="Rowling, J. K."), "author", "Rowling, J. K."),
         (marc(author="Homer."), "author", "Homer"),
+        (marc(author="Acme, Inc."), "author", "Acme, Inc."),
         (marc(field("700", a="Beauvoir, Simone de,"), author=""), "author", "Beauvoir, Simone de"),
         (marc(field("110", a="World Bank."), author=""), "author", "World Bank"),
         (marc(field("020", a="0306406152 (pbk.) :")), "isbn", "0306406152"),
@@ -323,6 +346,7 @@ NUMBERS = [field("020", z="123"), field("020", a="junk"), field("020", a="978030
         (marc(fixed=" " * 33 + "0"), "genre", "Non-Fiction"),
         (marc(field("050", a="QA76"), fixed=" " * 33 + "0"), "genre", "Science"),
         (marc(field("050", a="DA30")), "genre", "History"),
+        (serial(marc(fixed=" " * 33 + "f")), "genre", None),
         (marc(), "genre", None),
         (marc(), "isbn", None),
         (marc(), "price", None),
@@ -344,6 +368,7 @@ def broken_marc() -> dict[str, tuple[bytes, str]]:
     good = marc(title="Broken")
     place = good.index(b"245")
     entry = good[place : place + 12]
+    author = good[place - 12 : place]
     not_marc, not_text = "not a MARC record", "text is not in the record's encoding"
     return {
         "leader, letters for a length": (b"abcde" + good[5:], not_marc),
@@ -357,6 +382,25 @@ def broken_marc() -> dict[str, tuple[bytes, str]]:
         ),
         "directory, cut short": (
             good.replace(entry, entry[:3] + b"%04d" % (int(entry[3:7]) - 2) + entry[7:]), not_marc,
+        ),
+        "directory, start and length shifted": (
+            good.replace(
+                entry, entry[:3] + b"%04d%05d" % (int(entry[3:7]) - 3, int(entry[7:]) + 3)
+            ), not_marc,
+        ),
+        "directory, two fields in one": (
+            good.replace(author, author[:3] + b"%04d" % (int(author[3:7]) + 11) + author[7:]),
+            not_marc,
+        ),
+        "an ISSN for an ISBN": (
+            marc(field("020", a="14764687")),
+            "isbn: String does not match expected pattern: 10 or 13 digits.",
+        ),
+        "UTF-8 under the label of MARC-8": (
+            marc(title="Caf\u00e9 \u00fcber", scheme=" "), not_text,
+        ),
+        "MARC-8, a mark without a letter": (
+            marc(title="Broken", scheme=" ").replace(b"Broken", b"Broke\xe2"), not_text,
         ),
         "directory, of half an entry": (good.replace(entry, entry[:7]), not_marc),
         "UTF-8": (good.replace(b"Broken", b"Br\xffken"), not_text),
@@ -378,6 +422,14 @@ def test_a_broken_marc_record_costs_itself_alone(
     assert titles(found) == ["First", "Last"]
     assert reasons(found) == [(2, reason)]
     assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize("kept", [-1, 60, 24])
+def test_a_marc_record_without_its_end_costs_itself_alone(tmp_path: Path, kept: int) -> None:
+    data = marc(title="First") + marc(title="Cut")[:kept] + marc(title="Last")
+    found = read(tmp_path, data, "b.mrc")
+    assert titles(found) == ["First", "Last"]
+    assert reasons(found) == [(2, "not a MARC record")]
 
 
 def test_a_marc_file_that_ends_too_early(tmp_path: Path) -> None:

@@ -8,6 +8,8 @@ from service.importer.records import TOO_LONG, Record, Records
 from service.importer.sources import Lines, Source
 from service.validation import parse_json
 
+MOST_REMEMBERED = 4_096  # characters of an object's names: those of larger ones are read anew
+
 
 def read_lines(stream: "io.BufferedReader[Source]", given: ColumnMap) -> Records:
     """Give the record of each line that is not blank."""
@@ -27,7 +29,10 @@ def read_lines(stream: "io.BufferedReader[Source]", given: ColumnMap) -> Records
             except ValueError as error:
                 damage, detail = "not a JSON object", str(error).replace("The body", "The line")
             else:
-                yield Record(line.number, values, pick(values, columns_of(tuple(values))))
+                names = tuple(values)
+                known = sum(map(len, names)) <= MOST_REMEMBERED
+                columns = columns_of(names) if known else guess(names, given)
+                yield Record(line.number, values, pick(values, columns))
                 continue
         raw = text.decode("utf-8", "surrogateescape").rstrip("\r\n")
         yield Record(line.number, raw, damage=damage, detail=detail)

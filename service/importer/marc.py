@@ -19,7 +19,11 @@ from service.importer.records import TOO_LONG, Record, Records
 from service.importer.sources import BUFFER, MAX_RECORD, Source
 
 END_OF_RECORD = b"\x1d"
-END_OF_FIELD = 0x1E
+END_OF_FIELD = b"\x1e"
+LEADER = re.compile(rb"[0-9]{5}[a-z ]{5}[0-9 ]{2}[0-9]{5}")
+MOST_COUNTED = 99_999  # bytes that a leader can tell
+FIRST_COMBINING = b"\xe0"  # of ANSEL: marks stand before their letter
+ABBREVIATED = re.compile(r"\b(Inc|Ltd|Corp|Bros|Esq|etc|Assn|Dept|Univ|Publ)\.$", re.IGNORECASE)
 LEADER_BYTES, ENTRY_BYTES = 24, 12
 CERTAIN_DATES = set("cdemprstu")  # 008/06: kinds of date whose first one is a year
 FICTION, NOT_FICTION = set("1fj"), set("0eis")  # 008/33: fiction, novels, stories; none, essays...
@@ -44,7 +48,7 @@ def read_marc(stream: "io.BufferedReader[Source]") -> Records:
             detail = str(error) or type(error).__name__
             yield Record(number, raw, damage="not a MARC record", detail=detail)
         else:
-            yield Record(number, raw, fields)
+            yield Record(number, raw, fields, from_table=False)
 
 
 def _chunks(stream: "io.BufferedReader[Source]") -> Iterator[bytes]:
@@ -53,13 +57,24 @@ def _chunks(stream: "io.BufferedReader[Source]") -> Iterator[bytes]:
     while block := stream.read1(BUFFER):
         *whole, rest = (rest + block).split(END_OF_RECORD)
         for data in whole:
-            yield data.lstrip(b"\r\n ") + END_OF_RECORD
+            yield from _parted(data.lstrip(b"\r\n ") + END_OF_RECORD)
         rest = rest[: MAX_RECORD + 1]  # if there is more, it is too long already
     if rest.strip():
         yield rest
 
 
+def _parted(data: bytes) -> list[bytes]:
+    """Part a damaged record from a whole one behind it, whose length reaches just to the end."""
+    if data[:5] != b"%05d" % len(data):
+        for leader in LEADER.finditer(data, 1):
+            if int(leader[0][:5]) == len(data) - leader.start():
+                return [data[: leader.start()], data[leader.start() :]]
+    return [data]
+
+
 def _fields(data: bytes) -> dict[str, list[object]]:
+    if int(data[:5]) != len(data) <= MOST_COUNTED:
+        raise ValueError(f"The leader says {int(data[:5])} bytes, there are {len(data)}")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         marc = MarcRecord(data, to_unicode=False)
@@ -81,21 +96,23 @@ def _fields(data: bytes) -> dict[str, list[object]]:
         ],
         "isbn": [text.split(maxsplit=1)[0] for text in texts("a", "020") if text.strip()],
         "published_year": [_year(fixed, [*texts("c", "264"), *texts("c", "260")])],
-        "genre": [_genre(str(marc.leader)[6], fixed, texts("a", "050"))],
+        "genre": [_genre(str(marc.leader)[6:8], fixed, texts("a", "050"))],
     }
 
 
 def _check_directory(data: bytes) -> None:
-    """Refuse a record whose directory cuts its fields elsewhere than they end.
+    """Refuse a record whose directory cuts its fields elsewhere than they begin and end.
 
     pymarc takes such slices as they come: a title without its first letters, and no error.
     """
     base = int(data[12:17])
     for place in range(LEADER_BYTES, base - 1, ENTRY_BYTES):
         entry = data[place : place + ENTRY_BYTES]
-        end = base + int(entry[7:12]) + int(entry[3:7])
-        if data[end - 1 : end] != bytes([END_OF_FIELD]):
-            raise ValueError(f"Field {entry[:3]!r} does not end where the directory says")
+        start = base + int(entry[7:12])
+        # With the mark before it, which ends the directory or another field.
+        field = data[start - 1 : start + int(entry[3:7])]
+        if len(field) < 2 or field.find(END_OF_FIELD, 1) != len(field) - 1 or field[0] != 0x1E:
+            raise ValueError(f"Field {entry[:3]!r} does not stand where the directory says")
 
 
 def _values(field: Field, codes: str) -> Iterable[bytes]:
@@ -114,23 +131,41 @@ def _utf8(value: bytes) -> str:
 
 
 def _marc8(value: bytes) -> str:
-    """Decode MARC-8. pymarc writes a blank for what it does not know, and says so to stderr."""
+    """Decode MARC-8. pymarc writes a blank for what it does not know, and says so to stderr.
+
+    It does not say that a mark at the end has no letter under it, that an escape leads nowhere, or
+    that the text is UTF-8 under a wrong label: no MARC-8 of any language reads as UTF-8, too.
+    """
+    if not value.isascii() and _is_utf8(value):
+        raise UnicodeDecodeError("marc-8", value, 0, len(value), "it is UTF-8")
     with redirect_stderr(io.StringIO()) as complaints:
         text = marc8_to_unicode(value)
     if complaints.getvalue():
         reason = complaints.getvalue().splitlines()[0]
         raise UnicodeDecodeError("marc-8", value, 0, len(value), reason)
+    if "\x1b" in text or value[-1:] >= FIRST_COMBINING:
+        raise UnicodeDecodeError("marc-8", value, 0, len(value), "it ends in mid-character")
     return text
+
+
+def _is_utf8(value: bytes) -> bool:
+    try:
+        value.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
 
 
 def _unpunctuated(text: str) -> str:
     """Take away the marks that separate areas of a catalogue card (ISBD).
 
-    The full stop stays behind an initial: it goes behind three letters or more.
+    The full stop stays behind an initial and an abbreviation: it goes behind three letters or
+    more.
     """
     text = re.sub(r"\s+([:;,])(?=\s)", r"\1", text).strip()
     text = re.sub(r"[\s/:;,=]+$", "", text)
-    text = re.sub(r"(?<=[^\W\d_]{3})\.$", "", text)
+    if not ABBREVIATED.search(text):
+        text = re.sub(r"(?<=[^\W\d_]{3})\.$", "", text)
     if text.startswith("[") and text.find("]") == len(text) - 1:
         text = text[1:-1]
     return text
@@ -149,7 +184,7 @@ def _year(fixed: str, imprints: list[str]) -> str | None:
 
 def _genre(kind: str, fixed: str, classes: list[str]) -> str | None:
     """Give the genre that the literary form or the class of a text says, if they do."""
-    if kind not in "at":
+    if kind[0] not in "at" or kind[1] in "bis":  # of a serial, 008/33 is its alphabet
         return None
     if fixed[33] in FICTION:
         return "Fiction"

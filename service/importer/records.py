@@ -17,6 +17,7 @@ class Record:
     fields: the values that may be a field of the book, the best first.
     damage: why there are no fields, in words that do not change from record to record.
     detail: more about that.
+    from_table: whether a spreadsheet may have had its numbers in hand.
     """
 
     number: int
@@ -24,6 +25,7 @@ class Record:
     fields: dict[str, list[Any]] = field(default_factory=dict)
     damage: str | None = None
     detail: str = ""
+    from_table: bool = True
 
 
 Records = Iterator[Record]

@@ -9,6 +9,7 @@ import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
+from functools import partial
 from hashlib import blake2b
 from typing import Any
 
@@ -24,11 +25,12 @@ from service.validation import FORBIDDEN, Messages, messages
 
 CENT = Decimal("0.01")
 NOTHING = {"", "null", "none", "nan", "n/a", "\\n"}  # ways to write that there is no value
+NO_TEXT = {"", "\\n"}  # of a title or an author, who may be called None
 WRAPPED = re.compile('="(.*)"')  # how a table keeps a spreadsheet from reading a number
 ISBN_LABEL = re.compile(r"ISBN(-1[03])?:?", re.IGNORECASE)
 SIGNS = re.compile(r"[\s\u00ad\u2010-\u2015-]")
 WELL_FORMED = re.compile("[0-9]{9}[0-9X]|[0-9]{13}")
-ROBBED = re.compile("[0-9]{6,8}[0-9X]")  # of one to three leading zeros
+ROBBED = re.compile("[1-9][0-9]{5,7}[0-9X]")  # of one to three leading zeros
 WHOLE = re.compile(r"([+-]?[0-9]{1,9})(\.0+)?")
 DATE = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01])([T ].*)?)?")
 MONEY = re.compile(r"[0-9]{1,12}(\.[0-9]{1,30})?")
@@ -62,8 +64,9 @@ def judge(record: Record, *, strict_isbn: bool = False) -> Accepted | Refused:
         return Refused(record.damage, {"_record": [record.detail or record.damage]})
     repairs: list[str] = []
     values = {}
-    for name, mend in MENDERS.items():
-        given = [value for value in record.fields.get(name, ()) if not _is_nothing(value)]
+    for name, mend in (MENDERS if record.from_table else EXACT_MENDERS).items():
+        nothing = NO_TEXT if name in {"title", "author"} else NOTHING
+        given = [v for v in record.fields.get(name, ()) if not _is_nothing(v, nothing)]
         # None is not given: what is required is then missing, and everything else is empty.
         if given:
             values[name] = mend(given, repairs)
@@ -91,8 +94,8 @@ def digest(book: BookCreate) -> bytes:
     return blake2b(json.dumps(values).encode(), digest_size=16).digest()
 
 
-def _is_nothing(value: Any) -> bool:
-    return value is None or (isinstance(value, str) and value.strip().casefold() in {"", "\\n"})
+def _is_nothing(value: Any, nothing: set[str] = NOTHING) -> bool:
+    return value is None or (isinstance(value, str) and value.strip().casefold() in nothing)
 
 
 def _unstorable(values: dict[str, Any]) -> Messages:
@@ -106,16 +109,16 @@ def _unstorable(values: dict[str, Any]) -> Messages:
 def _text(given: list[Any], repairs: list[str]) -> Any:
     value = given[0]
     if isinstance(value, list) and value and all(isinstance(part, str) for part in value):
-        value = ", ".join(value)
+        value = ", ".join(part.strip() for part in value if part.strip())
     if type(value) is int:
         value = str(value)
     return unicodedata.normalize("NFC", value) if isinstance(value, str) else value
 
 
-def _isbn(given: list[Any], repairs: list[str]) -> Any:
+def _isbn(given: list[Any], repairs: list[str], *, pad: bool = True) -> Any:
     """Give the first ISBN whose check digit agrees, else the first with the form of one."""
     flat = [part for value in given for part in (value if isinstance(value, list) else [value])]
-    read = [(value, *_read_isbn(value)) for value in flat if not _no_number(value)]
+    read = [(value, *_read_isbn(value, pad)) for value in flat if not _is_nothing(value)]
     formed = [(text, how) for _, text, how in read if text is not None]
     for text, how in formed:
         if isbn_numbers.is_valid(text):
@@ -126,20 +129,19 @@ def _isbn(given: list[Any], repairs: list[str]) -> Any:
     return read[0][0] if read else None
 
 
-def _read_isbn(value: Any) -> tuple[str | None, str | None]:
+def _read_isbn(value: Any, pad: bool) -> tuple[str | None, str | None]:
     """Give the ten or thirteen digits of an ISBN, and what was mended for it."""
-    text = str(value).strip()
-    wrapped = WRAPPED.fullmatch(text)
-    text = wrapped[1] if wrapped else text
-    text = SIGNS.sub("", ISBN_LABEL.sub("", text)).upper()
+    text = str(value).strip().upper()
     how = None
     if text.endswith(".0"):
         text, how = text[:-2], "isbn: a number's .0 dropped"
-    if WELL_FORMED.fullmatch(text):
-        return text, how
-    if ROBBED.fullmatch(text) and isbn_numbers.is_valid(text.zfill(10)):
+    # What has signs, a label or a zero in front was no number to a spreadsheet: an ISSN, whose
+    # check digit would agree behind two zeros, is written with a hyphen.
+    if pad and ROBBED.fullmatch(text) and isbn_numbers.is_valid(text.zfill(10)):
         return text.zfill(10), "isbn: leading zeros restored"
-    return None, None
+    wrapped = WRAPPED.fullmatch(text)
+    text = SIGNS.sub("", ISBN_LABEL.sub("", wrapped[1] if wrapped else text))
+    return (text, how) if WELL_FORMED.fullmatch(text) else (None, None)
 
 
 def _year(given: list[Any], repairs: list[str]) -> Any:
@@ -153,13 +155,11 @@ def _year(given: list[Any], repairs: list[str]) -> Any:
     if date:
         repairs.append("published_year: taken from a date")
         return int(date[1])
-    return None if _no_number(value) else value
+    return value
 
 
 def _genre(given: list[Any], repairs: list[str]) -> Any:
     value = given[0]
-    if _no_number(value):
-        return None
     if isinstance(value, str) and value not in GENRES:
         name = GENRE_NAMES.get(re.sub(r"[\W_]", "", value).casefold())
         if name is not None:
@@ -176,14 +176,11 @@ def _price(given: list[Any], repairs: list[str]) -> Any:
         cents = value.quantize(CENT)
         if cents == value:
             return cents
-    return None if _no_number(value) else value
-
-
-def _no_number(value: Any) -> bool:
-    return isinstance(value, str) and value.strip().casefold() in NOTHING
+    return value
 
 
 MENDERS: dict[str, Callable[[list[Any], list[str]], Any]] = {
     "title": _text, "author": _text, "isbn": _isbn, "published_year": _year, "genre": _genre,
     "price": _price,
 }  # fmt: skip
+EXACT_MENDERS = MENDERS | {"isbn": partial(_isbn, pad=False)}

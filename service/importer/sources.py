@@ -37,7 +37,7 @@ class Source(io.RawIOBase):
     def __init__(self, path: str) -> None:
         if path == "-" and sys.stdin is None:
             raise SourceError("Standard input is closed")
-        opened = sys.stdin.buffer if path == "-" else open(path, "rb", buffering=BUFFER)  # noqa: SIM115
+        opened = sys.stdin.buffer if path == "-" else open(path, "rb", buffering=BUFFER)  # noqa: SIM115  (closed by close)
         file = cast("io.BufferedReader", opened)
         status = os.fstat(file.fileno())
         self.size = status.st_size if stat.S_ISREG(status.st_mode) else None

@@ -1,7 +1,9 @@
 """Records of CSV: with a header, in any of the usual delimiters."""
 
+import codecs
 import csv
 import io
+import re
 from collections import Counter
 from collections.abc import Iterator
 from textwrap import shorten
@@ -12,6 +14,9 @@ from service.importer.sources import MAX_RECORD, Line, Lines, Source, SourceErro
 
 DELIMITERS = ",;\t|"
 MAX_LINES = 1_000  # of one record: beyond, its quotes are not closed
+MISFIT = "columns do not fit the header"
+OPEN_QUOTES = "quotes do not fit"
+LINE_END = re.compile("[\r\n]")
 UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
@@ -22,12 +27,15 @@ class Table:
         self, stream: "io.BufferedReader[Source]", encoding: str | None, given: ColumnMap
     ) -> None:
         if encoding is None:
-            encoding = "utf-16" if stream.peek(2)[:2] in UTF_16 else "utf-8-sig"
+            encoding = "utf-16" if stream.peek(2)[:2] in UTF_16 else "utf-8"
         csv.field_size_limit(2 * MAX_RECORD)  # of the whole process; a record is cut before
         # A byte that is no text goes on as half a surrogate pair: its record alone is refused,
         # and only if the byte stands in a field of the book.
         try:
-            text = io.TextIOWrapper(stream, encoding, errors="surrogateescape", newline="")
+            name = codecs.lookup(encoding).name
+            errors = "surrogatepass" if name.startswith("utf-16") else "surrogateescape"
+            name = "utf-8-sig" if name == "utf-8" else name
+            text = io.TextIOWrapper(stream, name, errors, newline="")
         except LookupError:
             raise SourceError(f"There is no encoding {encoding}") from None
         self._lines: Lines[str] = Lines(text)
@@ -38,18 +46,35 @@ class Table:
             self._check(given)
 
     def __iter__(self) -> Records:
-        width = len(self._header)
-        for first, row in self._rows():
+        for taken, row in self._rows():
+            first = taken[0]
+            text = first.text.rstrip("\r\n")
             if isinstance(row, str):
-                yield Record(first.number, first.text.rstrip("\r\n"), damage=row)
-            elif len(row) != width and (len(row) < width or any(row[width:])):
-                detail = f"{len(row)} columns, where the header has {width}"
-                yield Record(
-                    first.number, row, damage="columns do not fit the header", detail=detail
-                )
+                yield Record(first.number, text, damage=row)
+                continue
+            values = dict(zip(self._header, row, strict=False))
+            fields = pick(values, self.columns)
+            misfit = len(row) != len(self._header)
+            if len(taken) > 1 and (misfit or self._swallowed(taken, fields)):
+                self._lines.put_back(taken[1:])
+                yield Record(first.number, text, damage=OPEN_QUOTES)
+            elif misfit:
+                detail = f"{len(row)} columns, where the header has {len(self._header)}"
+                yield Record(first.number, row, damage=MISFIT, detail=detail)
             else:
-                values = dict(zip(self._header, row, strict=False))
-                yield Record(first.number, values, pick(values, self.columns))
+                yield Record(first.number, values, fields)
+
+    def _swallowed(self, taken: list[Line[str]], fields: dict[str, list[str]]) -> bool:
+        """Whether a quote that was not closed took the rows behind it along.
+
+        So it is if a line between is a row of its own, or if a field of the book goes over a line
+        end and holds the delimiter.
+        """
+        between = (csv.reader([line.text], delimiter=self._delimiter) for line in taken[1:-1])
+        if any(len(next(row, [])) == len(self._header) for row in between):
+            return True
+        values = (value for several in fields.values() for value in several)
+        return any(self._delimiter in value and LINE_END.search(value) for value in values)
 
     def _read_header(self) -> list[str]:
         first = next((line for line in self._lines if line.text.strip()), None)
@@ -78,8 +103,8 @@ class Table:
             if not self.columns[field]:
                 raise SourceError(f"No column for {field}: name it, --map {field}=COLUMN. {there}")
 
-    def _rows(self) -> Iterator[tuple[Line[str], list[str] | str]]:
-        """Give each record's first line with its row, or with what is wrong with it.
+    def _rows(self) -> Iterator[tuple[list[Line[str]], list[str] | str]]:
+        """Give each record's lines with its row, or with what is wrong with it.
 
         A record that cannot be read costs its first line; the lines behind it are read anew.
         """
@@ -96,21 +121,21 @@ class Table:
                 yield line.text
 
         while True:
-            taken.clear()
+            taken = []
             damage = None
             try:
                 row = next(csv.reader(one_record(), delimiter=self._delimiter, strict=True), None)
             except csv.Error:
-                damage = "quotes do not fit"
+                damage = OPEN_QUOTES
             if not taken:
                 return
             if not taken[0].whole:
                 damage = TOO_LONG
             if damage is not None:
                 self._lines.put_back(taken[1:])
-                yield taken[0], damage
+                yield taken, damage
             elif row:
-                yield taken[0], row
+                yield taken, row
 
 
 def _outside_quotes(text: str) -> str:
