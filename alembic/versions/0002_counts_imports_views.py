@@ -36,10 +36,13 @@ POSTGRESQL = (
             FROM (SELECT coalesce(genre, '') AS genre, count(*) AS n FROM changed GROUP BY 1) AS c;
         RETURN NULL;
     END $$""",
-    """CREATE FUNCTION book_moved() RETURNS trigger LANGUAGE plpgsql AS $$
+    """CREATE FUNCTION books_moved() RETURNS trigger LANGUAGE plpgsql AS $$
     BEGIN
-        PERFORM count_books(coalesce(OLD.genre, ''), -1);
-        PERFORM count_books(coalesce(NEW.genre, ''), 1);
+        PERFORM count_books(genre, n) FROM (
+            SELECT coalesce(genre, '') AS genre, sum(one) AS n FROM (
+                SELECT genre, 1 AS one FROM changed UNION ALL SELECT genre, -1 FROM former
+            ) AS rows GROUP BY 1 HAVING sum(one) <> 0
+        ) AS c;
         RETURN NULL;
     END $$""",
     """CREATE FUNCTION books_emptied() RETURNS trigger LANGUAGE plpgsql AS $$
@@ -52,15 +55,16 @@ POSTGRESQL = (
         REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION books_inserted()""",
     """CREATE TRIGGER books_deleted AFTER DELETE ON books
         REFERENCING OLD TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION books_deleted()""",
-    """CREATE TRIGGER book_moved AFTER UPDATE OF genre ON books FOR EACH ROW
-        WHEN (OLD.genre IS DISTINCT FROM NEW.genre) EXECUTE FUNCTION book_moved()""",
+    """CREATE TRIGGER books_moved AFTER UPDATE ON books
+        REFERENCING OLD TABLE AS former NEW TABLE AS changed
+        FOR EACH STATEMENT EXECUTE FUNCTION books_moved()""",
     """CREATE TRIGGER books_emptied AFTER TRUNCATE ON books
         FOR EACH STATEMENT EXECUTE FUNCTION books_emptied()""",
     """INSERT INTO book_counts (genre, n)
         SELECT coalesce(genre, ''), count(*) FROM books GROUP BY 1""",
 )
 POSTGRESQL_FUNCTIONS = (
-    "books_inserted()", "books_deleted()", "book_moved()", "books_emptied()",
+    "books_inserted()", "books_deleted()", "books_moved()", "books_emptied()",
     "count_books(text, bigint)",
 )  # fmt: skip
 
@@ -75,13 +79,13 @@ SQLITE = (
     """CREATE TRIGGER books_deleted AFTER DELETE ON books BEGIN
         UPDATE book_counts SET n = n - 1 WHERE genre = coalesce(old.genre, '');
     END""",
-    """CREATE TRIGGER book_moved AFTER UPDATE OF genre ON books
+    """CREATE TRIGGER books_moved AFTER UPDATE OF genre ON books
         WHEN old.genre IS NOT new.genre BEGIN
         UPDATE book_counts SET n = n - 1 WHERE genre = coalesce(old.genre, '');
         UPDATE book_counts SET n = n + 1 WHERE genre = coalesce(new.genre, '');
     END""",
 )
-TRIGGERS = ("books_inserted", "books_deleted", "book_moved")
+TRIGGERS = ("books_inserted", "books_deleted", "books_moved")
 
 
 SORT_KEYS = (
