@@ -180,6 +180,19 @@ async def fresh_database(
     await admin.dispose()
 
 
+@asynccontextmanager
+async def fresh_catalogue(
+    backend: str, request: pytest.FixtureRequest, folder: Path, revision: str = "head"
+) -> AsyncIterator[Database]:
+    """Make a migrated database without books, and open it."""
+    async with fresh_database(backend, request, folder) as url:
+        database = Database(settings_for(url, folder))
+        await asyncio.to_thread(migrations.upgrade, database.url, revision)
+        await database.open()
+        yield database
+        await database.close()
+
+
 def settings_for(database_url: str, folder: Path, **changed: object) -> Testing:
     """Give settings for tests, which nothing outside can change."""
     values: dict[str, object] = {

@@ -8,13 +8,13 @@ from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import event, select, text
+from sqlalchemy import event, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import migrations
 from service.db import Database
 from service.models import Book, BookCount, User
-from tests.conftest import Site, fresh_database, settings_for
+from tests.conftest import Site, fresh_catalogue
 from tests.factories import Factory
 
 GENRES = [None, "Fiction", "Science"]
@@ -63,6 +63,12 @@ async def test_counts_are_exact_under_concurrent_writers(site: Site, make: Facto
         await asyncio.gather(*(one() for _ in range(20)))
         assert await kept(site.database) == await counted(site.database)
 
+    async def all_science(db: AsyncSession) -> None:
+        await db.execute(update(Book).values(genre="Science"))
+
+    await site.database.write(all_science)
+    assert await kept(site.database) == await counted(site.database)
+
     async def leave(db: AsyncSession) -> None:
         await db.delete(await db.get_one(User, owners[0].id))
 
@@ -96,11 +102,7 @@ async def test_totals_of_all_and_of_a_genre_count_no_rows(
 async def test_writers_do_not_wait_for_the_count(
     backend: str, request: pytest.FixtureRequest, folder: Path
 ) -> None:
-    async with fresh_database(backend, request, folder) as url:
-        settings = settings_for(url, folder)
-        await asyncio.to_thread(migrations.upgrade, settings.database)
-        database = Database(settings)
-        await database.open()
+    async with fresh_catalogue(backend, request, folder) as database:
         add = text(
             "INSERT INTO books (title, author, author_key, search, genre)"
             " VALUES ('T', 'A', 'a', '', 'Fiction')"
@@ -120,26 +122,20 @@ async def test_writers_do_not_wait_for_the_count(
             assert await connection.scalar(text("SELECT count(*) FROM book_counts")) == 0
             await connection.rollback()
         assert await kept(database) == {"Fiction": 4}
-        await database.close()
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
 async def test_books_from_before_are_counted(
     backend: str, request: pytest.FixtureRequest, folder: Path
 ) -> None:
-    async with fresh_database(backend, request, folder) as url:
-        settings = settings_for(url, folder)
-        await asyncio.to_thread(migrations.upgrade, settings.database, "0001")
-        database = Database(settings)
-        await database.open()
+    async with fresh_catalogue(backend, request, folder, "0001") as database:
 
         async def shelve(db: AsyncSession) -> None:
             for n in range(5):
                 db.add(Book(title="T", author="A", genre=GENRES[n % 3], **Book.derived("T", "A")))
 
         await database.write(shelve)
-        await asyncio.to_thread(migrations.upgrade, settings.database)
+        await asyncio.to_thread(migrations.upgrade, database.url)
         assert await kept(database) == {None: 2, "Fiction": 2, "Science": 1}
         await database.write(shelve)
         assert await kept(database) == {None: 4, "Fiction": 4, "Science": 2}
-        await database.close()

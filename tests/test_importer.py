@@ -10,7 +10,6 @@ import sys
 from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -22,10 +21,11 @@ from service.cli import cli
 from service.db import Database
 from service.importer.interrupt import Interrupt
 from service.importer.loader import BATCH, Loader
+from service.importer.sources import SourceError
 from service.models import Book, BookCount, ImportedRecord
 from service.plausible import plausible_books
 from service.users.service import create_user
-from tests.conftest import fresh_database, settings_for
+from tests.conftest import fresh_catalogue, settings_for
 from tests.test_cli import CLEAN, octavo, start
 
 FAULTY = Path(__file__).parent / "data" / "faulty.csv"
@@ -36,13 +36,8 @@ MANY = 6_000
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def catalogue(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Database]:
     """A migrated database without books, on each backend."""
-    async with fresh_database(request.param, request, folder) as url:
-        settings = settings_for(url, folder)
-        await asyncio.to_thread(migrations.upgrade, settings.database)
-        database = Database(settings)
-        await database.open()
+    async with fresh_catalogue(request.param, request, folder) as database:
         yield database
-        await database.close()
 
 
 def url_of(database: Database) -> dict[str, str]:
@@ -204,6 +199,7 @@ async def test_from_standard_input(tmp_path: Path, packed: bool) -> None:
         (("import-books", "b.csv", "--rejects", "no/r.jsonl"), 1, "Cannot write no/r.jsonl"),
         (("import-books", "b.csv", "--rejects", "/dev/full"), 1, "Cannot write /dev/full"),
         (("import-books", "b.csv", "--map", "title=name"), 1, "no column name for title"),
+        (("import-books", "b.csv", "--owner", "\udcff"), 1, "not text"),
         (("import-books", "b.csv", "--encoding", "klingon"), 1, "no encoding klingon"),
         (("import-books", "b.gz"), 1, "gzip data are damaged"),
         (("import-books", "one.csv"), 1, "No column for author"),
@@ -283,16 +279,13 @@ async def test_made_up_books_are_the_same_everywhere(catalogue: Database, tmp_pa
         assert [row[0] for row in views] == [item.views for item in plausible_books(1600, 7)]
 
 
-async def test_a_batch_that_fails_is_told_and_leaves_nothing(
-    catalogue: Database, folder: Path
-) -> None:
-    """Somebody deletes the owner while their books come in."""
+async def test_an_owner_who_is_deleted_meanwhile_is_said(catalogue: Database, folder: Path) -> None:
     user = await catalogue.write(lambda db: create_user(db, "owner", "o@example.org", "x"))
     settings = settings_for(catalogue.url.render_as_string(hide_password=False), folder)
 
     def load() -> None:
         with Loader(settings, "owner") as loader:
-            made: Any = list(plausible_books(10, 1))
+            made = list(plausible_books(10, 1))
             loader.put(made[:5])
             loader.finish()
             asyncio.run_coroutine_threadsafe(catalogue.write(forget), loop).result()
@@ -303,9 +296,29 @@ async def test_a_batch_that_fails_is_told_and_leaves_nothing(
         await db.delete(await db.get_one(type(user), user.id))
 
     loop = asyncio.get_running_loop()
-    with pytest.raises(Exception, match=r"(?i)foreign key"):
+    with pytest.raises(SourceError, match="The user owner was deleted meanwhile"):
         await asyncio.to_thread(load)
     assert await counts(catalogue) == (0, 0, 0)
+
+
+async def test_rejects_beside_standard_input(tmp_path: Path) -> None:
+    """Written anew at each run, but never over what is read."""
+    settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/d.db"}
+    await octavo(tmp_path, "migrate", **settings)
+    words = ("import-books", "-", "--rejects", "r.jsonl")
+    for _ in range(2):
+        done = await octavo(tmp_path, *words, stdin="title,author\n,x\n", **settings)
+        assert done[0] == 0, done
+    kept = (tmp_path / "r.jsonl").read_bytes()
+    with (tmp_path / "r.jsonl").open("rb") as same:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "service", *words,
+            cwd=tmp_path, env=CLEAN | settings, stdin=same, stderr=PIPE,
+        )  # fmt: skip
+        _, err = await process.communicate()
+    assert process.returncode == 2
+    assert b"the file to import" in err
+    assert (tmp_path / "r.jsonl").read_bytes() == kept
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

@@ -10,11 +10,9 @@ import pytest
 from sqlalchemy import text
 
 from bench.plans import SORT_NAMES, every_filter, plans
-from service import migrations
-from service.db import Database
 from service.importer.loader import Loader
 from service.plausible import plausible_books
-from tests.conftest import fresh_database, settings_for
+from tests.conftest import fresh_catalogue, settings_for
 
 BOOKS = 12_000  # where reading everything is no longer the quickest
 
@@ -23,9 +21,8 @@ BOOKS = 12_000  # where reading everything is no longer the quickest
 async def test_every_list_answers_from_an_index(
     backend: str, request: pytest.FixtureRequest, folder: Path
 ) -> None:
-    async with fresh_database(backend, request, folder) as url:
-        settings = settings_for(url, folder)
-        await asyncio.to_thread(migrations.upgrade, settings.database)
+    async with fresh_catalogue(backend, request, folder) as database:
+        settings = settings_for(database.url.render_as_string(hide_password=False), folder)
 
         def fill() -> None:
             with Loader(settings) as loader:
@@ -34,14 +31,11 @@ async def test_every_list_answers_from_an_index(
                 loader.finish()
 
         await asyncio.to_thread(fill)
-        database = Database(settings)
-        await database.open()
         async with database.reader.connect() as connection:
             await connection.execute(text("VACUUM books"))
         async with database.session() as db:
             filters = await every_filter(db)
         found = [plan async for plan in plans(database, filters)]
-        await database.close()
     assert len(found) >= len(filters) * len(SORT_NAMES) * 2
     assert not [plan for plan in found if plan.reads_everything]
     # Rows that are counted are counted in the index alone.

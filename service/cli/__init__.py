@@ -4,6 +4,7 @@ Exit codes: 0 done, 1 failed, 2 wrong usage, 69 the database cannot be reached, 
 configuration cannot be used (sysexits.h), 130 stopped by Ctrl-C.
 """
 
+import errno
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,6 +21,7 @@ from service.db_errors import is_unavailable, lacks_tables
 
 EX_UNAVAILABLE = 69
 EX_CONFIG = 78
+OUTPUT_FAILED = {errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT}  # no database says these
 
 
 @click.group(context_settings={"help_option_names": ["-h", "--help"]})
@@ -52,6 +54,9 @@ def _explained() -> Iterator[None]:
             sys.exit(1)
         if isinstance(error, CommandError):
             click.echo(f"Error: {error}", err=True)
+            sys.exit(1)
+        if isinstance(error, OSError) and error.errno in OUTPUT_FAILED:
+            click.echo(f"Error: {error.strerror}", err=True)
             sys.exit(1)
         if not is_unavailable(error):
             raise

@@ -12,7 +12,7 @@ from service.importer.columns import ColumnMap, parse_map
 from service.importer.interrupt import Interrupt
 from service.importer.loader import Loader
 from service.importer.progress import Progress
-from service.importer.run import Reading, Rejects, open_reading
+from service.importer.run import Reading, Rejects, Report, open_reading
 from service.importer.run import import_books as run_import
 from service.importer.sources import Format, SourceError
 from service.seed import fill_if_empty, shipped_books
@@ -124,27 +124,47 @@ def import_books(
     is in the catalogue is not added twice.
     """
     settings = load_from_environment()
-    if rejects is not None and os.path.exists(rejects) and os.path.samefile(file, rejects):
+    if rejects is not None and _is_same(file, rejects):
         raise click.BadParameter("that is the file to import", param_hint="--rejects")
     strict = settings.isbn_checksum == "strict"
+    report = Report()
     try:
         with (
             open_reading(file, kind, encoding, given) as reading,
             Loader(settings, owner, dry_run=dry_run) as loader,
         ):
             _say_what(reading)
-            with Rejects(rejects) as refused:
-                report = run_import(reading, loader, refused, strict_isbn=strict)
+            try:
+                with Rejects(rejects) as refused:
+                    run_import(reading, loader, refused, report, strict_isbn=strict)
+            finally:
+                _say_how(report, dry_run=dry_run)
     except SourceError as error:
         raise click.ClickException(str(error)) from None
-    for line in report.lines(dry_run=dry_run):
-        click.echo(line)
-    if refused.written:
+    except KeyboardInterrupt:
+        report.stopped = True
+    if rejects is not None and report.refused:
         click.echo(f"Refused records are in {rejects}")
     if report.stopped:
         _stop()
     if report.broken is not None:
         raise click.ClickException(f"{report.broken}. What could be read before is counted above.")
+
+
+def _is_same(file: str, rejects: str) -> bool:
+    """Whether the rejects would be written over what is read."""
+    if not os.path.isfile(rejects):
+        return False
+    try:
+        source = os.fstat(sys.stdin.fileno()) if file == "-" else os.stat(file)
+    except (OSError, ValueError, AttributeError):  # standard input is closed, or no file
+        return False
+    return os.path.samestat(source, os.stat(rejects))
+
+
+def _say_how(report: Report, *, dry_run: bool) -> None:
+    for line in report.lines(dry_run=dry_run):
+        click.echo(line)
 
 
 def _say_what(reading: Reading) -> None:

@@ -10,15 +10,17 @@ from typing import Any, Self, TypeVar
 
 import uvloop
 from sqlalchemy import insert, select, text
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.books.service import book_values
 from service.config import Settings
 from service.db import Database
+from service.db_errors import violated
 from service.importer.repair import Accepted
 from service.importer.sources import SourceError
 from service.models import Base, Book, BookViews, ImportedRecord, User, fold
+from service.validation import FORBIDDEN
 
 T = TypeVar("T")
 
@@ -26,6 +28,7 @@ T = TypeVar("T")
 BOOKS, RECORDS, VIEWS = (
     Base.metadata.tables[model.__tablename__] for model in (Book, ImportedRecord, BookViews)
 )
+OWNER_GONE = {"fk_books_user_id_users", "FOREIGN KEY"}  # SQLite does not say which
 BATCH = 1_000  # books of one transaction
 LOCK = 0x0C7A_0002  # PostgreSQL's advisory lock of whoever adds a batch
 ANALYZED_ROWS = 1_000  # of each index that SQLite looks at for its statistics
@@ -114,7 +117,8 @@ class Loader:
     def put(self, batch: list[Accepted]) -> None:
         """Add a batch, once the one before is in."""
         self._wait()
-        self._pending = self._run(self._add(batch))
+        if batch:
+            self._pending = self._run(self._add(batch))
 
     def load(self, items: Iterable[Accepted]) -> Iterator[int]:
         """Add all items, batch by batch; give after each how many were put so far."""
@@ -136,7 +140,11 @@ class Loader:
 
     def _wait(self) -> None:
         if self._pending is not None:
-            added, known = self._pending.result()  # Ctrl-C ends the waiting, not the batch
+            try:
+                added, known = self._pending.result()  # Ctrl-C ends the waiting, not the batch
+            except Exception:
+                self._pending = None
+                raise
             self._pending = None
             self.added += added
             self.known += known
@@ -146,6 +154,8 @@ class Loader:
         async with self._database.session() as db:
             await db.execute(select(ImportedRecord.book_id).limit(1))  # are there tables?
             if self._owner is not None:
+                if FORBIDDEN.search(self._owner):
+                    raise SourceError("The owner's name is not text")
                 key = fold(self._owner)
                 self._owner_id = await db.scalar(select(User.id).where(User.username_key == key))
                 if self._owner_id is None:
@@ -153,7 +163,12 @@ class Loader:
 
     async def _add(self, batch: list[Accepted]) -> tuple[int, int]:
         if self._seen is None:
-            added = await self._database.write(lambda db: add_new(db, batch, self._owner_id))
+            try:
+                added = await self._database.write(lambda db: add_new(db, batch, self._owner_id))
+            except IntegrityError as error:
+                if violated(error) in OWNER_GONE:
+                    raise SourceError(f"The user {self._owner} was deleted meanwhile") from None
+                raise
             return added, len(batch) - added
         async with self._database.session() as db:
             known = await _known(db, batch)

@@ -128,41 +128,57 @@ class Report:
 
 
 def import_books(
-    reading: Reading, loader: Loader, rejects: Rejects, *, strict_isbn: bool
-) -> Report:
+    reading: Reading, loader: Loader, rejects: Rejects, report: Report, *, strict_isbn: bool
+) -> None:
     """Put the books of a source into the catalogue, refused records into `rejects`.
 
-    A source that breaks off, and Ctrl-C, end it early: what was read before is in or, of the
-    last batch before Ctrl-C, will be at the next run.
+    `report` is kept up to date, also where an error goes through. A source that breaks off, and
+    Ctrl-C, end it early: what was read before is in or, of the last batch before Ctrl-C, will be
+    at the next run.
     """
-    report = Report()
-    batch: list[Accepted] = []
     with Progress(reading.source.size) as progress, Interrupt() as interrupt:
         try:
-            for record in reading.records:
-                interrupt.check()
-                verdict = judge(record, strict_isbn=strict_isbn)
-                report.read += 1
-                if isinstance(verdict, Refused):
-                    report.refused[verdict.reason] += 1
-                    rejects.write(record, verdict)
-                else:
-                    report.repaired.update(verdict.repairs)
-                    batch.append(verdict)
-                if len(batch) == BATCH:
-                    loader.put(batch)
-                    batch = []
-                if report.read % BATCH == 0:
-                    progress.show(reading.source.position, report.read, report.refused.total())
+            _read_all(reading, loader, rejects, report, progress, interrupt, strict_isbn)
         except SourceError as error:
             report.broken = str(error)
         except KeyboardInterrupt:
             report.stopped = True
-            batch = []
-        if batch:
-            loader.put(batch)
+            loader.finish()
+        finally:
+            progress.show(reading.source.position, report.read, report.refused.total())
+            report.seconds = progress.seconds
+            report.added, report.known = loader.added, loader.known
+
+
+def _read_all(
+    reading: Reading,
+    loader: Loader,
+    rejects: Rejects,
+    report: Report,
+    progress: Progress,
+    interrupt: Interrupt,
+    strict_isbn: bool,
+) -> None:
+    batch: list[Accepted] = []
+    try:
+        for record in reading.records:
+            interrupt.check()
+            verdict = judge(record, strict_isbn=strict_isbn)
+            report.read += 1
+            if isinstance(verdict, Refused):
+                report.refused[verdict.reason] += 1
+                rejects.write(record, verdict)
+            else:
+                report.repaired.update(verdict.repairs)
+                batch.append(verdict)
+            if len(batch) == BATCH:
+                loader.put(batch)
+                batch = []
+            if report.read % BATCH == 0:
+                progress.show(reading.source.position, report.read, report.refused.total())
+    except SourceError:
+        loader.put(batch)  # what came before the damage is whole
         loader.finish()
-        progress.show(reading.source.position, report.read, report.refused.total())
-        report.seconds = progress.seconds
-    report.added, report.known = loader.added, loader.known
-    return report
+        raise
+    loader.put(batch)
+    loader.finish()
