@@ -34,7 +34,7 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
 	@touch $@
 
 test: dev  ## the whole suite, on SQLite and on PostgreSQL (which the tests bring along)
-	@$(BIN)/python -m pytest --cov --cov-report=term
+	@$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist worksteal --cov --cov-report=term
 
 test-all:  ## the suite on Python 3.11 and on 3.13
 	@for version in 3.11 3.13; do \

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from http import HTTPStatus
 from typing import Any
 
+from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
 from quart import Quart, Response, current_app, redirect, request
 from quart_schema import RequestSchemaValidationError
 from werkzeug.exceptions import HTTPException, NotFound
@@ -28,6 +30,22 @@ FRAMEWORK_WORDS = {  # what we call the errors that Quart and Werkzeug raise
     500: ("Internal Server Error", "An unexpected error occurred"),
     413: ("Payload Too Large", "The body is larger than this service accepts"),
 }
+
+
+class Problem(BaseModel):
+    """What every error says (RFC 9457; `error` and `message` are the guide's)."""
+
+    type: str
+    title: str = Field(description="the status in words")
+    status: int
+    detail: str = Field(description="the same as `message`")
+    error: str = Field(description="the kind of error: what a program may rely on")
+    message: str = Field(description="a sentence for people")
+    messages: Messages | SkipJsonSchema[None] = Field(
+        None, description="sentences by field, of a 400"
+    )
+    errors: Messages | SkipJsonSchema[None] = Field(None, description="the same as `messages`")
+    request_id: str = Field(description="as in X-Request-ID: names the request in the log")
 
 
 class APIError(Exception):

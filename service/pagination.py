@@ -4,14 +4,15 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Self, TypeVar
 
 from itsdangerous import BadSignature, URLSafeSerializer
-from pydantic import Field
+from pydantic import BaseModel, Field
+from pydantic.json_schema import SkipJsonSchema
 from quart import current_app
 from sqlalchemy import ColumnElement, Select, SQLColumnExpression, func, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.config import Settings
 from service.errors import InvalidInputError
-from service.validation import QueryInteger, Schema
+from service.validation import QueryCount, Schema
 from service.web import page_links
 
 T = TypeVar("T")
@@ -26,8 +27,10 @@ class PageQuery(Schema):
 
     too_deep: ClassVar[str] = "Too deep: a page may skip 100000 rows."
 
-    page: QueryInteger = Field(1, ge=1)
-    per_page: QueryInteger = Field(DEFAULT_SIZE, ge=1)
+    page: QueryCount = Field(1, description="which page, from 1")
+    per_page: QueryCount = Field(
+        DEFAULT_SIZE, description=f"rows of a page; above {MAX_SIZE} it is {MAX_SIZE}"
+    )
 
     def to_page(self) -> "Page":
         """Check the offset. Raises InvalidInputError if it is too deep."""
@@ -36,6 +39,29 @@ class PageQuery(Schema):
         if page.offset > MAX_OFFSET:
             raise InvalidInputError({"page": [self.too_deep]})
         return page
+
+
+class Pagination(BaseModel):
+    """Where a page stands. The numbers of its neighbours are null at the ends."""
+
+    page: int
+    per_page: int
+    total_pages: int
+    total_items: int
+    has_next: bool
+    has_prev: bool
+    next_page: int | None
+    prev_page: int | None
+
+
+class Links(BaseModel):
+    """Absolute links to pages, absent where there is no such page, or it is too deep."""
+
+    self: str
+    first: str
+    last: str | SkipJsonSchema[None] = None
+    next: str | SkipJsonSchema[None] = None
+    prev: str | SkipJsonSchema[None] = None
 
 
 @dataclass(frozen=True)

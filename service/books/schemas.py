@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     PlainSerializer,
     StringConstraints,
+    WithJsonSchema,
     model_validator,
 )
 
@@ -19,6 +20,7 @@ from service.models import words
 from service.pagination import DEFAULT_SIZE, PageQuery
 from service.validation import (
     Instant,
+    QueryCount,
     QueryDecimal,
     QueryFlag,
     QueryInteger,
@@ -29,6 +31,7 @@ from service.validation import (
 MIN_YEAR, MAX_YEAR = 1000, 2100
 MAX_PRICE = Decimal("99999999.99")
 ISBN = re.compile("[0-9]{9}[0-9X]|[0-9]{13}")
+ISBN_AS_WRITTEN = "^[- ]*([0-9][- ]*){9}([0-9Xx][- ]*|([0-9][- ]*){4})$"
 
 
 def _isbn(value: str) -> str:
@@ -50,7 +53,11 @@ def _searchable(value: str) -> str:
 
 Title = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(not_blank)]
 Author = Annotated[str, Field(min_length=1, max_length=100), AfterValidator(not_blank)]
-Isbn = Annotated[str, AfterValidator(_isbn)]
+Isbn = Annotated[
+    str,
+    AfterValidator(_isbn),
+    WithJsonSchema({"type": "string", "pattern": ISBN_AS_WRITTEN}),
+]
 Year = Annotated[int, Field(ge=MIN_YEAR, le=MAX_YEAR)]
 Genre = Literal["Fiction", "Non-Fiction", "Science", "History"]
 Price = Annotated[
@@ -58,6 +65,7 @@ Price = Annotated[
     BeforeValidator(_number),
     Field(ge=0, le=MAX_PRICE, decimal_places=2),
     AfterValidator(abs),  # -0 is 0
+    WithJsonSchema({"type": "number", "minimum": 0, "maximum": 99999999.99, "multipleOf": 0.01}),
 ]
 Sort = Literal[
     "id", "created_at", "title", "published_year", "price",
@@ -97,8 +105,8 @@ class BookOut(BaseModel):
     author: str
     isbn: str | None
     published_year: int | None
-    genre: str | None
-    price: Annotated[Decimal | None, PlainSerializer(lambda p: None if p is None else float(p))]
+    genre: Genre | None
+    price: Annotated[Decimal, PlainSerializer(float, return_type=float)] | None
     user_id: int | None
     version: int
     created_at: Instant
@@ -138,7 +146,9 @@ class BookQuery(BookFilters, PageQuery):
     cursor: Annotated[str, StringConstraints(strip_whitespace=False)] | None = Field(
         None, description="`next_cursor` of the page before"
     )
-    limit: QueryInteger = Field(DEFAULT_SIZE, ge=1)
+    limit: QueryCount = Field(
+        DEFAULT_SIZE, description="books at a time, of cursor mode; above 100 it is 100"
+    )
     nocache: QueryFlag = Field(False, description="read past the cache")
 
     @property
