@@ -106,6 +106,11 @@ class Settings(BaseSettings):
         """Whether the embedded database is in use."""
         return self.database.get_backend_name() == "sqlite"
 
+    @property
+    def is_https(self) -> bool:
+        """Whether clients come by https."""
+        return (self.public_url or "").startswith("https://")
+
     def check(self) -> Self:
         """Raise ConfigurationError if these settings must not be served."""
         problems = self._problems()

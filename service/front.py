@@ -1,7 +1,7 @@
 """The ASGI front: what must hold for every answer, also for those that Quart does not write.
 
-It gives each request its id, lets no more than the cap of a body into memory, and answers
-when all else has failed.
+It gives each request its id, lets no more than the cap of a body into memory, tells browsers
+what not to do with an answer, and answers when all else has failed.
 """
 
 import asyncio
@@ -16,18 +16,27 @@ from service.config import Settings
 from service.errors import MIMETYPE, as_api_error, problem
 from service.logs import request_id
 
+NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 END = {"type": "http.request", "body": b"", "more_body": False}
+VARY = "Accept-Encoding, Origin"
 TOO_LARGE = "octavo.too_large"  # in the scope: the body went over the cap
 
 
 class Front:
     """Wraps an ASGI application; HTTP alone passes through it, the rest goes straight on."""
 
-    def __init__(self, app: Quart, inner: ASGIFramework, max_body_bytes: int) -> None:
+    def __init__(self, app: Quart, inner: ASGIFramework, settings: Settings) -> None:
         self._app = app
         self._inner = inner
-        self._max_body_bytes = max_body_bytes
+        self._max_body_bytes = settings.max_body_bytes
+        self._protection = [
+            (b"x-content-type-options", b"nosniff"),
+            (b"referrer-policy", b"no-referrer"),
+        ]
+        if settings.is_https:
+            year = b"max-age=31536000"  # not for subdomains: those are not ours to decide
+            self._protection.append((b"strict-transport-security", year))
 
     async def __call__(
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
@@ -45,7 +54,10 @@ class Front:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                message["headers"] = [*message["headers"], (b"x-request-id", name.encode())]
+                headers = message["headers"]
+                policy = [] if any(key == NO_PAGE[0] for key, _ in headers) else [NO_PAGE]
+                named = (b"x-request-id", name.encode())
+                message["headers"] = [*headers, named, *self._protection, *policy]
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 answered.set()
@@ -87,6 +99,7 @@ class Front:
                 "content-type": MIMETYPE,
                 "content-length": str(len(body)),
                 "cache-control": "no-store",
+                "vary": VARY,
                 **rendered.headers,
             }
             await send_with_id(
@@ -109,4 +122,4 @@ def _alone(error: Exception) -> Exception:
 
 def init_app(app: Quart, settings: Settings) -> None:
     """Put the front before the application."""
-    app.asgi_app = Front(app, app.asgi_app, settings.max_body_bytes)  # type: ignore[method-assign]
+    app.asgi_app = Front(app, app.asgi_app, settings)  # type: ignore[method-assign]

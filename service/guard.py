@@ -6,12 +6,16 @@ from functools import wraps
 from typing import Any
 
 from quart import request
+from quart_schema import security_scheme
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.db import session
 from service.errors import ForbiddenError, UnauthorizedError
 from service.models import User
+from service.openapi.answers import fails
 from service.security import tokens
+
+BEARER: list[dict[str, list[str]]] = [{"bearer": []}]
 
 Handler = Callable[..., Awaitable[Any]]
 
@@ -75,7 +79,7 @@ def token_required(handler: Handler) -> Handler:
     async def guarded(*args: Any, **kwargs: Any) -> Any:
         return await handler(*args, current_user=await authenticate(), **kwargs)
 
-    return guarded
+    return security_scheme(BEARER)(guarded)
 
 
 def admin_required(handler: Handler) -> Handler:
@@ -87,4 +91,4 @@ def admin_required(handler: Handler) -> Handler:
         require_admin(user)
         return await handler(*args, current_user=user, **kwargs)
 
-    return guarded
+    return fails(403)(security_scheme(BEARER)(guarded))

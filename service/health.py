@@ -4,8 +4,10 @@ import asyncio
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, Literal
 
+from pydantic import BaseModel
+from pydantic.json_schema import SkipJsonSchema
 from quart import Blueprint, Quart, Response, current_app
 from redis.asyncio import Redis
 from sqlalchemy import text
@@ -13,6 +15,7 @@ from sqlalchemy import text
 from service import __version__, migrations
 from service.config import Settings
 from service.db import Database
+from service.openapi.answers import answers
 from service.web import respond, to_bytes
 
 TIMEOUT = 1.0  # seconds that a check may take, whatever its dependency does
@@ -20,6 +23,43 @@ TIMEOUT = 1.0  # seconds that a check may take, whatever its dependency does
 health_bp = Blueprint("health", __name__, url_prefix="/health")
 
 Check = Callable[[], Awaitable[object]]
+
+
+class Outcome(BaseModel):
+    """How a dependency answered."""
+
+    status: Literal["ok", "failed", "timeout"]
+    latency_ms: float
+
+
+class HealthReport(BaseModel):
+    """How a process and its dependencies are. `error` is there if it is unhealthy."""
+
+    status: Literal["healthy", "degraded", "unhealthy"]
+    database: Literal["connected", "disconnected"]
+    timestamp: datetime
+    version: str
+    checks: dict[str, Outcome]
+    error: str | SkipJsonSchema[None] = None
+
+
+class Alive(BaseModel):
+    """A process that runs."""
+
+    status: Literal["alive"]
+
+
+class Ready(BaseModel):
+    """A process that wants requests."""
+
+    status: Literal["ready"]
+
+
+class NotReady(BaseModel):
+    """A process that wants none yet, or any more."""
+
+    status: Literal["not ready"]
+    reasons: list[str]
 
 
 class Health:
@@ -88,6 +128,8 @@ class Health:
 
 
 @health_bp.get("")
+@answers(200, HealthReport)
+@answers(500, HealthReport)
 async def health() -> Response:
     """Tell how this process and its dependencies are: healthy, degraded, or unhealthy (500)."""
     checks = await of_app().check()
@@ -106,12 +148,15 @@ async def health() -> Response:
 
 
 @health_bp.get("/live")
+@answers(200, Alive)
 async def live() -> Response:
     """Answer as long as the process runs; touch nothing."""
     return respond(b'{"status":"alive"}')
 
 
 @health_bp.get("/ready")
+@answers(200, Ready)
+@answers(503, NotReady)
 async def ready() -> Response:
     """Tell whether requests should be sent here: 503 with the reasons if not."""
     reasons = await of_app().reasons_not_ready()

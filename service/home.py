@@ -1,30 +1,40 @@
 """The front page: what runs here, and where to go."""
 
+from base64 import b64encode
+from hashlib import sha256
 from html import escape
 
 from quart import Blueprint, Quart, Response
 
 from service import __version__
 from service.config import Settings
-from service.web import absolute
+from service.openapi.answers import answers
+from service.web import HTML, absolute
 
 home_bp = Blueprint("home", __name__)
 
+STYLE = """
+  :root { color-scheme: light dark; }
+  body { max-width: 38rem; margin: 12vh auto; padding: 0 1.25rem;
+         font: 1.05rem/1.6 Georgia, "Times New Roman", serif; }
+  h1 { font-size: 2.6rem; font-weight: normal; letter-spacing: .02em; margin: 0; }
+  p.sub { margin-top: 0; opacity: .7; }
+  dt { margin-top: .9rem; } dd { margin: 0; opacity: .8; }
+  code, pre { font: .9rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
+  pre { overflow-x: auto; padding: .8rem 1rem; border: 1px solid #8886; border-radius: 6px; }
+"""
+# The page may have this style, and nothing else at all.
+STYLE_HASH = b64encode(sha256(STYLE.encode()).digest()).decode()
+POLICY = (
+    f"default-src 'none'; style-src 'sha256-{STYLE_HASH}'; "
+    "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Octavo</title>
-<style>
-  :root {{ color-scheme: light dark; }}
-  body {{ max-width: 38rem; margin: 12vh auto; padding: 0 1.25rem;
-         font: 1.05rem/1.6 Georgia, "Times New Roman", serif; }}
-  h1 {{ font-size: 2.6rem; font-weight: normal; letter-spacing: .02em; margin: 0; }}
-  p.sub {{ margin-top: 0; opacity: .7; }}
-  dt {{ margin-top: .9rem; }} dd {{ margin: 0; opacity: .8; }}
-  code, pre {{ font: .9rem/1.5 ui-monospace, Menlo, Consolas, monospace; }}
-  pre {{ overflow-x: auto; padding: .8rem 1rem; border: 1px solid #8886; border-radius: 6px; }}
-</style>
+<style>{style}</style>
 <h1>Octavo</h1>
 <p class="sub">A book catalogue over HTTP, version {version}</p>
 <dl>
@@ -33,6 +43,8 @@ PAGE = """<!doctype html>
       <code>?q=time</code>, <code>?sort=title</code></dd>
   <dt><a href="api/books?limit=20">/api/books?limit=20</a></dt>
   <dd>the same by cursor, to walk through all of it</dd>
+  <dt><a href="docs">/docs</a></dt>
+  <dd>try all of it out; the document itself is <a href="openapi.json">/openapi.json</a></dd>
   <dt><a href="health">/health</a></dt>
   <dd>how the service and its dependencies are</dd>
 </dl>
@@ -42,10 +54,11 @@ PAGE = """<!doctype html>
 
 
 @home_bp.get("/")
+@answers(200, media=HTML)
 async def home() -> Response:
     """Show what runs here."""
-    page = PAGE.format(version=__version__, base=escape(absolute("")))
-    return Response(page, content_type="text/html; charset=utf-8")
+    page = PAGE.format(style=STYLE, version=__version__, base=escape(absolute("")))
+    return Response(page, headers={"Content-Security-Policy": POLICY}, content_type=HTML)
 
 
 def init_app(app: Quart, settings: Settings) -> None:

@@ -9,20 +9,19 @@ from urllib.parse import parse_qsl, urlencode
 import quart
 from pydantic import BaseModel, TypeAdapter
 from quart import Quart, Response, current_app, request
-from quart_schema import QuartSchema
 from quart_schema.validation import QUART_SCHEMA_QUERYSTRING_ATTRIBUTE
 from werkzeug.exceptions import RequestEntityTooLarge
 from werkzeug.routing import IntegerConverter, ValidationError
 
 from service.config import Settings
 from service.errors import APIError, InvalidInputError, UnsupportedMediaTypeError
-from service.front import TOO_LARGE
+from service.front import TOO_LARGE, VARY
 from service.validation import FORBIDDEN, ID, INT64, parse_json
 
 JSON = "application/json"
+HTML = "text/html; charset=utf-8"
 JSON_TYPE = re.compile(r"application/(json|[a-z0-9.+-]+\+json)")
 MAX_PARAMETERS = 50  # of a query
-VARY = "Accept-Encoding, Origin"
 
 
 class Request(quart.Request):
@@ -71,18 +70,21 @@ def respond(
     *,
     tagged: bool = False,
     headers: Mapping[str, str] | None = None,
+    content_type: str = JSON,
 ) -> Response:
-    """Answer with JSON that nobody else may keep; `tagged`: with the ETag of its resource."""
-    response = Response(body, status=status, headers=dict(headers or {}), content_type=JSON)
+    """Answer with bytes that nobody else may keep; `tagged`: with the ETag of its resource."""
+    response = Response(body, status=status, headers=dict(headers or {}), content_type=content_type)
     if tagged:
         response.set_etag(etag(body))
     return response
 
 
-def respond_public(body: bytes, *, headers: Mapping[str, str] | None = None) -> Response:
+def respond_public(
+    body: bytes, *, headers: Mapping[str, str] | None = None, content_type: str = JSON
+) -> Response:
     """Answer a public GET: to be revalidated by its tag, 304 if the client has it already."""
     tag = etag(body)
-    response = respond(body, headers=headers)
+    response = respond(body, headers=headers, content_type=content_type)
     if request.if_none_match.contains_weak(tag) or request.if_none_match.star_tag:
         response = _empty(304)
     response.set_etag(tag)
@@ -141,9 +143,6 @@ def init_app(app: Quart, settings: Settings) -> None:
     app.config["BODY_TIMEOUT"] = 10  # seconds; then 408
     app.url_map.converters["id"] = IdConverter
     app.url_map.merge_slashes = False  # a path has one spelling
-    QuartSchema(
-        app, openapi_path=None, redoc_ui_path=None, scalar_ui_path=None, swagger_ui_path=None
-    )
 
     @app.before_request
     async def refuse() -> None:

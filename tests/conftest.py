@@ -30,6 +30,7 @@ from service import migrations
 from service.app import create_app
 from service.config import Settings, Testing
 from service.db import Database
+from tests.conformance import Watched, violations
 from tests.factories import Factory
 
 SECRET = "a secret of the tests, long enough for HS256"
@@ -73,7 +74,9 @@ async def serving(
     """Serve an application with these settings on a free port."""
     app = create_app(settings)
     if prepare is not None:
-        prepare(app)
+        prepare(app)  # it may answer what no document tells
+    else:
+        app.asgi_app = Watched(app)  # type: ignore[method-assign]
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(1_000)
@@ -111,6 +114,15 @@ async def visiting(
         httpx.AsyncClient(base_url=site.url) as client,
     ):
         yield client
+
+
+@pytest.fixture(autouse=True)
+def documented() -> Iterator[None]:
+    """Whatever a test is about: no answer that it got may be unlike the document."""
+    yield
+    found = violations.copy()
+    violations.clear()
+    assert not found
 
 
 @pytest.fixture(scope="session")

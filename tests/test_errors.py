@@ -96,7 +96,7 @@ async def test_an_unknown_page_of_the_single_page_application_redirects_there(
             ("/api", html),
             ("/admin/shelves", html),
             ("/health/shelves", html),
-            ("/docs", html),
+            ("/docs/shelves", html),
         ):
             is_problem(await client.get(path, headers=headers), 404, "Not Found")
         is_problem(await client.post("/shelves", headers=html), 404, "Not Found")

@@ -8,6 +8,7 @@ import httpx
 import pytest
 from quart import Quart
 
+from service import config
 from service.front import TOO_LARGE, Front
 from tests.conftest import Site, serving, settings_for, visiting
 from tests.test_web import is_problem
@@ -140,7 +141,7 @@ async def test_no_more_than_the_cap_is_ever_passed_on() -> None:
     async def send(message: Any) -> None:
         pass
 
-    front: Any = Front(Quart(__name__), inner, 64_000)
+    front: Any = Front(Quart(__name__), inner, config.Testing(max_body_bytes=64_000))
     await front({"type": "http", "headers": []}, endless, send)
     assert ended.is_set()
     assert passed == 64_000

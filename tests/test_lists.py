@@ -186,7 +186,7 @@ async def test_sizes_are_capped(client: httpx.AsyncClient, make: Factory) -> Non
         ("year_min=x", "year_min", "integer"),
         ("price_min=x", "price_min", "number"),
         ("price_max=NaN", "price_max", "number"),
-        ("price_max=1e3", "price_max", "number"),
+        ("price_max=1e", "price_max", "number"),
         ("q=%21%21", "q", "letter or a digit"),
         ("q=" + "x" * 201, "q", "Longer"),
         ("nocache=yes", "nocache", "0 or 1"),

@@ -7,12 +7,14 @@ from service.admin import admin_bp, service
 from service.admin.schemas import RightsUpdate
 from service.db import session, write
 from service.guard import CurrentUser, admin_required
+from service.openapi.answers import answers, fails
 from service.pagination import PageQuery
-from service.users.schemas import UserOut
+from service.users.schemas import UserOut, UserPage
 from service.web import link_header, no_content, respond, to_bytes
 
 
 @admin_bp.get("/users")
+@answers(200, UserPage, "Link")
 @admin_required
 @validate_querystring(PageQuery)
 async def list_users(query_args: PageQuery, current_user: CurrentUser) -> Response:
@@ -25,6 +27,8 @@ async def list_users(query_args: PageQuery, current_user: CurrentUser) -> Respon
 
 
 @admin_bp.patch("/users/<id:user_id>")
+@answers(200, UserOut)
+@fails(409)
 @admin_required
 @validate_request(RightsUpdate)
 async def update_user(user_id: int, data: RightsUpdate, current_user: CurrentUser) -> Response:
@@ -39,6 +43,8 @@ async def update_user(user_id: int, data: RightsUpdate, current_user: CurrentUse
 
 
 @admin_bp.delete("/users/<id:user_id>")
+@answers(204)
+@fails(409)
 @admin_required
 async def delete_user(user_id: int, current_user: CurrentUser) -> Response:
     """Delete a user with their books. The last administrator stays."""

@@ -4,10 +4,11 @@ from quart import Response, current_app
 from quart_schema import validate_request
 
 from service.auth import auth_bp, service
-from service.auth.schemas import Credentials, Refresh, Registration
+from service.auth.schemas import Credentials, Refresh, Registration, TokenPair
 from service.db import session, write
 from service.errors import UnauthorizedError
 from service.guard import CurrentUser, token_required
+from service.openapi.answers import answers, fails
 from service.security import passwords, tokens
 from service.users import service as users
 from service.users.schemas import UserOut
@@ -15,6 +16,7 @@ from service.web import no_content, respond, to_bytes
 
 
 @auth_bp.post("/register")
+@answers(201, UserOut, links={"get_user": {"user_id": "$response.body#/id"}})
 @validate_request(Registration)
 async def register(data: Registration) -> Response:
     """Make an account."""
@@ -24,6 +26,8 @@ async def register(data: Registration) -> Response:
 
 
 @auth_bp.post("/login")
+@answers(200, TokenPair)
+@fails(401)
 @validate_request(Credentials)
 async def login(data: Credentials) -> Response:
     """Exchange e-mail and password for a pair of tokens; the same time whoever it is."""
@@ -45,6 +49,8 @@ async def login(data: Credentials) -> Response:
 
 
 @auth_bp.post("/refresh")
+@answers(200, TokenPair)
+@fails(401)
 @validate_request(Refresh)
 async def refresh(data: Refresh) -> Response:
     """Exchange a refresh token for a new pair of tokens, once."""
@@ -56,6 +62,7 @@ async def refresh(data: Refresh) -> Response:
 
 
 @auth_bp.post("/logout")
+@answers(204)
 @token_required
 async def logout(current_user: CurrentUser) -> Response:
     """End every token of the caller."""

@@ -2,7 +2,7 @@
 
 from typing import Annotated
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.users.schemas import Email, GivenPassword, Password, Username
 from service.validation import Schema
@@ -11,6 +11,14 @@ from service.validation import Schema
 class Registration(Schema):
     """A new account."""
 
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"username": "anna", "email": "anna@example.org", "password": "correct horse"}
+            ]
+        }
+    )
+
     username: Username
     email: Email
     password: Password
@@ -18,6 +26,10 @@ class Registration(Schema):
 
 class Credentials(Schema):
     """Who one says one is. A malformed address is an unknown one, not a mistake to explain."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"email": "anna@example.org", "password": "correct horse"}]}
+    )
 
     email: Annotated[str, Field(max_length=1_000)]
     password: GivenPassword

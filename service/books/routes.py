@@ -6,16 +6,27 @@ from quart import Response, current_app
 from quart_schema import validate_querystring, validate_request
 
 from service.books import books_bp, service
-from service.books.schemas import BookCreate, BookOut, BookQuery, BookUpdate
+from service.books.schemas import (
+    BookCreate,
+    BookLists,
+    BookOut,
+    BookQuery,
+    BookUpdate,
+)
 from service.db import session, write
 from service.errors import InvalidInputError
 from service.guard import CurrentUser, token_required
+from service.openapi.answers import answers, fails
 from service.pagination import MAX_SIZE, Cursors
 from service.validation import ID, INT64
 from service.web import absolute, link_header, no_content, respond, respond_public, to_bytes
 
+BOOK = {"book_id": "$response.body#/id"}
+FOLLOW_UPS = {"get_book": BOOK, "update_book": BOOK, "delete_book": BOOK}
+
 
 @books_bp.get("")
+@answers(200, BookLists, "ETag", "Link")
 @validate_querystring(BookQuery)
 async def list_books(query_args: BookQuery) -> Response:
     """List books: a page (newest first), or what follows a cursor (by id)."""
@@ -60,6 +71,7 @@ def _start(cursor: str | None, sort: str, purpose: list[Any]) -> tuple[Any, int]
 
 
 @books_bp.get("/<id:book_id>")
+@answers(200, BookOut, "ETag")
 async def get_book(book_id: int) -> Response:
     """Give one book."""
     async with session() as db:
@@ -68,6 +80,7 @@ async def get_book(book_id: int) -> Response:
 
 
 @books_bp.post("")
+@answers(201, BookOut, "ETag", "Location", links=FOLLOW_UPS)
 @token_required
 @validate_request(BookCreate)
 async def create_book(data: BookCreate, current_user: CurrentUser) -> Response:
@@ -79,6 +92,8 @@ async def create_book(data: BookCreate, current_user: CurrentUser) -> Response:
 
 
 @books_bp.route("/<id:book_id>", methods=["PUT", "PATCH"])
+@answers(200, BookOut, "ETag")
+@fails(403)
 @token_required
 @validate_request(BookUpdate)
 async def update_book(book_id: int, data: BookUpdate, current_user: CurrentUser) -> Response:
@@ -89,6 +104,8 @@ async def update_book(book_id: int, data: BookUpdate, current_user: CurrentUser)
 
 
 @books_bp.delete("/<id:book_id>")
+@answers(204)
+@fails(403)
 @token_required
 async def delete_book(book_id: int, current_user: CurrentUser) -> Response:
     """Delete a book."""

@@ -11,13 +11,16 @@ from pydantic import (
     ConfigDict,
     Field,
     PlainSerializer,
+    RootModel,
     StringConstraints,
     WithJsonSchema,
     model_validator,
 )
+from pydantic.config import JsonDict
+from pydantic.json_schema import SkipJsonSchema
 
 from service.models import words
-from service.pagination import DEFAULT_SIZE, PageQuery
+from service.pagination import DEFAULT_SIZE, Links, PageQuery, Pagination
 from service.validation import (
     Instant,
     QueryCount,
@@ -73,8 +76,32 @@ Sort = Literal[
 ]  # fmt: skip
 
 
+EXAMPLE: JsonDict = {
+    "title": "The Selfish Gene",
+    "author": "Richard Dawkins",
+    "isbn": "9780192860927",
+    "published_year": 1976,
+    "genre": "Science",
+    "price": 9.95,
+}
+EXAMPLE_OUT: JsonDict = {
+    "examples": [
+        {
+            "id": 1,
+            **EXAMPLE,
+            "user_id": 1,
+            "version": 1,
+            "created_at": "2026-11-23T07:49:41.219000Z",
+            "updated_at": "2026-11-23T07:49:41.219000Z",
+        }
+    ]
+}
+
+
 class BookCreate(Schema):
     """A book to be made. The server gives the rest."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
     title: Title
     author: Author
@@ -87,6 +114,8 @@ class BookCreate(Schema):
 class BookUpdate(Schema):
     """A book to be changed: absent fields keep their value, null clears an optional one."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"price": 7.5, "genre": None}]})
+
     title: Title = Field(default_factory=str)
     author: Author = Field(default_factory=str)
     isbn: Isbn | None = None
@@ -98,7 +127,7 @@ class BookUpdate(Schema):
 class BookOut(BaseModel):
     """A book as clients see it. `price` is exact: at most two decimals, ten digits."""
 
-    model_config = ConfigDict(from_attributes=True)
+    model_config = ConfigDict(from_attributes=True, title="Book", json_schema_extra=EXAMPLE_OUT)
 
     id: int
     title: str
@@ -111,6 +140,31 @@ class BookOut(BaseModel):
     version: int
     created_at: Instant
     updated_at: Instant
+
+
+class BookPage(BaseModel):
+    """A page of books, newest first unless sorted."""
+
+    items: list[BookOut]
+    total: int
+    pagination: Pagination
+    links: Links
+
+
+class BookSlice(BaseModel):
+    """Books behind a cursor, by id unless sorted. `next_cursor` is there if there are more."""
+
+    items: list[BookOut]
+    has_more: bool
+    next_cursor: int | str | SkipJsonSchema[None] = None
+
+
+class BookLists(RootModel[BookPage | BookSlice]):
+    """Books, in the mode that was asked for."""
+
+
+class BookArray(RootModel[list[BookOut]]):
+    """Books without an envelope (guide)."""
 
 
 class BookFilters(Schema):

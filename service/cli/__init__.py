@@ -14,6 +14,7 @@ from alembic.util import CommandError
 
 from service import __version__
 from service.cli.database import create_admin, init_db, migrate
+from service.cli.document import openapi
 from service.cli.fill import import_books, seed_db
 from service.cli.serve import serve
 from service.config import ConfigurationError, load_from_environment
@@ -34,7 +35,7 @@ def cli() -> None:
     """
 
 
-for command in (serve, migrate, init_db, seed_db, import_books, create_admin):
+for command in (serve, migrate, init_db, seed_db, import_books, create_admin, openapi):
     cli.add_command(command)
 
 

@@ -4,10 +4,11 @@ from quart import Response
 from quart_schema import validate_querystring, validate_request
 
 from service.books import service as books
-from service.books.schemas import BookFilters, BookOut
+from service.books.schemas import BookArray, BookFilters, BookOut
 from service.db import session, write
 from service.errors import InvalidInputError
 from service.guard import CurrentUser, token_required
+from service.openapi.answers import answers
 from service.pagination import PageQuery
 from service.security import passwords
 from service.users import service, users_bp
@@ -16,6 +17,7 @@ from service.web import link_header, respond, respond_public, to_bytes
 
 
 @users_bp.get("/profile")
+@answers(200, UserOut)
 @token_required
 async def get_profile(current_user: CurrentUser) -> Response:
     """Give one's own account."""
@@ -25,6 +27,7 @@ async def get_profile(current_user: CurrentUser) -> Response:
 
 
 @users_bp.patch("/profile")
+@answers(200, UserOut)
 @token_required
 @validate_request(ProfileUpdate)
 async def update_profile(data: ProfileUpdate, current_user: CurrentUser) -> Response:
@@ -58,6 +61,7 @@ async def _check_password(current_user: CurrentUser, data: ProfileUpdate) -> str
 
 
 @users_bp.get("/users/<id:user_id>")
+@answers(200, PublicUser, "ETag", links={"list_user_books": {"user_id": "$response.body#/id"}})
 async def get_user(user_id: int) -> Response:
     """Give the public face of a user."""
     async with session() as db:
@@ -66,6 +70,7 @@ async def get_user(user_id: int) -> Response:
 
 
 @users_bp.get("/users/<id:user_id>/books")
+@answers(200, BookArray, "ETag", "Link", "X-Total-Count")
 @validate_querystring(PageQuery)
 async def list_user_books(user_id: int, query_args: PageQuery) -> Response:
     """List a user's books, newest first, as a bare array (guide)."""

@@ -13,6 +13,7 @@ from pydantic import (
     StringConstraints,
 )
 
+from service.pagination import Links, Pagination
 from service.validation import Instant, Schema
 
 
@@ -44,7 +45,9 @@ class ProfileUpdate(Schema):
     username: Username = Field(default_factory=str)
     email: Email = Field(default_factory=str)
     password: Password = Field(default_factory=str)
-    current_password: GivenPassword | None = None
+    current_password: GivenPassword | None = Field(
+        None, description="needed for a new email or password"
+    )
 
     @property
     def needs_password(self) -> bool:
@@ -65,7 +68,7 @@ class PublicUser(BaseModel):
 class UserOut(BaseModel):
     """A user as they and administrators see them."""
 
-    model_config = ConfigDict(from_attributes=True)
+    model_config = ConfigDict(from_attributes=True, title="User")
 
     id: int
     username: str
@@ -73,3 +76,12 @@ class UserOut(BaseModel):
     tier: str
     is_admin: bool
     created_at: Instant
+
+
+class UserPage(BaseModel):
+    """A page of users, newest first."""
+
+    items: list[UserOut]
+    total: int
+    pagination: Pagination
+    links: Links

@@ -1,0 +1,19 @@
+"""`octavo openapi`: the document of the API, for those who make clients from it."""
+
+import json
+
+import click
+
+from service.app import create_app
+from service.config import load_from_environment
+from service.openapi.pages import document
+
+
+@click.command()
+def openapi() -> None:
+    """Print the OpenAPI document of the API, as JSON.
+
+    Its server is PUBLIC_URL.
+    """
+    schema = document(create_app(load_from_environment())).schema()
+    click.echo(json.dumps(schema, ensure_ascii=False, indent=2))

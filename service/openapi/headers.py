@@ -1,0 +1,47 @@
+"""Every header that an answer may have, as the document describes it."""
+
+from typing import Any
+
+STRICT_TRANSPORT = "Strict-Transport-Security"  # only where PUBLIC_URL is https
+
+
+def _header(
+    description: str, schema: dict[str, Any] | None = None, *, required: bool = True
+) -> dict[str, Any]:
+    return {
+        "description": description,
+        "required": required,
+        "schema": schema or {"type": "string"},
+    }
+
+
+HEADERS = {
+    "X-Request-ID": _header(
+        "names the request in the log; the one of the request, if that was fit",
+        {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
+    ),
+    "Cache-Control": _header(
+        "`no-cache`: keep it, and ask with If-None-Match; `no-store`: do not keep it",
+        {"type": "string", "enum": ["no-cache", "no-store"]},
+    ),
+    "Vary": _header("the headers of the request on which the answer depends"),
+    "X-Content-Type-Options": _header("the type is what Content-Type says", {"const": "nosniff"}),
+    "Referrer-Policy": _header("no address of ours is given away", {"const": "no-referrer"}),
+    "Content-Security-Policy": _header("what a browser may do with the answer"),
+    STRICT_TRANSPORT: _header("come back by https alone"),
+    "ETag": _header("names this very answer, strongly", {"type": "string", "pattern": '^".+"$'}),
+    "Location": _header("where the new resource is", {"type": "string", "format": "uri"}),
+    "Link": _header("the links of the page (RFC 8288); in page mode", required=False),
+    "X-Total-Count": _header("how many there are on all pages", {"type": "integer", "minimum": 0}),
+    "WWW-Authenticate": _header("how to be recognised", {"const": "Bearer"}),
+    "Retry-After": _header("seconds after which it may work", {"type": "integer", "minimum": 1}),
+}
+EVERYWHERE = (
+    "X-Request-ID",
+    "Cache-Control",
+    "Vary",
+    "X-Content-Type-Options",
+    "Referrer-Policy",
+    "Content-Security-Policy",
+    STRICT_TRANSPORT,
+)

@@ -1,0 +1,138 @@
+"""Every answer that a test gets from a served application, held to the document."""
+
+import json
+from functools import cached_property
+from typing import Any
+
+from jsonschema_rs import validator_for
+from quart import Quart
+from werkzeug.exceptions import HTTPException
+
+from service.openapi.pages import document
+
+# What HTTP, the server and CORS say about themselves.
+UNDOCUMENTED = {"content-type", "content-length", "date", "server", "connection", "allow"}
+
+violations: list[str] = []
+
+
+def templated(rule: str) -> str:
+    """Give a rule of the URL map as a path of the document."""
+    parts = [
+        "{" + part[1:-1].rpartition(":")[2] + "}" if part.startswith("<") else part
+        for part in rule.split("/")
+    ]
+    return "/".join(parts)
+
+
+def strict(value: Any) -> Any:
+    """Close every object of a schema, so that a member nobody described is found."""
+    if isinstance(value, list):
+        return [strict(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    closed = {key: strict(item) for key, item in value.items()}
+    if isinstance(value.get("properties"), dict):
+        closed.setdefault("additionalProperties", False)
+    return closed
+
+
+class Watched:
+    """An ASGI application whose answers are held to its document."""
+
+    def __init__(self, app: Quart) -> None:
+        self._app = app
+        self._inner = app.asgi_app
+        self._validators: dict[str, Any] = {}
+
+    @cached_property
+    def document(self) -> dict[str, Any]:
+        """The document, with its objects closed."""
+        schema: dict[str, Any] = strict(json.loads(document(self._app).as_bytes))
+        return schema
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Pass a request through, and look at what comes back."""
+        if scope["type"] != "http" or scope["method"] == "OPTIONS":  # CORS preflights
+            await self._inner(scope, receive, send)
+            return
+        start: Any = None
+        body = b""
+
+        async def watching(message: Any) -> None:
+            nonlocal start, body
+            if message["type"] == "http.response.start":
+                start = message
+            elif message["type"] == "http.response.body":
+                body += message.get("body", b"")
+                if not message.get("more_body", False):
+                    self._look(scope, start, body)
+            await send(message)
+
+        await self._inner(scope, receive, watching)
+
+    def _look(self, scope: Any, start: Any, body: bytes) -> None:
+        names = [key.decode().lower() for key, _ in start["headers"]]
+        headers = {key.decode().lower(): value.decode() for key, value in start["headers"]}
+        where = f"{scope['method']} {scope['path']}: {start['status']}"
+        found = list(self._wrong(scope, start["status"], headers, body))
+        found += [f"{name} twice" for name in set(names) if names.count(name) > 1]
+        violations.extend(f"{where}: {what}" for what in found)
+
+    def _wrong(self, scope: Any, status: int, headers: dict[str, str], body: bytes) -> Any:
+        method = scope["method"].lower()
+        if status == 302:
+            return  # to the single-page application, for a path that is none of ours
+        described = self._answer(scope["path"], method, status)
+        if described is None:
+            yield "not in the document"
+            return
+        components = self.document["components"]
+        for name, header in described["headers"].items():
+            schema = components["headers"][header["$ref"].rpartition("/")[2]]
+            value = headers.get(name.lower())
+            if value is None:
+                if schema["required"]:
+                    yield f"no {name}"
+                continue
+            parsed = int(value) if schema["schema"].get("type") == "integer" else value
+            yield from self._errors(json.dumps(schema["schema"]), parsed)
+        known = UNDOCUMENTED | {name.lower() for name in described["headers"]}
+        for name in headers:
+            if name not in known and not name.startswith("access-control-"):
+                yield f"{name} is not described"
+        content = described.get("content", {})
+        media = headers.get("content-type", "").partition(";")[0]
+        if not content:
+            if body and method != "head":  # which the server drops
+                yield "a body, where none is described"
+            return
+        kinds = {kind.partition(";")[0].replace("/*", "/"): kind for kind in content}
+        kind = next((kind for start, kind in kinds.items() if media.startswith(start)), None)
+        if kind is None:
+            yield f"{media} is not described"
+        elif media.endswith("json") and method != "head":
+            yield from self._errors(json.dumps(content[kind]["schema"]), json.loads(body))
+
+    def _answer(self, path: str, method: str, status: int) -> Any:
+        try:
+            rule, _ = self._app.url_map.bind("").match(path, method.upper(), return_rule=True)
+        except HTTPException:
+            rule = None
+        if rule is None:
+            shared = self.document["components"]["responses"]
+            return next(iter(shared.values())) | {"headers": shared["NotFound"]["headers"]}
+        operation = self.document["paths"][templated(rule.rule)].get(method)
+        if operation is None:
+            return None
+        answer = operation["responses"].get(str(status))
+        if answer is not None and "$ref" in answer:
+            return self.document["components"]["responses"][answer["$ref"].rpartition("/")[2]]
+        return answer
+
+    def _errors(self, schema: str, value: Any) -> Any:
+        if schema not in self._validators:
+            whole = json.loads(schema) | {"components": self.document["components"]}
+            self._validators[schema] = validator_for(whole)
+        for error in self._validators[schema].iter_errors(value):
+            yield f"{error.message} at {'/'.join(map(str, error.instance_path))}"
