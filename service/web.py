@@ -10,8 +10,8 @@ import quart
 from pydantic import BaseModel, TypeAdapter
 from quart import Quart, Response, current_app, request
 from quart_schema.validation import QUART_SCHEMA_QUERYSTRING_ATTRIBUTE
-from werkzeug.exceptions import RequestEntityTooLarge
-from werkzeug.routing import IntegerConverter, ValidationError
+from werkzeug.exceptions import NotFound, RequestEntityTooLarge
+from werkzeug.routing import IntegerConverter
 
 from service.config import Settings
 from service.errors import APIError, InvalidInputError, UnsupportedMediaTypeError
@@ -48,7 +48,7 @@ class IdConverter(IntegerConverter):
     def to_python(self, value: str) -> int:
         number = int(value)
         if number > INT64:
-            raise ValidationError
+            raise NotFound  # with ValidationError, PUT would be answered 405
         return number
 
 

@@ -67,7 +67,7 @@ async def test_only_title_and_author_are_required(client: httpx.AsyncClient, mak
         ("published_year", 999, "Must be greater than or equal to 1000."),
         ("published_year", 2101, "Must be less than or equal to 2100."),
         ("published_year", "1999", "Not a valid integer."),
-        ("published_year", 1999.0, "Not a valid integer."),
+        ("published_year", 1999.5, "Not a valid integer."),
         ("published_year", True, "Not a valid integer."),
         ("genre", "Poetry", "Must be one of: 'Fiction', 'Non-Fiction', 'Science' or 'History'."),
         ("price", "9.5", "Not a valid number."),

@@ -48,6 +48,13 @@ def _number(value: Any) -> Any:
     return Decimal(value) if type(value) is int else value
 
 
+def _whole(value: Any) -> Any:
+    """Take 1997.0 for the integer that it is in JSON (JSON Schema 2020-12, 4.2.3)."""
+    if isinstance(value, Decimal) and value == value.to_integral_value():
+        return int(value)
+    return value
+
+
 def _searchable(value: str) -> str:
     if not words(value):
         raise ValueError("Must hold a letter or a digit.")
@@ -61,7 +68,7 @@ Isbn = Annotated[
     AfterValidator(_isbn),
     WithJsonSchema({"type": "string", "pattern": ISBN_AS_WRITTEN}),
 ]
-Year = Annotated[int, Field(ge=MIN_YEAR, le=MAX_YEAR)]
+Year = Annotated[int, Field(ge=MIN_YEAR, le=MAX_YEAR), BeforeValidator(_whole)]
 Genre = Literal["Fiction", "Non-Fiction", "Science", "History"]
 Price = Annotated[
     Decimal,
