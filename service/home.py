@@ -23,10 +23,10 @@ STYLE = """
   code, pre { font: .9rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
   pre { overflow-x: auto; padding: .8rem 1rem; border: 1px solid #8886; border-radius: 6px; }
 """
-# The page may have this style, and nothing else at all.
+# The page may have this style and an empty icon, and nothing else at all.
 STYLE_HASH = b64encode(sha256(STYLE.encode()).digest()).decode()
 POLICY = (
-    f"default-src 'none'; style-src 'sha256-{STYLE_HASH}'; "
+    f"default-src 'none'; style-src 'sha256-{STYLE_HASH}'; img-src data:; "
     "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
 PAGE = """<!doctype html>
@@ -34,6 +34,7 @@ PAGE = """<!doctype html>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Octavo</title>
+<link rel="icon" href="data:,">
 <style>{style}</style>
 <h1>Octavo</h1>
 <p class="sub">A book catalogue over HTTP, version {version}</p>
