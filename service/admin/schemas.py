@@ -2,13 +2,15 @@
 
 from typing import Literal
 
-from pydantic import Field
+from pydantic import ConfigDict, Field
 
 from service.validation import Schema
 
 
 class RightsUpdate(Schema):
     """A change of what a user may do: absent fields keep their value."""
+
+    model_config = ConfigDict(json_schema_extra={"examples": [{"tier": "premium"}]})
 
     tier: Literal["free", "standard", "premium", "service"] = Field(default_factory=lambda: "free")
     is_admin: bool = Field(default_factory=bool)

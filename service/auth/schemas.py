@@ -38,6 +38,10 @@ class Credentials(Schema):
 class Refresh(Schema):
     """A refresh token, to be exchanged for a new pair."""
 
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"refresh_token": "pDVYOsmQZSnlLGcBRrEhzg"}]}
+    )
+
     refresh_token: Annotated[str, Field(max_length=1_000)]
 
 

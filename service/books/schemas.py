@@ -178,15 +178,17 @@ class BookFilters(Schema):
     """Which books: all conditions that are given hold."""
 
     genre: Genre | None = None
-    author: Author | None = Field(None, description="whole, without case")
-    isbn: Isbn | None = None
-    user_id: QueryInteger | None = None
-    year_min: QueryInteger | None = None
-    year_max: QueryInteger | None = None
-    price_min: QueryDecimal | None = None
-    price_max: QueryDecimal | None = None
+    author: Author | None = Field(None, description="whole, without case", examples=["jane austen"])
+    isbn: Isbn | None = Field(None, examples=["978-0-306-40615-7"])
+    user_id: QueryInteger | None = Field(None, description="whose books", examples=[1])
+    year_min: QueryInteger | None = Field(None, examples=[1900])
+    year_max: QueryInteger | None = Field(None, examples=[1999])
+    price_min: QueryDecimal | None = Field(None, examples=[5])
+    price_max: QueryDecimal | None = Field(None, examples=[9.99])
     q: Annotated[str, Field(max_length=200), AfterValidator(_searchable)] | None = Field(
-        None, description="words of title and author, the last one as a prefix"
+        None,
+        description="words of title and author, the last one as a prefix",
+        examples=["brief hist"],
     )
 
     def conditions(self) -> dict[str, str]:
@@ -205,12 +207,14 @@ class BookQuery(BookFilters, PageQuery):
 
     sort: Sort | None = None
     cursor: Annotated[str, StringConstraints(strip_whitespace=False)] | None = Field(
-        None, description="`next_cursor` of the page before"
+        None, description="`next_cursor` of the page before", examples=["20"]
     )
     limit: QueryCount = Field(
         DEFAULT_SIZE, description="books at a time, of cursor mode; above 100 it is 100"
     )
-    nocache: QueryFlag = Field(False, description="read past the cache")
+    nocache: QueryFlag = Field(
+        False, description="read past the cache", json_schema_extra={"default": 0}
+    )
 
     @property
     def by_cursor(self) -> bool:

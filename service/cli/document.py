@@ -15,5 +15,5 @@ def openapi() -> None:
 
     Its server is PUBLIC_URL.
     """
-    schema = document(create_app(load_from_environment())).schema()
-    click.echo(json.dumps(schema, ensure_ascii=False, indent=2))
+    app = create_app(load_from_environment())
+    click.echo(json.dumps(document(app).schema(), ensure_ascii=False, indent=2))

@@ -42,6 +42,8 @@ GivenPassword = Annotated[str, StringConstraints(strip_whitespace=False, max_len
 class ProfileUpdate(Schema):
     """A change of one's own account: absent fields keep their value."""
 
+    model_config = ConfigDict(json_schema_extra={"examples": [{"username": "anna_b"}]})
+
     username: Username = Field(default_factory=str)
     email: Email = Field(default_factory=str)
     password: Password = Field(default_factory=str)

@@ -1,0 +1,214 @@
+"""The document: whole, valid, served from memory, and true. (conftest holds every answer to it.)"""
+
+import json
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from quart import Quart, Response
+
+from service.app import create_app
+from service.openapi.document import Document
+from service.openapi.pages import document
+from tests.conformance import Watched, templated, violations
+from tests.conftest import Site, settings_for, visiting
+from tests.factories import Factory
+from tests.test_cli import octavo
+
+METHODS = {"get", "head", "post", "put", "patch", "delete"}
+
+
+@pytest.fixture
+def schema() -> dict[str, Any]:
+    """The document of an application with nothing set."""
+    app = create_app("testing")
+    return document(app).schema()
+
+
+def operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Give each path, method and operation."""
+    for path, item in schema["paths"].items():
+        for method, operation in item.items():
+            yield path, method, operation
+
+
+def test_it_is_valid(schema: dict[str, Any]) -> None:
+    assert schema["openapi"].startswith("3.1.")
+    assert list(OpenAPIV31SpecValidator(schema).iter_errors()) == []
+
+
+async def test_it_holds_the_url_map_and_nothing_else(site: Site, schema: dict[str, Any]) -> None:
+    mapped = {
+        (templated(rule.rule), method.lower())
+        for rule in site.app.url_map.iter_rules()
+        for method in (rule.methods or set()) - {"OPTIONS", "HEAD"}
+    }
+    described = {(path, method) for path, method, _ in operations(schema)}
+    assert {pair for pair in described if pair[1] != "head"} == mapped
+    for path, method in described:
+        if method == "head":
+            assert (path, "get") in described
+
+
+def test_every_operation_is_named_and_told(schema: dict[str, Any]) -> None:
+    names = [operation["operationId"] for _, _, operation in operations(schema)]
+    assert len(names) == len(set(names))
+    tags = {tag["name"] for tag in schema["tags"]}
+    for path, method, operation in operations(schema):
+        assert method in METHODS
+        assert operation["summary"].endswith("."), path
+        assert set(operation["tags"]) <= tags, path
+        assert {status[0] for status in operation["responses"]} >= {"2", "4", "5"}, path
+        for answer in operation["responses"].values():
+            for link in answer.get("links", {}).values():
+                assert link["operationId"] in names
+
+
+def test_every_model_and_parameter_has_an_example_or_says_what_it_takes(
+    schema: dict[str, Any],
+) -> None:
+    for path, _, operation in operations(schema):
+        for content in operation.get("requestBody", {}).get("content", {}).values():
+            name = content["schema"]["$ref"].rpartition("/")[2]
+            assert schema["components"]["schemas"][name]["examples"], name
+        for parameter in operation["parameters"]:
+            given = parameter["schema"]
+            assert (
+                "example" in parameter or not given.keys().isdisjoint({"default", "enum"})
+                or "examples" in given
+            ), f"{path} {parameter['name']}"  # fmt: skip
+
+
+async def test_the_examples_work(
+    client: httpx.AsyncClient, make: Factory, schema: dict[str, Any]
+) -> None:
+    models = schema["components"]["schemas"]
+
+    def example(name: str) -> Any:
+        return models[name]["examples"][0]
+
+    registered = await client.post("/api/auth/register", json=example("Registration"))
+    assert registered.status_code == 201
+    pair = await client.post("/api/auth/login", json=example("Credentials"))
+    assert pair.status_code == 200
+    headers = {"Authorization": f"Bearer {pair.json()['token']}"}
+    refresh = await client.post("/api/auth/refresh", json=example("Refresh"))
+    assert refresh.status_code == 401, "well formed, but nobody's"
+    added = await client.post("/api/books", json=example("BookCreate"), headers=headers)
+    assert added.status_code == 201
+    book = f"/api/books/{added.json()['id']}"
+    for method in ("PUT", "PATCH"):
+        changed = await client.request(method, book, json=example("BookUpdate"), headers=headers)
+        assert changed.status_code == 200
+        assert changed.json() | example("BookUpdate") == changed.json()
+    profile = await client.patch("/api/profile", json=example("ProfileUpdate"), headers=headers)
+    assert profile.status_code == 200
+    admin = await make.admin()
+    rights = await client.patch(
+        f"/admin/users/{registered.json()['id']}",
+        json=example("RightsUpdate"),
+        headers=admin.headers,
+    )
+    assert rights.status_code == 200
+    tried = set()
+    for path, method, operation in operations(schema):
+        for parameter in operation["parameters"]:
+            if parameter["in"] == "query" and method == "get":
+                given = parameter["schema"]
+                values = given.get("examples") or given.get("enum") or [given["default"]]
+                for value in values:
+                    answer = await client.get(
+                        path.replace("{user_id}", "1"),
+                        params={parameter["name"]: value},
+                        headers=admin.headers,
+                    )
+                    assert answer.status_code == 200, answer.text
+                    tried.add(parameter["name"])
+    assert len(tried) == 15
+
+
+def test_the_examples_of_errors_are_what_is_said(schema: dict[str, Any]) -> None:
+    for name, answer in schema["components"]["responses"].items():
+        example = answer["content"]["application/problem+json"]["example"]
+        assert list(example)[:4] == ["type", "title", "status", "detail"], name
+        assert answer["description"] == example["title"]
+
+
+async def test_it_is_served_from_memory(
+    client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, schema: dict[str, Any]
+) -> None:
+    def never(self: Any) -> None:
+        raise AssertionError("built again")
+
+    monkeypatch.setattr(Document, "schema", never)
+    answer = await client.get("/openapi.json")
+    assert answer.json() == schema
+    again = await client.get("/openapi.json", headers={"If-None-Match": answer.headers["ETag"]})
+    assert (again.status_code, again.content) == (304, b"")
+
+
+async def test_the_command_prints_it(tmp_path: Path, schema: dict[str, Any]) -> None:
+    code, out, _ = await octavo(tmp_path, "openapi")
+    assert (code, json.loads(out)) == (0, schema)
+    code, out, _ = await octavo(tmp_path, "openapi", PUBLIC_URL="https://books.example.org/v1")
+    assert json.loads(out)["servers"] == [{"url": "https://books.example.org/v1"}]
+    assert "Strict-Transport-Security" in json.loads(out)["components"]["headers"]
+
+
+async def test_it_names_no_path_and_no_python(schema: dict[str, Any]) -> None:
+    text = json.dumps(schema)
+    assert not re.search(r"service\.|/home/|\.py\b|Traceback|SELECT ", text)
+
+
+async def test_what_is_not_in_it_is_found(site: Site, folder: Path) -> None:
+    def lying(app: Quart) -> None:
+        @app.after_request
+        async def lie(response: Response) -> Response:
+            response.headers["X-Secret"] = "1"
+            response.headers.pop("ETag", None)
+            if response.status_code == 404:
+                response.status_code = 410
+            return response
+
+        @app.get("/api/hidden")
+        async def hidden() -> Response:
+            """Answer something else."""
+            return Response('{"a": 1}', content_type="application/json")
+
+        app.asgi_app = Watched(app)  # type: ignore[method-assign]
+
+    async with visiting(settings_for(site.database_url, folder), lying) as client:
+        for path in ("/api/books", "/api/books/7", "/api/hidden"):
+            await client.get(path)
+    found = "\n".join(violations)
+    violations.clear()
+    assert "GET /api/books: 200: x-secret is not described" in found
+    assert "GET /api/books: 200: no ETag" in found
+    assert "GET /api/books/7: 410: not in the document" in found
+    assert "GET /api/hidden: 200: not in the document" in found
+
+
+async def test_what_browsers_may_not_do_is_said_on_every_answer(site: Site, folder: Path) -> None:
+    always = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
+    async with httpx.AsyncClient(base_url=site.url) as client:
+        for path in ("/api/books", "/nowhere", "/health", "/", "/docs", "/api/books?page=0"):
+            answer = await client.get(path)
+            assert answer.headers.items() >= {k.lower(): v for k, v in always.items()}.items()
+            assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
+            assert "unsafe" not in answer.headers["Content-Security-Policy"]
+            assert "Strict-Transport-Security" not in answer.headers
+        docs = (await client.get("/docs")).headers["Content-Security-Policy"]
+        assert "connect-src 'self';" in docs
+    public = "https://books.example.org/v1"
+    url = site.database_url
+    async with visiting(settings_for(url, folder, public_url=public)) as client:
+        answer = await client.get("/nowhere")
+        assert answer.headers["Strict-Transport-Security"] == "max-age=31536000"
+        docs = (await client.get("/docs")).headers["Content-Security-Policy"]
+        assert "connect-src 'self' https://books.example.org;" in docs
+    async with visiting(settings_for(url, folder, public_url="http://books.example.org")) as client:
+        assert "Strict-Transport-Security" not in (await client.get("/")).headers
