@@ -5,6 +5,7 @@ from typing import Any, ClassVar, Self, TypeVar
 
 from itsdangerous import BadSignature, URLSafeSerializer
 from pydantic import BaseModel, Field
+from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
 from quart import current_app
 from sqlalchemy import ColumnElement, Select, SQLColumnExpression, func, literal, select, tuple_
@@ -22,14 +23,27 @@ MAX_SIZE = 100  # asked for more, a list gives this many
 MAX_OFFSET = 100_000  # rows a page may skip: deeper, a cursor is the way
 
 
+def unsaid_default(schema: JsonDict) -> None:
+    """Take a default out of the document: clients made from it would send it, which is a mode."""
+    del schema["default"]
+
+
 class PageQuery(Schema):
     """Which page of a list: `page` counts from 1."""
 
     too_deep: ClassVar[str] = "Too deep: a page may skip 100000 rows."
 
-    page: QueryCount = Field(1, description="which page, from 1")
+    page: QueryCount = Field(
+        1,
+        description="which page, from 1, which is also the default",
+        examples=[1],
+        json_schema_extra=unsaid_default,
+    )
     per_page: QueryCount = Field(
-        DEFAULT_SIZE, description=f"rows of a page; above {MAX_SIZE} it is {MAX_SIZE}"
+        DEFAULT_SIZE,
+        description=f"rows of a page, by default {DEFAULT_SIZE}; above {MAX_SIZE} it is {MAX_SIZE}",
+        examples=[DEFAULT_SIZE],
+        json_schema_extra=unsaid_default,
     )
 
     def to_page(self) -> "Page":

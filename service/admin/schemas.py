@@ -1,9 +1,8 @@
 """Administration, on the wire."""
 
-from typing import Literal
-
 from pydantic import ConfigDict, Field
 
+from service.users.schemas import Tier
 from service.validation import Schema
 
 
@@ -12,5 +11,5 @@ class RightsUpdate(Schema):
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"tier": "premium"}]})
 
-    tier: Literal["free", "standard", "premium", "service"] = Field(default_factory=lambda: "free")
+    tier: Tier = Field(default_factory=lambda: "free")
     is_admin: bool = Field(default_factory=bool)

@@ -18,9 +18,17 @@ from pydantic import (
 )
 from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
+from typing_extensions import TypeAliasType
 
 from service.models import words
-from service.pagination import DEFAULT_SIZE, Links, PageQuery, Pagination
+from service.pagination import (
+    DEFAULT_SIZE,
+    MAX_SIZE,
+    Links,
+    PageQuery,
+    Pagination,
+    unsaid_default,
+)
 from service.validation import (
     Instant,
     QueryCount,
@@ -69,7 +77,8 @@ Isbn = Annotated[
     WithJsonSchema({"type": "string", "pattern": ISBN_AS_WRITTEN}),
 ]
 Year = Annotated[int, Field(ge=MIN_YEAR, le=MAX_YEAR), BeforeValidator(_whole)]
-Genre = Literal["Fiction", "Non-Fiction", "Science", "History"]
+# Named in the document, too.
+Genre = TypeAliasType("Genre", Literal["Fiction", "Non-Fiction", "Science", "History"])
 Price = Annotated[
     Decimal,
     BeforeValidator(_number),
@@ -77,10 +86,13 @@ Price = Annotated[
     AfterValidator(abs),  # -0 is 0
     WithJsonSchema({"type": "number", "minimum": 0, "maximum": 99999999.99, "multipleOf": 0.01}),
 ]
-Sort = Literal[
-    "id", "created_at", "title", "published_year", "price",
-    "-id", "-created_at", "-title", "-published_year", "-price",
-]  # fmt: skip
+Sort = TypeAliasType(
+    "Sort",
+    Literal[
+        "id", "created_at", "title", "published_year", "price",
+        "-id", "-created_at", "-title", "-published_year", "-price",
+    ],
+)  # fmt: skip
 
 
 EXAMPLE: JsonDict = {
@@ -210,7 +222,11 @@ class BookQuery(BookFilters, PageQuery):
         None, description="`next_cursor` of the page before", examples=["20"]
     )
     limit: QueryCount = Field(
-        DEFAULT_SIZE, description="books at a time, of cursor mode; above 100 it is 100"
+        DEFAULT_SIZE,
+        description=f"books at a time in cursor mode, by default {DEFAULT_SIZE}; above {MAX_SIZE} "
+        f"it is {MAX_SIZE}",
+        examples=[DEFAULT_SIZE],
+        json_schema_extra=unsaid_default,
     )
     nocache: QueryFlag = Field(
         False, description="read past the cache", json_schema_extra={"default": 0}

@@ -1,7 +1,7 @@
 """Users on the wire. A password comes in, and never goes out."""
 
 import unicodedata
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import (
     AfterValidator,
@@ -12,6 +12,7 @@ from pydantic import (
     Field,
     StringConstraints,
 )
+from typing_extensions import TypeAliasType
 
 from service.pagination import Links, Pagination
 from service.validation import Instant, Schema
@@ -37,6 +38,8 @@ Password = Annotated[  # every character counts, also blanks at its ends
     str, StringConstraints(strip_whitespace=False, min_length=8, max_length=128)
 ]
 GivenPassword = Annotated[str, StringConstraints(strip_whitespace=False, max_length=128)]
+# Named in the document, too.
+Tier = TypeAliasType("Tier", Literal["free", "standard", "premium", "service"])
 
 
 class ProfileUpdate(Schema):
@@ -75,7 +78,7 @@ class UserOut(BaseModel):
     id: int
     username: str
     email: str
-    tier: str
+    tier: Tier
     is_admin: bool
     created_at: Instant
 
