@@ -28,7 +28,12 @@ async def test_every_answer_keeps_to_the_document(
         await make.book(member, isbn="9780306406157", price=9.5, genre="Science")
         # The suite takes the edges of every value from one role alone: they are the same for all.
         phases = "examples,fuzzing,stateful" + (",coverage" if CASES or role == "member" else "")
-        words = ("--max-examples", "400" if CASES else "5", "--phases", phases)
+        words = (
+            "--phases",
+            phases,
+            "--max-examples",
+            *(["400"] if CASES else ["5", "--seed", "4"]),
+        )
         outcome = await fuzz(site.url, role, member, tmp_path, *words)
         assert outcome.code == 0, outcome.report
         cases += outcome.cases
