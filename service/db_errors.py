@@ -16,6 +16,10 @@ UNAVAILABLE_STATES = re.compile("08|28|3D|53|57|58|55P03|25P03|40001|40P01")
 UNAVAILABLE_SQLITE = re.compile(
     "SQLITE_(BUSY|LOCKED|FULL|IOERR|CANTOPEN|READONLY|NOMEM|NOTADB|CORRUPT|PROTOCOL)"
 )
+# A value that its column cannot hold: too long, out of range, no date, no text of the encoding; or
+# that breaks a CHECK.
+UNFIT_STATES = re.compile("22000|22001|22003|22007|22008|22021|22P02|22P05|23514")
+UNFIT_SQLITE = re.compile("SQLITE_(CONSTRAINT_CHECK|TOOBIG|MISMATCH)")
 RETRIED_STATES = {"40001", "40P01"}  # serialization failure, deadlock
 
 
@@ -40,6 +44,16 @@ def is_unavailable(error: BaseException | None) -> bool:
     if state is not None:
         return bool(UNAVAILABLE_STATES.match(state))
     return isinstance(error, PoolTimeoutError | OSError | TimeoutError)
+
+
+def is_unfit(error: BaseException | None) -> bool:
+    """Whether an error says that a value, let in by us, is none that the database can hold."""
+    if isinstance(error, DBAPIError):
+        error = error.driver_exception
+    if isinstance(error, sqlite3.Error):
+        return bool(UNFIT_SQLITE.match(getattr(error, "sqlite_errorname", "")))
+    # SQLite's driver counts to 64 bits itself.
+    return isinstance(error, OverflowError) or bool(UNFIT_STATES.match(sqlstate(error) or ""))
 
 
 def lacks_tables(error: BaseException | None) -> bool:

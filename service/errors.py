@@ -17,7 +17,7 @@ from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from service.config import Settings
-from service.db_errors import is_unavailable, lacks_tables
+from service.db_errors import is_unavailable, is_unfit, lacks_tables
 from service.logs import request_id
 from service.validation import Messages, messages
 
@@ -175,6 +175,8 @@ def as_api_error(error: Exception) -> APIError:
         return APIError(message, error.code, error=name, headers=headers)
     if is_unavailable(error) or lacks_tables(error):
         return ServiceUnavailableError()
+    if is_unfit(error):
+        return APIError("The request holds a value that cannot be stored")
     return InternalError()
 
 
@@ -188,7 +190,7 @@ def init_app(app: Quart, settings: Settings) -> None:
         if isinstance(error, NotFound) and _belongs_to_spa(settings):
             return redirect(str(settings.spa_fallback_url))
         rendered = as_api_error(error)
-        if rendered.status_code >= 500:
+        if rendered.status_code >= 500 or is_unfit(error):
             _log(error, rendered)
         return Response(
             problem(rendered),
