@@ -1,7 +1,7 @@
 """Octavo, a book catalogue over HTTP: the path that a request takes.
 
     Hypercorn            cli/serve.py serves one process on uvloop
-      -> front.py        ASGI: request id, body cap, the answer of last resort
+      -> front.py        ASGI: request id, body cap, protection, the answer of last resort
       -> app.py          create_app: every concern, then every blueprint
       -> */routes.py     speaks HTTP: parse (web.py), guard (guard.py), respond (web.py)
       -> */service.py    rules and SQL, given a session and typed values
@@ -9,8 +9,9 @@
 
 A room (`auth`, `books`, `users`, `admin`) always holds the same files: `__init__` (the
 blueprint), `routes` (HTTP), `schemas` (the wire), `service` (rules and SQL). One file for
-each concern that crosses rooms, one door in each: `init_app(app, settings)`. Books from files
-come in through `importer`, made-up ones from `plausible.py`; `cli` is the door of both.
+each concern that crosses rooms, one door in each: `init_app(app, settings)`. `openapi` makes the
+document from what stands on the routes. Books from files come in through `importer`, made-up ones
+from `plausible.py`; `cli` is the door of both.
 """
 
 from importlib.metadata import version
