@@ -151,6 +151,15 @@ async def test_what_the_server_owns_is_refused_and_never_applied(
     assert await state() == before
 
 
+@pytest.mark.parametrize(("size", "status"), [(60_000, 401), (1_000_000, 431)])
+async def test_a_token_of_any_length_is_refused(site: Site, size: int, status: int) -> None:
+    token = b"x" * size
+    answered, _, _ = await raw(
+        site, b"GET /api/profile HTTP/1.1\r\nHost: x\r\nAuthorization: " + token + b"\r\n\r\n"
+    )
+    assert answered == status
+
+
 async def test_slow_headers_are_cut_and_nobody_else_waits(site: Site) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
     begun = time.monotonic()
