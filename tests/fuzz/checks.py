@@ -23,7 +23,8 @@ UNSAID = {
     "Field may not be blank.",
     "Must not hold control or invisible characters.",
     "Not a valid email address.",
-    "Shorter than minimum length 3.",  # once blanks at its ends are gone
+    "Shorter than minimum length 1.",  # once blanks at its ends are gone
+    "Shorter than minimum length 3.",
     "Username already exists",
     "Email already registered",
     "Missing data for required field.",  # the current password, for a new one
@@ -34,6 +35,8 @@ UNSAID = {
 
 USER = int(os.environ["FUZZ_USER"])
 CREDENTIALS = {"email": os.environ["FUZZ_EMAIL"], "password": os.environ["FUZZ_PASSWORD"]}
+# What the message itself hangs on: made up, it is no HTTP, and the server refuses it by itself.
+FRAMING = {"content-length", "transfer-encoding", "host", "expect", "upgrade", "connection"}
 MODES = ({"page", "per_page"}, {"cursor", "limit"})
 _calls: Counter[str] = Counter()
 
@@ -46,6 +49,8 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     the one who asks: an administrator may delete themselves, if they made another one.
     """
     label = case.operation.label
+    for name in FRAMING.intersection(name.lower() for name in case.headers or ()):
+        del case.headers[name]
     if "/admin/users/" in label and str(case.path_parameters.get("user_id")) == str(USER):
         case.path_parameters["user_id"] = USER + 1
     if case.meta is None or not case.meta.generation.mode.is_positive:
@@ -60,6 +65,8 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
     elif label == "POST /api/auth/register":
         name = f"reader-{os.getpid()}-{number}"
         case.body = CREDENTIALS | {"username": name, "email": f"{name}@example.org"}
+    elif label == "PATCH /api/profile":
+        case.body = {"username": f"renamed-{os.getpid()}-{number}"}
     elif label == "POST /api/auth/login":
         case.body = CREDENTIALS
     elif label == "POST /api/auth/refresh":
@@ -85,7 +92,7 @@ def flatmap_body(context: Any, body: Any) -> Any:
 def what_fits_is_accepted(ctx: Any, response: Any, case: Any) -> bool | None:
     """Let nothing that fits the document be refused, but for the reasons above."""
     if response.status_code == 400:
-        if not response.content:  # to HEAD; or of the server, to a header that HTTP does not allow
+        if not response.content:  # to HEAD; GET, which is asked the same, says why
             return None
         body = response.json()
         messages = body.get("messages") or {"": [body["message"]]}
