@@ -205,8 +205,12 @@ async def test_what_browsers_may_not_do_is_said_on_every_answer(site: Site, fold
             assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
             assert "unsafe" not in answer.headers["Content-Security-Policy"]
             assert "Strict-Transport-Security" not in answer.headers
-        docs = (await client.get("/docs")).headers["Content-Security-Policy"]
-        assert "connect-src 'self';" in docs
+        page = await client.get("/docs")
+        assert "connect-src 'self';" in page.headers["Content-Security-Policy"]
+        kept = await client.get("/docs", headers={"If-None-Match": page.headers["ETag"]})
+        assert kept.status_code == 304
+        for name in ("Content-Security-Policy", "Cache-Control", "Vary", "ETag"):
+            assert kept.headers[name] == page.headers[name]
     public = "https://books.example.org/v1"
     url = site.database_url
     async with visiting(settings_for(url, folder, public_url=public)) as client:

@@ -59,8 +59,10 @@ async def openapi() -> Response:
 async def docs() -> Response:
     """Give a page to try it out."""
     body, content_type = current_app.extensions["docs_assets"]["docs.html"]
-    policy = {"Content-Security-Policy": current_app.extensions["docs_policy"]}
-    return respond_public(body, content_type=content_type, headers=policy)
+    response = respond_public(body, content_type=content_type)
+    # On 304, too: it replaces the headers of the page that a browser has kept.
+    response.headers["Content-Security-Policy"] = current_app.extensions["docs_policy"]
+    return response
 
 
 @openapi_bp.get(f"/docs/<any({','.join(map(repr, ASSETS))}):name>")
