@@ -1,0 +1,50 @@
+"""The words of a decision."""
+
+from dataclasses import dataclass
+
+SECOND = 1_000_000  # microseconds: every instant and span here is counted in them
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """At most `amount` units within any half-open window of `seconds`."""
+
+    amount: int
+    seconds: int
+
+    @property
+    def period(self) -> int:
+        """The window, in microseconds."""
+        return self.seconds * SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What a request wants of one log: `cost` units, under all its policies."""
+
+    key: str
+    policies: tuple[Policy, ...]
+    cost: int = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """How a caller stands with a policy: units left, and microseconds until one more is."""
+
+    policy: Policy
+    remaining: int
+    reset: int
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """Whether all claims were admitted; if not, after how many microseconds they will be."""
+
+    admitted: bool
+    wait: int
+    standings: tuple[Standing, ...]
+
+    @property
+    def retry_after(self) -> int:
+        """Whole seconds after which it succeeds; one less is too early."""
+        return -(-self.wait // SECOND)

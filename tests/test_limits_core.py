@@ -1,0 +1,208 @@
+"""The decision itself: against an oracle that remembers everything, in memory and in Redis."""
+
+import asyncio
+import multiprocessing
+import random
+from collections.abc import Iterator, Sequence
+from typing import Any, Protocol
+
+import pytest
+import redis
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from redis.asyncio import Redis
+
+from service.limits import Claim, Decision, Memory, Policy, Shared
+from service.limits.claims import SECOND
+from service.limits.shared import SCRIPT, arguments, decision
+
+START = 1_800_000_000 * SECOND
+
+
+class Backend(Protocol):
+    """A limiter whose clock the test holds."""
+
+    def decide(self, claims: Sequence[Claim], now: int) -> Decision: ...
+    def state(self) -> object: ...
+    def clear(self) -> None: ...
+
+
+class InMemory:
+    """The limiter of one process."""
+
+    def __init__(self) -> None:
+        self.clear()
+
+    def clear(self) -> None:
+        self._now = 0
+        self._memory = Memory(lambda: self._now)
+
+    def decide(self, claims: Sequence[Claim], now: int) -> Decision:
+        self._now = now
+        return self._memory.decide(claims)
+
+    def state(self) -> object:
+        return {
+            key: (log.count, log.expires, dict(log.times))
+            for key, log in self._memory._logs.items()
+        }
+
+
+class InRedis:
+    """The limiter of many."""
+
+    def __init__(self, url: str) -> None:
+        self._redis: Any = redis.Redis.from_url(url)
+        self._script = self._redis.register_script(SCRIPT)
+
+    def clear(self) -> None:
+        self._redis.flushdb()
+
+    def decide(self, claims: Sequence[Claim], now: int) -> Decision:
+        answer = self._script([claim.key for claim in claims], arguments(claims, now))
+        return decision(claims, answer)
+
+    def state(self) -> object:
+        found = {}
+        for key in self._redis.scan_iter():
+            assert self._redis.pttl(key) > 0, "every key expires"
+            found[key] = self._redis.get(key)
+        return found
+
+
+@pytest.fixture(params=["memory", "redis"])
+def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
+    """Both."""
+    if request.param == "memory":
+        yield InMemory()
+        return
+    in_redis = InRedis(request.getfixturevalue("redis_url"))
+    yield in_redis
+    in_redis.clear()
+
+
+POLICIES = st.lists(
+    st.builds(Policy, st.integers(1, 6), st.sampled_from([1, 2, 3, 5, 60])), min_size=1, max_size=3
+).map(tuple)
+STEPS = st.lists(
+    st.tuples(
+        st.integers(0, 2_500_000),  # microseconds since the one before
+        st.sampled_from([("a",), ("b",), ("a", "b")]),
+        st.sampled_from([1, 1, 1, 2, 3]),
+    ),
+    max_size=40,
+)
+
+
+@settings(
+    max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+@given(first=POLICIES, second=POLICIES, steps=STEPS)
+def test_never_more_never_fewer_all_or_nothing(
+    backend: Backend, first: tuple[Policy, ...], second: tuple[Policy, ...], steps: list[Any]
+) -> None:
+    backend.clear()
+    policies = {"a": first, "b": second}
+    taken: dict[str, list[int]] = {"a": [], "b": []}
+    now = START
+
+    def used(key: str, policy: Policy, at: int) -> int:
+        return sum(1 for instant in taken[key] if instant + policy.period > at)
+
+    def has_room(claims: list[Claim], at: int) -> bool:
+        return all(
+            used(claim.key, policy, at) + claim.cost <= policy.amount
+            for claim in claims
+            for policy in claim.policies
+        )
+
+    for later, keys, cost in steps:
+        now += later
+        claims = [Claim(key, policies[key], cost) for key in keys]
+        before = backend.state()
+        found = backend.decide(claims, now)
+        assert found.admitted == has_room(claims, now)
+        if found.admitted:
+            assert found.wait == 0
+            for key in keys:
+                taken[key] += [now] * cost
+        else:
+            assert backend.state() == before, "a refusal spends nothing"
+            if all(cost <= policy.amount for claim in claims for policy in claim.policies):
+                assert has_room(claims, now + found.retry_after * SECOND)
+                assert not has_room(claims, now + (found.retry_after - 1) * SECOND)
+        standings = iter(found.standings)
+        for claim in claims:
+            for policy in claim.policies:
+                standing = next(standings)
+                within = [t for t in taken[claim.key] if t + policy.period > now]
+                assert standing.remaining == max(0, policy.amount - len(within))
+                assert standing.reset == (within[0] + policy.period - now if within else 0)
+
+
+@pytest.mark.parametrize("amount", [1, 4_096, 4_097, 100_000])
+def test_a_large_limit_is_coarse_and_never_too_generous(backend: Backend, amount: int) -> None:
+    chance = random.Random(amount)
+    policy = Policy(amount, 60)
+    taken: list[tuple[int, int]] = []
+    now = START
+    for _ in range(300):
+        cost = min(amount, chance.randrange(1, 1 + max(1, amount // 20)))
+        now += chance.randrange(0, 2 * SECOND)
+        used = sum(n for instant, n in taken if instant + policy.period > now)
+        if backend.decide([Claim("k", (policy,), cost)], now).admitted:
+            assert used + cost <= amount
+            taken.append((now, cost))
+        else:
+            # At most the units of one slot are counted too long.
+            assert used + cost > amount - -(-amount // 4_096)
+
+
+def test_a_key_that_may_have_more_now_keeps_what_it_had(backend: Backend) -> None:
+    small, large = Policy(3, 60), Policy(5, 60)
+    for n in range(3):
+        assert backend.decide([Claim("k", (small,))], START + n * SECOND).admitted
+    assert not backend.decide([Claim("k", (small,))], START + 3 * SECOND).admitted
+    assert backend.decide([Claim("k", (large,), 2)], START + 4 * SECOND).admitted
+    refused = backend.decide([Claim("k", (large,))], START + 5 * SECOND)
+    assert (refused.admitted, refused.retry_after) == (False, 55)
+    assert not backend.decide([Claim("k", (small,))], START + 61 * SECOND).admitted
+
+
+def test_a_clock_that_runs_back_gives_nothing_away(backend: Backend) -> None:
+    claim = [Claim("k", (Policy(2, 60),))]
+    assert backend.decide(claim, START).admitted
+    assert backend.decide(claim, START - 3_600 * SECOND).admitted
+    assert backend.decide(claim, START - 3_600 * SECOND).retry_after == 60
+
+
+def test_memory_is_bounded_in_keys() -> None:
+    memory = Memory(lambda: START, most_keys=100)
+    for n in range(1_000):
+        assert memory.decide([Claim(str(n), (Policy(1, 60),))]).admitted
+    assert len(memory) == 100
+    assert not memory.decide([Claim("999", (Policy(1, 60),))]).admitted
+
+
+async def admit(url: str, key: str, requests: int, amount: int) -> int:
+    """Ask at once; give how many were admitted."""
+    client = Redis.from_url(url)
+    shared = Shared(client)
+    claims = [Claim(key, (Policy(amount, 3_600),))]
+    found = await asyncio.gather(*(shared.decide(claims) for _ in range(requests)))
+    await client.aclose()
+    return sum(decision.admitted for decision in found)
+
+
+def process(url: str, key: str, requests: int, amount: int) -> int:
+    """Ask from a process of its own."""
+    return asyncio.run(admit(url, key, requests, amount))
+
+
+def test_exactly_as_many_from_many_processes(redis_url: str) -> None:
+    chance = random.Random(7)
+    with multiprocessing.get_context("spawn").Pool(4) as pool:
+        for turn in range(2):
+            amount = chance.randrange(1, 120)
+            calls = [(redis_url, f"many-{turn}", 50, amount)] * 4
+            assert sum(pool.starmap(process, calls)) == amount
