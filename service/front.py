@@ -18,13 +18,14 @@ from service.logs import request_id
 
 NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+STARTS = {"http.response.start", "websocket.http.response.start"}
 END = {"type": "http.request", "body": b"", "more_body": False}
 VARY = "Accept-Encoding, Origin"
 TOO_LARGE = "octavo.too_large"  # in the scope: the body went over the cap
 
 
 class Front:
-    """Wraps an ASGI application; HTTP alone passes through it, the rest goes straight on."""
+    """Wraps an ASGI application; the lifespan goes straight on."""
 
     def __init__(self, app: Quart, inner: ASGIFramework, settings: Settings) -> None:
         self._app = app
@@ -41,7 +42,7 @@ class Front:
     async def __call__(
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
-        if scope["type"] != "http":
+        if scope["type"] == "lifespan":
             return await self._inner(scope, receive, send)
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         name = given.decode() if REQUEST_ID.fullmatch(given) else uuid4().hex
@@ -52,7 +53,7 @@ class Front:
 
         async def send_with_id(message: Any) -> None:
             nonlocal started
-            if message["type"] == "http.response.start":
+            if message["type"] in STARTS:
                 started = True
                 headers = message["headers"]
                 policy = [] if any(key == NO_PAGE[0] for key, _ in headers) else [NO_PAGE]
@@ -61,6 +62,9 @@ class Front:
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 answered.set()
+
+        if scope["type"] == "websocket":  # there are none here, and the answer says so
+            return await self._inner(scope, receive, send_with_id)
 
         async def receive_capped() -> Any:
             """Give the body up to the cap, and the end of the connection after the answer.

@@ -151,6 +151,16 @@ async def test_what_the_server_owns_is_refused_and_never_applied(
     assert await state() == before
 
 
+async def test_a_websocket_is_refused_as_everything_is(site: Site) -> None:
+    status, headers, answer = await raw(
+        site,
+        b"GET /api/books HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
+        b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13\r\n\r\n",
+    )
+    assert (status, headers["x-content-type-options"]) == (405, "nosniff")
+    assert json.loads(answer)["request_id"] == headers["x-request-id"]
+
+
 @pytest.mark.parametrize(("size", "status"), [(60_000, 401), (1_000_000, 431)])
 async def test_a_token_of_any_length_is_refused(site: Site, size: int, status: int) -> None:
     token = b"x" * size
