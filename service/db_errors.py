@@ -46,6 +46,14 @@ def is_unavailable(error: BaseException | None) -> bool:
     return isinstance(error, PoolTimeoutError | OSError | TimeoutError)
 
 
+def is_busy(error: BaseException | None) -> bool:
+    """Whether an error says that somebody else held for too long what was needed."""
+    driver = error.driver_exception if isinstance(error, DBAPIError) else error
+    if isinstance(driver, sqlite3.Error):
+        return getattr(driver, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
+    return sqlstate(driver) == "55P03"
+
+
 def is_unfit(error: BaseException | None) -> bool:
     """Whether an error says that a value, let in by us, is none that the database can hold."""
     if isinstance(error, DBAPIError):

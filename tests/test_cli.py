@@ -186,6 +186,15 @@ async def test_a_busy_port_is_said(tmp_path: Path) -> None:
     assert "in use" in err
 
 
+async def test_a_busy_database_is_not_called_unreachable(tmp_path: Path) -> None:
+    settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/d.db"}
+    await octavo(tmp_path, "migrate", **settings)
+    with closing(sqlite3.connect(tmp_path / "d.db", isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        code, _, err = await octavo(tmp_path, "seed-db", "--books", "1", **settings)
+    assert (code, "try again" in err, "Cannot reach" in err) == (69, True, False)
+
+
 @pytest.mark.parametrize("bind", ["nowhere", "127.0.0.1:port", "127.0.0.1:99999999"])
 async def test_an_address_that_is_none_is_said(tmp_path: Path, bind: str) -> None:
     code, _, err = await octavo(tmp_path, "serve", "--bind", bind)

@@ -18,7 +18,7 @@ from service.cli.document import openapi
 from service.cli.fill import import_books, seed_db
 from service.cli.serve import serve
 from service.config import ConfigurationError, load_from_environment
-from service.db_errors import is_unavailable, lacks_tables
+from service.db_errors import is_busy, is_unavailable, lacks_tables
 
 EX_UNAVAILABLE = 69
 EX_CONFIG = 78
@@ -61,6 +61,9 @@ def _explained() -> Iterator[None]:
             sys.exit(1)
         if not is_unavailable(error):
             raise
+        if is_busy(error):
+            click.echo("Error: Another process holds what this one needs: try again", err=True)
+            sys.exit(EX_UNAVAILABLE)
         cause = str(getattr(error, "orig", error)) or type(error).__name__
         database = load_from_environment().database.render_as_string(hide_password=True)
         click.echo(f"Cannot reach the database {database}: {cause}", err=True)
