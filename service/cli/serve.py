@@ -67,6 +67,5 @@ def _say_where(settings: Settings, bind: str) -> None:
     database = settings.database.render_as_string(hide_password=True)
     click.echo(f"Octavo {__version__} ({settings.env}), {database}")
     click.echo(f"  API     {base}/api/books")
-    click.echo(f"  Docs    {base}/docs")
     click.echo(f"  Health  {base}/health")
     click.echo(f"  Try     curl -s '{base}/api/books?per_page=1'")
