@@ -13,7 +13,7 @@ from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallabl
 from quart import Quart
 
 from service.config import Settings
-from service.errors import MIMETYPE, as_api_error, problem
+from service.errors import MIMETYPE, ResourceNotFoundError, as_api_error, problem
 from service.logs import request_id
 
 NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
@@ -91,6 +91,8 @@ class Front:
                 return message
 
         try:
+            if not scope["path"].startswith("/"):  # as of `GET ?`, which Quart cannot read
+                raise ResourceNotFoundError
             await self._inner(scope, receive_capped, send_with_id)
         except Exception as error:
             rendered = as_api_error(_alone(error))

@@ -119,7 +119,7 @@ class Watched:
             rule, _ = self._app.url_map.bind("").match(path, method.upper(), return_rule=True)
         except HTTPException:
             rule = None
-        if rule is None:
+        if rule is None or not path.startswith("/"):
             shared = self.document["components"]["responses"]
             return next(iter(shared.values())) | {"headers": shared["NotFound"]["headers"]}
         operation = self.document["paths"][templated(rule.rule)].get(method)

@@ -142,7 +142,7 @@ async def test_no_more_than_the_cap_is_ever_passed_on() -> None:
         pass
 
     front: Any = Front(Quart(__name__), inner, config.Testing(max_body_bytes=64_000))
-    await front({"type": "http", "headers": []}, endless, send)
+    await front({"type": "http", "path": "/", "headers": []}, endless, send)
     assert ended.is_set()
     assert passed == 64_000
     assert drained > 1_000, "what is over the cap is read, and thrown away"

@@ -151,6 +151,13 @@ async def test_what_the_server_owns_is_refused_and_never_applied(
     assert await state() == before
 
 
+@pytest.mark.parametrize("target", [b"?", b"?page=1", b"api/books"])
+async def test_a_target_that_is_no_path_is_404(site: Site, target: bytes) -> None:
+    request = b"GET " + target + b" HTTP/1.1\r\nHost: x\r\n\r\n"
+    status, headers, answer = await raw(site, request)
+    assert (status, json.loads(answer)["request_id"]) == (404, headers["x-request-id"])
+
+
 async def test_a_websocket_is_refused_as_everything_is(site: Site) -> None:
     status, headers, answer = await raw(
         site,
