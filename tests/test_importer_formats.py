@@ -202,7 +202,7 @@ def test_a_header_that_cannot_do_is_said(
 
 
 @pytest.mark.parametrize("name", ["b.csv", "b.jsonl", "b.mrc"])
-@pytest.mark.parametrize("data", [b"", gzip.compress(b"")])
+@pytest.mark.parametrize("data", [b"", gzip.compress(b"")], ids=["nothing", "gzip"])
 def test_an_empty_file_holds_nothing(tmp_path: Path, name: str, data: bytes) -> None:
     assert read(tmp_path, data, name) == []
 
