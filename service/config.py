@@ -7,6 +7,7 @@ Every field is an environment variable of the same name in capitals (`SECRET_KEY
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar, Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -109,7 +110,7 @@ class Settings(BaseSettings):
     @property
     def is_https(self) -> bool:
         """Whether clients come by https."""
-        return (self.public_url or "").startswith("https://")
+        return urlsplit(self.public_url or "").scheme == "https"
 
     def check(self) -> Self:
         """Raise ConfigurationError if these settings must not be served."""

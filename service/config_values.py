@@ -53,6 +53,8 @@ def _absolute(value: str) -> str:
     parts = urlsplit(value)
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         raise ValueError("write an absolute URL that starts with http:// or https://")
+    if parts.username is not None or parts.query or parts.fragment:
+        raise ValueError("write it without user, password, query and fragment: it is shown to all")
     return value.rstrip("/")
 
 

@@ -12,8 +12,8 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 from quart import Quart, current_app
-from sqlalchemy import event
-from sqlalchemy.exc import DBAPIError
+from sqlalchemy import ExceptionContext, event
+from sqlalchemy.exc import DataError, DBAPIError
 from sqlalchemy.ext.asyncio import (
     AsyncEngine,
     AsyncSession,
@@ -147,6 +147,12 @@ def prepare_sqlite(engine: AsyncEngine, begin: str | None, busy_ms: int = BUSY_M
         for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"busy_timeout={busy_ms}"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def failed(context: ExceptionContext) -> None:
+        """Tell the driver's own overflow, at a value beyond 64 bits, from one of ours."""
+        if isinstance(context.original_exception, OverflowError):
+            raise DataError(context.statement, None, context.original_exception, True)
 
     if begin is not None:
 

@@ -56,12 +56,12 @@ def is_busy(error: BaseException | None) -> bool:
 
 def is_unfit(error: BaseException | None) -> bool:
     """Whether an error says that a value, let in by us, is none that the database can hold."""
-    if isinstance(error, DBAPIError):
-        error = error.driver_exception
-    if isinstance(error, sqlite3.Error):
-        return bool(UNFIT_SQLITE.match(getattr(error, "sqlite_errorname", "")))
-    # SQLite's driver counts to 64 bits itself.
-    return isinstance(error, OverflowError) or bool(UNFIT_STATES.match(sqlstate(error) or ""))
+    if not isinstance(error, DBAPIError):
+        return False
+    driver = error.driver_exception
+    if isinstance(driver, sqlite3.Error):
+        return bool(UNFIT_SQLITE.match(getattr(driver, "sqlite_errorname", "")))
+    return isinstance(driver, OverflowError) or bool(UNFIT_STATES.match(sqlstate(driver) or ""))
 
 
 def lacks_tables(error: BaseException | None) -> bool:

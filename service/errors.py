@@ -162,6 +162,13 @@ def problem(error: APIError) -> bytes:
     return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
 
 
+def http_error(status_code: int, headers: Mapping[str, str] | None = None) -> APIError:
+    """Give the error that a status is, where nothing more is known."""
+    phrase = HTTPStatus(status_code).phrase
+    name, message = FRAMEWORK_WORDS.get(status_code, (phrase, phrase))
+    return APIError(message, status_code, error=name, headers=headers)
+
+
 def as_api_error(error: Exception) -> APIError:
     """Say what an exception means to a client. What nobody foresaw is a defect: 500."""
     if isinstance(error, APIError):
@@ -169,10 +176,8 @@ def as_api_error(error: Exception) -> APIError:
     if isinstance(error, RequestSchemaValidationError):
         return InvalidInputError(messages(error.validation_error))
     if isinstance(error, HTTPException) and error.code is not None:
-        phrase = HTTPStatus(error.code).phrase
-        name, message = FRAMEWORK_WORDS.get(error.code, (phrase, phrase))
         headers = {key: value for key, value in error.get_headers() if key != "Content-Type"}
-        return APIError(message, error.code, error=name, headers=headers)
+        return http_error(error.code, headers)
     if is_unavailable(error) or lacks_tables(error):
         return ServiceUnavailableError()
     if is_unfit(error):
@@ -201,9 +206,9 @@ def init_app(app: Quart, settings: Settings) -> None:
 
 
 def _log(error: Exception, rendered: APIError) -> None:
-    """Log a defect with its traceback; a dependency that is down, in a line a request."""
+    """Log a defect of ours with its traceback; a dependency that is down, in one line."""
     what = f"{request.method} {request.path}: {rendered.error}"
-    if rendered.status_code == 500:
+    if rendered.status_code == 500 or is_unfit(error):
         current_app.logger.error("%s", what, exc_info=error)
     else:
         cause = getattr(error, "orig", None) or error

@@ -18,7 +18,6 @@ from service.logs import request_id
 
 NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
-STARTS = {"http.response.start", "websocket.http.response.start"}
 END = {"type": "http.request", "body": b"", "more_body": False}
 VARY = "Accept-Encoding, Origin"
 TOO_LARGE = "octavo.too_large"  # in the scope: the body went over the cap
@@ -44,6 +43,8 @@ class Front:
     ) -> None:
         if scope["type"] == "lifespan":
             return await self._inner(scope, receive, send)
+        if scope["type"] == "websocket":  # there are none here
+            return await send({"type": "websocket.close", "code": 1000, "reason": ""})
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         name = given.decode() if REQUEST_ID.fullmatch(given) else uuid4().hex
         request_id.set(name)
@@ -53,7 +54,7 @@ class Front:
 
         async def send_with_id(message: Any) -> None:
             nonlocal started
-            if message["type"] in STARTS:
+            if message["type"] == "http.response.start":
                 started = True
                 headers = message["headers"]
                 policy = [] if any(key == NO_PAGE[0] for key, _ in headers) else [NO_PAGE]
@@ -62,9 +63,6 @@ class Front:
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 answered.set()
-
-        if scope["type"] == "websocket":  # there are none here, and the answer says so
-            return await self._inner(scope, receive, send_with_id)
 
         async def receive_capped() -> Any:
             """Give the body up to the cap, and the end of the connection after the answer.
@@ -91,7 +89,7 @@ class Front:
                 return message
 
         try:
-            if not scope["path"].startswith("/"):  # as of `GET ?`, which Quart cannot read
+            if not is_path(scope.get("raw_path") or scope["path"].encode()):
                 raise ResourceNotFoundError
             await self._inner(scope, receive_capped, send_with_id)
         except Exception as error:
@@ -117,6 +115,11 @@ class Front:
             )
             await send_with_id({"type": "http.response.body", "body": body, "more_body": False})
         return None
+
+
+def is_path(target: bytes) -> bool:
+    """Whether a target is a path in its one spelling: Quart takes `x:/a` and `///a` for `/a`."""
+    return target.startswith(b"/") and b"//" not in target and b"%2f" not in target.lower()
 
 
 def _alone(error: Exception) -> Exception:

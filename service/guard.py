@@ -10,7 +10,7 @@ from quart_schema import security_scheme
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.db import session
-from service.errors import ForbiddenError, UnauthorizedError
+from service.errors import APIError, ForbiddenError, UnauthorizedError
 from service.models import User
 from service.openapi.answers import fails
 from service.security import tokens
@@ -36,9 +36,12 @@ async def authenticate() -> CurrentUser:
     """Recognise the bearer of the Authorization header, with or without `Bearer ` (guide).
 
     Raises UnauthorizedError: no token, one that does not verify or was revoked, or one of a
-    user who is gone.
+    user who is gone. Raises APIError: the header is there twice.
     """
-    header = request.headers.get("Authorization", "").strip()
+    headers = request.headers.getlist("Authorization")
+    if len(headers) > 1:
+        raise APIError("Authorization is given more than once")
+    header = "".join(headers).strip()
     scheme, _, rest = header.partition(" ")
     token = rest.strip() if scheme.lower() == "bearer" else header
     if not token:

@@ -3,6 +3,7 @@
 from base64 import b64encode
 from hashlib import sha256
 from html import escape
+from urllib.parse import urlsplit
 
 from quart import Blueprint, Quart, Response
 
@@ -39,14 +40,14 @@ PAGE = """<!doctype html>
 <h1>Octavo</h1>
 <p class="sub">A book catalogue over HTTP, version {version}</p>
 <dl>
-  <dt><a href="api/books">/api/books</a></dt>
+  <dt><a href="{root}/api/books">/api/books</a></dt>
   <dd>the catalogue, newest first; <code>?page=2</code>, <code>?genre=Science</code>,
       <code>?q=time</code>, <code>?sort=title</code></dd>
-  <dt><a href="api/books?limit=20">/api/books?limit=20</a></dt>
+  <dt><a href="{root}/api/books?limit=20">/api/books?limit=20</a></dt>
   <dd>the same by cursor, to walk through all of it</dd>
-  <dt><a href="docs">/docs</a></dt>
-  <dd>try all of it out; the document itself is <a href="openapi.json">/openapi.json</a></dd>
-  <dt><a href="health">/health</a></dt>
+  <dt><a href="{root}/docs">/docs</a></dt>
+  <dd>try all of it out; the document itself is <a href="{root}/openapi.json">/openapi.json</a></dd>
+  <dt><a href="{root}/health">/health</a></dt>
   <dd>how the service and its dependencies are</dd>
 </dl>
 <pre>curl -s '{base}/api/books?per_page=1'</pre>
@@ -58,7 +59,10 @@ PAGE = """<!doctype html>
 @answers(200, media=HTML)
 async def home() -> Response:
     """Show what runs here."""
-    page = PAGE.format(style=STYLE, version=__version__, base=escape(absolute("")))
+    base = absolute("")
+    page = PAGE.format(
+        style=STYLE, version=__version__, base=escape(base), root=escape(urlsplit(base).path)
+    )
     return Response(page, headers={"Content-Security-Policy": POLICY}, content_type=HTML)
 
 

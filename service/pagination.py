@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.config import Settings
 from service.errors import InvalidInputError
-from service.validation import QueryCount, Schema
+from service.validation import Int64, QueryCount, Schema
 from service.web import page_links
 
 T = TypeVar("T")
@@ -58,14 +58,14 @@ class PageQuery(Schema):
 class Pagination(BaseModel):
     """Where a page stands. The numbers of its neighbours are null at the ends."""
 
-    page: int
+    page: Int64
     per_page: int
-    total_pages: int
-    total_items: int
+    total_pages: Int64
+    total_items: Int64
     has_next: bool
     has_prev: bool
-    next_page: int | None
-    prev_page: int | None
+    next_page: Int64 | None
+    prev_page: Int64 | None
 
 
 class Links(BaseModel):

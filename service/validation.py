@@ -144,6 +144,7 @@ Instant = Annotated[
     PlainSerializer(_rfc3339, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
+Int64 = Annotated[int, WithJsonSchema({"type": "integer", "format": "int64"})]
 QueryInteger = Annotated[int, Field(ge=-INT64, le=INT64), BeforeValidator(_query_integer)]
 QueryCount = Annotated[int, Field(ge=1, le=INT64), BeforeValidator(_query_integer)]
 QueryDecimal = Annotated[

@@ -10,7 +10,9 @@ import quart
 from pydantic import BaseModel, TypeAdapter
 from quart import Quart, Response, current_app, request
 from quart_schema.validation import QUART_SCHEMA_QUERYSTRING_ATTRIBUTE
+from werkzeug.datastructures import ETags
 from werkzeug.exceptions import NotFound, RequestEntityTooLarge
+from werkzeug.http import parse_etags
 from werkzeug.routing import IntegerConverter
 
 from service.config import Settings
@@ -27,10 +29,17 @@ MAX_PARAMETERS = 50  # of a query
 class Request(quart.Request):
     """A request whose JSON is read strictly, and of which no more than the cap is read."""
 
+    @property
+    def if_none_match(self) -> ETags:
+        """The tags that the client has, of every line of the header."""
+        return parse_etags(", ".join(self.headers.getlist("If-None-Match")))
+
     async def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
         """Give the body as a dict. Raises 400, 413 or 415 as an APIError or HTTP error."""
         if not JSON_TYPE.fullmatch(self.mimetype):
             raise UnsupportedMediaTypeError
+        if self.headers.get("Content-Encoding", "identity").lower() != "identity":
+            raise UnsupportedMediaTypeError("Send the body without a content coding")
         body = await self.get_data()
         if self.scope.get(TOO_LARGE):
             raise RequestEntityTooLarge

@@ -1,6 +1,7 @@
 """Every answer that a test gets from a served application, held to the document."""
 
 import json
+from fnmatch import fnmatch
 from functools import cached_property
 from typing import Any
 
@@ -8,6 +9,8 @@ from jsonschema_rs import validator_for
 from quart import Quart
 from werkzeug.exceptions import HTTPException
 
+from service.errors import MIMETYPE
+from service.front import is_path
 from service.openapi.pages import document
 
 # What HTTP, the server and CORS say about themselves.
@@ -53,7 +56,7 @@ class Watched:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass a request through, and look at what comes back."""
-        if scope["type"] != "http" or scope["method"] == "OPTIONS":  # CORS preflights
+        if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
         start: Any = None
@@ -81,12 +84,17 @@ class Watched:
 
     def _wrong(self, scope: Any, status: int, headers: dict[str, str], body: bytes) -> Any:
         method = scope["method"].lower()
-        if status == 302:
-            return  # to the single-page application, for a path that is none of ours
-        described = self._answer(scope["path"], method, status)
+        described = self._described(scope, method, status, headers)
         if described is None:
             yield "not in the document"
             return
+        kept = method in {"get", "head"} and (
+            status == 304 or (status == 200 and "etag" in headers)
+        )
+        if headers.get("cache-control") != ("no-cache" if kept else "no-store"):
+            yield "another Cache-Control"
+        if status == 405 and "allow" not in headers:
+            yield "no Allow"
         components = self.document["components"]
         for name, header in described["headers"].items():
             schema = components["headers"][header["$ref"].rpartition("/")[2]]
@@ -107,21 +115,32 @@ class Watched:
             if body and method != "head":  # which the server drops
                 yield "a body, where none is described"
             return
-        kinds = {kind.partition(";")[0].replace("/*", "/"): kind for kind in content}
-        kind = next((kind for start, kind in kinds.items() if media.startswith(start)), None)
+        kind = next((kind for kind in content if fnmatch(media, kind.partition(";")[0])), None)
         if kind is None:
             yield f"{media} is not described"
         elif media.endswith("json") and method != "head":
-            yield from self._errors(json.dumps(content[kind]["schema"]), json.loads(body))
+            parsed = json.loads(body)
+            yield from self._errors(json.dumps(content[kind]["schema"]), parsed)
+            if kind == MIMETYPE and [parsed["status"], parsed["request_id"]] != [
+                status,
+                headers["x-request-id"],
+            ]:
+                yield "the body says another status or id"
 
-    def _answer(self, path: str, method: str, status: int) -> Any:
+    def _described(self, scope: Any, method: str, status: int, headers: dict[str, str]) -> Any:
+        """Give what the document says of an answer, or None if there is no such answer."""
+        shared = self.document["components"]["responses"]
+        bare = {"headers": shared["NotFound"]["headers"]}
+        path = scope["path"] if is_path(scope["raw_path"]) else "no path"
         try:
             rule, _ = self._app.url_map.bind("").match(path, method.upper(), return_rule=True)
-        except HTTPException:
-            rule = None
-        if rule is None or not path.startswith("/"):
-            shared = self.document["components"]["responses"]
-            return next(iter(shared.values())) | {"headers": shared["NotFound"]["headers"]}
+        except HTTPException as error:
+            if status == 302 and error.code == 404:
+                moved = bare["headers"] | {"Location": {"$ref": "/Location"}}
+                return {"headers": moved, "content": {"text/html": {}}}
+            return shared["NotFound"] if status in {error.code, 413} else None
+        if method == "options":
+            return bare if status == 200 else None
         operation = self.document["paths"][templated(rule.rule)].get(method)
         if operation is None:
             return None
@@ -133,6 +152,6 @@ class Watched:
     def _errors(self, schema: str, value: Any) -> Any:
         if schema not in self._validators:
             whole = json.loads(schema) | {"components": self.document["components"]}
-            self._validators[schema] = validator_for(whole)
+            self._validators[schema] = validator_for(whole, validate_formats=True)
         for error in self._validators[schema].iter_errors(value):
             yield f"{error.message} at {'/'.join(map(str, error.instance_path))}"

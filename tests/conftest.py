@@ -20,7 +20,6 @@ import httpx
 import pytest
 import uvloop
 from hypercorn.asyncio import serve
-from hypercorn.config import Config
 from quart import Quart
 from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
@@ -30,6 +29,7 @@ from service import migrations
 from service.app import create_app
 from service.config import Settings, Testing
 from service.db import Database
+from service.server import configured
 from tests.conformance import Watched, violations
 from tests.factories import Factory
 
@@ -81,10 +81,7 @@ async def serving(
     listener.bind(("127.0.0.1", 0))
     listener.listen(1_000)
     port = listener.getsockname()[1]
-    config = Config()
-    config.bind = [f"fd://{listener.detach()}"]
-    config.errorlog = app.logger
-    config.graceful_timeout = 5
+    config = configured(app, [listener], 5)
     stop = asyncio.Event()
     started = asyncio.Event()
 

@@ -136,6 +136,8 @@ def test_every_problem_is_told_at_once() -> None:
         ("DATABASE_URL", "mysql://h/d", "postgresql://"),
         ("DATABASE_URL", "nonsense", "postgresql://"),
         ("PUBLIC_URL", "books.example.org", "http"),
+        ("PUBLIC_URL", "https://anna:secret@books.example.org", "without user"),
+        ("PUBLIC_URL", "https://books.example.org/?a=1", "without user"),
         ("REDIS_URL", "redis//:x@h", "redis://"),
         ("REDIS_URL", "redis://:pw@h:abc/0", "Port"),
         ("REFRESH_TOKEN_SECONDS", "999999999999", "less than"),

@@ -112,6 +112,20 @@ async def test_a_client_that_hangs_up_does_not_cancel_the_handler(site: Site, fo
             await ended.wait()
 
 
+async def test_a_websocket_is_closed_before_it_opens() -> None:
+    sent: list[Any] = []
+
+    async def never(*_: Any) -> Any:
+        raise AssertionError("there are no websockets here")
+
+    async def send(message: Any) -> None:
+        sent.append(message["type"])
+
+    front: Any = Front(Quart(__name__), never, config.Testing())
+    await front({"type": "websocket", "path": "/", "headers": []}, never, send)
+    assert sent == ["websocket.close"]
+
+
 async def test_no_more_than_the_cap_is_ever_passed_on() -> None:
     passed, drained = 0, 0
     ended = asyncio.Event()

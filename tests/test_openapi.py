@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from openapi_spec_validator import OpenAPIV31SpecValidator
-from quart import Quart, Response
+from quart import Quart, Response, request
 
 from service.app import create_app
 from service.openapi.document import Document
@@ -174,8 +174,16 @@ async def test_what_is_not_in_it_is_found(site: Site, folder: Path) -> None:
         async def lie(response: Response) -> Response:
             response.headers["X-Secret"] = "1"
             response.headers.pop("ETag", None)
-            if response.status_code == 404:
+            if request.path == "/api/books/7":
                 response.status_code = 410
+            if request.path == "/api/books/8":
+                response.content_type = "application/problem+json-seq"
+            if request.path == "/api/books/9":
+                response.set_data((await response.get_data(as_text=False)).replace(b"404", b"400"))
+            if request.method == "PUT":
+                response.headers.pop("Allow")
+            if request.path == "/nowhere":
+                response.status_code = 200
             return response
 
         @app.get("/api/hidden")
@@ -186,14 +194,21 @@ async def test_what_is_not_in_it_is_found(site: Site, folder: Path) -> None:
         app.asgi_app = Watched(app)  # type: ignore[method-assign]
 
     async with visiting(settings_for(site.database_url, folder), lying) as client:
-        for path in ("/api/books", "/api/books/7", "/api/hidden"):
+        for path in ("/api/books", *map("/api/books/{}".format, (7, 8, 9)), "/api/hidden"):
             await client.get(path)
+        await client.get("/nowhere")
+        await client.put("/api/books")
     found = "\n".join(violations)
     violations.clear()
     assert "GET /api/books: 200: x-secret is not described" in found
     assert "GET /api/books: 200: no ETag" in found
     assert "GET /api/books/7: 410: not in the document" in found
+    assert "GET /api/books: 200: another Cache-Control" in found
+    assert "GET /api/books/8: 404: application/problem+json-seq is not described" in found
+    assert "GET /api/books/9: 404: the body says another status or id" in found
     assert "GET /api/hidden: 200: not in the document" in found
+    assert "GET /nowhere: 200: not in the document" in found
+    assert "PUT /api/books: 405: no Allow" in found
 
 
 async def test_what_browsers_may_not_do_is_said_on_every_answer(site: Site, folder: Path) -> None:

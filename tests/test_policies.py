@@ -19,7 +19,7 @@ STOREYS = (
     "__init__", "config_values", "config", "logs", "column_types", "models", "validation",
     "db_errors", "migrations", "errors", "front", "web", "openapi", "limits", "db", "security",
     "guard", "pagination", "cors", "health", "home", "books", "users", "auth", "admin",
-    "importer", "seed", "plausible", "app", "cli", "__main__",
+    "importer", "seed", "plausible", "app", "server", "cli", "__main__",
 )  # fmt: skip
 WITHOUT_BODY = {"/api/auth/logout"}
 

@@ -19,7 +19,7 @@ from service.web import no_content, respond, to_bytes
 @answers(201, UserOut, links={"get_user": {"user_id": "$response.body#/id"}})
 @validate_request(Registration)
 async def register(data: Registration) -> Response:
-    """Make an account."""
+    """Make an account. A name or e-mail that is taken is 400, said by field."""
     password_hash = await passwords().hash(data.password)
     user = await write(lambda db: users.create_user(db, data.username, data.email, password_hash))
     return respond(to_bytes(UserOut.model_validate(user)), 201)

@@ -48,6 +48,8 @@ class Refresh(Schema):
 class TokenPair(BaseModel):
     """A fresh access token (`expires_in` seconds) and the refresh token that follows it."""
 
+    model_config = ConfigDict(json_schema_serialization_defaults_required=True)
+
     token: str
     token_type: str = "Bearer"  # noqa: S105  (RFC 6750's name of the scheme)
     expires_in: int

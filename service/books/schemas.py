@@ -31,6 +31,7 @@ from service.pagination import (
 )
 from service.validation import (
     Instant,
+    Int64,
     QueryCount,
     QueryDecimal,
     QueryFlag,
@@ -41,6 +42,10 @@ from service.validation import (
 
 MIN_YEAR, MAX_YEAR = 1000, 2100
 MAX_PRICE = Decimal("99999999.99")
+# No multipleOf: validators that divide floats would refuse 9.95.
+PRICE_SCHEMA = {"type": "number", "minimum": 0, "maximum": float(MAX_PRICE)} | {
+    "description": "at most two decimals"
+}
 ISBN = re.compile("[0-9]{9}[0-9X]|[0-9]{13}")
 ISBN_AS_WRITTEN = "^[- ]*([0-9][- ]*){9}([0-9Xx][- ]*|([0-9][- ]*){4})$"
 
@@ -84,7 +89,7 @@ Price = Annotated[
     BeforeValidator(_number),
     Field(ge=0, le=MAX_PRICE, decimal_places=2),
     AfterValidator(abs),  # -0 is 0
-    WithJsonSchema({"type": "number", "minimum": 0, "maximum": 99999999.99, "multipleOf": 0.01}),
+    WithJsonSchema(PRICE_SCHEMA),
 ]
 Sort = TypeAliasType(
     "Sort",
@@ -148,15 +153,15 @@ class BookOut(BaseModel):
 
     model_config = ConfigDict(from_attributes=True, title="Book", json_schema_extra=EXAMPLE_OUT)
 
-    id: int
+    id: Int64
     title: str
     author: str
     isbn: str | None
     published_year: int | None
     genre: Genre | None
     price: Annotated[Decimal, PlainSerializer(float, return_type=float)] | None
-    user_id: int | None
-    version: int
+    user_id: Int64 | None
+    version: Int64
     created_at: Instant
     updated_at: Instant
 
@@ -165,7 +170,7 @@ class BookPage(BaseModel):
     """A page of books, newest first unless sorted."""
 
     items: list[BookOut]
-    total: int
+    total: Int64
     pagination: Pagination
     links: Links
 
@@ -175,7 +180,7 @@ class BookSlice(BaseModel):
 
     items: list[BookOut]
     has_more: bool
-    next_cursor: int | str | SkipJsonSchema[None] = None
+    next_cursor: Int64 | str | SkipJsonSchema[None] = None
 
 
 class BookLists(RootModel[BookPage | BookSlice]):

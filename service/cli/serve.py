@@ -6,7 +6,7 @@ import signal
 import click
 import uvloop
 from hypercorn.asyncio import serve as hypercorn_serve
-from hypercorn.config import Config as HypercornConfig
+from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError
 from quart import Quart
 
@@ -14,6 +14,7 @@ from service import __version__, migrations
 from service.app import create_app
 from service.cli.fill import fill_with_shipped_books
 from service.config import Settings, load_from_environment
+from service.server import configured
 
 GRACE_SECONDS = 30  # that requests in flight get to end
 
@@ -29,19 +30,16 @@ def serve(bind: str, prepare: bool) -> None:
     app = create_app(settings)
     if not bind:
         raise click.BadParameter("write address:port, as 127.0.0.1:8000", param_hint="--bind")
-    config = HypercornConfig()
-    config.bind = [bind]
+    wanted = Config()
+    wanted.bind = [bind]
     try:
-        sockets = config.create_sockets().insecure_sockets
+        sockets = wanted.create_sockets().insecure_sockets
     except (OSError, ValueError, OverflowError) as error:
         raise click.ClickException(f"Cannot listen on {bind}: {error}") from None
-    config.bind = [f"fd://{sock.detach()}" for sock in sockets]
+    config = configured(app, sockets, GRACE_SECONDS)
     if prepare:
         migrations.upgrade(settings.database)
         fill_with_shipped_books()
-    config.errorlog = app.logger
-    config.include_server_header = False
-    config.graceful_timeout = GRACE_SECONDS
     _say_where(settings, bind)
     with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
         try:
@@ -50,7 +48,7 @@ def serve(bind: str, prepare: bool) -> None:
             raise click.ClickException(f"Could not start: {error}") from None
 
 
-async def _serve(app: Quart, config: HypercornConfig) -> None:
+async def _serve(app: Quart, config: Config) -> None:
     stop = asyncio.Event()
 
     def drain() -> None:

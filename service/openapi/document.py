@@ -97,7 +97,7 @@ class Document(OpenAPIProvider):
         for operations in paths.values():
             for method, operation in sorted(operations.items()):
                 operations[method] = self._complete(deepcopy(operation), rule, view)
-            if "get" in operations and "304" in operations["get"]["responses"]:
+            if "get" in operations:
                 operations["head"] = _without_body(operations["get"])
         return paths, components
 

@@ -34,7 +34,8 @@ and send it as `Authorization: Bearer ...`; here, **Authorize** does.
 
 Public answers carry an `ETag`: ask again with `If-None-Match`, and get 304 without a body if
 nothing changed. Lists come in pages, or with `limit` and `cursor` for walking through all of them.
-Every other method is 405, with `Allow`; `OPTIONS` answers CORS preflights.
+Every other method is 405, with `Allow`; `OPTIONS` answers CORS preflights. What is no HTTP is
+refused by the server, in the same shape: 400, 431 (headers over 64 KiB), 501, 505.
 """
 TAGS = [
     Tag("books", "The catalogue"),

@@ -31,7 +31,10 @@ async def get_profile(current_user: CurrentUser) -> Response:
 @token_required
 @validate_request(ProfileUpdate)
 async def update_profile(data: ProfileUpdate, current_user: CurrentUser) -> Response:
-    """Change one's own account; e-mail and password need the current password."""
+    """Change one's own account; e-mail and password need the current password.
+
+    A name or e-mail that is taken is 400, said by field.
+    """
     checked_hash = await _check_password(current_user, data) if data.needs_password else None
     given = data.model_dump(exclude_unset=True)
     password = given.get("password")

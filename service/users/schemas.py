@@ -15,7 +15,7 @@ from pydantic import (
 from typing_extensions import TypeAliasType
 
 from service.pagination import Links, Pagination
-from service.validation import Instant, Schema
+from service.validation import Instant, Int64, Schema
 
 
 def _visible(value: str) -> str:
@@ -65,7 +65,7 @@ class PublicUser(BaseModel):
 
     model_config = ConfigDict(from_attributes=True)
 
-    id: int
+    id: Int64
     username: str
     created_at: Instant
 
@@ -75,7 +75,7 @@ class UserOut(BaseModel):
 
     model_config = ConfigDict(from_attributes=True, title="User")
 
-    id: int
+    id: Int64
     username: str
     email: str
     tier: Tier
@@ -87,6 +87,6 @@ class UserPage(BaseModel):
     """A page of users, newest first."""
 
     items: list[UserOut]
-    total: int
+    total: Int64
     pagination: Pagination
     links: Links

@@ -1,0 +1,88 @@
+"""Hypercorn as Octavo runs it: HTTP/1.1 that stays so, and refuses as all else here does."""
+
+import re
+from collections.abc import Sequence
+from socket import socket
+from typing import cast
+from uuid import uuid4
+
+import h11
+import hypercorn.protocol
+from hypercorn.config import Config
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.typing import H11SendableEvent
+from quart import Quart
+
+from service.errors import MIMETYPE, http_error, problem
+from service.logs import request_id
+
+ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE | re.DOTALL)
+
+
+class Http1(H11Protocol):
+    """Hypercorn's HTTP/1.1, without what it lets a client change it to.
+
+    Its HTTP/2 in cleartext keeps a megabyte for each stream that nobody reads, and never cuts
+    headers that do not end. An upgrade is an offer that a server may leave (RFC 9110, 7.8): there
+    are no websockets here either.
+    """
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        pass
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        """Take a request as RFC 9112 has it: methods tell cases apart, targets may be absolute."""
+        if not request.http_version.startswith(b"1."):
+            return await self._refuse(505)
+        if request.method != request.method.upper():
+            return await self._refuse(501)
+        headers = [(name, value) for name, value in request.headers if name != b"upgrade"]
+        target = request.target
+        absolute = ABSOLUTE.fullmatch(target)
+        if absolute is not None:  # then it names the host, whatever the header says (3.2.2)
+            target = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
+            headers = [(b"host", absolute[1])] + [item for item in headers if item[0] != b"host"]
+        return await super()._create_stream(
+            h11.Request(
+                method=request.method,
+                target=target,
+                headers=headers,
+                http_version=request.http_version,
+            )
+        )
+
+    async def _refuse(self, status_code: int) -> None:
+        await self._send_error_response(status_code)
+        await self._maybe_recycle()
+
+    async def _send_error_response(self, status_code: int) -> None:
+        """Refuse what is no HTTP (400, 431, 501), and end the connection."""
+        request_id.set(uuid4().hex)
+        body = problem(http_error(status_code))
+        headers = {
+            "content-type": MIMETYPE,
+            "content-length": str(len(body)),
+            "connection": "close",
+            "cache-control": "no-store",
+            "x-content-type-options": "nosniff",
+            "x-request-id": request_id.get(),
+        }
+        dated = self.config.response_headers("h11")
+        sent = [*((name.encode(), value.encode()) for name, value in headers.items()), *dated]
+        events = (h11.Response(status_code=status_code, headers=sent), h11.Data(data=body))
+        for event in (*events, h11.EndOfMessage()):
+            await self._send_h11_event(cast(H11SendableEvent, event))
+
+
+def configured(app: Quart, sockets: Sequence[socket], grace_seconds: float) -> Config:
+    """Give the configuration of Hypercorn for an application on sockets that listen.
+
+    grace_seconds: how long requests in flight may take to end.
+    """
+    hypercorn.protocol.H11Protocol = Http1  # type: ignore[attr-defined]  # looked up there
+    config = Config()
+    config.bind = [f"fd://{sock.detach()}" for sock in sockets]
+    config.errorlog = app.logger
+    config.include_server_header = False
+    config.graceful_timeout = grace_seconds
+    return config
