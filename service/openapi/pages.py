@@ -32,6 +32,8 @@ are refused, nothing is coerced, and what is wrong is said by field.
 To sign in, make an account (`register`), exchange e-mail and password for a token (`login`),
 and send it as `Authorization: Bearer ...`; here, **Authorize** does.
 
+Every answer carries an `X-Request-ID`; send one of your own, and it is kept.
+
 Public answers carry an `ETag`: ask again with `If-None-Match`, and get 304 without a body if
 nothing changed. Lists come in pages, or with `limit` and `cursor` for walking through all of them.
 Every other method is 405, with `Allow`; `OPTIONS` answers CORS preflights. What is no HTTP is
