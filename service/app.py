@@ -2,14 +2,14 @@
 
 from quart import Quart
 
-from service import cors, db, errors, front, health, home, logs, openapi, security, web
+from service import cors, db, errors, front, health, home, limits, logs, openapi, security, web
 from service.admin import admin_bp
 from service.auth import auth_bp
 from service.books import books_bp
 from service.config import Settings, load
 from service.users import users_bp
 
-CONCERNS = (logs, web, errors, cors, security, db, health, home, openapi, front)
+CONCERNS = (logs, web, errors, cors, security, db, health, home, openapi, limits, front)
 BLUEPRINTS = (auth_bp, books_bp, users_bp, admin_bp)
 
 

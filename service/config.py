@@ -13,6 +13,7 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL
 
+from service.config_limits import LimitSettings
 from service.config_values import (
     AbsoluteUrl,
     BlueprintOrigins,
@@ -36,7 +37,7 @@ class ConfigurationError(Exception):
         self.problems = problems
 
 
-class Settings(BaseSettings):
+class Settings(LimitSettings):
     """What an application is made from. Fields that are not named here do not exist."""
 
     model_config = SettingsConfigDict(
@@ -60,7 +61,9 @@ class Settings(BaseSettings):
         "sqlite:///octavo.db",
         description="`postgresql://...` or `sqlite:///file.db`; async forms work as well",
     )
-    redis_url: RedisUrl | None = Field(None, description="Redis, watched by `/health`")
+    redis_url: RedisUrl | None = Field(
+        None, description="Redis, which keeps the limits of all workers"
+    )
     public_url: AbsoluteUrl | None = Field(
         None, description="where clients reach this service: the base of absolute links"
     )
@@ -163,6 +166,11 @@ class Production(Settings):
             problems.append(
                 "DATABASE_URL is missing or SQLite, which serves one process only: "
                 "set it to postgresql://user:password@host/name"
+            )
+        if self.redis_url is None and self.total_workers > 1:
+            problems.append(
+                "TOTAL_WORKERS is more than one and REDIS_URL is missing, so that each would "
+                "limit by itself: set REDIS_URL to redis://host:6379/0"
             )
         if self.public_url is None:
             problems.append(

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+from limits import parse_many
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_settings import NoDecode
 from redis.asyncio.connection import parse_url as parse_redis_url
@@ -81,6 +82,22 @@ def _are_origins(value: Any) -> Any:
     return value
 
 
+def parse_rates(value: str) -> list[tuple[int, int]]:
+    """Read `10 per minute;100 per hour`: amounts and seconds. Raises ValueError."""
+    try:
+        limits = [(limit.amount, limit.get_expiry()) for limit in parse_many(value)]
+    except ValueError:
+        raise ValueError("write limits as `10 per minute;100 per hour`") from None
+    if not all(amount and seconds for amount, seconds in limits):
+        raise ValueError("a limit is at least 1; RATELIMIT_ENABLED=false is none at all")
+    return limits
+
+
+def _are_rates(value: str) -> str:
+    parse_rates(value)
+    return value
+
+
 def _none_by_name(value: Any) -> Any:
     return None if isinstance(value, str) and value.lower() == "none" else value
 
@@ -97,4 +114,5 @@ BlueprintOrigins = Annotated[
     BeforeValidator(_json),
     AfterValidator(_are_origins),
 ]
+Rates = Annotated[str, AfterValidator(_are_rates)]
 Folder = Annotated[Path | None, BeforeValidator(_none_by_name)]

@@ -54,16 +54,36 @@ def _below(*roots: str) -> Callable[[str], bool]:
     return lambda path: f"{path}/".startswith(prefixes)
 
 
+class Origins:
+    """Which origins may read which paths."""
+
+    def __init__(self, settings: Settings) -> None:
+        own = [(_below(*PATHS[name]), o) for name, o in settings.cors_blueprint_origins.items()]
+        everywhere = _below("/api")
+
+        def elsewhere(path: str) -> bool:
+            return everywhere(path) and not any(applies(path) for applies, _ in own)
+
+        self.places = (*own, (elsewhere, settings.cors_origins))
+        self._credentials = settings.cors_credentials
+
+    def headers(self, scope: Any) -> dict[str, str]:
+        """Give the headers of an answer that is made before quart-cors could."""
+        origin = dict(scope["headers"]).get(b"origin", b"").decode("latin-1")
+        allowed = next((o for applies, o in self.places if applies(scope["path"])), ())
+        if not origin or not {origin, "*"}.intersection(allowed):
+            return {}
+        found = {
+            "Access-Control-Allow-Origin": "*" if "*" in allowed else origin,
+            "Access-Control-Expose-Headers": ", ".join(EXPOSED),
+        }
+        return found | ({"Access-Control-Allow-Credentials": "true"} if self._credentials else {})
+
+
 def init_app(app: Quart, settings: Settings) -> None:
     """Let browsers of the configured origins in."""
-    own = {name: _below(*PATHS[name]) for name in settings.cors_blueprint_origins}
-    everywhere = _below("/api")
-
-    def elsewhere(path: str) -> bool:
-        return everywhere(path) and not any(applies(path) for applies in own.values())
-
-    places = [(own[name], origins) for name, origins in settings.cors_blueprint_origins.items()]
-    for applies, origins in (*places, (elsewhere, settings.cors_origins)):
+    found = app.extensions["origins"] = Origins(settings)
+    for applies, origins in found.places:
         cors(
             _Hooks(app, applies),  # type: ignore[type-var]
             allow_origin=list(origins),

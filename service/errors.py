@@ -45,6 +45,9 @@ class Problem(BaseModel):
         None, description="sentences by field, of a 400"
     )
     errors: Messages | SkipJsonSchema[None] = Field(None, description="the same as `messages`")
+    retry_after: int | SkipJsonSchema[None] = Field(
+        None, description="seconds until it succeeds, of a 429"
+    )
     request_id: str = Field(description="as in X-Request-ID: names the request in the log")
 
 
@@ -126,6 +129,17 @@ class UnsupportedMediaTypeError(APIError):
     status_code = 415
     error = "Unsupported Media Type"
     message = "Send the body as application/json"
+
+
+class RateLimitedError(APIError):
+    """More than a limit allows. `message` is the limit, as `10 per 1 minute`."""
+
+    status_code = 429
+    error = "Rate limit exceeded"
+
+    def __init__(self, message: str, retry_after: int) -> None:
+        headers = {"Retry-After": str(retry_after)}
+        super().__init__(message, payload={"retry_after": retry_after}, headers=headers)
 
 
 class InternalError(APIError):

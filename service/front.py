@@ -13,7 +13,7 @@ from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallabl
 from quart import Quart
 
 from service.config import Settings
-from service.errors import MIMETYPE, ResourceNotFoundError, as_api_error, problem
+from service.errors import MIMETYPE, as_api_error, problem
 from service.logs import request_id
 
 NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
@@ -89,8 +89,6 @@ class Front:
                 return message
 
         try:
-            if not is_path(scope.get("raw_path") or scope["path"].encode()):
-                raise ResourceNotFoundError
             await self._inner(scope, receive_capped, send_with_id)
         except Exception as error:
             rendered = as_api_error(_alone(error))
@@ -115,11 +113,6 @@ class Front:
             )
             await send_with_id({"type": "http.response.body", "body": body, "more_body": False})
         return None
-
-
-def is_path(target: bytes) -> bool:
-    """Whether a target is a path in its one spelling: Quart takes `x:/a` and `///a` for `/a`."""
-    return target.startswith(b"/") and b"//" not in target and b"%2f" not in target.lower()
 
 
 def _alone(error: Exception) -> Exception:

@@ -13,7 +13,7 @@ from service.db import session
 from service.errors import APIError, ForbiddenError, UnauthorizedError
 from service.models import User
 from service.openapi.answers import fails
-from service.security import tokens
+from service.security import bearer, tokens
 
 BEARER: list[dict[str, list[str]]] = [{"bearer": []}]
 
@@ -41,9 +41,7 @@ async def authenticate() -> CurrentUser:
     headers = request.headers.getlist("Authorization")
     if len(headers) > 1:
         raise APIError("Authorization is given more than once")
-    header = "".join(headers).strip()
-    scheme, _, rest = header.partition(" ")
-    token = rest.strip() if scheme.lower() == "bearer" else header
+    token = bearer("".join(headers))
     if not token:
         raise UnauthorizedError("Token is missing")
     claims = tokens().read(token)

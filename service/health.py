@@ -9,6 +9,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.json_schema import SkipJsonSchema
 from quart import Blueprint, Quart, Response, current_app
+from quart_rate_limiter import rate_exempt
 from redis.asyncio import Redis
 from sqlalchemy import text
 
@@ -130,6 +131,7 @@ class Health:
 @health_bp.get("")
 @answers(200, HealthReport)
 @answers(500, HealthReport)
+@rate_exempt
 async def health() -> Response:
     """Tell how this process and its dependencies are: healthy, degraded, or unhealthy (500)."""
     checks = await of_app().check()
@@ -149,6 +151,7 @@ async def health() -> Response:
 
 @health_bp.get("/live")
 @answers(200, Alive)
+@rate_exempt
 async def live() -> Response:
     """Answer as long as the process runs; touch nothing."""
     return respond(b'{"status":"alive"}')
@@ -157,6 +160,7 @@ async def live() -> Response:
 @health_bp.get("/ready")
 @answers(200, Ready)
 @answers(503, NotReady)
+@rate_exempt
 async def ready() -> Response:
     """Tell whether requests should be sent here: 503 with the reasons if not."""
     reasons = await of_app().reasons_not_ready()

@@ -6,6 +6,7 @@ from html import escape
 from urllib.parse import urlsplit
 
 from quart import Blueprint, Quart, Response
+from quart_rate_limiter import rate_exempt
 
 from service import __version__
 from service.config import Settings
@@ -57,6 +58,7 @@ PAGE = """<!doctype html>
 
 @home_bp.get("/")
 @answers(200, media=HTML)
+@rate_exempt
 async def home() -> Response:
     """Show what runs here."""
     base = absolute("")

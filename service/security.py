@@ -79,6 +79,12 @@ class Passwords:
         self._pending -= 1
 
 
+def bearer(header: str) -> str:
+    """Give the token of an Authorization header, with or without `Bearer ` (guide)."""
+    scheme, _, rest = header.strip().partition(" ")
+    return rest.strip() if scheme.lower() == "bearer" else header.strip()
+
+
 class Claims(BaseModel):
     """What an access token says of its bearer. `ver` and `jti` are checked against the user."""
 

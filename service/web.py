@@ -24,6 +24,8 @@ JSON = "application/json"
 HTML = "text/html; charset=utf-8"
 JSON_TYPE = re.compile(r"application/(json|[a-z0-9.+-]+\+json)")
 MAX_PARAMETERS = 50  # of a query
+LIMITED_VARY = f"{VARY}, Authorization"
+STANDINGS = "octavo.limits"  # in the scope of a limited request: how its caller stands
 
 
 class Request(quart.Request):
@@ -184,6 +186,6 @@ def init_app(app: Quart, settings: Settings) -> None:
     async def mark(response: Response) -> Response:
         """Say who may keep an answer: by default nobody."""
         response.headers.setdefault("Cache-Control", "no-store")
-        personal = request.path.startswith(("/api/", "/admin/"))
-        response.headers["Vary"] = f"{VARY}, Authorization" if personal else VARY
+        personal = request.path.startswith(("/api/", "/admin/")) or STANDINGS in request.scope
+        response.headers["Vary"] = LIMITED_VARY if personal else VARY
         return response

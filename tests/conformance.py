@@ -10,7 +10,7 @@ from quart import Quart
 from werkzeug.exceptions import HTTPException
 
 from service.errors import MIMETYPE
-from service.front import is_path
+from service.limits.gate import is_path
 from service.openapi.pages import document
 
 # What HTTP, the server and CORS say about themselves.

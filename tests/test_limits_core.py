@@ -12,9 +12,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import Redis
 
-from service.limits import Claim, Decision, Memory, Policy, Shared
-from service.limits.claims import SECOND
-from service.limits.shared import SCRIPT, arguments, decision
+from service.limits.claims import SECOND, Claim, Decision, Policy
+from service.limits.memory import Memory
+from service.limits.shared import DECIDE, GIVE_BACK, Shared, arguments, decision
 
 START = 1_800_000_000 * SECOND
 
@@ -23,6 +23,7 @@ class Backend(Protocol):
     """A limiter whose clock the test holds."""
 
     def decide(self, claims: Sequence[Claim], now: int) -> Decision: ...
+    def give_back(self, key: str, stamp: int) -> None: ...
     def state(self) -> object: ...
     def clear(self) -> None: ...
 
@@ -41,6 +42,9 @@ class InMemory:
         self._now = now
         return self._memory.decide(claims)
 
+    def give_back(self, key: str, stamp: int) -> None:
+        self._memory.give_back(key, stamp)
+
     def state(self) -> object:
         return {
             key: (log.count, log.expires, dict(log.times))
@@ -53,7 +57,8 @@ class InRedis:
 
     def __init__(self, url: str) -> None:
         self._redis: Any = redis.Redis.from_url(url)
-        self._script = self._redis.register_script(SCRIPT)
+        self._script = self._redis.register_script(DECIDE)
+        self._give_back = self._redis.register_script(GIVE_BACK)
 
     def clear(self) -> None:
         self._redis.flushdb()
@@ -61,6 +66,9 @@ class InRedis:
     def decide(self, claims: Sequence[Claim], now: int) -> Decision:
         answer = self._script([claim.key for claim in claims], arguments(claims, now))
         return decision(claims, answer)
+
+    def give_back(self, key: str, stamp: int) -> None:
+        self._give_back([key], [stamp])
 
     def state(self) -> object:
         found = {}
@@ -88,7 +96,8 @@ STEPS = st.lists(
     st.tuples(
         st.integers(0, 2_500_000),  # microseconds since the one before
         st.sampled_from([("a",), ("b",), ("a", "b")]),
-        st.sampled_from([1, 1, 1, 2, 3]),
+        st.sampled_from([0, 1, 1, 1, 2, 3]),
+        st.sampled_from([None, None, None, 0, 1, 4]),  # of the last units, one to be given back
     ),
     max_size=40,
 )
@@ -116,8 +125,12 @@ def test_never_more_never_fewer_all_or_nothing(
             for policy in claim.policies
         )
 
-    for later, keys, cost in steps:
+    for later, keys, cost, returned in steps:
         now += later
+        if returned is not None and returned < len(taken["a"]):
+            stamp = taken["a"].pop(-1 - returned)
+            if any(stamp + policy.period > now for policy in first):
+                backend.give_back("a", stamp)
         claims = [Claim(key, policies[key], cost) for key in keys]
         before = backend.state()
         found = backend.decide(claims, now)
@@ -128,7 +141,7 @@ def test_never_more_never_fewer_all_or_nothing(
                 taken[key] += [now] * cost
         else:
             assert backend.state() == before, "a refusal spends nothing"
-            if all(cost <= policy.amount for claim in claims for policy in claim.policies):
+            if all(0 < cost <= policy.amount for claim in claims for policy in claim.policies):
                 assert has_room(claims, now + found.retry_after * SECOND)
                 assert not has_room(claims, now + (found.retry_after - 1) * SECOND)
         standings = iter(found.standings)

@@ -56,6 +56,7 @@ MATRIX = {
     ("GET", "/health"): open_to_all(),
     ("GET", "/health/live"): open_to_all(),
     ("GET", "/health/ready"): open_to_all(),
+    ("GET", "/api/rate-limit"): open_to_all(),
     ("POST", "/api/auth/register"): open_to_all(201, ACCOUNT),
     ("POST", "/api/auth/login"): open_to_all(
         200, {"email": "other@example.org", "password": PASSWORD}

@@ -16,9 +16,9 @@ from tests.conftest import Site
 ROOT = Path(service.__file__).parent
 # From the ground up: a file imports from those before it, never from those behind.
 STOREYS = (
-    "__init__", "config_values", "config", "logs", "column_types", "models", "validation",
-    "db_errors", "migrations", "errors", "front", "web", "openapi", "limits", "db", "security",
-    "guard", "pagination", "cors", "health", "home", "books", "users", "auth", "admin",
+    "__init__", "config_values", "config_limits", "config", "logs", "column_types", "models",
+    "validation", "db_errors", "migrations", "errors", "front", "web", "openapi", "db", "security",
+    "guard", "pagination", "cors", "limits", "health", "home", "books", "users", "auth", "admin",
     "importer", "seed", "plausible", "app", "server", "cli", "__main__",
 )  # fmt: skip
 WITHOUT_BODY = {"/api/auth/logout"}

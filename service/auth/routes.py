@@ -1,6 +1,7 @@
 """Signing in and out over HTTP."""
 
-from quart import Response, current_app
+from quart import Response, current_app, request
+from quart_rate_limiter import rate_limit
 from quart_schema import validate_request
 
 from service.auth import auth_bp, service
@@ -8,8 +9,9 @@ from service.auth.schemas import Credentials, Refresh, Registration, TokenPair
 from service.db import session, write
 from service.errors import UnauthorizedError
 from service.guard import CurrentUser, token_required
+from service.limits import FAILURES, named, of_app
 from service.openapi.answers import answers, fails
-from service.security import passwords, tokens
+from service.security import digest, passwords, tokens
 from service.users import service as users
 from service.users.schemas import UserOut
 from service.web import no_content, respond, to_bytes
@@ -17,6 +19,7 @@ from service.web import no_content, respond, to_bytes
 
 @auth_bp.post("/register")
 @answers(201, UserOut, links={"get_user": {"user_id": "$response.body#/id"}})
+@rate_limit(limits=named("register"))
 @validate_request(Registration)
 async def register(data: Registration) -> Response:
     """Make an account. A name or e-mail that is taken is 400, said by field."""
@@ -28,24 +31,42 @@ async def register(data: Registration) -> Response:
 @auth_bp.post("/login")
 @answers(200, TokenPair)
 @fails(401)
+@rate_limit(limits=named("login"))
 @validate_request(Credentials)
 async def login(data: Credentials) -> Response:
-    """Exchange e-mail and password for a pair of tokens; the same time whoever it is."""
+    """Exchange e-mail and password for a pair of tokens; the same time whoever it is.
+
+    Each attempt counts as a failure until it has succeeded, so that many at once are no way round.
+    """
+    limiter = of_app()
+    attempt = limiter.claim(FAILURES, limiter.caller(), account=digest(data.email.casefold()))
+    decision = await limiter.decide(request.scope, [attempt])
+    failed = False
+    try:
+        pair = await _sign_in(data)
+        failed = pair is None
+    finally:  # what we could not check is no failure
+        if not failed:
+            await limiter.give_back(attempt, decision)
+    if pair is None:
+        raise UnauthorizedError("Invalid credentials", "E-mail or password is wrong")
+    return respond(to_bytes(pair))
+
+
+async def _sign_in(data: Credentials) -> TokenPair | None:
+    """Give a pair of tokens if the password is right."""
     async with session() as db:
         user = await users.find_by_email(db, data.email)
     checked_hash = user.password_hash if user else None
     right = await passwords().verify(data.password, checked_hash)
     if not right or user is None or checked_hash is None:
-        raise _invalid_credentials()
+        return None
     outdated = passwords().is_outdated(checked_hash)
     new_hash = await passwords().hash(data.password) if outdated else None
     user_id, seconds = user.id, _refresh_seconds()
-    pair = await write(
+    return await write(
         lambda db: service.login(db, user_id, checked_hash, new_hash, tokens(), seconds)
     )
-    if pair is None:
-        raise _invalid_credentials()
-    return respond(to_bytes(pair))
 
 
 @auth_bp.post("/refresh")
@@ -68,10 +89,6 @@ async def logout(current_user: CurrentUser) -> Response:
     """End every token of the caller."""
     await write(lambda db: service.logout(db, current_user))
     return no_content()
-
-
-def _invalid_credentials() -> UnauthorizedError:
-    return UnauthorizedError("Invalid credentials", "E-mail or password is wrong")
 
 
 def _refresh_seconds() -> int:

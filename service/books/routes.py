@@ -3,6 +3,7 @@
 from typing import Any
 
 from quart import Response, current_app
+from quart_rate_limiter import rate_limit
 from quart_schema import validate_querystring, validate_request
 
 from service.books import books_bp, service
@@ -16,6 +17,7 @@ from service.books.schemas import (
 from service.db import session, write
 from service.errors import InvalidInputError
 from service.guard import CurrentUser, token_required
+from service.limits import named
 from service.openapi.answers import answers, fails
 from service.pagination import MAX_SIZE, Cursors
 from service.validation import ID, INT64
@@ -27,6 +29,7 @@ FOLLOW_UPS = {"get_book": BOOK, "update_book": BOOK, "delete_book": BOOK}
 
 @books_bp.get("")
 @answers(200, BookLists, "ETag", "Link")
+@rate_limit(limits=named("books.list"))
 @validate_querystring(BookQuery)
 async def list_books(query_args: BookQuery) -> Response:
     """List books: a page (newest first), or what follows a cursor (by id)."""
@@ -72,6 +75,7 @@ def _start(cursor: str | None, sort: str, purpose: list[Any]) -> tuple[Any, int]
 
 @books_bp.get("/<id:book_id>")
 @answers(200, BookOut, "ETag")
+@rate_limit(limits=named("books.item"))
 async def get_book(book_id: int) -> Response:
     """Give one book."""
     async with session() as db:

@@ -1,10 +1,48 @@
-"""What a limit promises, and nothing else: a log of admitted units for each key, asked in one step.
+"""Limits that hold: a log of admitted units for each caller and limit, asked in one step.
 
-`Memory` and `Shared` (Redis) decide alike; `decide.lua` and `memory.py` say how.
+`claims` has the words. `decide.lua` and `memory` are the decision, the same twice: in Redis
+(`shared`) and within a process. `ledger` chooses between them, `callers` says who asks, `table`
+how much of what they have, `limiter` is quart-rate-limiter's surface over it, and `gate` stands
+before the framework. `wording` tells the outcome, `routes` gives it at `/api/rate-limit`.
 """
 
-from service.limits.claims import Claim, Decision, Policy, Standing
-from service.limits.memory import Memory
-from service.limits.shared import Shared
+from collections.abc import AsyncGenerator
 
-__all__ = ["Claim", "Decision", "Memory", "Policy", "Shared", "Standing"]
+from quart import Quart
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from service.config import Settings
+from service.limits.callers import Callers
+from service.limits.gate import Gate
+from service.limits.ledger import Ledger
+from service.limits.limiter import Limiter, of_app
+from service.limits.routes import limits_bp
+from service.limits.shared import Shared
+from service.limits.table import FAILURES, Table, named
+
+__all__ = ["FAILURES", "init_app", "named", "of_app"]
+
+
+def init_app(app: Quart, settings: Settings) -> None:
+    """Put the gate before the application."""
+    redis = None
+    if settings.redis_url is not None:
+        # One connection that broke while it was idle is no outage.
+        redis = Redis.from_url(settings.redis_url, retry=Retry(NoBackoff(), 1))
+    ledger = Ledger(None if redis is None else Shared(redis), settings.total_workers, app.logger)
+    callers = Callers(settings.trusted_proxy_hops, app.extensions["tokens"])
+    limiter = app.extensions["limiter"] = Limiter(Table(settings), callers, ledger)
+    enabled = settings.ratelimit_enabled
+    limiter.init_app(app, enabled)
+    app.register_blueprint(limits_bp)
+    app.asgi_app = Gate(app, app.asgi_app, limiter, enabled)  # type: ignore[method-assign]
+    if not enabled and settings.env == "production":
+        app.logger.warning("RATELIMIT_ENABLED is false: nobody is limited, nor slowed in guessing")
+
+    @app.while_serving
+    async def lifespan() -> AsyncGenerator[None, None]:
+        yield
+        if redis is not None:
+            await redis.aclose()

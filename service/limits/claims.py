@@ -20,7 +20,7 @@ class Policy:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What a request wants of one log: `cost` units, under all its policies."""
+    """What a request wants of one log: `cost` units, under all its policies. 0: only to know."""
 
     key: str
     policies: tuple[Policy, ...]
@@ -38,10 +38,14 @@ class Standing:
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """Whether all claims were admitted; if not, after how many microseconds they will be."""
+    """Whether all claims were admitted; if not, after how many microseconds they will be.
+
+    stamps: the time of the decision, as each claim's log has it: what `give_back` asks for.
+    """
 
     admitted: bool
     wait: int
+    stamps: tuple[int, ...]
     standings: tuple[Standing, ...]
 
     @property

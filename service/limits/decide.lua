@@ -2,27 +2,14 @@
 --
 -- KEYS: a log for each claim. ARGV: the time in microseconds ('' for Redis's own clock), then for
 -- each claim its cost, its number of policies, and amount and period (microseconds) of each.
--- Gives: 1 or 0 (admitted), the wait in microseconds, then for each policy what is left and how
--- long until one more is.
---
--- A log is one string of numbers of eight bytes: how many units it ever took, its slots, the units
--- of a slot; then the slots, a ring, each with the time of its last unit.
-local WORD, HEAD, MOST_SLOTS = 8, 24, 4096
+-- Gives: 1 or 0 (admitted), the wait in microseconds, then for each claim the time of the decision,
+-- and for each of its policies what is left and how long until one more is.
+local MOST_SLOTS = 4096
 
 local now = tonumber(ARGV[1])
 if not now then
   local time = redis.call('TIME')
   now = tonumber(time[1]) * 1000000 + tonumber(time[2])
-end
-
-local function word(log, place)
-  local bytes = redis.call('GETRANGE', log.key, place, place + WORD - 1)
-  return #bytes == WORD and struct.unpack('>d', bytes) or 0 -- 0: a slot that was never used
-end
-
--- The time of a unit, counted from the first that the log ever took.
-local function at(log, unit)
-  return word(log, HEAD + math.floor(unit / log.grain) % log.slots * WORD)
 end
 
 local function open(key, largest)
@@ -40,14 +27,6 @@ local function open(key, largest)
     end
   end
   return log
-end
-
--- How many of the last units are at hand.
-local function held(log)
-  local ring = log.old or log
-  local blocks = math.ceil(ring.count / ring.grain)
-  local first = math.max(0, blocks - ring.slots) * ring.grain
-  return ring.count - first
 end
 
 local claims, argument = {}, 2
@@ -85,8 +64,8 @@ for _, claim in ipairs(claims) do
 end
 local admitted = wait <= 0
 
-if admitted then
-  for _, claim in ipairs(claims) do
+for _, claim in ipairs(claims) do
+  if admitted and claim.cost > 0 then
     local log = claim.log
     if log.old then
       local stamps = {}
@@ -116,6 +95,7 @@ end
 
 local answer = {admitted and 1 or 0, math.max(0, wait)}
 for _, claim in ipairs(claims) do
+  answer[#answer + 1] = claim.now
   for _, policy in ipairs(claim.policies) do
     -- The first unit within the window, by halving: times never run back.
     local low, high = claim.ring.count - claim.held, claim.ring.count

@@ -1,7 +1,7 @@
 """The limiter of one process: the same decision as decide.lua, bounded in keys."""
 
 import time
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
@@ -40,6 +40,19 @@ class Log:
         for unit in range(self.count, self.count + units):
             self.times[unit // self.grain % self.slots] = now
         self.count += units
+
+    def remove(self, stamp: int) -> None:
+        """Take out a unit of this time, if it is at hand and has a slot to itself."""
+        if self.grain > 1:
+            return
+        units = range(self.first, self.count)
+        after = bisect_right(units, stamp, key=self.at)
+        if after == 0 or self.at(units[after - 1]) != stamp:
+            return
+        for unit in range(units[after - 1], self.count - 1):
+            self.times[unit % self.slots] = self.at(unit + 1)
+        self.count -= 1
+        self.times.pop(self.count % self.slots)
 
     def grown(self, largest: int) -> "Log":
         """Give a log of the same units that has room for a larger limit."""
@@ -88,13 +101,20 @@ class Memory:
                     wait = max(wait, free - now)
         if wait == 0:
             for claim, log, now in zip(claims, logs, nows, strict=True):
+                if claim.cost == 0:
+                    continue
                 log.add(claim.cost, now)
                 log.expires = now + max(policy.period for policy in claim.policies)
                 self._logs[claim.key] = log
                 self._logs.move_to_end(claim.key)
             while len(self._logs) > self._most_keys:
                 self._logs.popitem(last=False)
-        return Decision(wait == 0, wait, self._standings(claims, logs, nows))
+        return Decision(wait == 0, wait, tuple(nows), self._standings(claims, logs, nows))
+
+    def give_back(self, key: str, stamp: int) -> None:
+        """Undo one unit that was admitted at `stamp`: it was not what the limit is about."""
+        if key in self._logs:
+            self._logs[key].remove(stamp)
 
     def _find(self, claim: Claim, now: int) -> Log:
         """Give the log of a claim, not kept before it has admitted something."""

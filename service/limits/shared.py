@@ -1,25 +1,103 @@
-"""The limiter of many processes: one call of decide.lua, by Redis's clock."""
+"""The limiter of many processes: one call of decide.lua, by Redis's clock.
 
-from collections.abc import Sequence
+What one tick of the loop asks, and whatever comes while an answer is on its way, goes together.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Sequence
+from hashlib import sha1
 from importlib.resources import files
+from typing import Any
 
 from redis.asyncio import Redis
+from redis.exceptions import NoScriptError
 
 from service.limits.claims import Claim, Decision, Standing
 
-SCRIPT = (files("service.limits") / "decide.lua").read_text(encoding="utf-8")
+ROOM = files("service.limits")
+LOG = (ROOM / "log.lua").read_text(encoding="utf-8")
+DECIDE, GIVE_BACK = (
+    LOG + (ROOM / name).read_text(encoding="utf-8") for name in ("decide.lua", "give_back.lua")
+)
+SHA = {script: sha1(script.encode()).hexdigest() for script in (DECIDE, GIVE_BACK)}  # noqa: S324
+DEADLINE = 0.05  # seconds for a batch; whoever waits then gets TimeoutError
+TURNS = 5  # of the loop, to find an answer that is there while the loop is late
+
+Call = tuple[str, list[str], list[str | int]]
 
 
 class Shared:
     """Decides in Redis, for every process that asks it."""
 
     def __init__(self, redis: Redis) -> None:
-        self._decide = redis.register_script(SCRIPT)
+        self._redis = redis
+        self._waiting: list[tuple[Call, asyncio.Future[Any]]] = []
+        self._sending: asyncio.Task[None] | None = None
 
     async def decide(self, claims: Sequence[Claim]) -> Decision:
-        """Admit all claims, or none."""
-        answer = await self._decide([claim.key for claim in claims], arguments(claims))
-        return decision(claims, answer)
+        """Admit all claims, or none. Raises RedisError, OSError or TimeoutError."""
+        keys = [claim.key for claim in claims]
+        return decision(claims, await self._call((DECIDE, keys, arguments(claims))))
+
+    async def give_back(self, key: str, stamp: int) -> None:
+        """Undo one unit that was admitted at `stamp`. Raises as `decide`."""
+        await self._call((GIVE_BACK, [key], [stamp]))
+
+    async def _call(self, call: Call) -> Any:
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((call, answer))
+        if self._sending is None or self._sending.done():
+            self._sending = asyncio.create_task(self._send())
+        return await answer
+
+    async def _send(self) -> None:
+        while self._waiting:
+            batch, self._waiting = self._waiting, []
+            try:
+                found = await _in_time(self._ask([call for call, _ in batch]))
+            except Exception as error:
+                batch += self._waiting  # whoever queued behind has waited as well
+                self._waiting = []
+                found = [error] * len(batch)
+            for (_, answer), one in zip(batch, found, strict=True):
+                if answer.done():
+                    continue  # nobody waits for it any more
+                if isinstance(one, Exception):
+                    answer.set_exception(one)
+                else:
+                    answer.set_result(one)
+
+    async def _ask(self, calls: list[Call]) -> list[Any]:
+        pipe = self._redis.pipeline(transaction=False)
+        for script, keys, told in calls:
+            pipe.evalsha(SHA[script], len(keys), *keys, *told)
+        found: list[Any] = await pipe.execute(raise_on_error=False)
+        unknown = [n for n, answer in enumerate(found) if isinstance(answer, NoScriptError)]
+        if unknown:  # a new Redis, or one that was flushed
+            for script in SHA:
+                await self._redis.script_load(script)
+            again = await self._ask([calls[n] for n in unknown])
+            for n, answer in zip(unknown, again, strict=True):
+                found[n] = answer
+        return found
+
+
+async def _in_time(work: Awaitable[list[Any]]) -> list[Any]:
+    """Wait for an answer no longer than the deadline, not counting what the loop itself is late."""
+    task = asyncio.ensure_future(work)
+    await asyncio.wait({task}, timeout=DEADLINE)
+    for _ in range(TURNS):
+        if task.done():
+            return task.result()
+        await asyncio.sleep(0)
+    task.cancel()
+    task.add_done_callback(_forget)
+    raise TimeoutError
+
+
+def _forget(task: "asyncio.Future[Any]") -> None:
+    if not task.cancelled():
+        task.exception()
 
 
 def arguments(claims: Sequence[Claim], now: int | None = None) -> list[str | int]:
@@ -35,6 +113,10 @@ def arguments(claims: Sequence[Claim], now: int | None = None) -> list[str | int
 def decision(claims: Sequence[Claim], answer: list[int]) -> Decision:
     """Read what the script answers."""
     admitted, wait, *rest = answer
-    policies = [policy for claim in claims for policy in claim.policies]
-    pairs = zip(policies, rest[::2], rest[1::2], strict=True)
-    return Decision(bool(admitted), wait, tuple(Standing(*each) for each in pairs))
+    words = iter(rest)
+    stamps: list[int] = []
+    standings: list[Standing] = []
+    for claim in claims:
+        stamps.append(next(words))
+        standings += [Standing(policy, next(words), next(words)) for policy in claim.policies]
+    return Decision(bool(admitted), wait, tuple(stamps), tuple(standings))

@@ -6,11 +6,13 @@ models, the bounds of ids.
 
 import json
 from copy import deepcopy
+from dataclasses import replace
 from functools import cached_property
 from http import HTTPStatus
 from typing import Any
 
 from pydantic import BaseModel
+from quart_rate_limiter import QUART_RATE_LIMITER_EXEMPT_ATTRIBUTE as EXEMPT
 from quart_schema.openapi import OpenAPIProvider
 from quart_schema.typing import Model
 from quart_schema.validation import DataSource
@@ -26,6 +28,7 @@ from service.errors import (
     InternalError,
     InvalidInputError,
     Problem,
+    RateLimitedError,
     ResourceNotFoundError,
     ServiceUnavailableError,
     UnauthorizedError,
@@ -34,7 +37,7 @@ from service.errors import (
     problem,
 )
 from service.openapi.answers import ANSWERS, ERRORS, Answer
-from service.openapi.headers import EVERYWHERE, HEADERS, STRICT_TRANSPORT
+from service.openapi.headers import EVERYWHERE, HEADERS, LIMITED, STRICT_TRANSPORT
 from service.validation import INT64
 from service.web import IdConverter
 
@@ -53,6 +56,7 @@ EXAMPLES: dict[int, tuple[APIError, tuple[str, ...]]] = {
     409: (ConflictError(), ()),
     413: (as_api_error(RequestEntityTooLarge()), ()),
     415: (UnsupportedMediaTypeError(), ()),
+    429: (RateLimitedError("10 per 1 minute", 42), ("Retry-After",)),
     500: (InternalError(), ()),
     503: (ServiceUnavailableError(), ("Retry-After",)),
 }  # fmt: skip
@@ -109,12 +113,15 @@ class Document(OpenAPIProvider):
         said: dict[int, Json] = operation.pop("responses")
         answers: tuple[Answer, ...] = getattr(view, ANSWERS, ())
         responses: dict[int, Json] = {}
+        limited = () if getattr(view, EXEMPT, False) else LIMITED
         for answer in answers:
-            responses[answer.status] = self._answer(answer, said.get(answer.status, {}))
+            told = replace(answer, headers=(*answer.headers, *limited))
+            responses[answer.status] = self._answer(told, said.get(answer.status, {}))
             if answer.status == 200 and "ETag" in answer.headers and "GET" in (rule.methods or ()):
                 operation["parameters"].append(CONDITION)
-                responses[304] = self._answer(Answer(304, ("ETag",)), {})
-        for status in self._errors(operation, rule, getattr(view, ERRORS, set())):
+                responses[304] = self._answer(Answer(304, ("ETag", *limited)), {})
+        own = getattr(view, ERRORS, set()) | ({429} if limited else set())
+        for status in self._errors(operation, rule, own):
             if status in responses:  # a health report, or else an error
                 responses[status]["content"] |= {MIMETYPE: {"schema": PROBLEM}}
             else:
@@ -155,7 +162,7 @@ class Document(OpenAPIProvider):
     def _error(self, status: int) -> Json:
         example, headers = EXAMPLES[status]
         body = json.loads(problem(example)) | {"request_id": "16cc45bad9654c3683b14760bb465cc3"}
-        response = self._answer(Answer(status, headers), {})
+        response = self._answer(Answer(status, (*headers, *LIMITED)), {})
         return response | {"content": {MIMETYPE: {"schema": PROBLEM, "example": body}}}
 
     def _is_sent(self, header: str) -> bool:

@@ -15,6 +15,10 @@ def _header(
     }
 
 
+def _count(description: str, *, required: bool = True) -> dict[str, Any]:
+    return _header(description, {"type": "integer", "minimum": 0}, required=required)
+
+
 HEADERS = {
     "X-Request-ID": _header(
         "names the request in the log; the one of the request, if that was fit",
@@ -32,10 +36,29 @@ HEADERS = {
     "ETag": _header("names this very answer, strongly", {"type": "string", "pattern": '^".+"$'}),
     "Location": _header("where the new resource is", {"type": "string", "format": "uri"}),
     "Link": _header("the links of the page (RFC 8288); in page mode", required=False),
-    "X-Total-Count": _header("how many there are on all pages", {"type": "integer", "minimum": 0}),
+    "X-Total-Count": _count("how many there are on all pages"),
+    "RateLimit-Policy": _header(
+        'the limits of the caller here, as `"minute";q=10;w=60`: 10 within any 60 seconds',
+        required=False,
+    ),
+    "RateLimit": _header(
+        'how the caller stands, as `"minute";r=9;t=60`: 9 left, one more in 60 seconds',
+        required=False,
+    ),
+    "RateLimit-Limit": _count("requests of the tightest limit", required=False),
+    "RateLimit-Remaining": _count("requests left of it", required=False),
+    "RateLimit-Reset": _count("seconds until one more is", required=False),
     "WWW-Authenticate": _header("how to be recognised", {"const": "Bearer"}),
     "Retry-After": _header("seconds after which it may work", {"type": "integer", "minimum": 1}),
 }
+# Where limits are: all routes but those that are exempt.
+LIMITED = (
+    "RateLimit-Policy",
+    "RateLimit",
+    "RateLimit-Limit",
+    "RateLimit-Remaining",
+    "RateLimit-Reset",
+)
 EVERYWHERE = (
     "X-Request-ID",
     "Cache-Control",

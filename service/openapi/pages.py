@@ -5,6 +5,7 @@ from urllib.parse import urlsplit
 
 import flask_swagger_ui
 from quart import Blueprint, Quart, Response, current_app
+from quart_rate_limiter import rate_exempt
 from quart_schema import Info, QuartSchema, Server, Tag
 from quart_schema.openapi import HttpSecurityScheme
 
@@ -34,6 +35,9 @@ and send it as `Authorization: Bearer ...`; here, **Authorize** does.
 
 Every answer carries an `X-Request-ID`; send one of your own, and it is kept.
 
+How much one may ask is said in the `RateLimit` headers, and at `/api/rate-limit`; beyond it, 429
+with `Retry-After`.
+
 Public answers carry an `ETag`: ask again with `If-None-Match`, and get 304 without a body if
 nothing changed. Lists come in pages, or with `limit` and `cursor` for walking through all of them.
 Every other method is 405, with `Allow`; `OPTIONS` answers CORS preflights. What is no HTTP is
@@ -44,6 +48,7 @@ TAGS = [
     Tag("auth", "Accounts and tokens"),
     Tag("users", "Who is who"),
     Tag("admin", "For administrators"),
+    Tag("limits", "How much one may ask"),
     Tag("health", "For monitors and load balancers"),
     Tag("openapi", "This document"),
     Tag("home", "The front page"),
@@ -52,6 +57,7 @@ TAGS = [
 
 @openapi_bp.get("/openapi.json")
 @answers(200, dict[str, object], "ETag")
+@rate_exempt
 async def openapi() -> Response:
     """Give this document."""
     return respond_public(document(current_app).as_bytes)
@@ -59,6 +65,7 @@ async def openapi() -> Response:
 
 @openapi_bp.get("/docs")
 @answers(200, None, "ETag", media=HTML)
+@rate_exempt
 async def docs() -> Response:
     """Give a page to try it out."""
     body, content_type = current_app.extensions["docs_assets"]["docs.html"]
@@ -70,6 +77,7 @@ async def docs() -> Response:
 
 @openapi_bp.get(f"/docs/<any({','.join(map(repr, ASSETS))}):name>")
 @answers(200, None, "ETag", media="text/*")
+@rate_exempt
 async def docs_asset(name: str) -> Response:
     """Give what that page is made of."""
     body, content_type = current_app.extensions["docs_assets"][name]

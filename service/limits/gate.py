@@ -1,0 +1,74 @@
+"""The gate before the framework: whether a request may pass now, and how its caller stands."""
+
+from functools import partial
+from typing import Any
+
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
+from quart import Quart
+from werkzeug.exceptions import HTTPException
+
+from service.cors import Origins
+from service.errors import RateLimitedError, ResourceNotFoundError
+from service.limits.limiter import UNKNOWN, Limiter
+from service.limits.wording import headers
+from service.web import LIMITED_VARY, STANDINGS
+
+
+class Gate:
+    """Wraps an ASGI application: decides before it, and tells how the caller stands afterwards."""
+
+    def __init__(self, app: Quart, inner: ASGIFramework, limiter: Limiter, enabled: bool) -> None:
+        self._app = app
+        self._inner = inner
+        self._limiter = limiter
+        self._enabled = enabled
+        self._match = app.url_map.bind("").match
+        self._origins: Origins = app.extensions["origins"]
+
+    async def __call__(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        if scope["type"] != "http":
+            return await self._inner(scope, receive, send)
+        is_known = is_path(scope.get("raw_path") or scope["path"].encode())
+        if self._enabled and scope["method"] != "OPTIONS":
+            await self._decide(scope, is_known)
+            send = partial(self._send, scope, send)
+        if not is_known:
+            raise ResourceNotFoundError
+        return await self._inner(scope, receive, send)
+
+    async def _decide(self, scope: Any, is_known: bool) -> None:
+        """Count a request, unless its limits are custom or it has none. Raises RateLimitedError."""
+        endpoint = self._endpoint(scope) if is_known else None
+        plan = UNKNOWN if endpoint is None else self._limiter.plan(self._app, endpoint)
+        if plan.custom or not (plan.names or plan.written):
+            return
+        caller = self._limiter.callers.of(scope)
+        try:
+            await self._limiter.decide(scope, self._limiter.claims(endpoint, plan, caller))
+        except RateLimitedError as refused:
+            told = {"Vary": LIMITED_VARY} | self._origins.headers(scope) | headers(scope[STANDINGS])
+            refused.headers = {**refused.headers, **told}
+            raise
+
+    async def _send(self, scope: Any, send: ASGISendCallable, message: Any) -> None:
+        if message["type"] == "http.response.start" and STANDINGS in scope:
+            told = headers(scope[STANDINGS]).items()
+            message["headers"] = [
+                *message["headers"],
+                *((key.lower().encode(), value.encode()) for key, value in told),
+            ]
+        await send(message)
+
+    def _endpoint(self, scope: Any) -> str | None:
+        try:
+            endpoint: str = self._match(scope["path"], scope["method"])[0]
+        except HTTPException:
+            return None
+        return endpoint
+
+
+def is_path(target: bytes) -> bool:
+    """Whether a target is a path in its one spelling: Quart takes `x:/a` and `///a` for `/a`."""
+    return target.startswith(b"/") and b"//" not in target and b"%2f" not in target.lower()

@@ -1,0 +1,91 @@
+"""Who decides: Redis if there is one, and each process by itself while it cannot be reached."""
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+
+from redis.exceptions import RedisError
+
+from service.limits.claims import Claim, Decision, Policy
+from service.limits.memory import Memory
+from service.limits.shared import Shared
+
+PAUSE = 0.25  # seconds that Redis is left alone after a failure; then one request tries it
+
+
+class Ledger:
+    """Decides. Never an error, and never without a limit.
+
+    workers: how many processes share a limit, over all machines. Without Redis each admits its
+    part, and at least one unit.
+    """
+
+    def __init__(self, shared: Shared | None, workers: int, logger: logging.Logger) -> None:
+        self._shared = shared
+        self._workers = workers
+        self._logger = logger
+        self._local = Memory()
+        self._retry_at = 0.0
+        self.lost = 0  # how often Redis went away
+        self.decided_locally = 0  # while it was away
+
+    @property
+    def is_away(self) -> bool:
+        """Whether Redis is not answering at present."""
+        return self._retry_at > 0
+
+    async def decide(self, claims: Sequence[Claim]) -> Decision:
+        """Admit all claims, or none."""
+        if self._shared is not None:
+            now = time.monotonic()
+            if now >= self._retry_at:
+                if self.is_away:
+                    self._retry_at = now + PAUSE  # this one tries; the others go on without
+                try:
+                    decision = await self._shared.decide(claims)
+                except (RedisError, OSError) as error:
+                    self._leave(error)
+                else:
+                    self._return()
+                    return decision
+            self.decided_locally += 1
+        parts = [replace(claim, policies=self._parts(claim.policies)) for claim in claims]
+        decision = self._local.decide(parts)
+        whole = [policy for claim in claims for policy in claim.policies]
+        return replace(
+            decision,
+            standings=tuple(
+                replace(standing, policy=policy)
+                for standing, policy in zip(decision.standings, whole, strict=True)
+            ),
+        )
+
+    async def give_back(self, key: str, stamp: int) -> None:
+        """Undo one unit that was admitted at `stamp`, wherever that was."""
+        self._local.give_back(key, stamp)
+        if self._shared is not None and not self.is_away:
+            try:
+                await self._shared.give_back(key, stamp)
+            except (RedisError, OSError) as error:
+                self._leave(error)
+
+    def _parts(self, policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
+        return tuple(
+            replace(policy, amount=max(1, policy.amount // self._workers)) for policy in policies
+        )
+
+    def _leave(self, error: Exception) -> None:
+        if not self.is_away:
+            self.lost += 1
+            self._logger.warning(
+                "Redis is away (%s): each of %d workers keeps its part of the limits by itself",
+                type(error).__name__,
+                self._workers,
+            )
+        self._retry_at = time.monotonic() + PAUSE
+
+    def _return(self) -> None:
+        if self.is_away:
+            self._retry_at = 0.0
+            self._logger.warning("Redis is back: the limits are kept there again")

@@ -1,0 +1,134 @@
+"""quart-rate-limiter's surface: its decorators say what a route's limits are; the rest is ours."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from quart import Quart, current_app, request
+from quart_rate_limiter import QUART_RATE_LIMITER_EXEMPT_ATTRIBUTE as EXEMPT
+from quart_rate_limiter import RateLimit, RateLimiter
+
+from service.limits.callers import Caller, Callers
+from service.limits.claims import Claim, Decision, Policy
+from service.limits.ledger import Ledger
+from service.limits.table import BY_ADDRESS, DEFAULT, NamedLimit, Table
+from service.limits.wording import refusal
+from service.web import STANDINGS
+
+PREFIX = "octavo:limit"
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a request to a route is counted in.
+
+    names: limits of the settings. written: policies that stand beside the route. custom: limits
+    with functions, which are asked within the request (then all of them are decided there).
+    """
+
+    names: tuple[str, ...] = ()
+    written: tuple[Policy, ...] = ()
+    custom: tuple[RateLimit, ...] = field(default=())
+
+
+UNKNOWN = Plan((DEFAULT,))  # for paths that are none of ours
+
+
+class Limiter(RateLimiter):
+    """A RateLimiter that decides all limits of a request at once, and exactly.
+
+    A route's own limits, and its blueprint's, stand in place of the default. A `key_function`
+    says whose units are spent; without one it is the user, else the address.
+    """
+
+    def __init__(self, table: Table, callers: Callers, ledger: Ledger) -> None:
+        super().__init__()
+        self.callers = callers
+        self.table = table
+        self._ledger = ledger
+        self._plans: dict[str, Plan] = {}
+
+    def init_app(self, app: Quart, enabled: bool = True) -> None:
+        """Decide within requests what cannot be decided before them."""
+        if enabled:
+            app.before_request(self._decide_custom)
+
+    def plan(self, app: Quart, endpoint: str) -> Plan:
+        """Give what a request to a route is counted in."""
+        if endpoint not in self._plans:
+            self._plans[endpoint] = self._make_plan(app, endpoint)
+        return self._plans[endpoint]
+
+    def _make_plan(self, app: Quart, endpoint: str) -> Plan:
+        view = app.view_functions[endpoint]
+        if getattr(view, EXEMPT, False):
+            return Plan()
+        blueprint = app.blueprints.get(endpoint.rpartition(".")[0])
+        limits: list[RateLimit] = self._get_limits_for_view_function(view, blueprint)
+        if not limits:
+            return UNKNOWN
+        names = tuple(dict.fromkeys(x.name for x in limits if isinstance(x, NamedLimit)))
+        written = tuple(limit for limit in limits if not isinstance(limit, NamedLimit))
+        if any(limit.key_function or limit.skip_function for limit in written):
+            return Plan(names, custom=written)
+        return Plan(names, tuple(map(_policy, written)))
+
+    def claims(self, endpoint: str | None, plan: Plan, caller: Caller) -> list[Claim]:
+        """Give what a caller asks under a plan without custom limits."""
+        found = [self.claim(name, caller) for name in plan.names]
+        if plan.written:
+            found.append(Claim(f"{PREFIX}:{endpoint}:{caller.key}", plan.written))
+        return found
+
+    def claim(self, name: str, caller: Caller, cost: int = 1, account: str = "") -> Claim:
+        """Give what a caller asks of a limit of the settings, about an account (or none)."""
+        whose = caller.address if name in BY_ADDRESS else caller.key
+        key = f"{PREFIX}:{name}:{whose}{account and ':'}{account}"
+        return Claim(key, self.table.policies(name, caller.tier), cost)
+
+    async def decide(self, scope: Any, claims: Sequence[Claim]) -> Decision:
+        """Admit all claims of a request; its answer will tell. Raises RateLimitedError."""
+        decision = await self._ledger.decide(claims)
+        scope.setdefault(STANDINGS, []).extend(decision.standings)
+        if not decision.admitted:
+            raise refusal(decision)
+        return decision
+
+    async def look(self, claims: Sequence[Claim]) -> Decision:
+        """Give how a caller stands with claims of no cost."""
+        return await self._ledger.decide(claims)
+
+    async def give_back(self, claim: Claim, decision: Decision) -> None:
+        """Undo a claim that was decided alone."""
+        await self._ledger.give_back(claim.key, decision.stamps[0])
+
+    def caller(self) -> Caller:
+        """Give who asks in the current request."""
+        return self.callers.of(request.scope)
+
+    async def _decide_custom(self) -> None:
+        app = current_app._get_current_object()  # type: ignore[attr-defined]
+        plan = UNKNOWN if request.endpoint is None else self.plan(app, request.endpoint)
+        if not plan.custom or request.method == "OPTIONS":
+            return
+        caller = self.caller()
+        found = [self.claim(name, caller) for name in plan.names]
+        by_key: dict[str, list[Policy]] = {}
+        for limit in plan.custom:
+            if not await self._should_skip(limit):
+                key = await limit.key_function() if limit.key_function else caller.key
+                by_key.setdefault(key, []).append(_policy(limit))
+        for key, policies in by_key.items():
+            found.append(Claim(f"{PREFIX}:{request.endpoint}:{key}", tuple(policies)))
+        if found:
+            await self.decide(request.scope, found)
+
+
+def of_app() -> Limiter:
+    """Give the limiter of the current application."""
+    limiter: Limiter = current_app.extensions["limiter"]
+    return limiter
+
+
+def _policy(limit: RateLimit) -> Policy:
+    return Policy(limit.count, int(limit.period.total_seconds()))

@@ -1,0 +1,62 @@
+"""How limits are told: the headers of an answer (IETF draft, and the guide's), and a refusal."""
+
+from collections.abc import Iterable
+
+from service.errors import RateLimitedError
+from service.limits.claims import SECOND, Decision, Policy, Standing
+
+UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
+
+
+def _span(policy: Policy) -> tuple[int, str]:
+    """Give a window in its largest unit, as 15 and minute."""
+    return next((policy.seconds // n, unit) for unit, n in UNITS if policy.seconds % n == 0)
+
+
+def name(policy: Policy) -> str:
+    """Name a policy: `minute`, or `15-minute`."""
+    number, unit = _span(policy)
+    return unit if number == 1 else f"{number}-{unit}"
+
+
+def sentence(policy: Policy) -> str:
+    """Say a policy as the guide does: `10 per 1 minute`."""
+    number, unit = _span(policy)
+    return f"{policy.amount} per {number} {unit}"
+
+
+def seconds(microseconds: int) -> int:
+    """Give whole seconds, late rather than early."""
+    return -(-microseconds // SECOND)
+
+
+def tightest(standings: Iterable[Standing]) -> Standing:
+    """Give the one with the fewest units left, then with the longest wait for one more."""
+    return min(standings, key=lambda standing: (standing.remaining, -standing.reset))
+
+
+def headers(standings: Iterable[Standing]) -> dict[str, str]:
+    """Give the headers that say how a caller stands. Of policies of one name, the tightest."""
+    by_name: dict[str, Standing] = {}
+    for standing in standings:
+        key = name(standing.policy)
+        by_name[key] = tightest([standing, *([by_name[key]] if key in by_name else [])])
+    least = tightest(by_name.values())
+    return {
+        "RateLimit-Policy": ", ".join(
+            f'"{key}";q={one.policy.amount};w={one.policy.seconds}' for key, one in by_name.items()
+        ),
+        "RateLimit": ", ".join(
+            f'"{key}";r={one.remaining};t={seconds(one.reset)}' for key, one in by_name.items()
+        ),
+        "RateLimit-Limit": str(least.policy.amount),
+        "RateLimit-Remaining": str(least.remaining),
+        "RateLimit-Reset": str(seconds(least.reset)),
+    }
+
+
+def refusal(decision: Decision) -> RateLimitedError:
+    """Say why a request is refused, and until when."""
+    return RateLimitedError(
+        sentence(tightest(decision.standings).policy), max(1, seconds(decision.wait))
+    )
