@@ -61,9 +61,7 @@ class Settings(LimitSettings):
         "sqlite:///octavo.db",
         description="`postgresql://...` or `sqlite:///file.db`; async forms work as well",
     )
-    redis_url: RedisUrl | None = Field(
-        None, description="Redis, which keeps the limits of all workers"
-    )
+    redis_url: RedisUrl | None = Field(None, description="Redis: the limits of all workers")
     public_url: AbsoluteUrl | None = Field(
         None, description="where clients reach this service: the base of absolute links"
     )

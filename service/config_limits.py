@@ -19,7 +19,7 @@ class LimitSettings(BaseSettings):
         0,
         ge=0,
         le=10,
-        description="proxies before this service whose `X-Forwarded-For` is believed",
+        description="proxies in front whose `X-Forwarded-For` is believed",
     )
     ratelimit_enabled: bool = Field(True, description="`false`: no limits, for load tests")
     ratelimit_default: Rates = Field(

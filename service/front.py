@@ -101,7 +101,7 @@ class Front:
                 "content-type": MIMETYPE,
                 "content-length": str(len(body)),
                 "cache-control": "no-store",
-                "vary": VARY,
+                "Vary": VARY,
                 **rendered.headers,
             }
             await send_with_id(

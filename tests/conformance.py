@@ -138,6 +138,8 @@ class Watched:
             if status == 302 and error.code == 404:
                 moved = bare["headers"] | {"Location": {"$ref": "/Location"}}
                 return {"headers": moved, "content": {"text/html": {}}}
+            if status == 429:
+                return shared["TooManyRequests"]
             return shared["NotFound"] if status in {error.code, 413} else None
         if method == "options":
             return bare if status == 200 else None

@@ -159,6 +159,14 @@ def postgresql(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     server.cleanup()
 
 
+def free_port() -> int:
+    """Give a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
 @pytest.fixture(scope="session")
 def redis_url() -> Iterator[str]:
     """A Redis server."""
@@ -166,7 +174,7 @@ def redis_url() -> Iterator[str]:
     if given:
         yield given
         return
-    server = ValkeyServer()
+    server = ValkeyServer(port=free_port())  # its own choice is the same in every process
     server.start()
     yield f"redis://127.0.0.1:{server.port}/0"
     server.stop()
