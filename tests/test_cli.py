@@ -17,8 +17,7 @@ from sqlalchemy import make_url
 
 from service import __version__, migrations
 from service.cli import cli
-from tests.conftest import SECRET, fresh_database
-from tests.test_health import free_port
+from tests.conftest import SECRET, free_port, fresh_database
 
 CLEAN = {
     name: value

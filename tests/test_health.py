@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import text
 
 from service import migrations
-from tests.conftest import Site, settings_for, visiting
+from tests.conftest import Site, free_port, settings_for, visiting
 
 
 @asynccontextmanager
@@ -27,14 +27,6 @@ async def black_hole() -> AsyncIterator[int]:
         yield silent.getsockname()[1]
     finally:
         silent.close()
-
-
-def free_port() -> int:
-    """A port where nobody listens."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 async def test_all_is_well(client: httpx.AsyncClient) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -31,13 +31,16 @@ DEFAULTS = {
 
 
 @pytest.fixture(params=["memory", "redis"])
-def store(request: pytest.FixtureRequest) -> str | None:
+def store(request: pytest.FixtureRequest) -> Iterator[str | None]:
     """Where the limits are kept: REDIS_URL, or None."""
     if request.param == "memory":
-        return None
+        yield None
+        return
     url: str = request.getfixturevalue("redis_url")
-    redis.Redis.from_url(url).flushdb()
-    return url
+    server: Any = redis.Redis.from_url(url)
+    server.flushdb()
+    yield url
+    assert all(server.pttl(key) > 0 for key in server.scan_iter()), "every key expires"
 
 
 @asynccontextmanager

@@ -43,6 +43,7 @@ def init_app(app: Quart, settings: Settings) -> None:
 
     @app.while_serving
     async def lifespan() -> AsyncGenerator[None, None]:
+        await ledger.open()
         yield
         if redis is not None:
             await redis.aclose()

@@ -35,6 +35,14 @@ class Ledger:
         """Whether Redis is not answering at present."""
         return self._retry_at > 0
 
+    async def open(self) -> None:
+        """Connect to Redis, if it is there."""
+        if self._shared is not None:
+            try:
+                await self._shared.connect()
+            except (RedisError, OSError) as error:
+                self._leave(error)
+
     async def decide(self, claims: Sequence[Claim]) -> Decision:
         """Admit all claims, or none."""
         if self._shared is not None:

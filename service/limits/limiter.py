@@ -45,7 +45,7 @@ class Limiter(RateLimiter):
         super().__init__()
         self.callers = callers
         self.table = table
-        self._ledger = ledger
+        self.ledger = ledger
         self._plans: dict[str, Plan] = {}
 
     def init_app(self, app: Quart, enabled: bool = True) -> None:
@@ -88,7 +88,7 @@ class Limiter(RateLimiter):
 
     async def decide(self, scope: Any, claims: Sequence[Claim]) -> Decision:
         """Admit all claims of a request; its answer will tell. Raises RateLimitedError."""
-        decision = await self._ledger.decide(claims)
+        decision = await self.ledger.decide(claims)
         scope.setdefault(STANDINGS, []).extend(decision.standings)
         if not decision.admitted:
             raise refusal(decision)
@@ -96,11 +96,11 @@ class Limiter(RateLimiter):
 
     async def look(self, claims: Sequence[Claim]) -> Decision:
         """Give how a caller stands with claims of no cost."""
-        return await self._ledger.decide(claims)
+        return await self.ledger.decide(claims)
 
     async def give_back(self, claim: Claim, decision: Decision) -> None:
         """Undo a claim that was decided alone."""
-        await self._ledger.give_back(claim.key, decision.stamps[0])
+        await self.ledger.give_back(claim.key, decision.stamps[0])
 
     def caller(self) -> Caller:
         """Give who asks in the current request."""

@@ -20,8 +20,9 @@ DECIDE, GIVE_BACK = (
     LOG + (ROOM / name).read_text(encoding="utf-8") for name in ("decide.lua", "give_back.lua")
 )
 SHA = {script: sha1(script.encode()).hexdigest() for script in (DECIDE, GIVE_BACK)}  # noqa: S324
-DEADLINE = 0.05  # seconds for a batch; whoever waits then gets TimeoutError
-TURNS = 5  # of the loop, to find an answer that is there while the loop is late
+# Whoever waits 50 ms gets TimeoutError. Counted in short sleeps: while the loop itself is late, an
+# answer that has long been there is not read either, and each sleep is a turn of the loop.
+SLEEPS, SLEEP = 25, 0.002
 
 Call = tuple[str, list[str], list[str | int]]
 
@@ -33,6 +34,10 @@ class Shared:
         self._redis = redis
         self._waiting: list[tuple[Call, asyncio.Future[Any]]] = []
         self._sending: asyncio.Task[None] | None = None
+
+    async def connect(self) -> None:
+        """Connect beforehand, so that the first request need not wait. Raises as `decide`."""
+        await _in_time(self._load())
 
     async def decide(self, claims: Sequence[Claim]) -> Decision:
         """Admit all claims, or none. Raises RedisError, OSError or TimeoutError."""
@@ -74,22 +79,23 @@ class Shared:
         found: list[Any] = await pipe.execute(raise_on_error=False)
         unknown = [n for n, answer in enumerate(found) if isinstance(answer, NoScriptError)]
         if unknown:  # a new Redis, or one that was flushed
-            for script in SHA:
-                await self._redis.script_load(script)
+            await self._load()
             again = await self._ask([calls[n] for n in unknown])
             for n, answer in zip(unknown, again, strict=True):
                 found[n] = answer
         return found
 
+    async def _load(self) -> list[Any]:
+        return [await self._redis.script_load(script) for script in SHA]
+
 
 async def _in_time(work: Awaitable[list[Any]]) -> list[Any]:
-    """Wait for an answer no longer than the deadline, not counting what the loop itself is late."""
+    """Wait for an answer until the deadline."""
     task = asyncio.ensure_future(work)
-    await asyncio.wait({task}, timeout=DEADLINE)
-    for _ in range(TURNS):
+    for _ in range(SLEEPS):
+        await asyncio.wait({task}, timeout=SLEEP)
         if task.done():
             return task.result()
-        await asyncio.sleep(0)
     task.cancel()
     task.add_done_callback(_forget)
     raise TimeoutError

@@ -1,0 +1,78 @@
+"""Limits over real processes that share a Redis. `make soak` asks ten times as much."""
+
+import asyncio
+import os
+import random
+from collections import Counter
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import redis
+
+from tests.test_cli import octavo, served
+
+SOAK = bool(os.environ.get("SOAK"))
+PROCESSES = 4
+ROUNDS, REQUESTS = (20, 2_000) if SOAK else (2, 200)
+ROUTES = {  # a limit each: a path of its own, and a setting
+    "RATELIMIT_DEFAULT": "/none",
+    "RATELIMIT_BOOKS_LIST": "/api/books?page=0",
+    "RATELIMIT_BOOKS_ITEM": "/api/books/7",
+}
+LATE = """
+import time
+now = time.time
+time.time = lambda: now() + 3_600
+"""
+
+
+@pytest.mark.timeout(1_200 if SOAK else 120)
+async def test_exactly_as_many_as_the_limit_from_four_processes(
+    tmp_path: Path, redis_url: str
+) -> None:
+    """2,000 at once of one key, 20 times, each with another limit; one process's clock is off."""
+    server: Any = redis.Redis.from_url(redis_url)
+    server.flushdb()
+    late = tmp_path / "late"
+    late.mkdir()
+    (late / "sitecustomize.py").write_text(LATE)
+    chance = random.Random(5)
+    environment = {
+        "DATABASE_URL": f"sqlite:///{tmp_path}/books.db",
+        "REDIS_URL": redis_url,
+        "TOTAL_WORKERS": str(PROCESSES),
+        "TRUSTED_PROXY_HOPS": "1",
+        "LOG_LEVEL": "WARNING",
+    }
+    limits = {name: chance.randrange(1, REQUESTS // 2) for name in ROUTES}
+    limits["RATELIMIT_DEFAULT"] = 100
+    environment |= {name: f"{limit} per hour" for name, limit in limits.items()}
+    code, _, said = await octavo(tmp_path, "migrate", **environment)
+    assert code == 0, said
+    async with AsyncExitStack() as stack:
+        clients = []
+        for number in range(PROCESSES):
+            clock = {"PYTHONPATH": str(late)} if number == 0 else {}
+            _, url, _ = await stack.enter_async_context(served(tmp_path, **environment, **clock))
+            most = httpx.Limits(max_connections=100)
+            client = httpx.AsyncClient(base_url=url, limits=most, timeout=60)
+            clients.append(await stack.enter_async_context(client))
+        for turn in range(ROUNDS):
+            name = list(ROUTES)[turn % len(ROUTES)]
+            caller = {"X-Forwarded-For": f"203.0.113.{turn}"}
+            answers = await asyncio.gather(
+                *(
+                    clients[number % PROCESSES].get(ROUTES[name], headers=caller)
+                    for number in range(REQUESTS)
+                )
+            )
+            found = Counter(answer.status_code for answer in answers)
+            refused = found.pop(429, 0)
+            assert sum(found.values()) == limits[name], found
+            assert refused == REQUESTS - limits[name]
+            assert set(found) <= {400, 404}, "no error of ours"
+            print(f"{turn + 1}: {limits[name]} of {REQUESTS} admitted, {refused} refused")
+    assert all(server.pttl(key) > 0 for key in server.scan_iter()), "every key expires"
