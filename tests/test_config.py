@@ -143,7 +143,6 @@ def test_every_problem_is_told_at_once() -> None:
         ("RATELIMIT_DEFAULT", "often", "10 per minute;100 per hour"),
         ("RATELIMIT_DEFAULT", "10 per minute;", "10 per minute;100 per hour"),
         ("RATELIMIT_LOGIN", "0 per minute", "at least 1"),
-        ("RATELIMIT_SERVICE", "5 per 0 minutes", "at least 1"),
         ("TOTAL_WORKERS", "0", "1"),
         ("REDIS_URL", "redis://:pw@h:abc/0", "Port"),
         ("REFRESH_TOKEN_SECONDS", "999999999999", "less than"),

@@ -1,6 +1,7 @@
 """Who is asking: a user by their token's signature alone, else an address one can believe."""
 
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any
 
@@ -58,6 +59,7 @@ class Callers:
         return _network(client) or "unknown"
 
 
+@lru_cache(4_096)
 def _network(text: str) -> str | None:
     """Give an address as it is counted: IPv4 whole, IPv6 by its /64. None if it is none."""
     host, colon, port = text.rpartition(":")

@@ -1,9 +1,10 @@
 -- The whole decision of a request, in one step. memory.py is the same in Python.
 --
--- KEYS: a log for each claim. ARGV: the time in microseconds ('' for Redis's own clock), then for
--- each claim its cost, its number of policies, and amount and period (microseconds) of each.
--- Gives: 1 or 0 (admitted), the wait in microseconds, then for each claim the time of the decision,
--- and for each of its policies what is left and how long until one more is.
+-- KEYS: a log for each claim. ARGV: the time in microseconds ('' for Redis's own clock); then, as
+-- doubles in one string, for each claim its cost, its number of policies, and amount and period
+-- (microseconds) of each.
+-- Gives, in the same way: 1 or 0 (admitted), the wait in microseconds, then for each claim the time
+-- of the decision, and for each of its policies what is left and how long until one more is.
 local MOST_SLOTS = 4096
 
 local now = tonumber(ARGV[1])
@@ -29,16 +30,17 @@ local function open(key, largest)
   return log
 end
 
-local claims, argument = {}, 2
+local claims, place = {}, 1
 for index, key in ipairs(KEYS) do
-  local claim = {cost = tonumber(ARGV[argument]), policies = {}}
+  local claim, number = {policies = {}}, nil
+  claim.cost, number, place = struct.unpack('>dd', ARGV[2], place)
   local largest, longest = 0, 0
-  for n = 1, tonumber(ARGV[argument + 1]) do
-    local amount, period = tonumber(ARGV[argument + 2 * n]), tonumber(ARGV[argument + 2 * n + 1])
+  for n = 1, number do
+    local amount, period
+    amount, period, place = struct.unpack('>dd', ARGV[2], place)
     claim.policies[n] = {amount = amount, period = period}
     largest, longest = math.max(largest, amount), math.max(longest, period)
   end
-  argument = argument + 2 + 2 * #claim.policies
   claim.longest = longest
   claim.log = open(key, largest)
   claim.ring = claim.log.old or claim.log
@@ -112,4 +114,4 @@ for _, claim in ipairs(claims) do
     answer[#answer + 1] = used > 0 and at(claim.ring, low) + policy.period - claim.now or 0
   end
 end
-return answer
+return struct.pack('>' .. string.rep('d', #answer), unpack(answer))

