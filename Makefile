@@ -7,7 +7,7 @@ BIN = $(VENV)/bin
 PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
 
 .DEFAULT_GOAL := help
-.PHONY: help run install dev test test-all fuzz soak audit check lint lock clean
+.PHONY: help run install dev test test-all fuzz soak bench audit check lint lock clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile | expand -t 12
@@ -52,6 +52,9 @@ fuzz: dev  ## CASES=100000 requests that the document allows or forbids, in ever
 
 soak: dev  ## what takes longer: 20 x 2,000 requests at once against one limit, over four processes
 	@SOAK=1 $(BIN)/python -m pytest --no-header -rP tests/test_limits_processes.py
+
+bench: dev  ## what things cost, as ratios in one run (bench.plans needs a DATABASE_URL)
+	@$(BIN)/python -m bench.limits
 
 audit: dev  ## known vulnerabilities of what is locked (asks the advisory database; fails if it cannot)
 	@$(BIN)/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements.lock
