@@ -22,6 +22,9 @@ class LimitSettings(BaseSettings):
         description="proxies in front whose `X-Forwarded-For` is believed",
     )
     ratelimit_enabled: bool = Field(True, description="`false`: no limits, for load tests")
+    ratelimit_redis_seconds: float = Field(
+        0.05, gt=0, le=5, description="wait for Redis; then each process decides by itself"
+    )
     ratelimit_default: Rates = Field(
         "50 per hour;200 per day", description="limit of all routes without their own, together"
     )

@@ -200,7 +200,7 @@ def test_memory_is_bounded_in_keys() -> None:
 async def admit(url: str, key: str, requests: int, amount: int) -> int:
     """Ask at once; give how many were admitted."""
     client = Redis.from_url(url)
-    shared = Shared(client)
+    shared = Shared(client, deadline=5)
     claims = [Claim(key, (Policy(amount, 3_600),))]
     found = await asyncio.gather(*(shared.decide(claims) for _ in range(requests)))
     await client.aclose()

@@ -46,6 +46,7 @@ async def test_exactly_as_many_as_the_limit_from_four_processes(
         "TOTAL_WORKERS": str(PROCESSES),
         "TRUSTED_PROXY_HOPS": "1",
         "LOG_LEVEL": "WARNING",
+        "RATELIMIT_REDIS_SECONDS": "2",  # a busy machine is no outage
     }
     limits = {name: chance.randrange(1, REQUESTS // 2) for name in ROUTES}
     limits["RATELIMIT_DEFAULT"] = 100

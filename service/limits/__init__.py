@@ -27,11 +27,12 @@ __all__ = ["FAILURES", "init_app", "named", "of_app"]
 
 def init_app(app: Quart, settings: Settings) -> None:
     """Put the gate before the application."""
-    redis = None
+    redis = shared = None
     if settings.redis_url is not None:
         # One connection that broke while it was idle is no outage.
         redis = Redis.from_url(settings.redis_url, retry=Retry(NoBackoff(), 1))
-    ledger = Ledger(None if redis is None else Shared(redis), settings.total_workers, app.logger)
+        shared = Shared(redis, settings.ratelimit_redis_seconds)
+    ledger = Ledger(shared, settings.total_workers, app.logger)
     callers = Callers(settings.trusted_proxy_hops, app.extensions["tokens"])
     limiter = app.extensions["limiter"] = Limiter(Table(settings), callers, ledger)
     enabled = settings.ratelimit_enabled

@@ -22,24 +22,28 @@ DECIDE, GIVE_BACK = (
     LOG + (ROOM / name).read_text(encoding="utf-8") for name in ("decide.lua", "give_back.lua")
 )
 SHA = {script: sha1(script.encode()).hexdigest() for script in (DECIDE, GIVE_BACK)}  # noqa: S324
-# Whoever waits 50 ms gets TimeoutError. Counted in short sleeps: while the loop itself is late, an
-# answer that has long been there is not read either, and each sleep is a turn of the loop.
-SLEEPS, SLEEP = 25, 0.002
+# A deadline is counted in short sleeps: while the loop itself is late, an answer that has long been
+# there is not read either, and each sleep is a turn of the loop.
+SLEEP = 0.002
 
 Call = tuple[str, list[str], list[Any]]
 
 
 class Shared:
-    """Decides in Redis, for every process that asks it."""
+    """Decides in Redis, for every process that asks it.
 
-    def __init__(self, redis: Redis) -> None:
+    deadline: seconds; whoever has waited longer gets TimeoutError.
+    """
+
+    def __init__(self, redis: Redis, deadline: float) -> None:
         self._redis = redis
+        self._sleeps = max(1, round(deadline / SLEEP))
         self._waiting: list[tuple[Call, asyncio.Future[Any]]] = []
         self._sending: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
         """Connect beforehand, so that the first request need not wait. Raises as `decide`."""
-        await _in_time(self._load())
+        await self._in_time(self._load())
 
     async def decide(self, claims: Sequence[Claim]) -> Decision:
         """Admit all claims, or none. Raises RedisError, OSError or TimeoutError."""
@@ -61,7 +65,7 @@ class Shared:
         while self._waiting:
             batch, self._waiting = self._waiting, []
             try:
-                found = await _in_time(self._ask([call for call, _ in batch]))
+                found = await self._in_time(self._ask([call for call, _ in batch]))
             except Exception as error:
                 batch += self._waiting  # whoever queued behind has waited as well
                 self._waiting = []
@@ -87,20 +91,19 @@ class Shared:
                 found[n] = answer
         return found
 
+    async def _in_time(self, work: Awaitable[list[Any]]) -> list[Any]:
+        """Wait for an answer until the deadline."""
+        task = asyncio.ensure_future(work)
+        for _ in range(self._sleeps):
+            await asyncio.wait({task}, timeout=SLEEP)
+            if task.done():
+                return task.result()
+        task.cancel()
+        task.add_done_callback(_forget)
+        raise TimeoutError
+
     async def _load(self) -> list[Any]:
         return [await self._redis.script_load(script) for script in SHA]
-
-
-async def _in_time(work: Awaitable[list[Any]]) -> list[Any]:
-    """Wait for an answer until the deadline."""
-    task = asyncio.ensure_future(work)
-    for _ in range(SLEEPS):
-        await asyncio.wait({task}, timeout=SLEEP)
-        if task.done():
-            return task.result()
-    task.cancel()
-    task.add_done_callback(_forget)
-    raise TimeoutError
 
 
 def _forget(task: "asyncio.Future[Any]") -> None:
