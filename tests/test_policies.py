@@ -9,6 +9,8 @@ from quart_schema.validation import (
 )
 
 import service
+from service.limits.callers import Caller
+from service.limits.limiter import UNKNOWN, Limiter
 from service.pagination import PageQuery
 from service.validation import Schema
 from tests.conftest import Site
@@ -75,6 +77,30 @@ async def test_every_list_is_bounded(site: Site) -> None:
     for rule, view in lists.items():
         query = getattr(view, QUART_SCHEMA_QUERYSTRING_ATTRIBUTE)
         assert issubclass(query, PageQuery), rule
+
+
+async def test_every_route_has_a_limit_or_is_exempt(site: Site) -> None:
+    limiter: Limiter = site.app.extensions["limiter"]
+    caller = Caller("user:1", "address:127.0.0.1", "free")
+    free, own = set(), {}
+    for rule in site.app.url_map.iter_rules():
+        plan = limiter.plan(site.app, rule.endpoint)
+        if not plan.names:
+            free.add(rule.rule)
+        elif plan != UNKNOWN:
+            own[rule.endpoint] = plan.names
+        claims = limiter.claims(rule.endpoint, plan, caller)  # only names that the settings know
+        assert all(claim.policies for claim in claims)
+    assert {rule for rule in free if not rule.startswith("/docs/")} == {
+        "/", "/docs", "/openapi.json", "/health", "/health/live", "/health/ready",
+        "/api/rate-limit",
+    }  # fmt: skip
+    assert own == {
+        "books.list_books": ("books.list",),
+        "books.get_book": ("books.item",),
+        "auth.login": ("login",),
+        "auth.register": ("register",),
+    }
 
 
 async def test_every_body_is_a_strict_schema(site: Site) -> None:
