@@ -53,7 +53,7 @@ class Callers:
         Each proxy adds to the right whom it saw, so what a client makes up stands to the left.
         """
         if self._hops and forwarded:
-            seen = _network(forwarded[-min(self._hops, len(forwarded))].strip())
+            seen = _network(forwarded[-min(self._hops, len(forwarded))].strip()[:64])
             if seen is not None:
                 return seen
         return _network(client) or "unknown"
