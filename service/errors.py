@@ -21,6 +21,7 @@ from service.db_errors import is_unavailable, is_unfit, lacks_tables
 from service.logs import request_id
 from service.validation import Messages, messages
 
+ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 MIMETYPE = "application/problem+json"
 API_PREFIXES = ("/api/", "/admin/", "/health/", "/metrics/", "/openapi.json/", "/docs/")
 FRAMEWORK_WORDS = {  # what we call the errors that Quart and Werkzeug raise
@@ -173,7 +174,7 @@ def problem(error: APIError) -> bytes:
         **error.payload,
         "request_id": request_id.get(),
     }
-    return json.dumps(body, ensure_ascii=False, separators=(",", ":")).encode()
+    return ENCODER.encode(body).encode()
 
 
 def http_error(status_code: int, headers: Mapping[str, str] | None = None) -> APIError:

@@ -6,8 +6,8 @@ what not to do with an answer, and answers when all else has failed.
 
 import asyncio
 import re
+from secrets import token_hex
 from typing import Any, cast
-from uuid import uuid4
 
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
 from quart import Quart
@@ -46,7 +46,7 @@ class Front:
         if scope["type"] == "websocket":  # there are none here
             return await send({"type": "websocket.close", "code": 1000, "reason": ""})
         given = dict(scope["headers"]).get(b"x-request-id", b"")
-        name = given.decode() if REQUEST_ID.fullmatch(given) else uuid4().hex
+        name = given.decode() if REQUEST_ID.fullmatch(given) else token_hex(16)
         request_id.set(name)
         started = complete = False
         answered = asyncio.Event()

@@ -64,7 +64,7 @@ class InRedis:
         self._redis.flushdb()
 
     def decide(self, claims: Sequence[Claim], now: int) -> Decision:
-        answer = self._script([claim.key for claim in claims], arguments(claims, now))
+        (answer,) = self._script(*arguments([claims], now))
         return decision(claims, answer)
 
     def give_back(self, key: str, stamp: int) -> None:

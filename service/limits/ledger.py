@@ -2,7 +2,6 @@
 
 import logging
 import time
-from collections.abc import Sequence
 from dataclasses import replace
 
 from redis.exceptions import RedisError
@@ -43,7 +42,7 @@ class Ledger:
             except (RedisError, OSError) as error:
                 self._leave(error)
 
-    async def decide(self, claims: Sequence[Claim]) -> Decision:
+    async def decide(self, claims: list[Claim]) -> Decision:
         """Admit all claims, or none."""
         if self._shared is not None:
             now = time.monotonic()

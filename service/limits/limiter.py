@@ -1,6 +1,5 @@
 """quart-rate-limiter's surface: its decorators say what a route's limits are; the rest is ours."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -86,7 +85,7 @@ class Limiter(RateLimiter):
         key = f"{PREFIX}:{name}:{whose}{account and ':'}{account}"
         return Claim(key, self.table.policies(name, caller.tier), cost)
 
-    async def decide(self, scope: Any, claims: Sequence[Claim]) -> Decision:
+    async def decide(self, scope: Any, claims: list[Claim]) -> Decision:
         """Admit all claims of a request; its answer will tell. Raises RateLimitedError."""
         decision = await self.ledger.decide(claims)
         scope.setdefault(STANDINGS, []).extend(decision.standings)
@@ -94,7 +93,7 @@ class Limiter(RateLimiter):
             raise refusal(decision)
         return decision
 
-    async def look(self, claims: Sequence[Claim]) -> Decision:
+    async def look(self, claims: list[Claim]) -> Decision:
         """Give how a caller stands with claims of no cost."""
         return await self.ledger.decide(claims)
 

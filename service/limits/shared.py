@@ -26,7 +26,9 @@ SHA = {script: sha1(script.encode()).hexdigest() for script in (DECIDE, GIVE_BAC
 # there is not read either, and each sleep is a turn of the loop.
 SLEEP = 0.002
 
-Call = tuple[str, list[str], list[Any]]
+AT_ONCE = 100  # decisions of one call: Redis does nothing else meanwhile
+
+Call = list[Claim] | tuple[str, int]  # what is to be decided, or given back
 
 
 class Shared:
@@ -45,14 +47,13 @@ class Shared:
         """Connect beforehand, so that the first request need not wait. Raises as `decide`."""
         await self._in_time(self._load())
 
-    async def decide(self, claims: Sequence[Claim]) -> Decision:
+    async def decide(self, claims: list[Claim]) -> Decision:
         """Admit all claims, or none. Raises RedisError, OSError or TimeoutError."""
-        keys = [claim.key for claim in claims]
-        return decision(claims, await self._call((DECIDE, keys, arguments(claims))))
+        return decision(claims, await self._call(claims))
 
     async def give_back(self, key: str, stamp: int) -> None:
         """Undo one unit that was admitted at `stamp`. Raises as `decide`."""
-        await self._call((GIVE_BACK, [key], [stamp]))
+        await self._call((key, stamp))
 
     async def _call(self, call: Call) -> Any:
         answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
@@ -79,17 +80,23 @@ class Shared:
                     answer.set_result(one)
 
     async def _ask(self, calls: list[Call]) -> list[Any]:
-        pipe = self._redis.pipeline(transaction=False)
-        for script, keys, told in calls:
-            pipe.evalsha(SHA[script], len(keys), *keys, *told)
-        found: list[Any] = await pipe.execute(raise_on_error=False)
-        unknown = [n for n, answer in enumerate(found) if isinstance(answer, NoScriptError)]
-        if unknown:  # a new Redis, or one that was flushed
+        """Give the answers to all calls: of those that decide, by one call of the script."""
+        found: dict[int, Any] = {}
+        deciding = [(n, call) for n, call in enumerate(calls) if isinstance(call, list)]
+        for begin in range(0, len(deciding), AT_ONCE):
+            numbers, claims = zip(*deciding[begin : begin + AT_ONCE], strict=True)
+            found |= zip(numbers, await self._run(DECIDE, *arguments(claims)), strict=True)
+        for n, call in enumerate(calls):
+            if isinstance(call, tuple):
+                found[n] = await self._run(GIVE_BACK, [call[0]], [call[1]])
+        return [found[n] for n in range(len(calls))]
+
+    async def _run(self, script: str, keys: list[str], told: list[Any]) -> Any:
+        try:
+            return await self._redis.evalsha(SHA[script], len(keys), *keys, *told)
+        except NoScriptError:  # a new Redis, or one that was flushed
             await self._load()
-            again = await self._ask([calls[n] for n in unknown])
-            for n, answer in zip(unknown, again, strict=True):
-                found[n] = answer
-        return found
+            return await self._redis.evalsha(SHA[script], len(keys), *keys, *told)
 
     async def _in_time(self, work: Awaitable[list[Any]]) -> list[Any]:
         """Wait for an answer until the deadline."""
@@ -111,10 +118,17 @@ def _forget(task: "asyncio.Future[Any]") -> None:
         task.exception()
 
 
-def arguments(claims: Sequence[Claim], now: int | None = None) -> list[Any]:
-    """Give what the script is told. `now` (microseconds) is for tests: else Redis says it."""
-    told = b"".join(_told(claim.cost, claim.policies) for claim in claims)
-    return ["" if now is None else now, told]
+def arguments(
+    requests: Sequence[Sequence[Claim]], now: int | None = None
+) -> tuple[list[str], list[Any]]:
+    """Give the keys and arguments of decide.lua. `now` (microseconds) is for tests."""
+    keys = [claim.key for claims in requests for claim in claims]
+    told = [
+        struct.pack(">d", len(claims))
+        + b"".join([_told(claim.cost, claim.policies) for claim in claims])
+        for claims in requests
+    ]
+    return keys, ["" if now is None else now, *told]
 
 
 @lru_cache
