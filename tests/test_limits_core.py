@@ -39,11 +39,11 @@ class InMemory:
         self._memory = Memory(lambda: self._now)
 
     def decide(self, claims: Sequence[Claim], now: int) -> Decision:
-        self._now = now
+        self._now = now - START  # as on a machine that was just started
         return self._memory.decide(claims)
 
     def give_back(self, key: str, stamp: int) -> None:
-        self._memory.give_back(key, stamp)
+        self._memory.give_back(key, stamp - START)
 
     def state(self) -> object:
         return {
