@@ -39,7 +39,7 @@ async def login(data: Credentials) -> Response:
     Each attempt counts as a failure until it has succeeded, so that many at once are no way round.
     """
     limiter = of_app()
-    attempt = limiter.claim(FAILURES, limiter.caller(), account=digest(data.email.casefold()))
+    attempt = limiter.claim(FAILURES, limiter.caller(), account=digest(users.email_key(data.email)))
     decision = await limiter.decide(request.scope, [attempt])
     failed = False
     try:

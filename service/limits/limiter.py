@@ -1,6 +1,7 @@
 """quart-rate-limiter's surface: its decorators say what a route's limits are; the rest is ours."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from math import ceil
 from typing import Any
 
 from quart import Quart, current_app, request
@@ -27,7 +28,7 @@ class Plan:
 
     names: tuple[str, ...] = ()
     written: tuple[Policy, ...] = ()
-    custom: tuple[RateLimit, ...] = field(default=())
+    custom: tuple[RateLimit, ...] = ()
 
 
 UNKNOWN = Plan((DEFAULT,))  # for paths that are none of ours
@@ -130,4 +131,4 @@ def of_app() -> Limiter:
 
 
 def _policy(limit: RateLimit) -> Policy:
-    return Policy(limit.count, int(limit.period.total_seconds()))
+    return Policy(limit.count, ceil(limit.period.total_seconds()))  # windows are whole seconds
