@@ -12,9 +12,12 @@ from typing import Any
 import httpx
 import pytest
 import redis
+from pydantic import SecretStr
 from quart import Blueprint, Quart, request
 from quart_rate_limiter import RateLimit, limit_blueprint, rate_exempt, rate_limit
 
+from service.app import create_app
+from service.config import Production
 from tests.conftest import Site, settings_for, visiting
 from tests.factories import PASSWORD, Factory
 from tests.test_web import is_problem
@@ -355,3 +358,19 @@ async def test_limits_can_be_off(site: Site, folder: Path) -> None:
     async with limited(site, folder, ratelimit_enabled=False) as client:
         assert await statuses(client, 60, "/none") == [404] * 60
         assert "RateLimit" not in (await client.get("/api/books")).headers
+
+
+async def test_production_without_limits_says_so_loudly(tmp_path: Path) -> None:
+    app = create_app(
+        Production(
+            ratelimit_enabled=False,
+            secret_key=SecretStr("s" * 32),
+            database_url="postgresql://nobody@127.0.0.1/nothing",
+            public_url="https://books.example.org",
+            log_dir=tmp_path,
+        )
+    )
+    async with app.test_app():
+        pass
+    log = (tmp_path / "app.log").read_text(encoding="utf-8")
+    assert "WARNING: RATELIMIT_ENABLED is false" in log

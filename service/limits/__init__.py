@@ -39,11 +39,11 @@ def init_app(app: Quart, settings: Settings) -> None:
     limiter.init_app(app, enabled)
     app.register_blueprint(limits_bp)
     app.asgi_app = Gate(app, app.asgi_app, limiter, enabled)  # type: ignore[method-assign]
-    if not enabled and settings.env == "production":
-        app.logger.warning("RATELIMIT_ENABLED is false: nobody is limited, nor slowed in guessing")
 
     @app.while_serving
     async def lifespan() -> AsyncGenerator[None, None]:
+        if not enabled and settings.env == "production":
+            app.logger.warning("RATELIMIT_ENABLED is false: nobody is limited, nor in guessing")
         await ledger.open()
         yield
         if redis is not None:
