@@ -115,11 +115,11 @@ async def test_waiting_as_long_as_told_succeeds(
     site: Site, folder: Path, store: str | None
 ) -> None:
     async with limited(
-        site, folder, redis_url=store, ratelimit_default="2 per 2 seconds"
+        site, folder, redis_url=store, ratelimit_default="2 per 3 seconds"
     ) as client:
         assert await statuses(client, 3, "/none") == [404, 404, 429]
         refused = await client.get("/none")
-        assert refused.json()["message"] == "2 per 2 second"
+        assert refused.json()["message"] == "2 per 3 second"
         await asyncio.sleep(int(refused.headers["Retry-After"]))
         assert (await client.get("/none")).status_code == 404
 
@@ -230,13 +230,13 @@ async def test_how_one_stands_is_told_for_nothing(
         told = answer.json()
         assert (told["caller"], told["tier"]) == (f"user:{member.id}", "standard")
         found = {(one["limit"], one["policy"]): one for one in told["policies"]}
+        assert 30 <= found["books.list", "minute"].pop("reset") <= 60
         assert found["books.list", "minute"] == {
             "limit": "books.list",
             "policy": "minute",
             "quota": 100,
             "window": 60,
             "remaining": 99,
-            "reset": 60,
         }
         assert found["default", "hour"]["remaining"] == 500
         assert found["login", "minute"]["quota"] == 20, "by address, for every tier"
