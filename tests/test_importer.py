@@ -8,7 +8,7 @@ import json
 import signal
 import sys
 from asyncio.subprocess import PIPE
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
@@ -321,16 +321,40 @@ async def test_rejects_beside_standard_input(tmp_path: Path) -> None:
     assert (tmp_path / "r.jsonl").read_bytes() == kept
 
 
+def test_an_interrupt_comes_only_where_it_does_no_harm() -> None:
+    def source() -> Iterator[int]:
+        yield 1
+        signal.raise_signal(signal.SIGINT)
+        yield 2  # pragma: no cover - the waiting for it was ended
+
+    before = signal.getsignal(signal.SIGINT)
+    with Interrupt() as interrupt:
+        waited = interrupt.items(source())
+        assert next(waited) == 1
+        with pytest.raises(KeyboardInterrupt):
+            next(waited)
+    with Interrupt() as interrupt:
+        signal.raise_signal(signal.SIGINT)  # as within the taking of a lock
+        with pytest.raises(KeyboardInterrupt):
+            interrupt.check()
+        with pytest.raises(KeyboardInterrupt):
+            next(interrupt.items([1]))
+    assert signal.getsignal(signal.SIGINT) is before
+
+
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupt_that_is_swallowed_is_raised_again() -> None:
     class Swallows:
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGINT)
 
-    before = signal.getsignal(signal.SIGINT)
-    with Interrupt() as interrupt:
-        interrupt.check()
+    def source() -> Iterator[int]:
         Swallows()
+        yield 1
+        yield 2
+
+    with Interrupt() as interrupt:
+        waited = interrupt.items(source())
+        assert next(waited) == 1
         with pytest.raises(KeyboardInterrupt):
-            interrupt.check()
-    assert signal.getsignal(signal.SIGINT) is before
+            next(waited)

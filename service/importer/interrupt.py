@@ -1,20 +1,25 @@
-"""Ctrl-C, once asked for, is not forgotten."""
+"""Ctrl-C, heard where it does no harm, and not forgotten."""
 
 import signal
 import threading
+from collections.abc import Iterable, Iterator
 from types import FrameType
-from typing import Self
+from typing import Self, TypeVar
+
+T = TypeVar("T")
 
 
 class Interrupt:
-    """Raises KeyboardInterrupt as Python does, and remembers it.
+    """Raises KeyboardInterrupt while a source is waited for, and elsewhere only when asked.
 
-    Python raises it wherever it is, also where nobody can catch it (a finalizer, a callback of the
-    collector): there it is printed and lost, and a long run would go on. `check()` raises it again.
+    Python raises it wherever it is: also within the taking of a lock, which then is never given
+    back, and a thread that needs it stands still for ever; and where nobody can catch it (a
+    finalizer, a callback of the collector), where it is printed and lost.
     """
 
     def __init__(self) -> None:
         self._asked = False
+        self._waiting = False
         self._here = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> Self:
@@ -33,6 +38,21 @@ class Interrupt:
         if self._asked:
             raise KeyboardInterrupt
 
+    def items(self, source: Iterable[T]) -> Iterator[T]:
+        """Give what a source gives, which may keep one waiting: Ctrl-C ends that at once."""
+        waited = iter(source)
+        while True:
+            self._waiting = True
+            try:
+                self.check()
+                item = next(waited)
+            except StopIteration:
+                return
+            finally:
+                self._waiting = False
+            yield item
+
     def _note(self, number: int, frame: FrameType | None) -> None:
         self._asked = True
-        raise KeyboardInterrupt
+        if self._waiting:
+            raise KeyboardInterrupt

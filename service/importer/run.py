@@ -161,8 +161,7 @@ def _read_all(
 ) -> None:
     batch: list[Accepted] = []
     try:
-        for record in reading.records:
-            interrupt.check()
+        for record in interrupt.items(reading.records):
             verdict = judge(record, strict_isbn=strict_isbn)
             report.read += 1
             if isinstance(verdict, Refused):
