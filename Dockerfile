@@ -1,4 +1,4 @@
-# Build:    docker build -t octavo .
+# Build:    docker build -t octavo --build-arg REVISION=$(git rev-parse HEAD) .
 # Migrate:  docker run --rm -e OCTAVO_ENV=production -e DATABASE_URL=... -e SECRET_KEY=... \
 #               -e PUBLIC_URL=... octavo migrate
 # Serve:    docker run -p 8000:8000 (the same settings) octavo
@@ -17,6 +17,8 @@ RUN useradd --system --no-create-home octavo && install -d -o octavo /app/logs
 COPY --from=build /app /app
 COPY alembic.ini ./
 COPY alembic alembic
+ARG REVISION=
+ENV REVISION=$REVISION
 ENV PATH=/app/.venv/bin:$PATH PYTHONUNBUFFERED=1 PYTHONDONTWRITEBYTECODE=1 OCTAVO_ENV=production
 USER octavo
 EXPOSE 8000

@@ -8,6 +8,7 @@ in Markdown.
 """
 
 import asyncio
+import itertools
 import os
 import time
 from collections.abc import Awaitable, Callable
@@ -69,9 +70,10 @@ async def ask(app: Any, path: str) -> int:
     """Ask an ASGI application; give the status."""
     status = 0
     ended = asyncio.Event()
+    path, _, query = path.partition("?")
     scope = {
         "type": "http", "http_version": "1.1", "asgi": {"version": "3.0"}, "method": "GET",
-        "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": b"",
+        "scheme": "http", "path": path, "raw_path": path.encode(), "query_string": query.encode(),
         "root_path": "", "headers": [(b"host", b"localhost")], "client": ("127.0.0.1", 4711),
         "server": ("127.0.0.1", 8000), "state": {}, "extensions": {},
     }  # fmt: skip
@@ -93,15 +95,16 @@ async def ask(app: Any, path: str) -> int:
     return status
 
 
-async def cost(app: Any, path: str, wanted: int) -> float:
-    """Give the microseconds of CPU that a request takes."""
+async def cost(app: Any, wanted: int, *paths: str) -> float:
+    """Give the microseconds of CPU that a request takes, asked of all paths in turn."""
     left = REQUESTS
+    asked = itertools.cycle(paths)
 
     async def client() -> None:
         nonlocal left
         while left > 0:
             left -= 1
-            assert await ask(app, path) == wanted
+            assert await ask(app, next(asked)) == wanted
 
     begun = time.process_time()
     await asyncio.gather(*(client() for _ in range(IN_FLIGHT)))
@@ -115,16 +118,16 @@ async def measure(redis_url: str) -> None:
         for kind in ("Octavo", "stock")
         for store in ("memory", "Redis")
     }
-    rows: dict[tuple[str, ...], tuple[Any, str, int]] = {("bare", "", ""): (bare, "/", 200)}
+    rows: dict[tuple[str, ...], tuple[Any, int, str]] = {("bare", "", ""): (bare, 200, "/")}
     for (kind, store), app in apps.items():
         for path, status in (("/free", 200), ("/one", 200), ("/three", 200), ("/refused", 429)):
-            rows[kind, store, path] = (app, path, status)
+            rows[kind, store, path] = (app, status, path)
     found: dict[tuple[str, ...], list[float]] = {key: [] for key in rows}
     async with asyncio.TaskGroup() as group:
         stop = asyncio.Event()
         for app in apps.values():
             started = asyncio.Event()
-            group.create_task(_alive(app, started, stop))
+            group.create_task(alive(app, started, stop))
             await started.wait()
             await ask(app, "/refused")
         for _ in range(TURNS):
@@ -154,7 +157,8 @@ async def measure(redis_url: str) -> None:
     print()
 
 
-async def _alive(app: Quart, started: asyncio.Event, stop: asyncio.Event) -> None:
+async def alive(app: Quart, started: asyncio.Event, stop: asyncio.Event) -> None:
+    """Keep an application open."""
     async with app.test_app():
         started.set()
         await stop.wait()

@@ -54,12 +54,16 @@ async def plans(database: Database, filters: list[dict[str, Any]]) -> AsyncItera
             for conditions in filters:
                 found = BookFilters.model_validate({k: str(v) for k, v in conditions.items()})
                 named = " ".join(f"{name}={value}" for name, value in conditions.items()) or "-"
-                for page, work in (
-                    ("first", partial(list_books, db, found, sort, Page(1, PAGE))),
-                    ("deep cursor", partial(list_books_after, db, found, sort, middle, PAGE)),
+                for page, listing, wanted in (
+                    ("first", list_books(found, sort, Page(1, PAGE)), (True, True)),
+                    ("deep cursor", list_books_after(found, sort, middle, PAGE), (True, False)),
                 ):
-                    async for nodes, ms in _explained(database, db, work):
-                        yield Plan(page, named, sort, nodes, ms)
+                    for what, work in (
+                        ("rows", partial(listing.read_all, db)),
+                        ("ids", partial(listing.find, db, wanted)),
+                    ):
+                        async for nodes, ms in _explained(database, db, work):
+                            yield Plan(f"{page}, {what}", named, sort, nodes, ms)
 
 
 async def every_filter(db: AsyncSession) -> list[dict[str, Any]]:

@@ -1,11 +1,12 @@
 """Octavo, a book catalogue over HTTP: the path that a request takes.
 
-    Hypercorn            cli/serve.py serves one process on uvloop
-      -> server.py       Hypercorn's HTTP/1.1, as we have it
+    Hypercorn            server/ keeps workers at work: each one process, on uvloop
+      -> server/http1.py Hypercorn's HTTP/1.1, as we have it
       -> front.py        ASGI: request id, body cap, protection, the answer of last resort
       -> limits/gate.py  ASGI: may this request pass now?
       -> app.py          create_app: every concern, then every blueprint
       -> */routes.py     speaks HTTP: parse (web.py), guard (guard.py), respond (web.py)
+      -> cache/          what is known already; what is not, the service loads
       -> */service.py    rules and SQL, given a session and typed values
       -> db.py           session() to read, write() to change
 

@@ -2,14 +2,32 @@
 
 from quart import Quart
 
-from service import cors, db, errors, front, health, home, limits, logs, openapi, security, web
+from service import (
+    access_log,
+    cors,
+    db,
+    errors,
+    front,
+    health,
+    home,
+    lag,
+    limits,
+    logs,
+    metrics,
+    openapi,
+    security,
+    web,
+)
 from service.admin import admin_bp
 from service.auth import auth_bp
 from service.books import books_bp
 from service.config import Settings, load
 from service.users import users_bp
 
-CONCERNS = (logs, web, errors, cors, security, db, health, home, openapi, limits, front)
+CONCERNS = (
+    logs, web, errors, cors, security, db, lag, health, home, openapi, limits, metrics, access_log,
+    front,
+)  # fmt: skip
 BLUEPRINTS = (auth_bp, books_bp, users_bp, admin_bp)
 
 

@@ -4,6 +4,7 @@ Every field is an environment variable of the same name in capitals (`SECRET_KEY
 `DATABASE_URL`, ...). The README's table is made from the descriptions below.
 """
 
+import os
 from itertools import chain
 from pathlib import Path
 from typing import ClassVar, Literal, Self
@@ -13,7 +14,9 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL
 
+from service.config_cache import CacheSettings
 from service.config_limits import LimitSettings
+from service.config_serve import ServeSettings
 from service.config_values import (
     AbsoluteUrl,
     BlueprintOrigins,
@@ -37,7 +40,7 @@ class ConfigurationError(Exception):
         self.problems = problems
 
 
-class Settings(LimitSettings):
+class Settings(CacheSettings, LimitSettings, ServeSettings):
     """What an application is made from. Fields that are not named here do not exist."""
 
     model_config = SettingsConfigDict(
@@ -61,7 +64,9 @@ class Settings(LimitSettings):
         "sqlite:///octavo.db",
         description="`postgresql://...` or `sqlite:///file.db`; async forms work as well",
     )
-    redis_url: RedisUrl | None = Field(None, description="Redis: the limits of all workers")
+    redis_url: RedisUrl | None = Field(
+        None, description="Redis: the cache and the limits of all workers"
+    )
     public_url: AbsoluteUrl | None = Field(
         None, description="where clients reach this service: the base of absolute links"
     )
@@ -125,12 +130,26 @@ class Settings(LimitSettings):
             "CORS_ORIGINS": self.cors_origins,
             "CORS_BLUEPRINT_ORIGINS": tuple(chain(*self.cors_blueprint_origins.values())),
         }
-        return [
+        problems = [
             f"{name} is * together with CORS_CREDENTIALS, which browsers refuse: "
             "name the exact origins, or turn credentials off"
             for name, origins in any_origin.items()
             if "*" in origins and self.cors_credentials
         ]
+        if (self.tls_certfile is None) != (self.tls_keyfile is None):
+            problems.append("TLS_CERTFILE and TLS_KEYFILE go together: name both, or neither")
+        if os.environ.get("AIOCACHE_DISABLE") == "1":
+            problems.append(
+                "AIOCACHE_DISABLE makes the cache's library lie: unset it, and turn the cache off "
+                "by CACHE_ITEM_SECONDS=0, CACHE_COUNT_SECONDS=0 and CACHE_PAGES=none"
+            )
+        if self.redis_url is None and max(self.workers, self.total_workers) > 1:
+            name = "WORKERS" if self.workers > 1 else "TOTAL_WORKERS"
+            problems.append(
+                f"{name} is more than one and REDIS_URL is missing, so that each would "
+                "have limits and a cache of its own: set REDIS_URL to redis://host:6379/0"
+            )
+        return problems
 
 
 class Development(Settings):
@@ -164,11 +183,6 @@ class Production(Settings):
             problems.append(
                 "DATABASE_URL is missing or SQLite, which serves one process only: "
                 "set it to postgresql://user:password@host/name"
-            )
-        if self.redis_url is None and self.total_workers > 1:
-            problems.append(
-                "TOTAL_WORKERS is more than one and REDIS_URL is missing, so that each would "
-                "limit by itself: set REDIS_URL to redis://host:6379/0"
             )
         if self.public_url is None:
             problems.append(

@@ -3,7 +3,7 @@
 from pydantic import Field
 from pydantic_settings import BaseSettings
 
-from service.config_values import Rates
+from service.config_values import Rates, StorageUrl
 
 
 class LimitSettings(BaseSettings):
@@ -14,6 +14,11 @@ class LimitSettings(BaseSettings):
         ge=1,
         description="processes that serve, over all machines: without Redis each has its "
         "part of a limit",
+    )
+    ratelimit_storage_url: StorageUrl | None = Field(
+        None,
+        description="Redis of the limits, where it is not that of `REDIS_URL`; `memory://`: each "
+        "process has its part",
     )
     trusted_proxy_hops: int = Field(
         0,

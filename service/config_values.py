@@ -104,6 +104,7 @@ def _none_by_name(value: Any) -> Any:
 
 DatabaseUrl = Annotated[str, AfterValidator(_is_database)]
 RedisUrl = Annotated[str, AfterValidator(_is_redis)]
+StorageUrl = Literal["memory://"] | RedisUrl
 AbsoluteUrl = Annotated[str, AfterValidator(_absolute)]
 Origins = Annotated[
     tuple[str, ...], NoDecode, BeforeValidator(_comma_separated), AfterValidator(_are_origins)

@@ -7,64 +7,79 @@ that a client's hanging up cannot split.
 import asyncio
 import shutil
 import tempfile
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 from quart import Quart, current_app
-from sqlalchemy import ExceptionContext, event
-from sqlalchemy.exc import DataError, DBAPIError
-from sqlalchemy.ext.asyncio import (
-    AsyncEngine,
-    AsyncSession,
-    async_sessionmaker,
-    create_async_engine,
-)
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from service import migrations
+from service.cache import Cache, Counters, Epochs, Postponed, Writes, WriteSession
 from service.config import Settings
 from service.db_errors import may_be_tried_again
+from service.engines import Waits, make_engine
 
 T = TypeVar("T")
 Work = Callable[[AsyncSession], Awaitable[T]]
 
 ATTEMPTS = 3  # of a write that the database undid to let another through
-BUSY_MS = 5_000  # how long SQLite waits for another process's write
-LIMITS_MS = {  # PostgreSQL ends what would hold others up
-    "statement_timeout": "5000",
-    "lock_timeout": "3000",
-    "idle_in_transaction_session_timeout": "5000",
-}
 
 
 class Database:
     """The engine of one application, from `open()` to `close()`."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, cache: Cache | None = None) -> None:
         self._settings = settings
+        self._cache = cache
+        self.epochs = Epochs(Counters()) if cache is None else cache.epochs
+        self._writes = Writes(None, self.epochs, Counters()) if cache is None else cache.writes
         self._units: set[asyncio.Task[Any]] = set()
         self._private_folder: str | None = None
         self.url = settings.database
+        self.waits = Waits()
         self.writer: AsyncEngine
         self.reader: AsyncEngine
 
     async def open(self) -> None:
         """Make the engines. They connect at first use; a private database is migrated now."""
+        if self._settings.is_sqlite and self.url.database in {None, "", ":memory:"}:
+            await self._make_private()
+        size, overflow = self._settings.pool_size, self._settings.pool_overflow
         if self._settings.is_sqlite:
-            await self._open_sqlite()
+            self.reader = self._engine(size, overflow, autocommit=True)
+            # One connection writes: the others queue for it in order, not by SQLite's polling.
+            self.writer = self._engine(1, 0, autocommit=False)
         else:
-            self._open_postgresql()
+            self.writer = self._engine(size, overflow, autocommit=False)
+            self.reader = self.writer.execution_options(isolation_level="AUTOCOMMIT")
+        self.epochs.open(self._engine(1, 0, autocommit=True, is_measured=False))
         self._read = async_sessionmaker(self.reader, expire_on_commit=False)
-        self._write = async_sessionmaker(self.writer, expire_on_commit=False)
+        self._write = async_sessionmaker(
+            self.writer, expire_on_commit=False, sync_session_class=WriteSession
+        )
+        if self._cache is not None:
+            await self._cache.open(self.session)
 
     async def close(self) -> None:
         """Let writes under way end, then close every connection."""
         while self._units:
             await asyncio.wait(self._units)
+        if self._cache is not None:
+            await self._cache.close()
+        await self.epochs.close()
         await self.reader.dispose()
         await self.writer.dispose()
         if self._private_folder is not None:
             await asyncio.to_thread(shutil.rmtree, self._private_folder)
+
+    @property
+    def in_use(self) -> int:
+        """How many connections are at work."""
+        pools: set[Any] = {self.reader.pool, self.writer.pool}
+        return sum(pool.checkedout() for pool in pools)
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:
@@ -84,86 +99,52 @@ class Database:
         return await asyncio.shield(unit)
 
     async def _unit(self, work: Work[T]) -> T:
-        for attempt in range(1, ATTEMPTS + 1):
+        undone, since = 0, time.monotonic()
+        while True:
+            begun = time.monotonic()
             try:
                 async with self._write() as db:
                     result = await work(db)
+                    mark = await self._writes.before_commit(db, begun)
                     await db.commit()
-                    return result
+            except Postponed as postponed:
+                await self._writes.postponed(postponed, since)
             except DBAPIError as error:
-                if attempt == ATTEMPTS or not may_be_tried_again(error):
+                undone += 1
+                if undone == ATTEMPTS or not may_be_tried_again(error):
                     raise
-        raise AssertionError("unreachable")
+            else:
+                await self._writes.after_commit(mark)
+                return result
 
     def _forget(self, unit: asyncio.Task[Any]) -> None:
         self._units.discard(unit)
         if not unit.cancelled():
             unit.exception()  # seen here, should the caller have gone
 
-    def _open_postgresql(self) -> None:
-        self.writer = create_async_engine(
+    async def _make_private(self) -> None:
+        """SQLite's own :memory: is one transaction shared by all: a private file is not."""
+        self._private_folder = tempfile.mkdtemp(prefix="octavo-")
+        self.url = self.url.set(database=f"{self._private_folder}/octavo.db")
+        await asyncio.to_thread(migrations.upgrade, self.url)
+
+    def _engine(
+        self, size: int, overflow: int, *, autocommit: bool, is_measured: bool = True
+    ) -> AsyncEngine:
+        return make_engine(
             self.url,
-            hide_parameters=True,  # e-mail addresses and hashes have no place in a log
-            pool_size=self._settings.pool_size,
-            max_overflow=self._settings.pool_overflow,
+            autocommit=autocommit,
+            waits=self.waits if is_measured else None,
+            pool_size=size,
+            max_overflow=overflow,
             pool_timeout=self._settings.pool_timeout,
-            # Twice the server's limit: for a server that has stopped answering altogether.
-            connect_args={"timeout": 2, "command_timeout": 10, "server_settings": LIMITS_MS},
         )
-        self.reader = self.writer.execution_options(isolation_level="AUTOCOMMIT")
-
-    async def _open_sqlite(self) -> None:
-        if self.url.database in {None, "", ":memory:"}:
-            # SQLite's own :memory: is one transaction shared by all: a private file is not.
-            self._private_folder = tempfile.mkdtemp(prefix="octavo-")
-            self.url = self.url.set(database=f"{self._private_folder}/octavo.db")
-            await asyncio.to_thread(migrations.upgrade, self.url)
-        pool: dict[str, Any] = {
-            "pool_timeout": self._settings.pool_timeout,
-            "hide_parameters": True,
-        }
-        self.reader = create_async_engine(
-            self.url,
-            pool_size=self._settings.pool_size,
-            max_overflow=self._settings.pool_overflow,
-            **pool,
-        )
-        # One connection writes: the others queue for it in order, not by SQLite's polling.
-        self.writer = create_async_engine(self.url, pool_size=1, max_overflow=0, **pool)
-        prepare_sqlite(self.reader, begin=None)
-        prepare_sqlite(self.writer, begin="BEGIN IMMEDIATE")
-
-
-def prepare_sqlite(engine: AsyncEngine, begin: str | None, busy_ms: int = BUSY_MS) -> None:
-    """Make SQLite exact: WAL, foreign keys, and transactions that begin when we say.
-
-    The driver's own, deferred transactions read before they lock, and so lose updates.
-    """
-
-    @event.listens_for(engine.sync_engine, "connect")
-    def connected(connection: Any, record: Any) -> None:
-        connection.isolation_level = None  # the driver begins nothing by itself
-        cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"busy_timeout={busy_ms}"):
-            cursor.execute(f"PRAGMA {pragma}")
-        cursor.close()
-
-    @event.listens_for(engine.sync_engine, "handle_error")
-    def failed(context: ExceptionContext) -> None:
-        """Tell the driver's own overflow, at a value beyond 64 bits, from one of ours."""
-        if isinstance(context.original_exception, OverflowError):
-            raise DataError(context.statement, None, context.original_exception, True)
-
-    if begin is not None:
-
-        @event.listens_for(engine.sync_engine, "begin")
-        def begun(connection: Any) -> None:
-            connection.exec_driver_sql(begin)
 
 
 def init_app(app: Quart, settings: Settings) -> None:
     """Open the database with the application and close it with it."""
-    database = app.extensions["database"] = Database(settings)
+    cache = app.extensions["cache"] = Cache(settings, app.logger)
+    database = app.extensions["database"] = Database(settings, cache)
 
     @app.while_serving
     async def lifespan() -> AsyncGenerator[None, None]:

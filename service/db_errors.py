@@ -12,7 +12,7 @@ from service.models import Base
 # Classes of PostgreSQL's codes that tell of the server's state, not of the statement: connection,
 # login, no such database, resources, operator intervention, system; lock and idle time-outs;
 # serialization and deadlock.
-UNAVAILABLE_STATES = re.compile("08|28|3D|53|57|58|55P03|25P03|40001|40P01")
+UNAVAILABLE_STATES = re.compile("08|28|3D|53|57|58|55P03|25P0[34]|40001|40P01")
 UNAVAILABLE_SQLITE = re.compile(
     "SQLITE_(BUSY|LOCKED|FULL|IOERR|CANTOPEN|READONLY|NOMEM|NOTADB|CORRUPT|PROTOCOL)"
 )

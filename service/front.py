@@ -6,8 +6,10 @@ what not to do with an answer, and answers when all else has failed.
 
 import asyncio
 import re
+import time
+from collections.abc import Callable
 from secrets import token_hex
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
 from quart import Quart
@@ -19,8 +21,18 @@ from service.logs import request_id
 NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 END = {"type": "http.request", "body": b"", "more_body": False}
+GONE = {"type": "http.disconnect"}
 VARY = "Accept-Encoding, Origin"
+ROUTE, USER, CACHED = "octavo.route", "octavo.user", "octavo.cache"  # in the scope, once known
 TOO_LARGE = "octavo.too_large"  # in the scope: the body went over the cap
+
+
+class Seen(NamedTuple):
+    """A request that is over. `status` is 0 if there was no answer."""
+
+    scope: Any
+    status: int
+    seconds: float
 
 
 class Front:
@@ -30,6 +42,8 @@ class Front:
         self._app = app
         self._inner = inner
         self._max_body_bytes = settings.max_body_bytes
+        self._observers: list[Callable[[Seen], None]] = app.extensions.setdefault("observers", [])
+        self.in_flight = 0
         self._protection = [
             (b"x-content-type-options", b"nosniff"),
             (b"referrer-policy", b"no-referrer"),
@@ -48,14 +62,15 @@ class Front:
         given = dict(scope["headers"]).get(b"x-request-id", b"")
         name = given.decode() if REQUEST_ID.fullmatch(given) else token_hex(16)
         request_id.set(name)
-        started = complete = False
+        begun, status = time.perf_counter(), 0
+        started = complete = gone = False
         answered = asyncio.Event()
         left = self._max_body_bytes
 
         async def send_with_id(message: Any) -> None:
-            nonlocal started
+            nonlocal started, status
             if message["type"] == "http.response.start":
-                started = True
+                started, status = True, message["status"]
                 headers = message["headers"]
                 policy = [] if any(key == NO_PAGE[0] for key, _ in headers) else [NO_PAGE]
                 named = (b"x-request-id", name.encode())
@@ -71,14 +86,14 @@ class Front:
             asking of the database with it. A request that was read is answered instead, should
             nobody listen any more.
             """
-            nonlocal left, complete
+            nonlocal left, complete, gone
             while True:
-                message: Any = await receive()
+                message: Any = GONE if gone else await receive()  # it is told once
                 if message["type"] == "http.disconnect":
                     if complete:
                         await answered.wait()
                         return message
-                    message = END
+                    gone, message = True, END
                 elif complete:
                     continue  # beyond the cap: read, and not kept
                 left -= len(message.get("body", b""))
@@ -88,6 +103,7 @@ class Front:
                 complete = not message.get("more_body", False)
                 return message
 
+        self.in_flight += 1
         try:
             await self._inner(scope, receive_capped, send_with_id)
         except Exception as error:
@@ -112,6 +128,11 @@ class Front:
                 }
             )
             await send_with_id({"type": "http.response.body", "body": body, "more_body": False})
+        finally:
+            self.in_flight -= 1
+            seen = Seen(scope, status, time.perf_counter() - begun)
+            for observe in self._observers:
+                observe(seen)
         return None
 
 
@@ -124,4 +145,5 @@ def _alone(error: Exception) -> Exception:
 
 def init_app(app: Quart, settings: Settings) -> None:
     """Put the front before the application."""
-    app.asgi_app = Front(app, app.asgi_app, settings)  # type: ignore[method-assign]
+    front = app.extensions["front"] = Front(app, app.asgi_app, settings)
+    app.asgi_app = front  # type: ignore[method-assign]

@@ -1,16 +1,20 @@
 """Who may come in: `token_required` and `admin_required` give the route a CurrentUser."""
 
-from collections.abc import Awaitable, Callable
+import json
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any
+from typing import Any, NamedTuple
 
 from quart import request
 from quart_schema import security_scheme
+from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.db import session
+from service.cache import Entry, Kind
+from service.cache import of_app as cache
 from service.errors import APIError, ForbiddenError, UnauthorizedError
+from service.front import USER
 from service.models import User
 from service.openapi.answers import fails
 from service.security import bearer, tokens
@@ -32,6 +36,31 @@ class CurrentUser:
     ver: int
 
 
+class Account(NamedTuple):
+    """What of a user decides who they are."""
+
+    id: int
+    username: str
+    tier: str
+    is_admin: bool
+    token_version: int
+    kept_jti: str | None
+
+
+async def load_users(db: AsyncSession, ids: Sequence[int]) -> dict[int, Entry]:
+    """Give the entries of those users that there are: their accounts, as JSON."""
+    columns = [getattr(User, name) for name in Account._fields]
+    rows = await db.execute(select(*columns).where(User.id.in_(ids)))
+    return {row.id: Entry(b"%d" % row.token_version, _bytes(row)) for row in rows}
+
+
+def _bytes(row: Any) -> bytes:
+    return json.dumps([*row]).encode()
+
+
+USERS = Kind("user", ",".join(Account._fields), load_users, _bytes)
+
+
 async def authenticate() -> CurrentUser:
     """Recognise the bearer of the Authorization header, with or without `Bearer ` (guide).
 
@@ -45,8 +74,11 @@ async def authenticate() -> CurrentUser:
     if not token:
         raise UnauthorizedError("Token is missing")
     claims = tokens().read(token)
-    async with session() as db:
-        return _recognise(await db.get(User, claims.user_id), claims.jti, claims.ver)
+    entry, _ = await cache().items.read(USERS, claims.user_id)
+    account = Account(*json.loads(entry.body)) if entry.body else None
+    user = _recognise(account, claims.jti, claims.ver)
+    request.scope[USER] = user.id  # type: ignore[literal-required]
+    return user
 
 
 async def confirm(db: AsyncSession, user: CurrentUser, *, to_change: bool = False) -> CurrentUser:
@@ -59,7 +91,7 @@ async def confirm(db: AsyncSession, user: CurrentUser, *, to_change: bool = Fals
     return _recognise(row, user.jti, user.ver)
 
 
-def _recognise(user: User | None, jti: str, ver: int) -> CurrentUser:
+def _recognise(user: User | Account | None, jti: str, ver: int) -> CurrentUser:
     if user is None:
         raise UnauthorizedError("User not found")
     if ver != user.token_version and jti != user.kept_jti:

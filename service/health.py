@@ -1,9 +1,12 @@
 """Health: `/health` for people and monitors, `/health/live` and `/health/ready` for balancers."""
 
 import asyncio
+import shutil
+import subprocess
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any, Literal
 
 from pydantic import BaseModel
@@ -17,9 +20,11 @@ from service import __version__, migrations
 from service.config import Settings
 from service.db import Database
 from service.openapi.answers import answers
+from service.patience import end
 from service.web import respond, to_bytes
 
 TIMEOUT = 1.0  # seconds that a check may take, whatever its dependency does
+SHARED_SECONDS = 1.0  # that an outcome is told to whoever asks
 
 health_bp = Blueprint("health", __name__, url_prefix="/health")
 
@@ -34,13 +39,19 @@ class Outcome(BaseModel):
 
 
 class HealthReport(BaseModel):
-    """How a process and its dependencies are. `error` is there if it is unhealthy."""
+    """How a process and its dependencies are. `error` is there if it is unhealthy.
+
+    revision: of git, if it is known. workers: how many processes serve beside this one, with it.
+    """
 
     status: Literal["healthy", "degraded", "unhealthy"]
     database: Literal["connected", "disconnected"]
     timestamp: datetime
     version: str
     checks: dict[str, Outcome]
+    revision: str | None
+    uptime_seconds: int
+    workers: int
     error: str | SkipJsonSchema[None] = None
 
 
@@ -68,54 +79,68 @@ class Health:
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self.serving = False
+        self.begun = time.monotonic()
+        self.revision = settings.revision
         self._database = database
         self._redis: Redis | None = None
         self._checks: dict[str, Check] = {"database": self._ask_database}
         if settings.redis_url is not None:
             self._redis = Redis.from_url(settings.redis_url)
             self._checks["redis"] = self._redis.ping
-        self._running: dict[str, asyncio.Task[object]] = {}
+        self._running: dict[str, asyncio.Task[Outcome]] = {}
+        self._known: dict[str, tuple[float, Outcome]] = {}  # when, and what
         self._behind = {None, *migrations.older()}
 
-    async def check(self) -> dict[str, dict[str, Any]]:
-        """Check every dependency at once. A status is `ok`, `failed` or `timeout`."""
-        outcomes = await asyncio.gather(*(self._timed(name) for name in self._checks))
+    async def open(self) -> None:
+        """Find out what this is."""
+        if self.revision is None:
+            self.revision = await asyncio.to_thread(_git_revision)
+
+    async def check(self) -> dict[str, Outcome]:
+        """Check every dependency at once."""
+        outcomes = await asyncio.gather(*(self._outcome(name) for name in self._checks))
         return dict(zip(self._checks, outcomes, strict=True))
 
     async def reasons_not_ready(self) -> list[str]:
         """Say why no requests should be sent here; nothing if they may."""
         if not self.serving:
             return ["starting or draining"]
-        if await self._outcome("database") != "ok":
+        if (await self._outcome("database")).status != "ok":
             return ["database unavailable"]
-        if await self._outcome("revision") != "ok":
+        if (await self._outcome("revision")).status != "ok":
             return ["migrations are behind: run octavo migrate"]
         return []
 
     async def close(self) -> None:
         """Give up checks under way, and Redis."""
         for task in self._running.values():
-            task.cancel()
-        await asyncio.gather(*self._running.values(), return_exceptions=True)
+            await end(task)
         if self._redis is not None:
             await self._redis.aclose()
 
-    async def _timed(self, name: str) -> dict[str, Any]:
-        begun = time.perf_counter()
-        status = await self._outcome(name)
-        return {"status": status, "latency_ms": round((time.perf_counter() - begun) * 1000, 2)}
-
-    async def _outcome(self, name: str) -> str:
+    async def _outcome(self, name: str) -> Outcome:
+        """Give what is known for less than a second, or what a check says, which all share."""
+        when, known = self._known.get(name, (-SHARED_SECONDS, None))
+        if known is not None and time.monotonic() - when < SHARED_SECONDS:
+            return known
         # A check that hangs is left behind, not waited for; the next one joins it, so that no
         # more than one connection of a kind ever hangs.
         task = self._running.get(name)
         if task is None or task.done():
-            check = self._checks.get(name, self._ask_revision)
-            task = self._running[name] = asyncio.ensure_future(check())
+            task = self._running[name] = asyncio.create_task(self._ask(name))
         done, _ = await asyncio.wait({task}, timeout=TIMEOUT)
-        if not done:
-            return "timeout"
-        return "failed" if task.cancelled() or task.exception() else "ok"
+        outcome = task.result() if done else Outcome(status="timeout", latency_ms=TIMEOUT * 1000)
+        self._known[name] = (time.monotonic(), outcome)
+        return outcome
+
+    async def _ask(self, name: str) -> Outcome:
+        check, begun = self._checks.get(name, self._ask_revision), time.perf_counter()
+        status: Literal["ok", "failed"] = "ok"
+        try:
+            await check()
+        except Exception:
+            status = "failed"
+        return Outcome(status=status, latency_ms=round((time.perf_counter() - begun) * 1000, 2))
 
     async def _ask_database(self) -> None:
         async with self._database.session() as db:
@@ -128,21 +153,37 @@ class Health:
                 raise RuntimeError("the database is behind this code")
 
 
+def _git_revision() -> str | None:
+    """Ask git which revision this is, if it is a checkout."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    here = Path(__file__).resolve().parent.parent
+    asked = [git, "-C", str(here), "rev-parse", "--show-toplevel", "HEAD"]
+    told = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603  (no input)
+    top, _, revision = told.stdout.strip().partition("\n")
+    return revision if revision and Path(top) == here else None
+
+
 @health_bp.get("")
 @answers(200, HealthReport)
 @answers(500, HealthReport)
 @rate_exempt
 async def health() -> Response:
     """Tell how this process and its dependencies are: healthy, degraded, or unhealthy (500)."""
-    checks = await of_app().check()
-    down = {name for name, outcome in checks.items() if outcome["status"] != "ok"}
+    found = of_app()
+    checks = await found.check()
+    down = {name for name, outcome in checks.items() if outcome.status != "ok"}
     unhealthy = "database" in down
     answer: dict[str, Any] = {
         "status": "unhealthy" if unhealthy else "degraded" if down else "healthy",
         "database": "disconnected" if unhealthy else "connected",
         "timestamp": datetime.now(UTC),
         "version": __version__,
-        "checks": checks,
+        "checks": {name: outcome.model_dump() for name, outcome in checks.items()},
+        "revision": found.revision,
+        "uptime_seconds": int(time.monotonic() - found.begun),
+        "workers": current_app.extensions.get("workers", 1),
     }
     if unhealthy:
         answer["error"] = "database unavailable"
@@ -182,6 +223,7 @@ def init_app(app: Quart, settings: Settings) -> None:
     @app.while_serving
     async def lifespan() -> AsyncGenerator[None, None]:
         state = app.extensions["health"] = Health(app.extensions["database"], settings)
+        await state.open()
         state.serving = True
         for reason in await state.reasons_not_ready():
             app.logger.warning("Not ready: %s", reason)

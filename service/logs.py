@@ -9,7 +9,8 @@ import logging
 import os
 import queue
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Iterator, Sequence
+from contextlib import contextmanager
 from contextvars import ContextVar
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
@@ -33,7 +34,8 @@ class _Queued(QueueHandler):
     """Hands a record over as it is now: its request, its text, without line breaks."""
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        record.request_id = request_id.get()
+        if not hasattr(record, "request_id"):  # a worker's record has its own
+            record.request_id = request_id.get()
         record.msg = record.getMessage().translate(CONTROLS)
         record.args = None
         return record
@@ -91,18 +93,27 @@ def init_app(app: Quart, settings: Settings) -> None:
     if folder := file_folder(settings):
         _make_folder(folder)
     app.logger = logging.Logger(app.name, settings.log_level)
-    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
 
     @app.while_serving
     async def lifespan() -> AsyncGenerator[None, None]:
-        handler = _Queued(lines)
-        listener = QueueListener(lines, *handlers(settings))
-        listener.start()
-        app.logger.addHandler(handler)
-        app.logger.info("Application startup")
+        with written(app.logger, app.extensions.get("log_handlers") or handlers(settings)):
+            app.logger.info("Application startup")
+            yield
+            app.logger.info("Application shutdown")
+
+
+@contextmanager
+def written(logger: logging.Logger, handlers: Sequence[logging.Handler]) -> Iterator[None]:
+    """Let a thread hand to `handlers` what is logged."""
+    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
+    handler = _Queued(lines)
+    listener = QueueListener(lines, *handlers)
+    listener.start()
+    logger.addHandler(handler)
+    try:
         yield
-        app.logger.info("Application shutdown")
-        app.logger.removeHandler(handler)
+    finally:
+        logger.removeHandler(handler)
         listener.stop()
-        for item in listener.handlers:
+        for item in handlers:
             item.close()

@@ -8,6 +8,7 @@ from decimal import Decimal
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Double,
     ForeignKey,
     Index,
     Integer,
@@ -190,6 +191,23 @@ class BookViews(Base):
         Id, ForeignKey("books.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
     )
     views: Mapped[int] = mapped_column(BigInteger)
+
+
+class CacheState(Base):
+    """Whether the cache is on, in which store, and since when (seconds): one row."""
+
+    __tablename__ = "cache_state"
+    __table_args__ = (
+        CheckConstraint("id = 1", name="id"),
+        CheckConstraint("mode IN ('on', 'off')", name="mode"),
+    )
+
+    id: Mapped[int] = mapped_column(primary_key=True, autoincrement=False)
+    epoch: Mapped[int] = mapped_column(BigInteger)
+    token: Mapped[str] = mapped_column(Text)
+    mode: Mapped[str] = mapped_column(String(3))
+    run_id: Mapped[str] = mapped_column(Text)
+    changed_at: Mapped[float] = mapped_column(Double)
 
 
 # A sort key without NULL makes one index serve a whole order, and one comparison a cursor: above

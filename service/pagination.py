@@ -10,10 +10,11 @@ from pydantic.json_schema import SkipJsonSchema
 from quart import current_app
 from sqlalchemy import ColumnElement, Select, SQLColumnExpression, func, literal, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
+from sqlalchemy.orm import InstrumentedAttribute
 
 from service.config import Settings
 from service.errors import InvalidInputError
-from service.validation import Int64, QueryCount, Schema
+from service.validation import Int64, QueryCount, QueryFlag, Schema
 from service.web import page_links
 
 T = TypeVar("T")
@@ -55,6 +56,14 @@ class PageQuery(Schema):
         return page
 
 
+class CachedPageQuery(PageQuery):
+    """Which page of a list that is cached."""
+
+    nocache: QueryFlag = Field(
+        False, description="read past the cache", json_schema_extra={"default": 0}
+    )
+
+
 class Pagination(BaseModel):
     """Where a page stands. The numbers of its neighbours are null at the ends."""
 
@@ -90,8 +99,12 @@ class Page:
         """Rows before this page."""
         return (self.number - 1) * self.size
 
-    def envelope(self, items: list[Any], total: int) -> dict[str, Any]:
-        """Give the list's answer: items, total, pagination and links."""
+    def cut(self, query: Select[Any]) -> Select[Any]:
+        """Leave of a query the rows of this page."""
+        return query.limit(self.size).offset(self.offset)
+
+    def envelope(self, total: int) -> dict[str, Any]:
+        """Give what a list's answer holds beside its items: total, pagination and links."""
         last = max(1, -(-total // self.size))
         has_next = self.number < last
         links = page_links(
@@ -100,7 +113,6 @@ class Page:
             has_next=has_next and self.number * self.size <= MAX_OFFSET,
         )
         return {
-            "items": items,
             "total": total,
             "pagination": {
                 "page": self.number,
@@ -121,7 +133,7 @@ class Order:
     """A total order of rows: a key without NULL, then the id, both in one direction."""
 
     key: SQLColumnExpression[Any]
-    id: SQLColumnExpression[int]
+    id: InstrumentedAttribute[int]
     descending: bool
 
     def apply(self, query: Select[Any], after: tuple[Any, int] | None = None) -> Select[Any]:
@@ -137,25 +149,30 @@ class Order:
 
 async def fetch_page(
     db: AsyncSession,
-    model: type[T],
+    what: type[T] | InstrumentedAttribute[T],
     where: list[ColumnElement[bool]],
     order: Order,
     page: Page,
     counted: Select[int] | None = None,
 ) -> tuple[list[T], int]:
-    """Give the rows of a page and how many there are in all, both of one snapshot.
+    """Give a page of rows, or of a column, and how many there are in all: of one snapshot.
 
     `counted` gives that number where it is known without counting the rows.
     """
     if counted is None:
-        counted = select(func.count()).select_from(model).where(*where).correlate(None)
-    query = order.apply(select(model, counted.scalar_subquery()).where(*where))
-    rows = (await db.execute(query.limit(page.size).offset(page.offset))).all()
+        counted = count_of(order.id.class_, where)
+    query = order.apply(select(what, counted.scalar_subquery()).where(*where))
+    rows = (await db.execute(page.cut(query))).all()
     if not rows:
         # Counted a moment later: rows that came in between must not make this page's emptiness
         # a lie.
         return [], min(await db.scalar(counted) or 0, page.offset)
     return [row[0] for row in rows], rows[0][1]
+
+
+def count_of(model: Any, where: list[ColumnElement[bool]]) -> Select[int]:
+    """Count the rows."""
+    return select(func.count()).select_from(model).where(*where).correlate(None)
 
 
 class Cursors:

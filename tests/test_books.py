@@ -131,7 +131,7 @@ async def test_a_wrong_check_digit_is_refused_where_that_is_asked_for(
     wrong = FULL | {"isbn": "9780441478126"}
     kept = await client.post("/api/books", json=wrong, headers=owner.headers)
     assert kept.status_code == 201
-    strict = settings_for(site.database_url, folder, isbn_checksum="strict")
+    strict = settings_for(site.another_url, folder, isbn_checksum="strict")
     async with visiting(strict) as careful:
         path = f"/api/books/{kept.json()['id']}"
         for answer in (

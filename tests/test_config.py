@@ -125,6 +125,12 @@ def test_unsafe_production_is_refused_with_reason_and_cure(
     assert "\n" not in problem
 
 
+def test_a_library_that_is_told_to_lie_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIOCACHE_DISABLE", "1")
+    with pytest.raises(ConfigurationError, match="CACHE_ITEM_SECONDS=0"):
+        load("testing").check()
+
+
 def test_every_problem_is_told_at_once() -> None:
     with pytest.raises(ConfigurationError) as caught:
         create_app("production")

@@ -55,7 +55,7 @@ async def test_a_preflight_is_answered(client: httpx.AsyncClient) -> None:
 
 
 async def test_only_named_origins_come_in(site: Site, folder: Path) -> None:
-    url = site.database_url
+    url = site.another_url
     settings = settings_for(
         url,
         folder,
@@ -92,7 +92,7 @@ async def test_only_named_origins_come_in(site: Site, folder: Path) -> None:
 async def test_two_applications_in_one_process_share_nothing(
     site: Site, client: httpx.AsyncClient, folder: Path, origins: tuple[str, ...]
 ) -> None:
-    url = site.database_url
+    url = site.another_url
     async with visiting(settings_for(url, folder, cors_origins=origins)) as strict:
         closed = await strict.get("/api/books", headers={"Origin": SHOP})
         assert "Access-Control-Allow-Origin" not in closed.headers

@@ -9,7 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from quart import Quart
-from sqlalchemy import insert, select, text, update
+from sqlalchemy import insert, select, text
 from sqlalchemy.exc import OperationalError
 
 import service
@@ -153,10 +153,10 @@ async def test_a_write_that_the_database_undid_for_another_is_done_again(
         async def work(db: Any) -> None:
             nonlocal runs
             runs += 1
-            await db.execute(update(Book).where(Book.id == one).values(published_year=1999))
+            (await db.get(Book, one, with_for_update=True)).published_year = 1999
             if postgresql and runs <= 2:
                 await meet.wait()
-            await db.execute(update(Book).where(Book.id == other).values(published_year=1999))
+            (await db.get(Book, other, with_for_update=True)).published_year = 1999
 
         return work
 
@@ -169,7 +169,7 @@ async def test_a_write_that_the_database_undid_for_another_is_done_again(
 
 async def test_an_exhausted_pool_is_503_in_time(site: Site, folder: Path) -> None:
     settings = settings_for(
-        site.database_url, folder, pool_size=1, pool_overflow=0, pool_timeout=0.2
+        site.another_url, folder, pool_size=1, pool_overflow=0, pool_timeout=0.2
     )
 
     def prepare(app: Quart) -> None:
@@ -192,7 +192,7 @@ async def test_an_exhausted_pool_is_503_in_time(site: Site, folder: Path) -> Non
 async def test_sqlite_is_set_up_for_exactness(site: Site) -> None:
     if site.database.url.get_backend_name() == "postgresql":
         async with site.database.session() as db:
-            for limit, most in (("statement_timeout", "5s"), ("lock_timeout", "3s")):
+            for limit, most in (("statement_timeout", "4s"), ("lock_timeout", "3s")):
                 assert await db.scalar(text(f"SHOW {limit}")) == most
         return
     for open_session in (site.database.session, site.database._write):

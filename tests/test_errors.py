@@ -54,7 +54,7 @@ def faulty(app: Quart) -> None:
 @pytest.fixture
 async def faults(site: Site, folder: Path) -> Any:
     """A client of an application that fails."""
-    url = site.database_url
+    url = site.another_url
     log_dir = folder / "faults"
     async with visiting(settings_for(url, folder, log_dir=log_dir), faulty) as client:
         yield client
@@ -82,7 +82,7 @@ async def test_errors_of_every_origin_have_one_shape(faults: httpx.AsyncClient) 
 async def test_an_unknown_page_of_the_single_page_application_redirects_there(
     site: Site, folder: Path
 ) -> None:
-    url = site.database_url
+    url = site.another_url
     async with visiting(settings_for(url, folder, spa_fallback_url=SPA)) as client:
         html = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
         for path in ("/shelves", "/books/7", "/apiary"):

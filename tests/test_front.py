@@ -44,7 +44,7 @@ def replace_inner(when: str) -> Any:
 async def test_when_all_else_fails_there_is_still_an_answer(
     site: Site, folder: Path, tmp_path: Path
 ) -> None:
-    settings = settings_for(site.database_url, folder, log_dir=tmp_path)
+    settings = settings_for(site.another_url, folder, log_dir=tmp_path)
     async with visiting(settings, replace_inner("before")) as client:
         answer = await client.get("/api/books")
         is_problem(answer, 500, "Internal Server Error")
@@ -53,7 +53,7 @@ async def test_when_all_else_fails_there_is_still_an_answer(
 
 
 async def test_half_an_answer_does_not_look_whole(site: Site, folder: Path) -> None:
-    settings = settings_for(site.database_url, folder)
+    settings = settings_for(site.another_url, folder)
     async with visiting(settings, replace_inner("within")) as client:
         with pytest.raises(httpx.RemoteProtocolError):
             await client.get("/api/books")
@@ -70,7 +70,7 @@ async def test_debugging_by_the_environment_shows_nothing(
         async def defect() -> str:
             raise RuntimeError("a secret")
 
-    async with visiting(settings_for(site.database_url, folder), faulty) as client:
+    async with visiting(settings_for(site.another_url, folder), faulty) as client:
         answer = await client.get("/api/defect")
         is_problem(answer, 500, "Internal Server Error")
         assert "secret" not in answer.text
@@ -100,7 +100,7 @@ async def test_a_client_that_hangs_up_does_not_cancel_the_handler(site: Site, fo
             ended.set()
             return ""
 
-    async with serving(settings_for(site.database_url, folder), prepare) as slow_site:
+    async with serving(settings_for(site.another_url, folder), prepare) as slow_site:
         _, writer = await asyncio.open_connection("127.0.0.1", slow_site.port)
         writer.write(b"GET /api/slow HTTP/1.1\r\nHost: x\r\n\r\n")
         await began.wait()
@@ -160,3 +160,22 @@ async def test_no_more_than_the_cap_is_ever_passed_on() -> None:
     assert ended.is_set()
     assert passed == 64_000
     assert drained > 1_000, "what is over the cap is read, and thrown away"
+
+
+async def test_nothing_is_left_of_who_has_gone(site: Site) -> None:
+    """They claim a body, or send a part of it, and are gone before or after the answer."""
+    front = site.app.extensions["front"]
+    for sent in (b"", b"{", b"{" * 70_000):
+        for wait in (False, True):
+            reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+            writer.write(
+                b"POST /api/auth/login HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Content-Length: 1000000\r\n\r\n" + sent
+            )
+            await writer.drain()
+            if wait:
+                assert (await reader.readline()).startswith(b"HTTP/1.1 413")
+            writer.close()
+    async with asyncio.timeout(15):
+        while front.in_flight:
+            await asyncio.sleep(0.05)

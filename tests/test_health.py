@@ -13,7 +13,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from service import migrations
+from service import health, migrations
 from tests.conftest import Site, free_port, settings_for, visiting
 
 
@@ -33,10 +33,15 @@ async def test_all_is_well(client: httpx.AsyncClient) -> None:
     answer = await client.get("/health")
     assert answer.status_code == 200
     body = answer.json()
-    assert list(body) == ["status", "database", "timestamp", "version", "checks"]
+    assert list(body) == [
+        "status", "database", "timestamp", "version", "checks", "revision", "uptime_seconds",
+        "workers",
+    ]  # fmt: skip
+    assert body["revision"] is None or re.fullmatch(r"[0-9a-f]{40}", body["revision"])
+    assert (body["uptime_seconds"] >= 0, body["workers"]) == (True, 1)
     assert (body["status"], body["database"]) == ("healthy", "connected")
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(\.\d+)?Z", body["timestamp"])
-    assert list(body["checks"]) == ["database"]
+    assert body["checks"].keys() - {"redis"} == {"database"}
     assert body["checks"]["database"]["status"] == "ok"
     assert 0 < body["checks"]["database"]["latency_ms"] < 1_000
     live, ready = await client.get("/health/live"), await client.get("/health/ready")
@@ -91,7 +96,7 @@ async def test_with_a_database_that_hangs(folder: Path) -> None:
 
 
 async def test_redis_is_watched_but_not_needed(site: Site, folder: Path, redis_url: str) -> None:
-    url = site.database_url
+    url = site.another_url
     async with black_hole() as port:
         for redis, outcome in (
             (redis_url, "ok"),
@@ -109,8 +114,12 @@ async def test_redis_is_watched_but_not_needed(site: Site, folder: Path, redis_u
 
 @pytest.mark.parametrize("revision", [None, "0001", "9999"])
 async def test_not_ready_while_migrations_are_behind(
-    site: Site, client: httpx.AsyncClient, revision: str | None
+    site: Site,
+    client: httpx.AsyncClient,
+    revision: str | None,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(health, "SHARED_SECONDS", 0.0)
     engine = site.database.writer
 
     async def become(command: str) -> None:
@@ -138,11 +147,41 @@ async def test_not_ready_while_migrations_are_behind(
 
 
 async def test_not_ready_while_draining(site: Site, client: httpx.AsyncClient) -> None:
-    health = site.app.extensions["health"]
-    health.serving = False
+    state = site.app.extensions["health"]
+    state.serving = False
     try:
         status, body, _ = await told(client, "/health/ready")
         assert (status, body["reasons"]) == (503, ["starting or draining"])
         assert (await client.get("/health/live")).status_code == 200
     finally:
-        health.serving = True
+        state.serving = True
+
+
+async def test_an_outcome_is_shared_for_a_second(
+    site: Site, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However many monitors ask, a dependency is asked once; and soon again."""
+    state, asked = site.app.extensions["health"], 0
+
+    async def ask() -> None:
+        nonlocal asked
+        asked += 1
+        await asyncio.sleep(0.05)
+
+    monkeypatch.setitem(state._checks, "database", ask)
+    state._known.clear()
+    await asyncio.gather(*(client.get("/health") for _ in range(20)))
+    assert asked == 1
+    await asyncio.sleep(health.SHARED_SECONDS)
+    await client.get("/health")
+    assert asked == 2
+    state._known.clear()
+
+
+def test_a_checkout_knows_its_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    known = health._git_revision()
+    assert known is None or re.fullmatch(r"[0-9a-f]{40}", known)
+    monkeypatch.setattr(health, "__file__", str(tmp_path / "service" / "health.py"))
+    assert health._git_revision() is None, "somebody else's, if any"
+    monkeypatch.setenv("PATH", "")
+    assert health._git_revision() is None

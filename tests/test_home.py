@@ -22,7 +22,7 @@ async def test_the_front_page_says_what_runs_here(
     assert "<script>" not in (await client.get("/", headers={"Host": "<script>"})).text
     (command,) = re.findall(r"curl -s '([^']+)'", answer.text)
     assert (await client.get(command)).json()["total"] == 0
-    public = settings_for(site.database_url, folder, public_url="HTTPS://books.example.org/v1/")
+    public = settings_for(site.another_url, folder, public_url="HTTPS://books.example.org/v1/")
     async with visiting(public) as below:
         answer = await below.get("/")
         assert answer.headers["Strict-Transport-Security"], "capitals are https, too"

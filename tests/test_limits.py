@@ -35,16 +35,18 @@ DEFAULTS = {
 
 
 @pytest.fixture(params=["memory", "redis"])
-def store(request: pytest.FixtureRequest) -> Iterator[str | None]:
-    """Where the limits are kept: REDIS_URL, or None."""
+def store(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Where the limits are kept."""
     if request.param == "memory":
-        yield None
+        yield "memory://"
         return
     url: str = request.getfixturevalue("redis_url")
     server: Any = redis.Redis.from_url(url)
     server.flushdb()
     yield url
-    assert all(server.pttl(key) > 0 for key in server.scan_iter()), "every key expires"
+    assert all(server.pttl(key) > 0 for key in server.scan_iter("octavo:limit:*")), (
+        "every key expires"
+    )
 
 
 @asynccontextmanager
@@ -52,7 +54,7 @@ async def limited(
     site: Site, folder: Path, prepare: Any = None, **changed: object
 ) -> AsyncIterator[httpx.AsyncClient]:
     """Serve with the limits that are the defaults of the settings."""
-    settings = settings_for(site.database_url, folder, **(DEFAULTS | changed))
+    settings = settings_for(site.another_url, folder, **(DEFAULTS | changed))
     async with visiting(settings, prepare) as client:
         yield client
 
@@ -64,9 +66,9 @@ async def statuses(client: httpx.AsyncClient, times: int, path: str, **words: An
 
 
 async def test_every_answer_tells_how_the_caller_stands(
-    site: Site, folder: Path, store: str | None
+    site: Site, folder: Path, store: str
 ) -> None:
-    async with limited(site, folder, redis_url=store) as client:
+    async with limited(site, folder, ratelimit_storage_url=store) as client:
         answer = await client.get("/api/books")
         assert answer.headers["RateLimit-Policy"] == (
             '"minute";q=10;w=60, "hour";q=100;w=3600, "day";q=1000;w=86400'
@@ -87,10 +89,8 @@ async def test_every_answer_tells_how_the_caller_stands(
             assert "Authorization" in answer.headers["Vary"]
 
 
-async def test_what_is_beyond_a_limit_is_refused(
-    site: Site, folder: Path, store: str | None
-) -> None:
-    async with limited(site, folder, redis_url=store) as client:
+async def test_what_is_beyond_a_limit_is_refused(site: Site, folder: Path, store: str) -> None:
+    async with limited(site, folder, ratelimit_storage_url=store) as client:
         plain = await client.get("/api/books", headers=SHOP)
         assert await statuses(client, 49, "/api/books", headers=SHOP) == [200] * 9 + [429] * 40
         answer = await client.get("/api/books", headers=SHOP | {"X-Request-ID": "mine"})
@@ -111,11 +111,9 @@ async def test_what_is_beyond_a_limit_is_refused(
         assert (await client.options("/api/books", headers=preflight)).status_code == 200
 
 
-async def test_waiting_as_long_as_told_succeeds(
-    site: Site, folder: Path, store: str | None
-) -> None:
+async def test_waiting_as_long_as_told_succeeds(site: Site, folder: Path, store: str) -> None:
     async with limited(
-        site, folder, redis_url=store, ratelimit_default="2 per 3 seconds"
+        site, folder, ratelimit_storage_url=store, ratelimit_default="2 per 3 seconds"
     ) as client:
         assert await statuses(client, 3, "/none") == [404, 404, 429]
         refused = await client.get("/none")
@@ -219,10 +217,10 @@ async def test_a_trusted_proxy_says_who_came(site: Site, folder: Path) -> None:
 
 
 async def test_how_one_stands_is_told_for_nothing(
-    site: Site, folder: Path, make: Factory, store: str | None
+    site: Site, folder: Path, make: Factory, store: str
 ) -> None:
     member = await make.member(tier="standard")
-    async with limited(site, folder, redis_url=store) as client:
+    async with limited(site, folder, ratelimit_storage_url=store) as client:
         await client.get("/api/books", headers=member.headers)
         for _ in range(60):
             answer = await client.get("/api/rate-limit", headers=member.headers)
@@ -247,7 +245,7 @@ async def test_how_one_stands_is_told_for_nothing(
 
 
 async def test_a_route_of_ones_own_says_its_limits_as_the_package_has_it(
-    site: Site, folder: Path, store: str | None
+    site: Site, folder: Path, store: str
 ) -> None:
     def prepare(app: Quart) -> None:
         @app.get("/one")
@@ -289,7 +287,7 @@ async def test_a_route_of_ones_own_says_its_limits_as_the_package_has_it(
 
         app.register_blueprint(rooms)
 
-    async with limited(site, folder, prepare, redis_url=store) as client:
+    async with limited(site, folder, prepare, ratelimit_storage_url=store) as client:
         for path, admitted, message in (
             ("/one", 2, "2 per 1 hour"),
             ("/several", 2, "2 per 1 hour"),
@@ -308,7 +306,7 @@ async def test_a_route_of_ones_own_says_its_limits_as_the_package_has_it(
 
 
 async def test_passwords_cannot_be_guessed(
-    site: Site, folder: Path, make: Factory, store: str | None
+    site: Site, folder: Path, make: Factory, store: str
 ) -> None:
     anna, bert = await make.member("andr\u00e9"), await make.member()
 
@@ -319,7 +317,7 @@ async def test_passwords_cannot_be_guessed(
         return await client.post("/api/auth/login", json=body, headers={"X-Forwarded-For": address})
 
     more = {"ratelimit_login": "100 per minute", "trusted_proxy_hops": 1}
-    async with limited(site, folder, redis_url=store, **more) as client:
+    async with limited(site, folder, ratelimit_storage_url=store, **more) as client:
         for _ in range(7):
             assert (await sign_in(client, anna.email, PASSWORD)).status_code == 200, "given back"
         # However the address is written, it is one account.
@@ -358,6 +356,9 @@ async def test_limits_can_be_off(site: Site, folder: Path) -> None:
     async with limited(site, folder, ratelimit_enabled=False) as client:
         assert await statuses(client, 60, "/none") == [404] * 60
         assert "RateLimit" not in (await client.get("/api/books")).headers
+        body = {"email": "anna@example.org", "password": "wrong"}
+        found = [(await client.post("/api/auth/login", json=body)).status_code for _ in range(7)]
+        assert found == [401] * 7
 
 
 async def test_production_without_limits_says_so_loudly(tmp_path: Path) -> None:

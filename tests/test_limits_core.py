@@ -73,6 +73,8 @@ class InRedis:
     def state(self) -> object:
         found = {}
         for key in self._redis.scan_iter():
+            if key.startswith(b"octavo:cache:"):
+                continue
             assert self._redis.pttl(key) > 0, "every key expires"
             found[key] = self._redis.get(key)
         return found

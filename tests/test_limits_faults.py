@@ -36,10 +36,12 @@ async def limited(
 ) -> AsyncIterator[tuple[httpx.AsyncClient, Ledger, Path]]:
     """Serve with that Redis as one of four workers: a client, the ledger, the folder of the log."""
     logs = folder / f"logs-{port}"
+    url = f"redis://127.0.0.1:{port}/0"
     settings = settings_for(
-        site.database_url,
+        site.another_url,
         folder,
-        redis_url=f"redis://127.0.0.1:{port}/0",
+        redis_url=site.app.extensions["settings"].redis_url or url,
+        ratelimit_storage_url=url,
         ratelimit_redis_seconds=0.05,
         total_workers=WORKERS,
         log_dir=logs,

@@ -42,7 +42,7 @@ def talkative(app: Quart) -> None:
 
 async def test_the_guides_file(site: Site, folder: Path, tmp_path: Path) -> None:
     log_dir = tmp_path / "deep" / "logs"
-    settings = settings_for(site.database_url, folder, log_dir=log_dir)
+    settings = settings_for(site.another_url, folder, log_dir=log_dir)
     async with visiting(settings, talkative) as client:
         await client.post("/say", content="hello", headers={"X-Request-ID": "request-7"})
     lines = (log_dir / "app.log").read_text(encoding="utf-8").splitlines()
@@ -60,7 +60,7 @@ async def test_the_guides_file(site: Site, folder: Path, tmp_path: Path) -> None
 async def test_what_a_client_sends_cannot_begin_a_line(
     site: Site, folder: Path, tmp_path: Path
 ) -> None:
-    settings = settings_for(site.database_url, folder, log_dir=tmp_path)
+    settings = settings_for(site.another_url, folder, log_dir=tmp_path)
     async with visiting(settings, talkative) as client:
         await client.post("/say", content="a\r\n2026-01-01 00:00:00,000 INFO: forged\x1b[31m\x9b")
     text = (tmp_path / "app.log").read_text(encoding="utf-8")
@@ -73,7 +73,7 @@ async def test_what_a_client_sends_cannot_begin_a_line(
 async def test_an_error_is_logged_with_its_traceback_and_request(
     site: Site, folder: Path, tmp_path: Path
 ) -> None:
-    settings = settings_for(site.database_url, folder, log_dir=tmp_path)
+    settings = settings_for(site.another_url, folder, log_dir=tmp_path)
     async with visiting(settings, talkative) as client:
         answer = await client.get("/fail")
     text = (tmp_path / "app.log").read_text(encoding="utf-8")
@@ -85,7 +85,7 @@ async def test_an_error_is_logged_with_its_traceback_and_request(
 async def test_json_lines_on_stderr(
     site: Site, folder: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    settings = settings_for(site.database_url, folder, log_json=True, log_dir=None)
+    settings = settings_for(site.another_url, folder, log_json=True, log_dir=None)
     async with visiting(settings, talkative) as client:
         await client.post("/say", content="hello", headers={"X-Request-ID": "request-8"})
     lines = [json.loads(line) for line in capfd.readouterr().err.splitlines()]
@@ -115,7 +115,7 @@ asyncio.run(main())
 async def test_a_folder_that_cannot_be_written_is_named(site: Site, folder: Path) -> None:
     blocked = folder / "a-file"
     blocked.write_text("")
-    settings = settings_for(site.database_url, folder, log_dir=blocked / "logs")
+    settings = settings_for(site.another_url, folder, log_dir=blocked / "logs")
     with pytest.raises(
         ConfigurationError, match=r"LOG_DIR .* cannot be written .* none for no file"
     ):
@@ -123,7 +123,7 @@ async def test_a_folder_that_cannot_be_written_is_named(site: Site, folder: Path
 
 
 async def test_no_secret_is_logged(site: Site, folder: Path, tmp_path: Path) -> None:
-    settings = settings_for(site.database_url, folder, log_dir=tmp_path, log_level="DEBUG")
+    settings = settings_for(site.another_url, folder, log_dir=tmp_path, log_level="DEBUG")
     account = {"username": "Anna", "email": "anna@example.org", "password": PASSWORD}
     secrets: list[str] = [PASSWORD, settings.secret_key.get_secret_value()]
     async with visiting(settings, talkative) as client:
@@ -158,7 +158,7 @@ async def test_logging_does_not_wait_for_its_file(
             waited.append(release.wait(20))
 
     monkeypatch.setattr(logs, "handlers", lambda settings: [Slow()])
-    async with visiting(settings_for(site.database_url, folder), talkative) as client:
+    async with visiting(settings_for(site.another_url, folder), talkative) as client:
         for _ in range(3):
             assert (await client.post("/say", content="x")).status_code == 200
         assert waited == [], "the first record is still being written"
@@ -179,3 +179,45 @@ async def test_the_log_of_a_site_begins_with_its_start(
     settings: Any = site.app.extensions["settings"]
     first = (settings.log_dir / "app.log").read_text(encoding="utf-8").splitlines()[0]
     assert "Application startup" in first
+
+
+async def test_each_request_has_a_line(
+    site: Site, folder: Path, tmp_path: Path, make: Factory
+) -> None:
+    owner = await make.member()
+    book = await make.book(owner)
+    changed = {"log_dir": tmp_path, "ratelimit_login": "1 per hour"}
+    async with visiting(settings_for(site.another_url, folder, **changed)) as client:
+        for _ in range(2):
+            await client.get(f"/api/books/{book.id}", headers={"X-Request-ID": "one"})
+        await client.patch(f"/api/books/{book.id}", json={"price": 1}, headers=owner.headers)
+        await client.get("/nowhere")
+        for _ in range(2):
+            await client.post("/api/auth/login", json={"email": "a@example.org", "password": "x"})
+    lines = [
+        re.sub(r"\d+\.\d ms", "... ms", line.partition("INFO: ")[2].partition(" [in ")[0])
+        for line in (tmp_path / "app.log").read_text(encoding="utf-8").splitlines()
+    ]
+    item = "/api/books/<id:book_id>"
+    assert [line for line in lines if " ms " in line] == [
+        f"GET {item} 200 ... ms user=- cache=miss limit=admitted",
+        f"GET {item} 200 ... ms user=- cache=hit limit=admitted",
+        f"PATCH {item} 200 ... ms user={owner.id} cache=- limit=admitted",
+        "GET unknown 404 ... ms user=- cache=- limit=admitted",
+        "POST /api/auth/login 401 ... ms user=- cache=- limit=admitted",
+        "POST /api/auth/login 429 ... ms user=- cache=- limit=refused",
+    ]
+
+
+async def test_of_what_went_well_there_is_a_sample(
+    site: Site, folder: Path, tmp_path: Path
+) -> None:
+    changed = {"log_dir": tmp_path, "access_log_sample": 0.2}
+    async with visiting(settings_for(site.another_url, folder, **changed)) as client:
+        for _ in range(200):
+            await client.get("/health/live")
+        for _ in range(5):
+            await client.get("/api/books/9")
+    text = (tmp_path / "app.log").read_text(encoding="utf-8")
+    assert 10 < text.count("GET /health/live 200") < 90
+    assert text.count("GET /api/books/<id:book_id> 404") == 5

@@ -56,6 +56,7 @@ MATRIX = {
     ("GET", "/health"): open_to_all(),
     ("GET", "/health/live"): open_to_all(),
     ("GET", "/health/ready"): open_to_all(),
+    ("GET", "/metrics"): open_to_all(),
     ("GET", "/api/rate-limit"): open_to_all(),
     ("POST", "/api/auth/register"): open_to_all(201, ACCOUNT),
     ("POST", "/api/auth/login"): open_to_all(
@@ -73,6 +74,7 @@ MATRIX = {
     ("PUT", "/api/books/<id:book_id>"): owned(200, BOOK),
     ("PATCH", "/api/books/<id:book_id>"): owned(200, {"price": 3}),
     ("DELETE", "/api/books/<id:book_id>"): owned(204),
+    ("POST", "/admin/clear-cache"): administered(200),
     ("GET", "/admin/users"): administered(200),
     ("PATCH", "/admin/users/<id:user_id>"): administered(200, {"tier": "standard"}),
     ("DELETE", "/admin/users/<id:user_id>"): administered(204),

@@ -61,9 +61,15 @@ async def test_the_database_refuses_books_that_cannot_be(
 async def test_the_database_refuses_users_that_cannot_be(
     site: Site, change: dict[str, Any], name: str
 ) -> None:
-    await site.database.write(lambda db: db.execute(insert(User).values(**USER)))
+    async def add(values: dict[str, Any]) -> None:
+        async def work(db: Any) -> None:
+            db.add(User(**values))
+
+        await site.database.write(work)
+
+    await add(USER)
     with pytest.raises(IntegrityError) as caught:
-        await site.database.write(lambda db: db.execute(insert(User).values(**USER | change)))
+        await add(USER | change)
     assert violated(caught.value) == name
 
 
@@ -198,12 +204,12 @@ async def test_no_list_scans_the_table(site: Site, make: Factory) -> None:
     try:
         async with site.database.session() as db:
             for sort in SORTS:
-                await list_books(db, BookFilters(), sort, Page(1, 20))
-                _, more = await list_books_after(db, BookFilters(), sort, None, 20)
-                assert more is not None
+                await list_books(BookFilters(), sort, Page(1, 20)).read_all(db)
+                found = await list_books_after(BookFilters(), sort, None, 20).read_all(db)
+                assert found[2] is not None
             for chosen in FILTERS:
-                await list_books(db, BookFilters(**chosen), "-created_at", Page(1, 20))
-                await list_books_after(db, BookFilters(**chosen), "id", (0, 0), 20)
+                await list_books(BookFilters(**chosen), "-created_at", Page(1, 20)).read_all(db)
+                await list_books_after(BookFilters(**chosen), "id", (0, 0), 20).read_all(db)
     finally:
         event.remove(engine, "before_cursor_execute", explain)
     assert len(plans) == 2 * (len(SORTS) + len(FILTERS))

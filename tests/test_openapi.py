@@ -193,7 +193,7 @@ async def test_what_is_not_in_it_is_found(site: Site, folder: Path) -> None:
 
         app.asgi_app = Watched(app)  # type: ignore[method-assign]
 
-    async with visiting(settings_for(site.database_url, folder), lying) as client:
+    async with visiting(settings_for(site.another_url, folder), lying) as client:
         for path in ("/api/books", *map("/api/books/{}".format, (7, 8, 9)), "/api/hidden"):
             await client.get(path)
         await client.get("/nowhere")
@@ -227,7 +227,7 @@ async def test_what_browsers_may_not_do_is_said_on_every_answer(site: Site, fold
         for name in ("Content-Security-Policy", "Cache-Control", "Vary", "ETag"):
             assert kept.headers[name] == page.headers[name]
     public = "https://books.example.org/v1"
-    url = site.database_url
+    url = site.another_url
     async with visiting(settings_for(url, folder, public_url=public)) as client:
         answer = await client.get("/nowhere")
         assert answer.headers["Strict-Transport-Security"] == "max-age=31536000"

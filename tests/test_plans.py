@@ -36,11 +36,11 @@ async def test_every_list_answers_from_an_index(
         async with database.session() as db:
             filters = await every_filter(db)
         found = [plan async for plan in plans(database, filters)]
-    assert len(found) >= len(filters) * len(SORT_NAMES) * 2
+    assert len(found) >= len(filters) * len(SORT_NAMES) * 4
     assert not [plan for plan in found if plan.reads_everything]
     # Rows that are counted are counted in the index alone.
     for plan in found:
-        if plan.page == "first" and plan.filter.startswith(("year_", "price_")):
+        if plan.page.startswith("first") and plan.filter.startswith(("year_", "price_")):
             assert [node for node in plan.nodes if node.startswith("Index Only Scan")], plan
     # Bound and sorted by one column: one index does both, and none is walked in vain.
     for plan in found:

@@ -18,12 +18,14 @@ from tests.conftest import Site
 ROOT = Path(service.__file__).parent
 # From the ground up: a file imports from those before it, never from those behind.
 STOREYS = (
-    "__init__", "config_values", "config_limits", "config", "logs", "column_types", "models",
-    "validation", "db_errors", "migrations", "errors", "front", "web", "openapi", "db", "security",
-    "guard", "pagination", "cors", "limits", "health", "home", "books", "users", "auth", "admin",
-    "importer", "seed", "plausible", "app", "server", "cli", "__main__",
+    "__init__", "config_values", "config_cache", "config_limits", "config_serve", "config",
+    "logs", "column_types", "models",
+    "validation", "db_errors", "engines", "migrations", "errors", "patience", "cache", "front",
+    "lag", "web", "openapi", "db", "security", "guard", "pagination", "listing", "cors",
+    "limits", "access_log", "metrics", "health", "home", "books", "users", "auth",
+    "admin", "importer", "seed", "plausible", "app", "server", "cli", "__main__",
 )  # fmt: skip
-WITHOUT_BODY = {"/api/auth/logout"}
+WITHOUT_BODY = {"/api/auth/logout", "/admin/clear-cache"}
 
 
 def imports(path: Path) -> set[str]:
@@ -92,7 +94,7 @@ async def test_every_route_has_a_limit_or_is_exempt(site: Site) -> None:
         claims = limiter.claims(rule.endpoint, plan, caller)  # only names that the settings know
         assert all(claim.policies for claim in claims)
     assert {rule for rule in free if not rule.startswith("/docs/")} == {
-        "/", "/docs", "/openapi.json", "/health", "/health/live", "/health/ready",
+        "/", "/docs", "/openapi.json", "/health", "/health/live", "/health/ready", "/metrics",
         "/api/rate-limit",
     }  # fmt: skip
     assert own == {

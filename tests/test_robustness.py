@@ -220,7 +220,7 @@ async def test_a_slow_body_is_cut_however_steadily_it_trickles(
         assert app.config["BODY_TIMEOUT"] == 10
         app.config["BODY_TIMEOUT"] = 1
 
-    async with serving(settings_for(site.database_url, folder), hasty) as slow:
+    async with serving(settings_for(site.another_url, folder), hasty) as slow:
         reader, writer = await asyncio.open_connection("127.0.0.1", slow.port)
         writer.write(post("/api/books", b"{", member, length=1_000))
         trickling = asyncio.ensure_future(trickle(writer, b" ", 0.1))
@@ -271,7 +271,7 @@ async def test_a_value_that_slips_through_to_the_database_is_400(
 
             return await write(work)
 
-    settings = settings_for(site.database_url, folder, log_dir=tmp_path)
+    settings = settings_for(site.another_url, folder, log_dir=tmp_path)
     async with visiting(settings, careless) as client:
         for what in ("long", "year", "huge"):
             answer = await client.get(f"/api/careless/{what}")

@@ -157,7 +157,7 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
     site: Site, make: Factory, folder: Path
 ) -> None:
     member = await make.member()
-    url = site.database_url
+    url = site.another_url
 
     def hasty(app: Quart) -> None:
         app.config["BODY_TIMEOUT"] = 0.3
@@ -332,7 +332,7 @@ async def test_links_come_from_public_url_and_never_from_the_host(
     site: Site, make: Factory, folder: Path
 ) -> None:
     member = await make.member()
-    url = site.database_url
+    url = site.another_url
     public = "https://books.example.org/octavo"
     async with (
         serving(settings_for(url, folder, public_url=public + "/")) as behind,

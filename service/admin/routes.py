@@ -4,13 +4,16 @@ from quart import Response
 from quart_schema import validate_querystring, validate_request
 
 from service.admin import admin_bp, service
-from service.admin.schemas import RightsUpdate
+from service.admin.schemas import Message, RightsUpdate
+from service.cache import FAILURES
+from service.cache import of_app as cache
 from service.db import session, write
+from service.errors import ServiceUnavailableError
 from service.guard import CurrentUser, admin_required
 from service.openapi.answers import answers, fails
 from service.pagination import PageQuery
 from service.users.schemas import UserOut, UserPage
-from service.web import link_header, no_content, respond, to_bytes
+from service.web import link_header, no_content, respond, to_bytes, with_items
 
 
 @admin_bp.get("/users")
@@ -22,8 +25,24 @@ async def list_users(query_args: PageQuery, current_user: CurrentUser) -> Respon
     page = query_args.to_page()
     async with session() as db:
         found, total = await service.list_users(db, page)
-    envelope = page.envelope([UserOut.model_validate(user) for user in found], total)
-    return respond(to_bytes(envelope), headers=link_header(envelope["links"]))
+    envelope = page.envelope(total)
+    bodies = [to_bytes(UserOut.model_validate(user)) for user in found]
+    return respond(with_items(bodies, envelope), headers=link_header(envelope["links"]))
+
+
+@admin_bp.post("/clear-cache")
+@answers(200, Message)
+@admin_required
+async def clear_cache(current_user: CurrentUser) -> Response:
+    """Clear the cache of every worker, and nothing else: for whoever wants to see it work.
+
+    Nothing in it is ever stale: no write needs this.
+    """
+    try:
+        await cache().clear()
+    except FAILURES:
+        raise ServiceUnavailableError("The cache cannot be reached") from None
+    return respond(to_bytes(Message(message="Cache cleared")))
 
 
 @admin_bp.patch("/users/<id:user_id>")

@@ -1,9 +1,15 @@
 """Administration, on the wire."""
 
-from pydantic import ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field
 
 from service.users.schemas import Tier
 from service.validation import Schema
+
+
+class Message(BaseModel):
+    """What was done, in a sentence."""
+
+    message: str
 
 
 class RightsUpdate(Schema):

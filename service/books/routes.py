@@ -14,21 +14,31 @@ from service.books.schemas import (
     BookQuery,
     BookUpdate,
 )
-from service.db import session, write
+from service.cache import of_app as cache
+from service.db import write
 from service.errors import InvalidInputError
 from service.guard import CurrentUser, token_required
 from service.limits import named
 from service.openapi.answers import answers, fails
 from service.pagination import MAX_SIZE, Cursors
 from service.validation import ID, INT64
-from service.web import absolute, link_header, no_content, respond, respond_public, to_bytes
+from service.web import (
+    absolute,
+    cache_status,
+    link_header,
+    no_content,
+    respond,
+    respond_public,
+    to_bytes,
+    with_items,
+)
 
 BOOK = {"book_id": "$response.body#/id"}
 FOLLOW_UPS = {"get_book": BOOK, "update_book": BOOK, "delete_book": BOOK}
 
 
 @books_bp.get("")
-@answers(200, BookLists, "ETag", "Link")
+@answers(200, BookLists, "ETag", "Link", "Cache-Status")
 @rate_limit(limits=named("books.list"))
 @validate_querystring(BookQuery)
 async def list_books(query_args: BookQuery) -> Response:
@@ -36,29 +46,27 @@ async def list_books(query_args: BookQuery) -> Response:
     if query_args.by_cursor:
         return await _list_by_cursor(query_args)
     page = query_args.to_page()
-    async with session() as db:
-        books, total = await service.list_books(
-            db, query_args, query_args.sort or "-created_at", page
-        )
-    envelope = page.envelope([BookOut.model_validate(book) for book in books], total)
-    return respond_public(to_bytes(envelope), headers=link_header(envelope["links"]))
+    listing = service.list_books(query_args, query_args.sort or "-created_at", page)
+    rows = await cache().lists.read(listing, past=query_args.nocache)
+    envelope = page.envelope(rows.total)
+    return respond_public(
+        with_items(rows.bodies, envelope),
+        headers=link_header(envelope["links"]),
+        cached=rows.status,
+    )
 
 
 async def _list_by_cursor(query: BookQuery) -> Response:
     sort = query.sort or "id"
     purpose = [sort, query.conditions()]
     limit = min(query.limit, MAX_SIZE)
-    async with session() as db:
-        books, more = await service.list_books_after(
-            db, query, sort, _start(query.cursor, sort, purpose), limit
-        )
-    answer: dict[str, Any] = {
-        "items": [BookOut.model_validate(book) for book in books],
-        "has_more": more is not None,
-    }
-    if more is not None:
-        answer["next_cursor"] = more[1] if sort == "id" else Cursors.of_app().write(purpose, *more)
-    return respond_public(to_bytes(answer))
+    listing = service.list_books_after(query, sort, _start(query.cursor, sort, purpose), limit)
+    rows = await cache().lists.read(listing, past=query.nocache)
+    others: dict[str, Any] = {"has_more": rows.more is not None}
+    if rows.more is not None:
+        key, last = rows.more
+        others["next_cursor"] = last if sort == "id" else Cursors.of_app().write(purpose, key, last)
+    return respond_public(with_items(rows.bodies, others), cached=rows.status)
 
 
 def _start(cursor: str | None, sort: str, purpose: list[Any]) -> tuple[Any, int] | None:
@@ -74,13 +82,14 @@ def _start(cursor: str | None, sort: str, purpose: list[Any]) -> tuple[Any, int]
 
 
 @books_bp.get("/<id:book_id>")
-@answers(200, BookOut, "ETag")
+@answers(200, BookOut, "ETag", "Cache-Status")
 @rate_limit(limits=named("books.item"))
 async def get_book(book_id: int) -> Response:
     """Give one book."""
-    async with session() as db:
-        book = await service.get_book(db, book_id)
-    return respond_public(to_bytes(BookOut.model_validate(book)))
+    entry, status = await cache().items.read(service.BOOKS, book_id)
+    if not entry.body:
+        raise service.not_found(book_id, cache_status(status))
+    return respond_public(entry.body, cached=status)
 
 
 @books_bp.post("")

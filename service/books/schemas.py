@@ -24,8 +24,8 @@ from service.models import words
 from service.pagination import (
     DEFAULT_SIZE,
     MAX_SIZE,
+    CachedPageQuery,
     Links,
-    PageQuery,
     Pagination,
     unsaid_default,
 )
@@ -34,7 +34,6 @@ from service.validation import (
     Int64,
     QueryCount,
     QueryDecimal,
-    QueryFlag,
     QueryInteger,
     Schema,
     not_blank,
@@ -217,7 +216,7 @@ class BookFilters(Schema):
         }
 
 
-class BookQuery(BookFilters, PageQuery):
+class BookQuery(BookFilters, CachedPageQuery):
     """A list of books: page mode, or cursor mode if `cursor` or `limit` is there."""
 
     too_deep = "Beyond 100000 rows use cursor mode: limit instead of page and per_page."
@@ -232,9 +231,6 @@ class BookQuery(BookFilters, PageQuery):
         f"it is {MAX_SIZE}",
         examples=[DEFAULT_SIZE],
         json_schema_extra=unsaid_default,
-    )
-    nocache: QueryFlag = Field(
-        False, description="read past the cache", json_schema_extra={"default": 0}
     )
 
     @property

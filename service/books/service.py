@@ -1,9 +1,10 @@
 """The rules of books, and their SQL."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
+from functools import partial
 from typing import Any
 
 from sqlalchemy import (
@@ -23,13 +24,22 @@ from sqlalchemy.dialects.postgresql import TSQUERY
 from sqlalchemy.ext.asyncio import AsyncSession
 from stdnum import isbn as isbn_numbers
 
-from service.books.schemas import MAX_PRICE, MAX_YEAR, BookCreate, BookFilters, BookUpdate
+from service.books.schemas import (
+    MAX_PRICE,
+    MAX_YEAR,
+    BookCreate,
+    BookFilters,
+    BookOut,
+    BookUpdate,
+)
+from service.cache import Entry, Kind, Listing, shape_of
 from service.errors import (
     ForbiddenError,
     InvalidInputError,
     ResourceNotFoundError,
 )
 from service.guard import CurrentUser, confirm
+from service.listing import list_after, list_page
 from service.models import (
     PRICE_ASC,
     PRICE_DESC,
@@ -40,7 +50,7 @@ from service.models import (
     fold,
     words,
 )
-from service.pagination import Order, Page, fetch_page
+from service.pagination import Order, Page
 
 CENT = Decimal("0.01")
 
@@ -75,35 +85,32 @@ def key_of(sort: str, spelled: str) -> Any:
     return SORTS[sort.removeprefix("-")].read(spelled)
 
 
-async def list_books(
-    db: AsyncSession, filters: BookFilters, sort: str, page: Page
-) -> tuple[list[Book], int]:
-    """Give a page of books and how many there are in all, both of one snapshot."""
-    return await fetch_page(
-        db, Book, _matching(db, filters, sort), order_of(sort), page, _kept_count(filters)
-    )
+def list_books(filters: BookFilters, sort: str, page: Page) -> Listing:
+    """List a page of books."""
+    order, where = order_of(sort), partial(_matching, filters, sort)
+    named = filters.conditions()
+    return list_page(BOOKS, Book, named, where, (sort, order), page, partial(_kept_count, filters))
 
 
-async def list_books_after(
-    db: AsyncSession, filters: BookFilters, sort: str, after: tuple[Any, int] | None, limit: int
-) -> tuple[list[Book], tuple[str, int] | None]:
-    """Give `limit` books behind a key and id, and where to go on if there are more."""
-    order = order_of(sort)
-    query = select(Book, order.key).where(*_matching(db, filters, sort))
-    rows = (await db.execute(order.apply(query, after).limit(limit + 1))).all()
-    if len(rows) <= limit:
-        return [row[0] for row in rows], None
-    last, key = rows[limit - 1]
-    spelled = key.isoformat() if isinstance(key, datetime) else str(key)
-    return [row[0] for row in rows[:limit]], (spelled, last.id)
+def list_books_after(
+    filters: BookFilters, sort: str, after: tuple[Any, int] | None, limit: int
+) -> Listing:
+    """List `limit` books behind a key and id."""
+    order, where = order_of(sort), partial(_matching, filters, sort)
+    return list_after(BOOKS, Book, filters.conditions(), where, (sort, order), after, limit)
 
 
-async def get_book(db: AsyncSession, book_id: int) -> Book:
-    """Give a book. Raises ResourceNotFoundError."""
-    book = await db.get(Book, book_id)
-    if book is None:
-        raise _not_found(book_id)
-    return book
+def _bytes(book: Book) -> bytes:
+    return BookOut.model_validate(book).model_dump_json().encode()
+
+
+async def load_books(db: AsyncSession, ids: Sequence[int]) -> dict[int, Entry]:
+    """Give the entries of those books that there are."""
+    books = await db.scalars(select(Book).where(Book.id.in_(ids)))
+    return {book.id: Entry(b"%d" % book.version, _bytes(book)) for book in books}
+
+
+BOOKS = Kind("book", shape_of(BookOut), load_books, _bytes)
 
 
 def book_values(owner_id: int | None, data: BookCreate) -> dict[str, Any]:
@@ -155,14 +162,15 @@ async def _owned_book(db: AsyncSession, book_id: int, user: CurrentUser) -> Book
     user = await confirm(db, user)
     book = await db.get(Book, book_id, with_for_update=True)
     if book is None:
-        raise _not_found(book_id)
+        raise not_found(book_id)
     if book.user_id != user.id and not user.is_admin:
         raise ForbiddenError("Only the owner of a book or an administrator may change it")
     return book
 
 
-def _not_found(book_id: int) -> ResourceNotFoundError:
-    return ResourceNotFoundError(f"Book with id {book_id} not found")
+def not_found(book_id: int, headers: Mapping[str, str] | None = None) -> ResourceNotFoundError:
+    """Give the error of a book that is not there."""
+    return ResourceNotFoundError(f"Book with id {book_id} not found", headers=headers)
 
 
 def _kept_count(filters: BookFilters) -> Select[int] | None:
@@ -173,7 +181,7 @@ def _kept_count(filters: BookFilters) -> Select[int] | None:
     return kept if filters.genre is None else kept.where(BookCount.genre == filters.genre)
 
 
-def _matching(db: AsyncSession, filters: BookFilters, sort: str) -> list[ColumnElement[bool]]:
+def _matching(filters: BookFilters, sort: str, db: AsyncSession) -> list[ColumnElement[bool]]:
     """Put filters into SQL."""
     found: list[ColumnElement[bool]] = []
     if filters.genre is not None:

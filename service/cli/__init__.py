@@ -13,6 +13,7 @@ import click
 from alembic.util import CommandError
 
 from service import __version__
+from service.cli.cache import cache
 from service.cli.database import create_admin, init_db, migrate
 from service.cli.document import openapi
 from service.cli.fill import import_books, seed_db
@@ -35,7 +36,7 @@ def cli() -> None:
     """
 
 
-for command in (serve, migrate, init_db, seed_db, import_books, create_admin, openapi):
+for command in (serve, migrate, init_db, seed_db, import_books, create_admin, cache, openapi):
     cli.add_command(command)
 
 

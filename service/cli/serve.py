@@ -1,69 +1,120 @@
-"""octavo serve: one process of Hypercorn on uvloop."""
+"""octavo serve: workers on one socket, and who watches over them."""
 
 import asyncio
-import signal
+import logging
+import os
+import socket
+import sys
+import tempfile
+from functools import partial
 
 import click
-import uvloop
-from hypercorn.asyncio import serve as hypercorn_serve
 from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError
-from quart import Quart
 
-from service import __version__, migrations
+from service import __version__, logs, metrics, migrations
 from service.app import create_app
 from service.cli.fill import fill_with_shipped_books
 from service.config import Settings, load_from_environment
-from service.server import configured
-
-GRACE_SECONDS = 30  # that requests in flight get to end
+from service.server import Supervisor, configured
+from service.server import serve as serve_here
+from service.server.channel import Channel, ChannelHandler
 
 
 @click.command()
 @click.option(
-    "--bind", default="127.0.0.1:8000", show_default=True, help="Address and port to listen on."
+    "--bind",
+    "binds",
+    multiple=True,
+    default=["127.0.0.1:8000"],
+    show_default=True,
+    help="Address and port to listen on, or unix:PATH; may be repeated.",
 )
+@click.option("--workers", type=click.IntRange(0, 256), help="Processes (WORKERS).")
 @click.option("--prepare", is_flag=True, help="First do what migrate and seed-db do.")
-def serve(bind: str, prepare: bool) -> None:
-    """Serve the catalogue over HTTP until Ctrl-C or SIGTERM."""
+def serve(binds: tuple[str, ...], workers: int | None, prepare: bool) -> None:
+    """Serve the catalogue over HTTP until Ctrl-C or SIGTERM.
+
+    SIGHUP replaces every worker by a new one, without losing a request.
+    """
     settings = load_from_environment()
-    app = create_app(settings)
-    if not bind:
-        raise click.BadParameter("write address:port, as 127.0.0.1:8000", param_hint="--bind")
-    wanted = Config()
-    wanted.bind = [bind]
-    try:
-        sockets = wanted.create_sockets().insecure_sockets
-    except (OSError, ValueError, OverflowError) as error:
-        raise click.ClickException(f"Cannot listen on {bind}: {error}") from None
-    config = configured(app, sockets, GRACE_SECONDS)
+    if workers is not None:
+        settings = settings.model_copy(update={"workers": workers}).check()
+    if channel := Channel.inherited():
+        if not channel.wait():
+            return None
+        return _serve_here(settings, _sockets(settings, binds), channel)
+    create_app(settings)  # what is wrong with it is said once, and here
+    sockets = _sockets(settings, binds)
     if prepare:
         migrations.upgrade(settings.database)
         fill_with_shipped_books()
-    _say_where(settings, bind)
-    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+    _say_where(settings, binds[0])
+    if settings.workers == 0:
+        return _serve_here(settings, sockets, None)
+    sys.exit(_watch(settings, sockets))
+
+
+def _sockets(settings: Settings, binds: tuple[str, ...]) -> list[socket.socket]:
+    found = []
+    for bind in binds:
+        if not bind:
+            raise click.BadParameter("write address:port, as 127.0.0.1:8000", param_hint="--bind")
+        wanted = Config()
+        wanted.bind = [bind]
         try:
-            runner.run(_serve(app, config))
-        except LifespanFailureError as error:
-            raise click.ClickException(f"Could not start: {error}") from None
+            (sock,) = wanted.create_sockets().insecure_sockets
+            sock.listen(settings.backlog)
+        except (OSError, ValueError, OverflowError) as error:
+            raise click.ClickException(f"Cannot listen on {bind}: {error}") from None
+        found.append(sock)
+    return found
 
 
-async def _serve(app: Quart, config: Config) -> None:
-    stop = asyncio.Event()
+def _serve_here(settings: Settings, sockets: list[socket.socket], channel: Channel | None) -> None:
+    if channel is not None:
+        metrics.share(channel.number)
+    app = create_app(settings)
+    if channel is not None:
+        app.extensions["log_handlers"] = [ChannelHandler(channel)]
+    try:
+        serve_here(app, configured(app, sockets, settings), settings, channel)
+    except LifespanFailureError as error:
+        raise click.ClickException(f"Could not start: {error}") from None
 
-    def drain() -> None:
-        app.extensions["health"].serving = False  # /health/ready says 503 from here on
-        stop.set()
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, drain)
-    await hypercorn_serve(app, config, shutdown_trigger=stop.wait)
+def _watch(settings: Settings, sockets: list[socket.socket]) -> int:
+    processes = max(settings.total_workers, settings.workers)
+    binds = [word for sock in sockets for word in ("--bind", f"fd://{sock.fileno()}")]
+    logger = logging.Logger("supervisor", settings.log_level)
+    with (
+        tempfile.TemporaryDirectory(prefix="octavo-metrics-") as folder,
+        logs.written(logger, logs.handlers(settings)),
+    ):
+        supervisor = Supervisor(
+            [sys.executable, "-m", "service", "serve", "--workers", "0", *binds],
+            sockets,
+            logger,
+            count=settings.workers,
+            # In memory, two would each have a cache and limits of their own.
+            overlap=settings.redis_url is not None,
+            patience=settings.drain_seconds + settings.grace_seconds,
+            environment={
+                **os.environ,
+                "TOTAL_WORKERS": str(processes),
+                metrics.FOLDER: folder,
+            },
+            forget=partial(metrics.forget, folder),
+        )
+        return asyncio.run(supervisor.run())
 
 
 def _say_where(settings: Settings, bind: str) -> None:
-    base = settings.public_url or f"http://{bind}"
+    path = f"--unix-socket {bind.removeprefix('unix:')} " if bind.startswith("unix:") else ""
+    scheme = "http" if settings.tls_certfile is None else "https"
+    base = settings.public_url or f"{scheme}://{'localhost' if path else bind}"
     database = settings.database.render_as_string(hide_password=True)
     click.echo(f"Octavo {__version__} ({settings.env}), {database}")
     click.echo(f"  API     {base}/api/books")
     click.echo(f"  Health  {base}/health")
-    click.echo(f"  Try     curl -s '{base}/api/books?per_page=1'")
+    click.echo(f"  Try     curl -s {path}'{base}/api/books?per_page=1'")

@@ -22,15 +22,18 @@ from service.limits.routes import limits_bp
 from service.limits.shared import Shared
 from service.limits.table import FAILURES, Table, named
 
-__all__ = ["FAILURES", "init_app", "named", "of_app"]
+MEMORY = "memory://"
+
+__all__ = ["FAILURES", "Limiter", "init_app", "named", "of_app"]
 
 
 def init_app(app: Quart, settings: Settings) -> None:
     """Put the gate before the application."""
     redis = shared = None
-    if settings.redis_url is not None:
+    url = settings.ratelimit_storage_url or settings.redis_url
+    if url is not None and url != MEMORY:
         # One connection that broke while it was idle is no outage.
-        redis = Redis.from_url(settings.redis_url, retry=Retry(NoBackoff(), 1))
+        redis = Redis.from_url(url, retry=Retry(NoBackoff(), 1))
         shared = Shared(redis, settings.ratelimit_redis_seconds)
     ledger = Ledger(shared, settings.total_workers, app.logger)
     callers = Callers(settings.trusted_proxy_hops, app.extensions["tokens"])

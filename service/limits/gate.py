@@ -9,6 +9,7 @@ from werkzeug.exceptions import HTTPException
 
 from service.cors import Origins
 from service.errors import RateLimitedError, ResourceNotFoundError
+from service.front import ROUTE
 from service.limits.limiter import UNKNOWN, Limiter
 from service.limits.wording import headers
 from service.web import LIMITED_VARY, STANDINGS
@@ -31,16 +32,16 @@ class Gate:
         if scope["type"] != "http":
             return await self._inner(scope, receive, send)
         is_known = is_path(scope.get("raw_path") or scope["path"].encode())
+        endpoint = self._endpoint(scope) if is_known else None
         if self._enabled and scope["method"] != "OPTIONS":
-            await self._decide(scope, is_known)
+            await self._decide(scope, endpoint)
             send = partial(self._send, scope, send)
         if not is_known:
             raise ResourceNotFoundError
         return await self._inner(scope, receive, send)
 
-    async def _decide(self, scope: Any, is_known: bool) -> None:
+    async def _decide(self, scope: Any, endpoint: str | None) -> None:
         """Count a request, unless its limits are custom or it has none. Raises RateLimitedError."""
-        endpoint = self._endpoint(scope) if is_known else None
         plan = UNKNOWN if endpoint is None else self._limiter.plan(self._app, endpoint)
         if plan.custom or not (plan.names or plan.written):
             return
@@ -63,9 +64,11 @@ class Gate:
 
     def _endpoint(self, scope: Any) -> str | None:
         try:
-            endpoint: str = self._match(scope["path"], scope["method"])[0]
+            rule, _ = self._match(scope["path"], scope["method"], return_rule=True)
         except HTTPException:
             return None
+        scope[ROUTE] = rule.rule
+        endpoint: str = rule.endpoint
         return endpoint
 
 

@@ -46,10 +46,12 @@ class Limiter(RateLimiter):
         self.callers = callers
         self.table = table
         self.ledger = ledger
+        self.admitted = self.refused = 0  # requests
         self._plans: dict[str, Plan] = {}
 
     def init_app(self, app: Quart, enabled: bool = True) -> None:
         """Decide within requests what cannot be decided before them."""
+        self._enabled = enabled
         if enabled:
             app.before_request(self._decide_custom)
 
@@ -88,10 +90,14 @@ class Limiter(RateLimiter):
 
     async def decide(self, scope: Any, claims: list[Claim]) -> Decision:
         """Admit all claims of a request; its answer will tell. Raises RateLimitedError."""
+        if not self._enabled:
+            return Decision(True, 0, (), ())
         decision = await self.ledger.decide(claims)
         scope.setdefault(STANDINGS, []).extend(decision.standings)
         if not decision.admitted:
+            self.refused += 1
             raise refusal(decision)
+        self.admitted += 1
         return decision
 
     async def look(self, claims: list[Claim]) -> Decision:
@@ -100,7 +106,8 @@ class Limiter(RateLimiter):
 
     async def give_back(self, claim: Claim, decision: Decision) -> None:
         """Undo a claim that was decided alone."""
-        await self.ledger.give_back(claim.key, decision.stamps[0])
+        for stamp in decision.stamps:
+            await self.ledger.give_back(claim.key, stamp)
 
     def caller(self) -> Caller:
         """Give who asks in the current request."""

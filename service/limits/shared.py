@@ -5,7 +5,7 @@ What one tick of the loop asks, and whatever comes while an answer is on its way
 
 import asyncio
 import struct
-from collections.abc import Awaitable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from hashlib import sha1
 from importlib.resources import files
@@ -15,6 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import NoScriptError
 
 from service.limits.claims import Claim, Decision, Policy, Standing
+from service.patience import Patience
 
 ROOM = files("service.limits")
 LOG = (ROOM / "log.lua").read_text(encoding="utf-8")
@@ -22,10 +23,6 @@ DECIDE, GIVE_BACK = (
     LOG + (ROOM / name).read_text(encoding="utf-8") for name in ("decide.lua", "give_back.lua")
 )
 SHA = {script: sha1(script.encode()).hexdigest() for script in (DECIDE, GIVE_BACK)}  # noqa: S324
-# A deadline is counted in short sleeps: while the loop itself is late, an answer that has long been
-# there is not read either, and each sleep is a turn of the loop.
-SLEEP = 0.002
-
 AT_ONCE = 100  # decisions of one call: Redis does nothing else meanwhile
 
 Call = list[Claim] | tuple[str, int]  # what is to be decided, or given back
@@ -39,13 +36,14 @@ class Shared:
 
     def __init__(self, redis: Redis, deadline: float) -> None:
         self._redis = redis
-        self._sleeps = max(1, round(deadline / SLEEP))
+        self._deadline = deadline
         self._waiting: list[tuple[Call, asyncio.Future[Any]]] = []
         self._sending: asyncio.Task[None] | None = None
 
     async def connect(self) -> None:
         """Connect beforehand, so that the first request need not wait. Raises as `decide`."""
-        await self._in_time(self._load())
+        async with Patience(self._deadline):
+            await self._load()
 
     async def decide(self, claims: list[Claim]) -> Decision:
         """Admit all claims, or none. Raises RedisError, OSError or TimeoutError."""
@@ -66,7 +64,8 @@ class Shared:
         while self._waiting:
             batch, self._waiting = self._waiting, []
             try:
-                found = await self._in_time(self._ask([call for call, _ in batch]))
+                async with Patience(self._deadline):
+                    found = await self._ask([call for call, _ in batch])
             except Exception as error:
                 batch += self._waiting  # whoever queued behind has waited as well
                 self._waiting = []
@@ -98,24 +97,9 @@ class Shared:
             await self._load()
             return await self._redis.evalsha(SHA[script], len(keys), *keys, *told)
 
-    async def _in_time(self, work: Awaitable[list[Any]]) -> list[Any]:
-        """Wait for an answer until the deadline."""
-        task = asyncio.ensure_future(work)
-        for _ in range(self._sleeps):
-            await asyncio.wait({task}, timeout=SLEEP)
-            if task.done():
-                return task.result()
-        task.cancel()
-        task.add_done_callback(_forget)
-        raise TimeoutError
-
-    async def _load(self) -> list[Any]:
-        return [await self._redis.script_load(script) for script in SHA]
-
-
-def _forget(task: "asyncio.Future[Any]") -> None:
-    if not task.cancelled():
-        task.exception()
+    async def _load(self) -> None:
+        for script in SHA:
+            await self._redis.script_load(script)
 
 
 def arguments(

@@ -1,7 +1,6 @@
 """The document (OpenAPI 3.1). quart-schema reads the routes; this makes it complete.
 
-What quart-schema leaves out: errors, the headers of answers, conditional requests, references to
-models, the bounds of ids.
+What it adds: errors, headers of answers, conditional requests, references, bounds of ids.
 """
 
 import json
@@ -51,7 +50,7 @@ EXAMPLES: dict[int, tuple[APIError, tuple[str, ...]]] = {
     400: (InvalidInputError({"title": ["Missing data for required field."]}), ()),
     401: (UnauthorizedError("Token is missing"), ("WWW-Authenticate",)),
     403: (ForbiddenError(), ()),
-    404: (ResourceNotFoundError("Book with id 7 not found"), ()),
+    404: (ResourceNotFoundError("Book with id 7 not found"), ("Cache-Status",)),
     408: (as_api_error(RequestTimeout()), ()),
     409: (ConflictError(), ()),
     413: (as_api_error(RequestEntityTooLarge()), ()),
@@ -60,6 +59,7 @@ EXAMPLES: dict[int, tuple[APIError, tuple[str, ...]]] = {
     500: (InternalError(), ()),
     503: (ServiceUnavailableError(), ("Retry-After",)),
 }  # fmt: skip
+ABSENT = ("Link", "X-Total-Count")  # of a 304
 CONDITION = {
     "name": "If-None-Match",
     "in": "header",
@@ -86,10 +86,9 @@ class Document(OpenAPIProvider):
         }
         components["responses"] = {_name(status): self._error(status) for status in EXAMPLES}
         schema["paths"] = dict(sorted(schema["paths"].items()))
-        # A title is the wire's word for a model, where the code needs others beside it.
-        models = components["schemas"]
-        names = {name: model.get("title", name) for name, model in models.items()}
-        components["schemas"] = {names[name]: models[name] for name in sorted(models)}
+        models = components["schemas"]  # a title is the wire's word for a model
+        names = {name: models[name].get("title", name) for name in sorted(models)}
+        components["schemas"] = {title: models[name] for name, title in names.items()}
         refs = {f"{SCHEMAS}{name}": f"{SCHEMAS}{title}" for name, title in names.items()}
         finished: Json = _finished(schema, refs)
         return finished
@@ -119,7 +118,8 @@ class Document(OpenAPIProvider):
             responses[answer.status] = self._answer(told, said.get(answer.status, {}))
             if answer.status == 200 and "ETag" in answer.headers and "GET" in (rule.methods or ()):
                 operation["parameters"].append(CONDITION)
-                responses[304] = self._answer(Answer(304, ("ETag", *limited)), {})
+                kept = (name for name in told.headers if name not in ABSENT)
+                responses[304] = self._answer(Answer(304, (*kept,)), {})
         own = getattr(view, ERRORS, set()) | ({429} if limited else set())
         for status in self._errors(operation, rule, own):
             if status in responses:  # a health report, or else an error

@@ -2,6 +2,8 @@
 
 from typing import Any
 
+from service.web import CACHE_STATUS
+
 STRICT_TRANSPORT = "Strict-Transport-Security"  # only where PUBLIC_URL is https
 
 
@@ -36,6 +38,11 @@ HEADERS = {
     "ETag": _header("names this very answer, strongly", {"type": "string", "pattern": '^".+"$'}),
     "Location": _header("where the new resource is", {"type": "string", "format": "uri"}),
     "Link": _header("the links of the page (RFC 8288); in page mode", required=False),
+    "Cache-Status": _header(
+        "whether the cache answered (RFC 9211)",
+        {"enum": [f"Octavo; {value}" for value in CACHE_STATUS.values()]},
+        required=False,
+    ),
     "X-Total-Count": _count("how many there are on all pages"),
     "RateLimit-Policy": _header(
         'the limits of the caller here, as `"minute";q=10;w=60`: 10 within any 60 seconds',

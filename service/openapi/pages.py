@@ -50,6 +50,7 @@ TAGS = [
     Tag("admin", "For administrators"),
     Tag("limits", "How much one may ask"),
     Tag("health", "For monitors and load balancers"),
+    Tag("metrics", "For Prometheus"),
     Tag("openapi", "This document"),
     Tag("home", "The front page"),
 ]

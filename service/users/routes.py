@@ -4,12 +4,13 @@ from quart import Response
 from quart_schema import validate_querystring, validate_request
 
 from service.books import service as books
-from service.books.schemas import BookArray, BookFilters, BookOut
+from service.books.schemas import BookArray, BookFilters
+from service.cache import of_app as cache
 from service.db import session, write
 from service.errors import InvalidInputError
 from service.guard import CurrentUser, token_required
 from service.openapi.answers import answers
-from service.pagination import PageQuery
+from service.pagination import CachedPageQuery
 from service.security import passwords
 from service.users import service, users_bp
 from service.users.schemas import ProfileUpdate, PublicUser, UserOut
@@ -73,15 +74,16 @@ async def get_user(user_id: int) -> Response:
 
 
 @users_bp.get("/users/<id:user_id>/books")
-@answers(200, BookArray, "ETag", "Link", "X-Total-Count")
-@validate_querystring(PageQuery)
-async def list_user_books(user_id: int, query_args: PageQuery) -> Response:
+@answers(200, BookArray, "ETag", "Link", "X-Total-Count", "Cache-Status")
+@validate_querystring(CachedPageQuery)
+async def list_user_books(user_id: int, query_args: CachedPageQuery) -> Response:
     """List a user's books, newest first, as a bare array (guide)."""
     page = query_args.to_page()
-    async with session() as db:
-        owned, total = await books.list_books(db, BookFilters(user_id=user_id), "-created_at", page)
-    links = page.envelope([], total)["links"]
+    listing = books.list_books(BookFilters(user_id=user_id), "-created_at", page)
+    rows = await cache().lists.read(listing, past=query_args.nocache)
+    links = page.envelope(rows.total)["links"]
     return respond_public(
-        to_bytes([BookOut.model_validate(book) for book in owned]),
-        headers={**link_header(links), "X-Total-Count": str(total)},
+        b"[%b]" % b",".join(rows.bodies),
+        headers={**link_header(links), "X-Total-Count": str(rows.total)},
+        cached=rows.status,
     )

@@ -1,7 +1,9 @@
 """Hypercorn as Octavo runs it: HTTP/1.1 that stays so, and refuses as all else here does."""
 
+import asyncio
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from socket import socket
 from typing import cast
 from uuid import uuid4
@@ -9,14 +11,26 @@ from uuid import uuid4
 import h11
 import hypercorn.protocol
 from hypercorn.config import Config
+from hypercorn.events import Closed, Event
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Response
 from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import H11SendableEvent
 from quart import Quart
 
+from service.config import Settings
 from service.errors import MIMETYPE, http_error, problem
 from service.logs import request_id
 
+KEEP_ALIVE_REQUESTS = 100_000  # of a connection: then it may find another worker
 ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE | re.DOTALL)
+
+
+class ServerConfig(Config):
+    """Hypercorn's configuration, and what `Http1` has to know beyond it."""
+
+    draining = False  # clients are told to close
+    header_seconds = 5.0
 
 
 class Http1(H11Protocol):
@@ -27,8 +41,39 @@ class Http1(H11Protocol):
     are no websockets here either.
     """
 
+    config: ServerConfig
+    _headers_due: asyncio.TimerHandle | None = None
+
+    async def handle(self, event: Event) -> None:
+        """Take what came. Headers have to end some time after they began, idle as they may be."""
+        await super().handle(event)
+        if isinstance(event, Closed):
+            self._have_headers()
+        elif self._headers_due is None and self._is_within_headers:
+            loop = asyncio.get_running_loop()
+            self._headers_due = loop.call_later(self.config.header_seconds, self._cut)
+
+    @property
+    def _is_within_headers(self) -> bool:
+        return self.connection.their_state is h11.IDLE and self.connection.trailing_data[0] != b""
+
+    def _have_headers(self) -> None:
+        if self._headers_due is not None:
+            self._headers_due.cancel()
+            self._headers_due = None
+
+    def _cut(self) -> None:
+        self._headers_due = None
+        self.task_group._task_group.create_task(self.send(Closed()))  # type: ignore[attr-defined]
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Send a part of an answer. While draining, it is the last one of its connection."""
+        if self.config.draining and isinstance(event, Response) and event.status_code >= 200:
+            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        await super().stream_send(event)
+
     async def _check_protocol(self, event: h11.Request) -> None:
-        pass
+        self._have_headers()
 
     async def _create_stream(self, request: h11.Request) -> None:
         """Take a request as RFC 9112 has it: methods tell cases apart, targets may be absolute."""
@@ -57,6 +102,7 @@ class Http1(H11Protocol):
 
     async def _send_error_response(self, status_code: int) -> None:
         """Refuse what is no HTTP (400, 431, 501), and end the connection."""
+        self._have_headers()
         request_id.set(uuid4().hex)
         body = problem(http_error(status_code))
         headers = {
@@ -74,15 +120,19 @@ class Http1(H11Protocol):
             await self._send_h11_event(cast(H11SendableEvent, event))
 
 
-def configured(app: Quart, sockets: Sequence[socket], grace_seconds: float) -> Config:
-    """Give the configuration of Hypercorn for an application on sockets that listen.
-
-    grace_seconds: how long requests in flight may take to end.
-    """
+def configured(app: Quart, sockets: Sequence[socket], settings: Settings) -> ServerConfig:
+    """Give the configuration of Hypercorn for an application on sockets that listen."""
     hypercorn.protocol.H11Protocol = Http1  # type: ignore[attr-defined]  # looked up there
-    config = Config()
+    config = ServerConfig()
     config.bind = [f"fd://{sock.detach()}" for sock in sockets]
     config.errorlog = app.logger
     config.include_server_header = False
-    config.graceful_timeout = grace_seconds
+    config.backlog = settings.backlog
+    config.keep_alive_timeout = settings.keep_alive_seconds
+    config.keep_alive_max_requests = KEEP_ALIVE_REQUESTS
+    config.graceful_timeout = settings.grace_seconds
+    config.header_seconds = settings.header_seconds
+    if settings.tls_certfile is not None:
+        config.certfile, config.keyfile = str(settings.tls_certfile), str(settings.tls_keyfile)
+        config.alpn_protocols = ["h2", "http/1.1"] if settings.http2 else ["http/1.1"]
     return config

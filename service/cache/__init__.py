@@ -1,0 +1,73 @@
+"""The cache: never older than the last answer.
+
+    a read that begins                                  a write
+    ------------------                                  -------
+    lease on the epoch? (fence) ---no---> SQL           BEGIN, change: the rows are locked
+      | yes; breaker closed?                            read the epoch's row (epochs)
+    get the key                                           off: commit as it is
+      V of this key -----------> answer: hit              young (2.2 s): undo, wait, again
+      L, W, an error, late ----> SQL, no fill             on: mark every key W, gen W (writes)
+      nothing: add L (lease)                                 in doubt: undo, turn it off
+    SQL, answer: miss                                   COMMIT
+    set V, if L still stands there                      take the marks away: new gen; answer
+
+A reader fills only under its own lease, which a write's mark takes from it: so what was read
+before a commit is never stored after it. A mark stands from before the commit until after, so no
+reader takes an old value for the new one in between; its life of 30 s is longer than any write
+(10 s), should the writer die. Lists (ids, totals) carry the generation that they were read in; a
+write, of any book, ends it at once (`gen`), and while several are under way (`writers`) there is
+none. So one write turns every list into a miss, in one step, without a list of lists.
+
+Redis may lose anything, or be another one. So the last word has the database, in one row: the
+epoch, whether the cache is on, and in which store (`run_id`: every connection asks who answers). A
+process uses the cache for 2.0 s after it began to read that row (the lease of the fence), and a
+write that cannot make its marks first turns the cache off for all and waits for 2.2 s, when no
+such lease is left. It comes back by itself: off for 15 s, longer than any write that saw it on,
+and 5 s of a store that answers.
+
+    entries   what stands under a key        store, redis_store   where it stands, in one step each
+    epochs    the row, and SQL about it      fence                the lease, turning off, recovery
+    touched   what a write changes           writes               its marks
+    items     one row by its id              lists                ids and totals of one generation
+    flights   one SQL at a time of a thing   breaker              leaves a silent Redis alone
+    access    what every read needs          counters             what is counted
+
+Keys: `octavo:cache:<run id>:<token of the epoch>:` and `book:7`, `user:3`, `list:<digest>`,
+`gen`, `writers`.
+"""
+
+from service.cache.breaker import FAILURES
+from service.cache.cache import Cache, of_app
+from service.cache.counters import Counters
+from service.cache.entries import NONE, Entry
+from service.cache.epochs import Epochs, State
+from service.cache.fence import SharedCacheError
+from service.cache.items import Kind, Status, shape_of
+from service.cache.lists import Found, Listing, Rows
+from service.cache.redis_store import RedisStore
+from service.cache.touched import MOST, WriteSession, touch_books
+from service.cache.writes import Postponed, Writes
+
+__all__ = [
+    "FAILURES",
+    "MOST",
+    "NONE",
+    "Cache",
+    "Counters",
+    "Entry",
+    "Epochs",
+    "Found",
+    "Kind",
+    "Listing",
+    "Postponed",
+    "RedisStore",
+    "Rows",
+    "SharedCacheError",
+    "State",
+    "Status",
+    "WriteSession",
+    "Writes",
+    "of_app",
+    "shape_of",
+    "touch_books",
+]

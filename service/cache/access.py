@@ -1,0 +1,122 @@
+"""What every read needs: the way in, the store, and what happens after the answer."""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
+from typing import Any, TypeVar
+
+from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.cache.breaker import FAILURES, Breaker
+from service.cache.counters import Counters
+from service.cache.epochs import State
+from service.cache.fence import Fence
+from service.cache.flights import Flights
+from service.cache.store import AnotherStoreError, Store
+from service.patience import Patience
+
+T = TypeVar("T")
+Sessions = Callable[[], AbstractAsyncContextManager[AsyncSession]]
+Way = TypeVar("Way", bound=str)
+
+LATER_PATIENCE = 1.0
+SQL_SECONDS = 4.5  # of a reader's wait, for a connection and for what it says
+
+
+class Access:
+    """The store, behind its fence and its breaker.
+
+    patience: seconds that the cache may cost a read in all.
+    """
+
+    failures = FAILURES
+    sampled = 0.001  # of all hits
+
+    def __init__(
+        self,
+        store: Store,
+        fence: Fence,
+        breaker: Breaker,
+        counters: Counters,
+        log: logging.Logger,
+        patience: float,
+    ) -> None:
+        self.store = store
+        self.patience = patience
+        self.counters = counters
+        self.logger = log
+        self.session: Sessions
+        self._flights = Flights()
+        self._fence = fence
+        self._breaker = breaker
+        self.under_way: set[asyncio.Task[None]] = set()  # what follows answers
+
+    def enter(self) -> State | None:
+        """Give the epoch that a read which begins now may use; None: it goes past the cache."""
+        return None if self._breaker.is_open else self._fence.lease()
+
+    async def sql(self, name: str, load: Callable[[AsyncSession], Awaitable[T]]) -> T:
+        """Read from the database; who asks for the same before it has begun gets the same.
+
+        Raises TimeoutError: a database that says nothing any more is not waited for by readers,
+        though a connection takes its time to find out.
+        """
+
+        async def read() -> T:
+            async with self.session() as db:
+                return await load(db)
+
+        async with asyncio.timeout(SQL_SECONDS):
+            return await self._flights.read(name, read)
+
+    def failed(self, error: Exception) -> None:
+        """Hear of a command that failed."""
+        if isinstance(error, AnotherStoreError):
+            self._fence.leave()
+        else:
+            self._breaker.failed(error)
+
+    def count(self, status: Way) -> Way:
+        """Count how a read was answered."""
+        if status == "hit":
+            self.counters.hits += 1
+        elif status == "miss":
+            self.counters.misses += 1
+        else:
+            self.counters.bypasses += 1
+        return status
+
+    def is_sampled(self) -> bool:
+        """Whether a hit is one of those that are compared with the database."""
+        return random.random() < self.sampled  # noqa: S311  (a sample, not a secret)
+
+    def stale(self, what: str) -> None:
+        """Count a hit that was older than an answer before it: promised never to be."""
+        self.counters.stale += 1
+        self.logger.error("The cache is stale: %s", what)
+
+    def later(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do what no answer waits for."""
+        task = asyncio.create_task(self._do(work))
+        self.under_way.add(task)
+        task.add_done_callback(self.under_way.discard)
+
+    async def _do(self, work: Coroutine[Any, Any, None]) -> None:
+        try:
+            async with Patience(LATER_PATIENCE):
+                await work
+        except FAILURES as error:
+            self.failed(error)
+        except SQLAlchemyError as error:
+            self.logger.debug("After an answer: %s", type(error).__name__)
+        except Exception:
+            self.logger.exception("After an answer")
+
+    async def close(self) -> None:
+        """Wait for what was to be done later."""
+        await self._flights.close()
+        while self.under_way:
+            await asyncio.wait(self.under_way)

@@ -1,0 +1,76 @@
+"""The cache of an application, from `open()` to `close()`."""
+
+import logging
+
+from quart import current_app
+
+from service.cache.access import Access, Sessions
+from service.cache.breaker import Breaker
+from service.cache.counters import Counters
+from service.cache.epochs import Epochs
+from service.cache.fence import Fence
+from service.cache.items import Items
+from service.cache.lists import Lists
+from service.cache.redis_store import RedisStore
+from service.cache.store import MemoryStore, Store
+from service.cache.writes import Writes
+from service.config import Settings
+from service.patience import Patience
+
+CLEAR_PATIENCE = 5.0
+
+
+class Cache:
+    """Rows and lists, kept in Redis if there is one, else in memory; and the marks of writes."""
+
+    def __init__(
+        self, settings: Settings, logger: logging.Logger, store: Store | None = None
+    ) -> None:
+        self.store = store or _store(settings)
+        self.counters = Counters()
+        self.epochs = Epochs(self.counters)
+        self.fence = Fence(self.store, self.epochs, logger)
+        patience = settings.cache_redis_seconds
+        self.writes = Writes(self.store, self.epochs, self.counters, patience)
+        self._breaker = Breaker(self.store.identify, self.counters, logger)
+        self.access = Access(self.store, self.fence, self._breaker, self.counters, logger, patience)
+        self.items = Items(self.access, settings.cache_item_seconds)
+        self.lists = Lists(
+            self.access,
+            self.items,
+            settings.cache_pages,
+            settings.cache_page_seconds,
+            settings.cache_count_seconds,
+        )
+
+    async def open(self, session: Sessions) -> None:
+        """Begin to use it, over the open database. Raises SharedCacheError."""
+        self.access.session = session
+        await self.fence.open()
+
+    async def clear(self) -> int:
+        """Delete every value, and nothing else: how many. Raises RedisError or OSError."""
+        state = await self.epochs.read()
+        if not state.on:
+            return 0
+        async with Patience(CLEAR_PATIENCE):
+            return await self.store.sweep(state.prefix)
+
+    async def close(self) -> None:
+        """Use it no more."""
+        await self.access.close()
+        await self._breaker.close()
+        await self.fence.close()
+        await self.store.close()
+
+
+def _store(settings: Settings) -> Store:
+    if settings.redis_url is None:
+        return MemoryStore(settings.cache_memory_entries)
+    return RedisStore(settings.redis_url)
+
+
+def of_app() -> Cache:
+    """Give the cache of the current application."""
+    found: Cache = current_app.extensions["cache"]
+    return found

@@ -1,0 +1,17 @@
+"""What a process counts of its cache."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class Counters:
+    """Since the process began. `stale` is promised to stay 0."""
+
+    hits: int = 0
+    misses: int = 0
+    bypasses: int = 0
+    fills: int = 0
+    marks: int = 0
+    epoch_changes: int = 0
+    breaker_openings: int = 0
+    stale: int = 0

@@ -1,0 +1,48 @@
+"""What stands under a key: a value, a reader's lease, or a writer's mark.
+
+V <key> <stamp> <body>   a value: its own key, what it was true of, the bytes (none: there is
+                         no such row). The stamp is a row's version, or a list's generation
+L:<uuid>                 a reader is filling
+W:<uuid>                 a write is under way
+G:<uuid>, W              the generation of all lists, or: a write is under way
+"""
+
+from dataclasses import dataclass
+from uuid import uuid4
+
+LEASE, MARK, GENERATION = b"L:", b"W:", b"G:"
+GEN, WRITERS = "gen", "writers"  # the keys of the generation, and of the writes under way
+LINE = b"\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """A value and what it was true of. `body` is empty if there is no such row."""
+
+    stamp: bytes
+    body: bytes
+
+    def write(self, key: str) -> bytes:
+        """Give what is stored under `key`."""
+        return LINE.join((b"V", key.encode(), self.stamp, self.body))
+
+
+NONE = Entry(b"", b"")
+
+
+def read(found: bytes | None, key: str) -> Entry | None:
+    """Give the value that was found, if it is one, and of this very key."""
+    if found is None or not found.startswith(b"V\n"):
+        return None
+    _, own, stamp, body = found.split(LINE, 3)
+    return Entry(stamp, body) if own == key.encode() else None
+
+
+def new_lease() -> bytes:
+    """Give the lease of one reader."""
+    return LEASE + uuid4().bytes.hex().encode()
+
+
+def new_generation() -> bytes:
+    """Give a generation that never was."""
+    return GENERATION + uuid4().bytes.hex().encode()

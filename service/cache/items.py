@@ -1,0 +1,165 @@
+"""Reading rows by their id: each is an entry of its own."""
+
+import json
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from typing import Any, Literal, Protocol
+
+from pydantic import BaseModel
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.cache.access import Access
+from service.cache.entries import LEASE, MARK, NONE, Entry, new_lease, read
+from service.cache.epochs import State
+from service.patience import Patience
+
+LEASE_SECONDS = 3.0  # of a reader that fills
+NONE_SECONDS = 5.0  # of "there is none"
+JITTER = 0.1  # part of a life by which entries differ, so that they do not end together
+
+Status = Literal["hit", "miss", "bypass"]
+
+
+class LoadMany(Protocol):
+    """Gives the entries of those ids that there are, in one statement."""
+
+    def __call__(self, db: AsyncSession, ids: Sequence[int]) -> Awaitable[dict[int, Entry]]:
+        """Ask SQL."""
+
+
+@dataclass(frozen=True)
+class Kind:
+    """Rows that are cached one by one.
+
+    shape: changes with the form of a body, so that a new release does not take the old one's.
+    write: gives the body of a row.
+    """
+
+    name: str
+    shape: str
+    load: LoadMany
+    write: Callable[[Any], bytes]
+
+    def key(self, row_id: int) -> str:
+        """Name an entry, as writes name it too."""
+        return f"{self.name}:{row_id}"
+
+    def own_key(self, row_id: int) -> str:
+        """Give the key that stands in the entry itself."""
+        return f"{self.shape}:{self.key(row_id)}"
+
+
+def shape_of(model: type[BaseModel]) -> str:
+    """Name the form of a body: another release's may differ."""
+    schema = json.dumps(model.model_json_schema(mode="serialization"), sort_keys=True)
+    return blake2b(schema.encode(), digest_size=6).hexdigest()
+
+
+class Items:
+    """Reads entries, and fills what is missing under a lease."""
+
+    def __init__(self, access: Access, seconds: float) -> None:
+        self._access = access
+        self._seconds = seconds
+
+    async def read(self, kind: Kind, row_id: int) -> tuple[Entry, Status]:
+        """Give a row's entry (NONE if there is none), and how it was come by."""
+        access = self._access
+        state = access.enter() if self._seconds else None
+        if state is None:
+            return await self._load(kind, row_id), access.count("bypass")
+        key, own_key = state.prefix + kind.key(row_id), kind.own_key(row_id)
+        lease = None
+        try:
+            async with Patience(access.patience):
+                found = await access.store.get(key)
+                entry = read(found, own_key)
+                if entry is None and may_be_filled(found):
+                    lease = await self._lease(key, found)
+        except access.failures as error:
+            access.failed(error)
+            return await self._load(kind, row_id), access.count("bypass")
+        if entry is not None:
+            if access.is_sampled():
+                access.later(self._compare(kind, row_id, entry))
+            return entry, access.count("hit")
+        entry = await self._load(kind, row_id)
+        if lease is None:
+            return entry, access.count("bypass")
+        access.later(self._fill(key, entry.write(own_key), bool(entry.body), lease))
+        return entry, access.count("miss")
+
+    async def read_missing(
+        self, kind: Kind, state: State, found: dict[int, bytes | None], patience: Patience
+    ) -> dict[int, Entry]:
+        """Load several rows that a list needs, and fill those that can be leased."""
+        access = self._access
+        ids = sorted(found)
+        free = [row_id for row_id in ids if found[row_id] is None] if self._seconds else []
+        lease = new_lease()
+        leased: list[int] = []
+        if free:
+            keys = [state.prefix + kind.key(row_id) for row_id in free]
+            async with patience:
+                got = await access.store.lease(keys, lease, LEASE_SECONDS)
+            leased = [row_id for row_id, mine in zip(free, got, strict=True) if mine]
+        one_reading = f"{kind.name}:{','.join(map(str, ids))}"
+        loaded = await access.sql(one_reading, partial(kind.load, ids=ids))
+        values = [
+            (
+                state.prefix + kind.key(row_id),
+                loaded[row_id].write(kind.own_key(row_id)),
+                self._life(),
+            )
+            for row_id in leased
+            if row_id in loaded
+        ]
+        if values:
+            access.later(self._fill_many(values, lease))
+        return loaded
+
+    async def _load(self, kind: Kind, row_id: int) -> Entry:
+        found = await self._access.sql(kind.key(row_id), partial(kind.load, ids=[row_id]))
+        return found.get(row_id, NONE)
+
+    async def _lease(self, key: str, found: bytes | None) -> bytes | None:
+        lease = new_lease()
+        store = self._access.store
+        if found is None:
+            mine = await store.add(key, lease, LEASE_SECONDS)
+        else:
+            mine = await store.replace(key, lease, LEASE_SECONDS, found)
+        return lease if mine else None
+
+    async def _fill(self, key: str, value: bytes, is_row: bool, lease: bytes) -> None:
+        seconds = self._life() if is_row else NONE_SECONDS
+        if await self._access.store.replace(key, value, seconds, lease):
+            self._access.counters.fills += 1
+
+    async def _fill_many(self, values: Sequence[tuple[str, bytes, float]], lease: bytes) -> None:
+        self._access.counters.fills += await self._access.store.fill(values, lease)
+
+    async def _compare(self, kind: Kind, row_id: int, seen: Entry) -> None:
+        """Look whether a hit was true: stale is what still stands after the row is newer."""
+        async with self._access.session() as db:
+            now = (await kind.load(db, ids=[row_id])).get(row_id, NONE)
+        state = self._access.enter()
+        if now == seen or state is None:
+            return
+        again = await self._access.store.get(state.prefix + kind.key(row_id))
+        if read(again, kind.own_key(row_id)) == seen:
+            self._access.stale(kind.key(row_id))
+
+    def _life(self) -> float:
+        return self._seconds * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+
+
+def may_be_filled(found: bytes | None) -> bool:
+    """Whether a reader may fill: nobody else does, and no write is under way.
+
+    What else stands there is another release's.
+    """
+    return found is None or not found.startswith((LEASE, MARK))

@@ -1,0 +1,227 @@
+"""Reading lists: ids and totals of one generation, and the rows as entries of their own."""
+
+import json
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from hashlib import blake2b
+from typing import Any, Literal, Protocol
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.cache.access import Access
+from service.cache.entries import GEN, GENERATION, NONE, Entry, new_generation, read
+from service.cache.epochs import State
+from service.cache.items import Items, Kind, Status
+from service.cache.store import GENERATION_SECONDS
+from service.patience import Patience
+
+Keeping = Literal["generation", "ttl", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """What SQL says of a list. None: it was not asked for.
+
+    more: what the list needs beside its ids, as JSON has it.
+    """
+
+    ids: tuple[int, ...] | None
+    total: int | None
+    more: Any = None
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """A list, ready to be sent: the bytes of its rows, and how many there are in all.
+
+    generation: the one that it is of, if it was read through the cache.
+    """
+
+    bodies: Sequence[bytes]
+    total: int
+    more: Any
+    status: Status
+    generation: bytes = b""
+
+
+class Find(Protocol):
+    """Gives what is wanted of a list, ids or total or both, in one snapshot."""
+
+    def __call__(self, db: AsyncSession, wanted: tuple[bool, bool]) -> Awaitable[Found]:
+        """Ask SQL."""
+
+
+@dataclass(frozen=True)
+class Listing:
+    """A list of rows, and how to read it.
+
+    conditions: which rows. part: which of them, in what order; together they name the list.
+    counted: whether its total is wanted.
+    read_all: gives the bytes of rows, the total, and what more there is, in one snapshot.
+    """
+
+    kind: Kind
+    conditions: Any
+    part: Any
+    counted: bool
+    find: Find
+    read_all: Callable[[AsyncSession], Awaitable[tuple[Sequence[bytes], int, Any]]]
+
+    @property
+    def page(self) -> str:
+        """Name the ids."""
+        return f"page {self.kind.name} {json.dumps([self.conditions, self.part], sort_keys=True)}"
+
+    @property
+    def count(self) -> str:
+        """Name the total."""
+        return f"count {self.kind.name} {json.dumps(self.conditions, sort_keys=True)}"
+
+
+class _ChangedError(Exception):
+    """The list changed while it was being read."""
+
+
+class Lists:
+    """Reads lists whose every part is of one moment."""
+
+    def __init__(
+        self, access: Access, items: Items, keeping: Keeping, page_seconds: float, seconds: float
+    ) -> None:
+        self._access = access
+        self._items = items
+        self._keeping = keeping
+        self._page_seconds = 0 if keeping == "none" else page_seconds
+        self._count_seconds = seconds
+
+    async def read(self, listing: Listing, *, past: bool = False) -> Rows:
+        """Give a list. `past`: do not ask the cache."""
+        access = self._access
+        state = None if past else access.enter()
+        if state is not None:
+            try:
+                rows = await self._read(listing, state, Patience(access.patience))
+                access.count(rows.status)
+                if rows.status == "hit" and self._keeping != "ttl" and access.is_sampled():
+                    access.later(self._compare(listing, rows))
+                return rows
+            except access.failures as error:
+                access.failed(error)
+            except _ChangedError:
+                pass
+        bodies, total, more = await access.sql(f"all {listing.page}", listing.read_all)
+        return Rows(bodies, total, more, access.count("bypass"))
+
+    async def _read(self, listing: Listing, state: State, patience: Patience) -> Rows:
+        access = self._access
+        names = (listing.page, listing.count) if listing.counted else (listing.page,)
+        keys = [state.prefix + GEN, *(state.prefix + _short(name) for name in names)]
+        async with patience:
+            generation, *found = await access.store.get_many(keys)
+            if generation is None:
+                generation = new_generation()
+                if not await access.store.add(keys[0], generation, GENERATION_SECONDS):
+                    raise _ChangedError
+        if not generation.startswith(GENERATION):
+            raise _ChangedError  # a write is under way
+        page, *counts = (read(entry, name) for entry, name in zip(found, names, strict=True))
+        count = counts[0] if counts else None
+        if self._page_seconds == 0 or (
+            page and self._keeping == "generation" and page.stamp != generation
+        ):
+            page = None
+        if self._count_seconds == 0 or (count and count.stamp != generation):
+            count = None
+        status: Status = "hit"
+        ids, more = json.loads(page.body) if page else ((), None)
+        total = int(count.body) if count else 0
+        wanted = (page is None, listing.counted and count is None)
+        if any(wanted):
+            status = "miss"
+            fresh = await self._find(listing, generation, keys[1:], wanted)
+            if fresh.ids is not None:
+                ids, more = fresh.ids, fresh.more
+            total = total if fresh.total is None else fresh.total
+        bodies, complete = await self._rows(listing.kind, state, generation, ids, patience)
+        status = status if complete else "miss"
+        return Rows(bodies, total, more, status, generation)
+
+    async def _find(
+        self, listing: Listing, generation: bytes, keys: Sequence[str], wanted: tuple[bool, bool]
+    ) -> Found:
+        """Ask SQL, which has begun after the generation was read, and keep what it says."""
+        access = self._access
+        find = partial(listing.find, wanted=wanted)
+        found: Found = await access.sql(f"{wanted} {listing.page}", find)
+        values = []
+        if found.ids is not None and self._page_seconds:
+            body = json.dumps([found.ids, found.more]).encode()
+            entry = Entry(generation, body).write(listing.page)
+            values.append((keys[0], entry, float(self._page_seconds)))
+        if found.total is not None and self._count_seconds:
+            entry = Entry(generation, b"%d" % found.total).write(listing.count)
+            values.append((keys[1], entry, float(self._count_seconds)))
+        if values:
+            access.later(self._keep(values))
+        return found
+
+    async def _rows(
+        self, kind: Kind, state: State, generation: bytes, ids: Sequence[int], patience: Patience
+    ) -> tuple[list[bytes], bool]:
+        """Give the rows, and whether all were in the cache.
+
+        The generation is read again with the last of them: what has changed meanwhile may belong
+        into another list now.
+        """
+        store = self._access.store
+        keys = [state.prefix + kind.key(row_id) for row_id in ids]
+        async with patience:
+            again, *found = await store.get_many([state.prefix + GEN, *keys])
+        self._check(state, generation, again)
+        rows = {
+            row_id: read(one, kind.own_key(row_id)) for row_id, one in zip(ids, found, strict=True)
+        }
+        missing = {
+            row_id: one for row_id, one in zip(ids, found, strict=True) if rows[row_id] is None
+        }
+        if missing:
+            rows |= await self._items.read_missing(kind, state, missing, patience)
+            async with patience:
+                self._check(state, generation, await store.get(state.prefix + GEN))
+        bodies = [(rows[row_id] or NONE).body for row_id in ids]
+        if not all(bodies):
+            raise _ChangedError  # one of them is gone
+        return bodies, not missing
+
+    def _check(self, state: State, generation: bytes, again: bytes | None) -> None:
+        """Raise _ChangedError if a write may have come since the generation was read.
+
+        When the epoch is over, writes leave no trace in its keys.
+        """
+        now = self._access.enter()
+        if self._keeping != "ttl" and (
+            again != generation or now is None or now.token != state.token
+        ):
+            raise _ChangedError
+
+    async def _compare(self, listing: Listing, seen: Rows) -> None:
+        """Look whether a hit was true: stale is what is of this generation and not as SQL has it.
+
+        That of the cache comes second: no list of it may be older than what SQL has shown.
+        """
+        access = self._access
+        async with access.session() as db:
+            bodies, total, more = await listing.read_all(db)
+        state = access.enter()
+        if (bodies, total, more) == (seen.bodies, seen.total, seen.more) or state is None:
+            return
+        if await access.store.get(state.prefix + GEN) == seen.generation:
+            access.stale(listing.page)
+
+    async def _keep(self, values: Sequence[tuple[str, bytes, float]]) -> None:
+        self._access.counters.fills += await self._access.store.fill(values)
+
+
+def _short(name: str) -> str:
+    return f"list:{blake2b(name.encode(), digest_size=16).hexdigest()}"

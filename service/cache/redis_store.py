@@ -1,0 +1,158 @@
+"""The store of many processes: one Redis, and none but the one that is meant.
+
+Every key says which Redis it belongs to, and every connection asks the server who it is when it
+is opened. A Redis that was started again, from whatever dump, or another master, is another one.
+"""
+
+from collections.abc import AsyncIterator, Sequence
+from contextvars import ContextVar
+from importlib.resources import files
+from typing import Any
+
+from aiocache import RedisCache
+from aiocache.serializers import NullSerializer
+from redis.asyncio import BlockingConnectionPool
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+
+from service.cache.entries import GEN, WRITERS, new_generation
+from service.cache.store import (
+    GENERATION_SECONDS,
+    MARK_SECONDS,
+    AnotherStoreError,
+    Store,
+    run_of,
+)
+
+ROOM = files("service.cache")
+PROBE = "octavo:cache:probe"
+POOL_SECONDS = 5.0  # wait for a free connection; whoever asks is less patient
+AT_ONCE = 1_000
+_meant: ContextVar[str | None] = ContextVar("meant", default=None)  # the Redis, by its run id
+
+
+class _Pool(BlockingConnectionPool):
+    """Gives connections to the Redis that is meant alone."""
+
+    async def ensure_connection(self, connection: Any) -> None:
+        meant = _meant.get()
+        if connection.is_connected and connection.octavo_run_id != (
+            meant or connection.octavo_run_id
+        ):
+            await connection.disconnect()
+        await super().ensure_connection(connection)
+
+
+async def _greet(connection: Any) -> None:
+    """Open a connection, and ask who answers."""
+    await connection.on_connect()
+    connection.octavo_run_id = await _ask_who(connection)
+    if _meant.get() not in {None, connection.octavo_run_id}:
+        raise AnotherStoreError("Another Redis answers")
+
+
+async def _ask_who(connection: Any) -> str:
+    """Name the server, and the history of its data."""
+    lines: dict[str, str] = {}
+    for section in ("server", "replication"):
+        await connection.send_command("INFO", section)
+        told: bytes = await connection.read_response()
+        lines |= dict(line.split(":", 1) for line in told.decode().splitlines() if ":" in line)
+    if lines.get("role") != "master" or "run_id" not in lines:
+        raise AnotherStoreError("This Redis is no master, or does not say who it is")
+    return f"{lines['run_id']}-{lines.get('master_replid', '')}"
+
+
+class RedisStore(Store):
+    """Entries in Redis, for every process that uses it. Raises RedisError or OSError."""
+
+    def __init__(self, url: str) -> None:
+        pool: Any = _Pool.from_url(
+            url,
+            timeout=POOL_SECONDS,
+            # One connection that broke while it was idle is no outage.
+            retry=Retry(NoBackoff(), 1),
+            redis_connect_func=_greet,
+        )
+        self._pool = pool
+        super().__init__(
+            RedisCache(
+                serializer=NullSerializer(encoding=None),  # bytes: a lease is compared as it is
+                connection_pool_class=lambda **_: pool,
+                timeout=0,  # patience is counted by whoever asks
+            )
+        )
+        self._mark, self._unmark, self._lease, self._fill, self._sweep = (
+            self.aio.client.register_script((ROOM / f"{name}.lua").read_text(encoding="utf-8"))
+            for name in ("mark", "unmark", "lease", "fill", "sweep")
+        )
+
+    async def mark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
+        """Mark keys, and lists where they change."""
+        self.mean(prefix)
+        life = int(MARK_SECONDS * 1000)
+        await self._mark(_within(prefix, keys), [token, life, int(lists)])
+
+    async def unmark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
+        """Take away one's own marks, and whatever is no mark."""
+        self.mean(prefix)
+        life, mark = int(GENERATION_SECONDS * 1000), int(MARK_SECONDS * 1000)
+        told = [token, new_generation(), life, int(lists), mark]
+        await self._unmark(_within(prefix, keys), told)
+
+    async def lease(self, keys: Sequence[str], lease: bytes, seconds: float) -> list[bool]:
+        """Lease the keys where nothing stands."""
+        self.mean(keys[0])
+        return [bool(one) for one in await self._lease(list(keys), [lease, int(seconds * 1000)])]
+
+    async def fill(
+        self, values: Sequence[tuple[str, bytes, float]], lease: bytes | None = None
+    ) -> int:
+        """Write values where `lease` stands; without one anywhere."""
+        self.mean(values[0][0])
+        told: list[Any] = [lease or b""]
+        for _, value, seconds in values:
+            told += (value, int(seconds * 1000))
+        written: int = await self._fill([key for key, _, _ in values], told)
+        return written
+
+    async def sweep(self, prefix: str) -> int:
+        """Delete every value of an epoch, some at a time: others are served between."""
+        return sum([await self._sweep(keys) async for keys in self._scan(prefix)])
+
+    async def names(self, prefix: str) -> list[str]:
+        """Name what is there of an epoch."""
+        found = [keys async for keys in self._scan(prefix)]
+        return [key.decode().removeprefix(prefix) for keys in found for key in keys]
+
+    def mean(self, key: str) -> None:
+        """Speak to the Redis of a key from now on, in this task."""
+        _meant.set(run_of(key))
+
+    async def _scan(self, prefix: str) -> AsyncIterator[list[bytes]]:
+        self.mean(prefix)
+        cursor = None
+        while cursor != 0:
+            cursor, keys = await self.aio.client.scan(cursor or 0, f"{prefix}*", AT_ONCE)
+            if keys:
+                yield keys
+
+    async def identify(self) -> str:
+        """Name the Redis that answers, if it can be written to."""
+        _meant.set(None)
+        connection = await self._pool.get_connection()
+        try:
+            connection.octavo_run_id = run_id = await _ask_who(connection)
+            await connection.send_command("SET", PROBE, "1", "PX", "1000")
+            await connection.read_response()
+            return run_id
+        finally:
+            await self._pool.release(connection)
+
+    async def close(self) -> None:
+        """End every connection."""
+        await self.aio.client.aclose()
+
+
+def _within(prefix: str, keys: Sequence[str]) -> list[str]:
+    return [prefix + key for key in (GEN, WRITERS, *keys)]

@@ -1,0 +1,120 @@
+"""The write's side: nothing is committed that a cache would not be told of.
+
+    change -> read the row of the epoch -> mark what changes -> commit -> take the marks away
+
+Whatever is in doubt is undone; then the cache goes off for all, and the write begins again.
+"""
+
+import time
+from dataclasses import dataclass
+from uuid import uuid4
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.cache.breaker import FAILURES
+from service.cache.counters import Counters
+from service.cache.epochs import (
+    SETTLED_SECONDS,
+    Epochs,
+    State,
+    hold_off_recovery,
+    read_within,
+)
+from service.cache.store import Store
+from service.cache.touched import Touched, touched
+from service.errors import ServiceUnavailableError
+from service.patience import Patience
+
+LONGER = 1.5  # than a reader a write waits for its marks
+COMMIT_SECONDS = 10.0  # from BEGIN: far inside the life of a mark
+POSTPONED_SECONDS = 12.0  # that a write waits in all, before it is given up
+
+
+class Postponed(Exception):  # noqa: N818  (not an error)
+    """A write that has to begin again, without a connection meanwhile.
+
+    bump: the cache has to be turned off before.
+    """
+
+    def __init__(self, *, bump: bool) -> None:
+        super().__init__()
+        self.bump = bump
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a write has marked."""
+
+    prefix: str
+    keys: tuple[str, ...]
+    token: str
+    lists: bool
+
+
+class Writes:
+    """Marks for writes, with the store that readers use. Without one, a write turns it off."""
+
+    def __init__(
+        self, store: Store | None, epochs: Epochs, counters: Counters, patience: float = 0.1
+    ) -> None:
+        self._store = store
+        self._epochs = epochs
+        self._counters = counters
+        self._patience = LONGER * patience
+
+    async def before_commit(self, db: AsyncSession, begun: float) -> Mark | None:
+        """Mark what a write changes. `begun`: when it did, on the monotonic clock.
+
+        Raises Postponed; ServiceUnavailableError if it took too long to be let in.
+        """
+        await db.flush()
+        changed = touched(db)
+        mark = None
+        if changed.keys or changed.many:
+            state = await read_within(db)
+            if not state.on:
+                await hold_off_recovery(db)
+                state = await read_within(db)
+            if state.age <= SETTLED_SECONDS:
+                raise Postponed(bump=False)
+            if state.on:
+                mark = await self._mark(state, changed)
+        if time.monotonic() - begun > COMMIT_SECONDS:
+            raise ServiceUnavailableError("The write took too long")
+        return mark
+
+    async def after_commit(self, mark: Mark | None) -> None:
+        """Take the marks away. Should it fail, readers go past them until they end."""
+        if mark is None or self._store is None:
+            return
+        try:
+            async with Patience(self._patience):
+                await self._store.unmark(mark.prefix, mark.keys, mark.token, mark.lists)
+        except FAILURES:
+            pass
+
+    async def postponed(self, postponed: Postponed, since: float) -> None:
+        """Wait until a write may begin again. Raises ServiceUnavailableError after too long."""
+        if time.monotonic() - since > POSTPONED_SECONDS:
+            raise ServiceUnavailableError("The cache could not be told of the write")
+        try:
+            if not postponed.bump:
+                return await self._epochs.settle()
+            await self._epochs.turn_off()
+            if self._store is None:  # more of the same may come
+                await self._epochs.hold_off()
+        except TimeoutError:
+            raise ServiceUnavailableError("The cache could not be turned off") from None
+
+    async def _mark(self, state: State, changed: Touched) -> Mark:
+        store = self._store
+        if store is None or changed.many:
+            raise Postponed(bump=True)
+        mark = Mark(state.prefix, tuple(sorted(changed.keys)), uuid4().hex, changed.lists)
+        try:
+            async with Patience(self._patience):
+                await store.mark(mark.prefix, mark.keys, mark.token, mark.lists)
+        except FAILURES:
+            raise Postponed(bump=True) from None
+        self._counters.marks += 1
+        return mark

@@ -1,0 +1,222 @@
+"""Metrics: what Prometheus reads at /metrics, of all the workers of a service together.
+
+Workers keep their figures in files that all of them read (`share`), by a number that a new worker
+takes over from one that has ended: nothing that was counted is lost, and the files stay few.
+"""
+
+import asyncio
+import os
+import secrets
+import shutil
+from collections.abc import AsyncGenerator
+from dataclasses import asdict
+from typing import Any
+
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+    values,
+)
+from quart import Blueprint, Quart, Response, current_app, request
+from quart_rate_limiter import rate_exempt
+
+from service import __version__
+from service.cache import Cache
+from service.config import Settings
+from service.db import Database
+from service.errors import ResourceNotFoundError
+from service.front import ROUTE, Front, Seen
+from service.lag import Lag
+from service.limits import Limiter
+from service.openapi.answers import answers, fails
+from service.security import Passwords, bearer
+from service.web import respond
+
+METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
+SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+LOOK_SECONDS = 0.5  # between readings of what is not counted as it happens
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the Prometheus client's own name for it
+
+metrics_bp = Blueprint("metrics", __name__)
+
+
+def share(number: int) -> None:
+    """Keep this process's figures in the folder of all workers, as `number`. Before any is made.
+
+    The one place where two applications of a process would share something: the Prometheus
+    client chooses for all.
+    """
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
+
+
+def forget(folder: str, number: int) -> None:
+    """Drop what was true of a worker only while it lived."""
+    multiprocess.mark_process_dead(number, folder)  # type: ignore[no-untyped-call]
+
+
+def drop() -> None:
+    """Remove the folder of all workers: the service is over."""
+    shutil.rmtree(os.environ[FOLDER], ignore_errors=True)
+
+
+class Metrics:
+    """The figures of one process."""
+
+    def __init__(self, app: Quart) -> None:
+        self.registry = CollectorRegistry()
+        self._app = app
+        self._requests = Histogram(
+            "octavo_request_seconds",
+            "Requests: how many, and how long each took",
+            ("method", "route", "status"),
+            buckets=SECONDS,
+            registry=self.registry,
+        )
+        self._children: dict[tuple[str, str, int], Any] = {}
+        self._counters: dict[tuple[str, str], tuple[Any, float]] = {}
+        for name, about in COUNTERS.items():
+            labels = ("outcome",) if name in OUTCOMES else ()
+            counter = Counter(name, about, labels, registry=self.registry)
+            for outcome in OUTCOMES.get(name, ("",)):
+                child = counter.labels(outcome) if outcome else counter
+                self._counters[name, outcome] = (child, 0.0)
+        self._gauges = {
+            name: Gauge(name, about, multiprocess_mode=mode, registry=self.registry)
+            for name, (mode, about) in GAUGES.items()
+        }
+        build = Gauge(
+            "octavo_build_info",
+            "Which version this is",
+            ("version",),
+            multiprocess_mode="livemax",
+            registry=self.registry,
+        )
+        build.labels(__version__).set(1)
+
+    def observe(self, seen: Seen) -> None:
+        """Count a request that was answered."""
+        method = seen.scope["method"]
+        key = (method, seen.scope.get(ROUTE, "unknown"), seen.status)
+        child = self._children.get(key)
+        if child is None:
+            if method not in METHODS:
+                key = ("other", *key[1:])
+            child = self._children[key] = self._requests.labels(*key)
+        child.observe(seen.seconds)
+
+    def look(self) -> None:
+        """Read what others have counted."""
+        extensions = self._app.extensions
+        cache: Cache = extensions["cache"]
+        database: Database = extensions["database"]
+        limiter: Limiter = extensions["limiter"]
+        passwords: Passwords = extensions["passwords"]
+        front: Front = extensions["front"]
+        lag: Lag = extensions["lag"]
+        counted = asdict(cache.counters)
+        totals: dict[tuple[str, str], float] = {
+            **{("octavo_cache_reads", one): counted.pop(many) for one, many in READS.items()},
+            **{(f"octavo_cache_{name}", ""): number for name, number in counted.items()},
+            ("octavo_limit_decisions", "admitted"): limiter.admitted,
+            ("octavo_limit_decisions", "refused"): limiter.refused,
+            ("octavo_limit_decisions_without_redis", ""): limiter.ledger.decided_locally,
+            ("octavo_pool_waits", ""): database.waits.number,
+            ("octavo_pool_wait_seconds", ""): database.waits.seconds,
+        }  # fmt: skip
+        for key, number in totals.items():
+            counter, before = self._counters[key]
+            counter.inc(number - before)
+            self._counters[key] = (counter, number)
+        now = {
+            "octavo_requests_in_flight": front.in_flight,
+            "octavo_event_loop_lag_seconds": lag.worst(),
+            "octavo_pool_in_use": database.in_use,
+            "octavo_pool_waiting": database.waits.waiting,
+            "octavo_cache_on": cache.fence.lease() is not None,
+            "octavo_password_jobs": passwords.pending,
+            "octavo_workers": 1,
+        }
+        for name, number in now.items():
+            self._gauges[name].set(number)
+
+    async def text(self) -> bytes:
+        """Give them all as Prometheus reads them, those of other workers too."""
+        self.look()
+        registry = self.registry
+        if folder := os.environ.get(FOLDER):
+            registry = CollectorRegistry()
+            multiprocess.MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
+        return await asyncio.to_thread(generate_latest, registry)
+
+
+COUNTERS = {
+    "octavo_cache_reads": "Reads of what is cached, by how they were answered",
+    "octavo_cache_fills": "Entries that readers wrote",
+    "octavo_cache_marks": "Writes that marked what they change",
+    "octavo_cache_epoch_changes": "How often the cache was turned off or on",
+    "octavo_cache_breaker_openings": "How often a silent Redis was left alone",
+    "octavo_cache_stale": "Hits that were older than an answer before them: promised never to be",
+    "octavo_limit_decisions": "What the limits said of requests",
+    "octavo_limit_decisions_without_redis": "Decisions of each worker alone, as Redis was away",
+    "octavo_pool_waits": "Reads and writes that waited for a database connection",
+    "octavo_pool_wait_seconds": "How long they waited",
+}
+READS = {"hit": "hits", "miss": "misses", "bypass": "bypasses"}
+OUTCOMES = {
+    "octavo_cache_reads": tuple(READS),
+    "octavo_limit_decisions": ("admitted", "refused"),
+}
+GAUGES: dict[str, tuple[Any, str]] = {
+    "octavo_requests_in_flight": ("livesum", "Requests that are being answered"),
+    "octavo_event_loop_lag_seconds": ("livemax", "How late the latest loop was within a second"),
+    "octavo_pool_in_use": ("livesum", "Database connections at work"),
+    "octavo_pool_waiting": ("livesum", "Reads and writes that wait for a connection now"),
+    "octavo_cache_on": ("livemin", "1: every worker uses the cache, 0: one does not"),
+    "octavo_password_jobs": ("livesum", "Password hashes under way or waiting"),
+    "octavo_workers": ("livesum", "Processes that serve"),
+}
+
+
+@metrics_bp.get("/metrics")
+@answers(200, media="text/plain")
+@fails(404)
+@rate_exempt
+async def metrics() -> Response:
+    """Give the metrics of this service, as Prometheus reads them.
+
+    With METRICS_TOKEN only to who has it as a bearer token; in production to nobody else.
+    """
+    settings: Settings = current_app.extensions["settings"]
+    expected = settings.metrics_token
+    if expected is not None:
+        given = bearer(request.headers.get("Authorization", ""))
+        is_known = secrets.compare_digest(given.encode(), expected.get_secret_value().encode())
+    else:
+        is_known = settings.env != "production"
+    if not is_known:
+        raise ResourceNotFoundError
+    found: Metrics = current_app.extensions["metrics"]
+    return respond(await found.text(), content_type=CONTENT_TYPE_LATEST)
+
+
+def init_app(app: Quart, settings: Settings) -> None:
+    """Count what is asked, and look at the rest now and then."""
+    app.register_blueprint(metrics_bp)
+    found = app.extensions["metrics"] = Metrics(app)
+    app.extensions.setdefault("observers", []).append(found.observe)
+
+    async def look_on() -> None:
+        while True:
+            found.look()
+            await asyncio.sleep(LOOK_SECONDS)
+
+    @app.while_serving
+    async def lifespan() -> AsyncGenerator[None, None]:
+        looking = asyncio.create_task(look_on())
+        yield
+        looking.cancel()

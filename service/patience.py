@@ -1,0 +1,55 @@
+"""How long to wait for somebody else, on a loop that may be late itself."""
+
+import asyncio
+from math import ceil
+from types import TracebackType
+from typing import Any
+
+SLEEP = 0.002
+
+
+class Patience:
+    """`async with`: TimeoutError after `seconds`, counted in short sleeps of the loop.
+
+    While the loop itself is late, an answer that has long been there is not read either: a plain
+    time-out would take its own lateness for a silence of the other side. Entered again, it goes
+    on with what is left.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        self._left = ceil(seconds / SLEEP)
+        self._timeout: asyncio.Timeout
+        self._handle: asyncio.TimerHandle
+
+    async def __aenter__(self) -> None:
+        if self._left <= 0:
+            raise TimeoutError
+        self._timeout = asyncio.timeout(None)
+        await self._timeout.__aenter__()
+        self._loop = asyncio.get_running_loop()
+        self._handle = self._loop.call_later(SLEEP, self._tick)
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        self._handle.cancel()
+        await self._timeout.__aexit__(kind, error, traceback)
+
+    def _tick(self) -> None:
+        self._left -= 1
+        if self._left > 0:
+            self._handle = self._loop.call_later(SLEEP, self._tick)
+        else:
+            self._timeout.reschedule(self._loop.time())
+
+
+async def end(task: asyncio.Task[Any]) -> None:
+    """Cancel a task until it has ended: redis-py takes a cancellation for its own now and then."""
+    while not task.done():
+        task.cancel()
+        await asyncio.wait({task}, timeout=0.1)
+    if not task.cancelled():
+        task.exception()  # seen here

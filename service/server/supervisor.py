@@ -1,0 +1,244 @@
+"""Watches over workers: replaces those that end, lets them go one by one, and ends with them.
+
+Why our own: what is kept well (systemd, Kubernetes) watches whole services, Hypercorn's own
+supervisor drops requests, and Circus, the one library of this kind, brings ZeroMQ and a second
+event loop, and has no worker tell when it is ready.
+"""
+
+import asyncio
+import logging
+import random
+import signal
+import socket
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from service.server.processes import WorkerProcess
+
+START_SECONDS = 60.0  # until a worker has to be ready
+STEADY_SECONDS = 1.0  # that one has to serve to be no failure
+LONGEST_PAUSE = 5.0  # between attempts to start one
+ATTEMPTS = 3  # to start the first one
+BEYOND = 5.0  # seconds after the grace: then a worker is killed
+KILLED = 1  # exit code, if one had to be
+
+
+class Supervisor:
+    """Keeps `count` workers at work, each started by `command`.
+
+    sockets: what workers listen on, closed at the end. overlap: whether a new worker may listen
+    before the one that it replaces has ended; then one more waits, ready to take over.
+    patience: seconds that an ending worker is given.
+    forget: told of the number of each worker that has ended.
+    """
+
+    def __init__(
+        self,
+        command: Sequence[str],
+        sockets: Sequence[socket.socket],
+        logger: logging.Logger,
+        *,
+        count: int,
+        overlap: bool,
+        patience: float,
+        environment: Mapping[str, str],
+        forget: Callable[[int], None],
+    ) -> None:
+        self._command = command
+        self._sockets = sockets
+        self._logger = logger
+        self._overlap = overlap
+        self._patience = patience + BEYOND
+        self._environment = environment
+        self._forget = forget
+        self._workers: set[WorkerProcess] = set()
+        self._numbers: set[int] = set()  # of workers: the lowest that are free
+        self._to_be_replaced = [asyncio.Event() for _ in range(count)]
+        self._replacing = asyncio.Lock()
+        self._stop: asyncio.Future[tuple[signal.Signals, int]]
+        self._reading: set[asyncio.Task[None]] = set()
+        self._was_ready = False
+        self._release = 0  # of the code: another one with each SIGHUP
+        self._spare: WorkerProcess | None = None
+        self._sparing: asyncio.Task[None] | None = None
+
+    async def run(self) -> int:
+        """Serve until told to end by SIGTERM or SIGINT: the exit code."""
+        loop = asyncio.get_running_loop()
+        self._stop = loop.create_future()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._end, number, 0)
+        loop.add_signal_handler(signal.SIGHUP, self._replace_all)
+        keeping = [asyncio.create_task(self._keep(place)) for place in self._to_be_replaced]
+        number, code = await self._stop
+        for sock in self._sockets:
+            sock.close()  # nobody waits to be accepted any more, once the workers do not listen
+        tasks = keeping if self._sparing is None else [*keeping, self._sparing]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        ended = await asyncio.gather(*(self._let_go(one, number) for one in self._workers))
+        if self._reading:
+            await asyncio.wait(self._reading, timeout=BEYOND)
+        return code or (0 if all(ended) else KILLED)
+
+    def _end(self, number: signal.Signals, code: int) -> None:
+        if not self._stop.done():
+            self._stop.set_result((number, code))
+        else:
+            for worker in self._workers:
+                worker.send(number)  # told again: they hurry
+
+    def _replace_all(self) -> None:
+        self._logger.info("Every worker is replaced, one after the other")
+        self._release += 1
+        if self._spare is not None:
+            self._spare.send(signal.SIGTERM)
+            self._spare = None
+        for event in self._to_be_replaced:
+            event.set()
+
+    async def _keep(self, to_be_replaced: asyncio.Event) -> None:
+        """Keep one place filled."""
+        worker: WorkerProcess | None = None
+        failures = 0
+        while True:
+            if worker is None:
+                worker = await self._start()
+            if worker is not None:
+                begun = time.monotonic()
+                await _first(worker.ended, to_be_replaced.wait(), worker.worn.wait())
+                if not worker.ended.done():
+                    to_be_replaced.clear()
+                    worker = await self._replace(worker)
+                    continue
+                if time.monotonic() - begun > STEADY_SECONDS:
+                    failures = 0
+                worker = None
+            elif not self._was_ready and failures + 1 == ATTEMPTS:
+                return self._end(signal.SIGTERM, 1)
+            # The first time at once; whatever fails again and again may need the machine.
+            if failures:
+                pause = min(0.1 * 2**failures, LONGEST_PAUSE)
+                await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  (no secret)
+            failures += 1
+
+    async def _replace(self, old: WorkerProcess) -> WorkerProcess | None:
+        """Start another one and let the old one go; None: the place is empty."""
+        async with self._replacing:
+            if not self._overlap:
+                await self._let_go(old, signal.SIGUSR1)
+                return await self._start()
+            new = await self._start()
+            if new is None:
+                self._logger.error("Worker %d stays: no other one could be started", old.number)
+                old.worn.clear()
+                return old
+            await self._let_go(old, signal.SIGUSR1)
+            return new
+
+    async def _start(self) -> WorkerProcess | None:
+        """Let a worker serve, and wait for it. None: it ended before, or had to be ended."""
+        worker, self._spare = self._spare, None
+        if worker is None or worker.ended.done():
+            worker = await self._spawn()
+        worker.is_spare = False
+        worker.tell(go=True)
+        try:
+            async with asyncio.timeout(START_SECONDS):
+                await _first(worker.ended, worker.ready.wait())
+        except TimeoutError:
+            self._logger.error("Worker %d is not ready after %d s", worker.number, START_SECONDS)
+            worker.process.kill()
+            await worker.ended
+        if worker.ended.done():
+            return None
+        self._was_ready = True
+        self._tell_all()
+        self._logger.info("Worker %d serves (process %d)", worker.number, worker.process.pid)
+        self._want_spare()
+        return worker
+
+    def _want_spare(self) -> None:
+        is_coming = self._sparing is not None and not self._sparing.done()
+        if self._overlap and self._spare is None and not is_coming:
+            self._sparing = asyncio.create_task(self._have_spare(self._release))
+
+    async def _have_spare(self, release: int) -> None:
+        """Have one more that has loaded all it needs: to load takes longer than to start."""
+        spare = await self._spawn()
+        if release == self._release:
+            self._spare = spare
+        else:
+            spare.send(signal.SIGTERM)
+
+    async def _spawn(self) -> WorkerProcess:
+        number = next(n for n in range(len(self._numbers) + 1) if n not in self._numbers)
+        self._numbers.add(number)
+        try:
+            worker = await WorkerProcess.start(
+                number, self._command, self._sockets, self._environment
+            )
+        except BaseException:
+            self._numbers.discard(number)
+            raise
+        self._workers.add(worker)
+        reading = asyncio.create_task(self._listen_to(worker))
+        self._reading.add(reading)
+        reading.add_done_callback(self._reading.discard)
+        worker.ended.add_done_callback(lambda _: self._gone(worker))
+        return worker
+
+    def _tell_all(self) -> None:
+        """Tell every worker how many there are."""
+        serving = [worker for worker in self._workers if worker.ready.is_set()]
+        for worker in serving:
+            worker.tell(workers=len(serving))
+
+    def _gone(self, worker: WorkerProcess) -> None:
+        worker.close()
+        self._workers.discard(worker)
+        self._forget(worker.number)
+        self._numbers.discard(worker.number)
+        self._tell_all()
+        code = worker.ended.result()
+        if not self._stop.done() and code > 0 and not self._was_ready:
+            self._end(signal.SIGTERM, code)  # it has said why; another one would say the same
+        self._logger.log(
+            logging.WARNING if code and not worker.is_spare else logging.INFO,
+            "Worker %d has ended (%s)",
+            worker.number,
+            f"exit code {code}" if code >= 0 else signal.Signals(-code).name,
+        )
+
+    async def _let_go(self, worker: WorkerProcess, number: signal.Signals) -> bool:
+        """Tell a worker to end, and wait: whether it did so by itself."""
+        worker.send(number)
+        await asyncio.wait({worker.ended}, timeout=self._patience)
+        if worker.ended.done():
+            return True
+        self._logger.error("Worker %d does not end: it is killed", worker.number)
+        worker.process.kill()
+        await asyncio.wait({worker.ended})
+        return False
+
+    async def _listen_to(self, worker: WorkerProcess) -> None:
+        async for told in worker.hear():
+            match told:
+                case {"ready": True}:
+                    worker.ready.set()
+                case {"worn": True}:
+                    worker.worn.set()
+                case {"record": record}:
+                    self._logger.handle(logging.makeLogRecord(record))
+
+
+async def _first(*awaited: Any) -> None:
+    """Wait until one of them is done, and cancel what only waits."""
+    tasks = [asyncio.ensure_future(one) for one in awaited]
+    try:
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks[1:]:
+            task.cancel()

@@ -1,0 +1,137 @@
+"""One process that serves: Hypercorn on uvloop, until it is drained."""
+
+import asyncio
+import random
+import signal
+from collections.abc import Callable
+from typing import Any
+
+import hypercorn.asyncio
+import uvloop
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
+from quart import Quart
+
+from service import metrics
+from service.config import Settings
+from service.server.channel import Channel
+from service.server.http1 import ServerConfig
+
+LAST_SECONDS = 0.2  # for who was accepted last to have asked
+
+
+class Loop(uvloop.Loop):
+    """uvloop that knows its listeners: Hypercorn does not let others close them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.listeners: list[asyncio.AbstractServer] = []
+
+    async def create_server(  # type: ignore[override]
+        self, *args: Any, **options: Any
+    ) -> asyncio.AbstractServer:
+        """Listen."""
+        server: asyncio.AbstractServer = await super().create_server(*args, **options)
+        self.listeners.append(server)
+        return server
+
+
+class Worker:
+    """Serves an application, and ends it: told by signals, by the supervisor, or by its going."""
+
+    def __init__(
+        self, app: Quart, config: ServerConfig, settings: Settings, channel: Channel | None
+    ) -> None:
+        self._app = app
+        self._config = config
+        self._settings = settings
+        self._channel = channel
+        self._stop: asyncio.Event
+        self._draining: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._left = settings.max_requests
+        if self._left:
+            self._left += random.randint(0, settings.max_requests_jitter)  # noqa: S311  (no secret)
+
+    def run(self) -> None:
+        """Serve until told to end. Raises LifespanFailureError if the application cannot start."""
+        with asyncio.Runner(loop_factory=Loop) as runner:
+            runner.run(self._serve())
+
+    async def _serve(self) -> None:
+        self._stop = asyncio.Event()
+        loop = asyncio.get_running_loop()
+        handled: dict[signal.Signals, Callable[[], None]] = {
+            signal.SIGTERM: lambda: self._drain(self._settings.drain_seconds, listening=True),
+            signal.SIGINT: lambda: self._drain(0, listening=True),
+            signal.SIGUSR1: lambda: self._drain(self._settings.drain_seconds, listening=False),
+        }
+        for number, handle in handled.items():
+            loop.add_signal_handler(number, handle)
+        if self._channel is not None:
+            self._do(self._hear(self._channel))
+            self._do(self._say_when_ready(self._channel))
+        app = self._counted if self._left else self._app
+        try:
+            await hypercorn.asyncio.serve(app, self._config, shutdown_trigger=self._stop.wait)
+        finally:
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _do(self, work: Any) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _drain(self, seconds: float, *, listening: bool) -> None:
+        if self._draining is None:
+            self._draining = asyncio.create_task(self._leave(seconds, listening=listening))
+        elif listening:
+            self._stop.set()  # told again: do not wait for clients to see it
+
+    async def _leave(self, seconds: float, *, listening: bool) -> None:
+        """Tell clients to close, for a while; listen meanwhile, unless others do."""
+        self._config.draining = True
+        if listening:
+            if health := self._app.extensions.get("health"):  # else it is still starting
+                health.serving = False
+            await asyncio.sleep(max(0.0, seconds - LAST_SECONDS))
+            seconds = min(seconds, LAST_SECONDS)
+        for listener in self._listeners:
+            listener.close()
+        await asyncio.sleep(seconds)
+        self._stop.set()
+
+    @property
+    def _listeners(self) -> list[asyncio.AbstractServer]:
+        loop: Any = asyncio.get_running_loop()
+        found: list[asyncio.AbstractServer] = loop.listeners
+        return found
+
+    async def _hear(self, channel: Channel) -> None:
+        async for told in channel.hear():
+            self._app.extensions["workers"] = told["workers"]
+        self._drain(0, listening=True)  # nobody watches any more
+        await asyncio.to_thread(metrics.drop)  # nor would clear up
+
+    async def _say_when_ready(self, channel: Channel) -> None:
+        while len(self._listeners) < len(self._config.bind):  # noqa: ASYNC110  (Hypercorn's)
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(channel.tell, ready=True)
+
+    async def _counted(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        """Ask to be replaced after so many requests."""
+        if scope["type"] == "http":
+            self._left -= 1
+            if self._left == 0 and self._channel is not None:
+                self._do(asyncio.to_thread(self._channel.tell, worn=True))
+            elif self._left == 0:
+                self._drain(0, listening=True)
+        await self._app(scope, receive, send)
+
+
+def serve(app: Quart, config: ServerConfig, settings: Settings, channel: Channel | None) -> None:
+    """Serve an application in this process until told to end. Raises LifespanFailureError."""
+    Worker(app, config, settings, channel).run()

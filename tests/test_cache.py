@@ -1,0 +1,393 @@
+"""The cache over HTTP: seen to work, never seen to be old; and what it costs."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import event
+
+from service.cache import Cache, Entry, entries, items
+from tests.conformance import violations as documented_violations
+from tests.conftest import Site, patient_client, serving, settings_for
+from tests.factories import Factory, Member
+
+HIT, MISS, BYPASS = "Octavo; hit", "Octavo; fwd=miss", "Octavo; fwd=bypass"
+
+
+@contextmanager
+def statements(site: Site) -> Iterator[list[str]]:
+    """Note every statement that reads."""
+    seen: list[str] = []
+
+    def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
+        seen.append(statement)
+
+    engine = site.database.reader.sync_engine
+    event.listen(engine, "before_cursor_execute", note)
+    try:
+        yield seen
+    finally:
+        event.remove(engine, "before_cursor_execute", note)
+
+
+def cache_of(site: Site) -> Cache:
+    """Give the cache of an application."""
+    cache: Cache = site.app.extensions["cache"]
+    return cache
+
+
+async def status(client: httpx.AsyncClient, path: str, **words: Any) -> str:
+    """Ask, and give the Cache-Status of the answer."""
+    answer = await client.get(path, **words)
+    return answer.headers["Cache-Status"]
+
+
+@asynccontextmanager
+async def another(site: Site, folder: Path) -> AsyncIterator[httpx.AsyncClient]:
+    """A second worker on the same database and Redis; memory has one: the same again."""
+    url = site.database.url.render_as_string(hide_password=False)
+    if site.database.url.get_backend_name() == "sqlite":
+        async with patient_client(site) as client:
+            yield client
+        return
+    async with (
+        serving(settings_for(url, folder)) as other,
+        patient_client(other) as client,
+    ):
+        yield client
+
+
+@pytest.fixture
+async def owner(make: Factory) -> Member:
+    """Somebody with books."""
+    return await make.member()
+
+
+async def test_how_an_answer_was_come_by_is_said(
+    client: httpx.AsyncClient, make: Factory, owner: Member
+) -> None:
+    book = await make.book(owner)
+    for path in (
+        f"/api/books/{book.id}", "/api/books", "/api/books?limit=5",
+        "/api/books?sort=price&limit=5", f"/api/users/{owner.id}/books?per_page=7",
+        "/api/books?q=book", "/api/books?genre=Fiction",
+    ):  # fmt: skip
+        assert [await status(client, path) for _ in range(2)] == [MISS, HIT], path
+    for path in ("/api/books?nocache=1", f"/api/users/{owner.id}/books?nocache=1"):
+        assert [await status(client, path) for _ in range(2)] == [BYPASS, BYPASS]
+    tag = (await client.get("/api/books")).headers["ETag"]
+    assert await status(client, "/api/books", headers={"If-None-Match": tag}) == HIT
+
+
+async def test_what_comes_from_the_cache_is_what_comes_past_it(
+    client: httpx.AsyncClient, make: Factory, owner: Member
+) -> None:
+    for n in range(25):
+        await make.book(owner, price=n, genre="Fiction" if n % 2 else None)
+    for path in (
+        "/api/books", "/api/books?page=2", "/api/books?page=9", "/api/books?genre=Fiction",
+        "/api/books?sort=-price&per_page=5", "/api/books?limit=7", "/api/books?sort=title&limit=7",
+        f"/api/users/{owner.id}/books", "/api/users/0/books",
+    ):  # fmt: skip
+        past = await client.get(path, params={**httpx.URL(path).params, "nocache": "1"})
+        cold, warm = await client.get(path), await client.get(path)
+        assert cold.content == warm.content
+        assert cold.headers["ETag"] == warm.headers["ETag"]
+        found, wanted = warm.json(), past.json()
+        for answer in (found, wanted):
+            if isinstance(answer, dict):
+                answer.pop("links", None)  # which say nocache
+        assert found == wanted
+
+
+async def test_total_is_exact_at_once(
+    site: Site, folder: Path, client: httpx.AsyncClient, make: Factory, owner: Member
+) -> None:
+    async with another(site, folder) as other:
+        for n in range(20):
+            here, there = random.sample((client, other), 2)
+            before = (await there.get("/api/books")).json()["total"]
+            assert before == n
+            body = {"title": "New", "author": "A"}
+            made = await here.post("/api/books", json=body, headers=owner.headers)
+            after = (await there.get("/api/books")).json()
+            assert (after["total"], after["items"][0]["id"]) == (n + 1, made.json()["id"])
+            mine = await there.get(f"/api/users/{owner.id}/books")
+            assert mine.headers["X-Total-Count"] == str(n + 1)
+
+
+async def test_a_change_is_seen_at_once_everywhere(
+    site: Site, folder: Path, client: httpx.AsyncClient, make: Factory, owner: Member
+) -> None:
+    book = await make.book(owner, genre="Fiction")
+    path = f"/api/books/{book.id}"
+    async with another(site, folder) as other:
+        for n in range(20):
+            here, there = random.sample((client, other), 2)
+            assert (await there.get(path)).json()["version"] == n + 1
+            genre = ("History", "Fiction")[n % 2]
+            changed = await here.patch(path, json={"genre": genre}, headers=owner.headers)
+            assert (await there.get(path)).content == changed.content
+            for shelf in ("History", "Fiction"):
+                found = (await there.get("/api/books", params={"genre": shelf})).json()["items"]
+                assert [one["id"] for one in found] == ([book.id] if shelf == genre else [])
+        await client.delete(path, headers=owner.headers)
+        for one in (client, other):
+            assert (await one.get(path)).status_code == 404
+            assert (await one.get("/api/books")).json()["total"] == 0
+
+
+async def test_that_there_is_none_is_known_as_well(
+    client: httpx.AsyncClient, make: Factory, owner: Member
+) -> None:
+    book = await make.book(owner)
+    coming = f"/api/books/{book.id + 1}"
+    assert [await status(client, coming) for _ in range(2)] == [MISS, HIT]
+    await make.book(owner)
+    assert (await client.get(coming)).status_code == 200
+
+
+async def test_a_user_deleted_with_their_books_is_gone(
+    client: httpx.AsyncClient, make: Factory
+) -> None:
+    admin, gone = await make.admin(), await make.member()
+    books = [await make.book(gone) for _ in range(3)]
+    paths = ["/api/books", *(f"/api/books/{book.id}" for book in books)]
+    for path in paths:
+        await status(client, path)
+    assert (await client.get("/api/profile", headers=gone.headers)).status_code == 200
+    answer = await client.delete(f"/admin/users/{gone.id}", headers=admin.headers)
+    assert answer.status_code == 204
+    assert (await client.get("/api/books")).json()["total"] == 0
+    for path in paths[1:]:
+        assert (await client.get(path)).status_code == 404
+    assert (await client.get("/api/profile", headers=gone.headers)).status_code == 401
+
+
+async def test_a_write_of_nothing_marks_nothing(
+    site: Site, client: httpx.AsyncClient, make: Factory, owner: Member
+) -> None:
+    book = await make.book(owner, title="The same")
+    path = f"/api/books/{book.id}"
+    for warmed in (path, "/api/books"):
+        await status(client, warmed)
+    marks = cache_of(site).counters.marks
+    await client.patch(path, json={"title": "The same"}, headers=owner.headers)
+    assert cache_of(site).counters.marks == marks
+    assert await status(client, path) == await status(client, "/api/books") == HIT
+
+
+async def test_what_a_read_may_cost(
+    site: Site, client: httpx.AsyncClient, make: Factory, owner: Member
+) -> None:
+    """No SQL where nothing changed; after one change, one query of ids and one of that book."""
+    books = [await make.book(owner) for _ in range(20)]
+    item = f"/api/books/{books[3].id}"
+    for path in (item, "/api/books", "/api/books?per_page=5"):
+        await status(client, path)
+    await client.get("/api/profile", headers=owner.headers)
+    with statements(site) as seen:
+        for path in (item, "/api/books", "/api/books?per_page=5"):
+            assert await status(client, path) == HIT
+        assert seen == []
+        # Who asks is known, too: the row is read once, to be shown.
+        await client.get("/api/profile", headers=owner.headers)
+        assert len(seen) == 1
+    await client.patch(item, json={"price": 3}, headers=owner.headers)
+    with statements(site) as seen:
+        assert await status(client, "/api/books") == MISS
+        assert len(seen) == 2, "ids with their total, and the one book"
+        assert "title" not in seen[0]
+        assert await status(client, "/api/books?per_page=5") == MISS
+        assert len(seen) == 3, "ids: the total is known"
+        assert "count" not in seen[2]
+        assert await status(client, item) == HIT
+
+
+async def test_what_a_read_may_cost_of_redis(
+    site: Site, client: httpx.AsyncClient, make: Factory, owner: Member
+) -> None:
+    url = site.app.extensions["settings"].redis_url
+    if url is None:
+        pytest.skip("memory has no round trips")
+    books = [await make.book(owner) for _ in range(20)]
+    item = f"/api/books/{books[3].id}"
+    redis: Any = Redis.from_url(url)
+
+    async def commands(path: str) -> dict[str, int]:
+        await redis.config_resetstat()
+        assert await status(client, path) == HIT
+        found = await redis.info("commandstats")
+        return {
+            name.removeprefix("cmdstat_"): one["calls"]
+            for name, one in found.items()
+            if name.startswith(("cmdstat_get", "cmdstat_mget", "cmdstat_eval"))
+        }
+
+    for path in (item, "/api/books"):
+        await status(client, path)
+    assert await commands(item) == {"get": 1}
+    assert await commands("/api/books") == {"mget": 2}
+    await redis.aclose()
+
+
+async def test_clearing_takes_the_cache_alone(
+    site: Site, client: httpx.AsyncClient, make: Factory, owner: Member
+) -> None:
+    admin, book = await make.admin(), await make.book(owner)
+    path = f"/api/books/{book.id}"
+    assert [await status(client, path) for _ in range(2)] == [MISS, HIT]
+    assert (await client.post("/admin/clear-cache", headers=owner.headers)).status_code == 403
+    answer = await client.post("/admin/clear-cache", headers=admin.headers)
+    assert (answer.status_code, answer.json()) == (200, {"message": "Cache cleared"})
+    assert [await status(client, path) for _ in range(2)] == [MISS, HIT]
+
+
+async def test_one_cold_book_is_read_once_at_a_time(
+    site: Site, folder: Path, make: Factory, owner: Member
+) -> None:
+    """Fifty readers in each of four workers (of one, where memory is the cache)."""
+    book = await make.book(owner)
+    url = site.database.url.render_as_string(hide_password=False)
+    workers = 1 if site.database.url.get_backend_name() == "sqlite" else 4
+    under_way, most, count = [0] * workers, [0] * workers, [0] * workers
+
+    def watch(served: Site, n: int) -> None:
+        service = cache_of(served).access.session
+
+        @asynccontextmanager
+        async def slow() -> AsyncIterator[Any]:
+            under_way[n] += 1
+            count[n] += 1
+            most[n] = max(most[n], under_way[n])
+            async with service() as db:
+                await asyncio.sleep(0.02)
+                yield db
+            under_way[n] -= 1
+
+        cache_of(served).access.session = slow
+        cache_of(served).access.sampled = 0  # a sample is a reading as well
+
+    async with asyncio.TaskGroup() as group, _several(site, url, folder, workers) as sites:
+        for n, served in enumerate(sites):
+            watch(served, n)
+        clients = [httpx.AsyncClient(base_url=served.url) for served in sites]
+        asked = [
+            group.create_task(one.get(f"/api/books/{book.id}"))
+            for one in clients
+            for _ in range(50)
+        ]
+        answers = [await one for one in asked]
+        for one in clients:
+            await one.aclose()
+    assert {answer.json()["version"] for answer in answers} == {1}
+    assert most == [1] * workers
+    assert sum(count) < 50 * workers / 4
+
+
+@asynccontextmanager
+async def _several(site: Site, url: str, folder: Path, workers: int) -> AsyncIterator[list[Site]]:
+    if workers == 1:
+        session = cache_of(site).access.session
+        yield [site]
+        cache_of(site).access.session = session
+        cache_of(site).access.sampled = 0.001
+        return
+    async with (
+        serving(settings_for(url, folder)) as a,
+        serving(settings_for(url, folder)) as b,
+        serving(settings_for(url, folder)) as c,
+        serving(settings_for(url, folder)) as d,
+    ):
+        yield [a, b, c, d]
+
+
+@pytest.mark.parametrize("keeping", ["none", "ttl"])
+async def test_pages_may_be_kept_otherwise(
+    site: Site, folder: Path, make: Factory, owner: Member, keeping: str
+) -> None:
+    """The guide's matrix: no pages at all, or pages for their life."""
+    await make.book(owner)
+    settings = settings_for(site.another_url, folder, cache_pages=keeping, cache_page_seconds=60)
+    async with serving(settings) as served, patient_client(served) as client:
+        first = [await status(client, "/api/books") for _ in range(2)]
+        assert first == ([MISS, MISS] if keeping == "none" else [MISS, HIT])
+        body = {"title": "New", "author": "A"}
+        await client.post("/api/books", json=body, headers=owner.headers)
+        answer = (await client.get("/api/books")).json()
+        assert answer["total"] == 2, "exact in any case"
+        assert len(answer["items"]) == (2 if keeping == "none" else 1)
+
+
+async def test_nothing_is_kept_for_no_seconds(
+    site: Site, folder: Path, make: Factory, owner: Member
+) -> None:
+    book = await make.book(owner)
+    off = {"cache_item_seconds": 0, "cache_count_seconds": 0, "cache_pages": "none"}
+    settings = settings_for(site.another_url, folder, **off)
+    async with serving(settings) as served, patient_client(served) as client:
+        for _ in range(2):
+            assert await status(client, f"/api/books/{book.id}") == BYPASS
+            assert await status(client, "/api/books") == MISS
+
+
+async def test_the_sampler_finds_what_is_stale(
+    site: Site, client: httpx.AsyncClient, make: Factory, owner: Member
+) -> None:
+    cache = cache_of(site)
+    book = await make.book(owner)
+    path = f"/api/books/{book.id}"
+    cache.access.sampled = 1.0
+    try:
+        assert [await status(client, path) for _ in range(3)] == [MISS, HIT, HIT]
+        for query in (f"user_id={owner.id}", f"user_id={owner.id}&limit=1", "limit=1&sort=title"):
+            for expected in (MISS, HIT, HIT):
+                assert await status(client, f"/api/books?{query}") == expected
+        assert cache.counters.stale == 0
+        async with site.database.writer.begin() as connection:  # behind the cache's back
+            await connection.exec_driver_sql(
+                f"UPDATE books SET title = 'Other', version = 2 WHERE id = {book.id}"
+            )
+        assert await status(client, path) == HIT
+        assert cache.counters.stale == 1
+        shelf = f"/api/users/{owner.id}/books"
+        assert await status(client, shelf) == HIT
+        assert cache.counters.stale == 2, "its row was known"
+    finally:
+        cache.access.sampled = 0.001
+        cache.counters.stale = 0
+
+
+@pytest.mark.parametrize("is_checked", [True, False])
+async def test_another_releases_entry_is_not_taken(
+    site: Site,
+    client: httpx.AsyncClient,
+    make: Factory,
+    owner: Member,
+    monkeypatch: pytest.MonkeyPatch,
+    is_checked: bool,
+) -> None:
+    """Without the key in the entry it would be: then this test would fail."""
+    book = await make.book(owner)
+    cache, path = cache_of(site), f"/api/books/{book.id}"
+    state = cache.fence.lease()
+    assert state is not None
+    key = f"{state.prefix}book:{book.id}"
+    await cache.store.fill([(key, Entry(b"1", b"<book/>").write(f"old:book:{book.id}"), 30.0)])
+    if not is_checked:
+
+        def read(found: bytes | None, key: str) -> Entry | None:
+            return entries.read(found, (found or b"V\n\n").split(b"\n")[1].decode())
+
+        monkeypatch.setattr(items, "read", read)
+        assert (await client.get(path)).content == b"<book/>"
+        documented_violations.clear()
+        return
+    assert (await client.get(path)).json()["title"] == book.title
+    assert await status(client, path) == HIT, "it was taken over"

@@ -1,0 +1,193 @@
+"""What turns the cache off for good reason, and what it waits for until it comes back."""
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+from sqlalchemy import text
+
+from service import migrations
+from service.cache import Cache, SharedCacheError, fence, redis_store, writes
+from service.cache.epochs import UNMARKED_LOCK, hold_off_recovery
+from service.cache.store import AnotherStoreError
+from service.db import Database
+from service.models import Book
+from tests.conftest import Hurt, free_port, fresh_database, settings_for
+
+BACK = 10  # seconds in which a short recovery comes, on a busy machine
+
+
+@pytest.fixture
+def short(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let recovery not take its 15 s: nobody else serves that database."""
+    monkeypatch.setattr(fence, "RESTED_SECONDS", 0.5)
+    monkeypatch.setattr(fence, "WELL_SECONDS", 0.3)
+
+
+@asynccontextmanager
+async def redis_of(hurt: Hurt) -> AsyncIterator[Any]:
+    """Give a client of its Redis."""
+    client: Any = Redis.from_url(f"redis://127.0.0.1:{hurt.port}/0")
+    try:
+        yield client
+    finally:
+        await client.aclose()
+
+
+async def set_title(hurt: Hurt, book: Book, title: str) -> None:
+    """Change a book."""
+
+    async def work(db: Any) -> None:
+        (await db.get(Book, book.id)).title = title
+
+    await hurt.site.database.write(work)
+
+
+async def title_of(hurt: Hurt, book: Book) -> str:
+    """Read its title."""
+    title: str = (await hurt.client.get(f"/api/books/{book.id}")).json()["title"]
+    return title
+
+
+async def test_a_master_that_was_demoted_is_left(hurt: Hurt, short: None) -> None:
+    """It answers, under the run id that it always had, and what it has may be old."""
+    book = await hurt.make.book()
+    assert [await title_of(hurt, book) for _ in range(2)] == [book.title] * 2
+    before = await hurt.cache.epochs.read()
+    async with redis_of(hurt) as redis:
+        await redis.replicaof("127.0.0.1", str(free_port()))
+        async with asyncio.timeout(BACK):
+            while hurt.cache.fence.lease() is not None:  # nobody wrote: the fence has looked
+                await asyncio.sleep(0.05)
+        await set_title(hurt, book, "New")
+        assert await title_of(hurt, book) == "New"
+        await redis.replicaof("NO", "ONE")
+    await hurt.until(on=True)
+    after = await hurt.cache.epochs.read()
+    assert after.run_id != before.run_id, "a history of its own"
+    assert await title_of(hurt, book) == "New"
+
+
+async def test_a_full_redis_is_left_until_it_has_room(hurt: Hurt, short: None) -> None:
+    book = await hurt.make.book()
+    async with redis_of(hurt) as redis:
+        await redis.config_set("maxmemory", "1")
+        await set_title(hurt, book, "New")
+        assert await title_of(hurt, book) == "New"
+        assert not (await hurt.cache.epochs.read()).on
+        await asyncio.sleep(2.5)  # five looks, each at a Redis that answers
+        assert not (await hurt.cache.epochs.read()).on
+        await redis.config_set("maxmemory", "0")
+    await hurt.until(on=True)
+    assert await title_of(hurt, book) == "New"
+
+
+async def test_recovery_waits_for_who_writes_without_marks(hurt: Hurt, short: None) -> None:
+    """And comes as soon as there is nobody, however often it was in vain."""
+    async with hurt.site.database.writer.connect() as connection:
+        await connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({UNMARKED_LOCK})"))
+        await hurt.cache.epochs.bump()
+        await asyncio.sleep(2.5)
+        assert not (await hurt.cache.epochs.read()).on
+    async with asyncio.timeout(BACK):
+        while not (await hurt.cache.epochs.read()).on:
+            await asyncio.sleep(0.1)
+
+
+async def test_a_write_marks_what_a_recovery_has_begun_under_it(
+    hurt: Hurt, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It saw the cache off; before it could say that it makes no marks, the cache was on."""
+    book = await hurt.make.book()
+    database, epochs = hurt.site.database, hurt.cache.epochs
+    await epochs.bump()
+    marks = hurt.cache.counters.marks
+    recovered: list[bool] = []
+
+    async def late(db: Any) -> None:
+        if not recovered:
+            state = await epochs.read()
+            recovered.append(await epochs.recover(state, await hurt.cache.store.identify()))
+        await hold_off_recovery(db)
+
+    monkeypatch.setattr(writes, "hold_off_recovery", late)
+
+    async def work(db: Any) -> None:
+        (await db.get(Book, book.id)).title = "New"
+
+    await epochs.settle()
+    await database.write(work)
+    assert recovered == [True]
+    assert hurt.cache.counters.marks == marks + 1
+    assert await title_of(hurt, book) == "New"
+
+
+async def test_rows_that_sql_names_turn_it_off(hurt: Hurt) -> None:
+    """The text of a statement does not say which rows it changes."""
+    book = await hurt.make.book()
+    assert [await title_of(hurt, book) for _ in range(2)] == [book.title] * 2
+
+    async def work(db: Any) -> None:
+        await db.execute(text("UPDATE books SET title = 'New', version = version + 1"))
+
+    await hurt.site.database.write(work)
+    assert not (await hurt.cache.epochs.read()).on
+    assert await title_of(hurt, book) == "New"
+
+
+async def test_the_database_cannot_choose_how_isolated_writes_are(hurt: Hurt) -> None:
+    """Else the row of the epoch would be read as it was when the write began."""
+    database = hurt.site.database
+    async with database.writer.connect() as connection:
+        name = (await connection.execute(text("SELECT current_database()"))).scalar()
+        await connection.exec_driver_sql(
+            f"ALTER DATABASE {name} SET default_transaction_isolation = 'repeatable read'"
+        )
+        await connection.commit()
+    await database.writer.dispose()  # for new connections
+
+    async def level(db: Any) -> Any:
+        return await db.scalar(text("SHOW transaction_isolation"))
+
+    assert await database.write(level) == "read committed"
+
+
+async def test_a_statement_on_the_row_waits_for_its_turn_no_longer(hurt: Hurt) -> None:
+    async with hurt.cache.epochs._turn:
+        with pytest.raises(TimeoutError):
+            await hurt.cache.epochs._ask("SELECT 1", 0.1)
+
+
+async def test_one_sqlite_file_by_two_paths_is_one(folder: Path, tmp_path: Path) -> None:
+    link = tmp_path / "link.db"
+    async with fresh_database("sqlite", None, folder) as url:  # type: ignore[arg-type]
+        settings = settings_for(url, folder)
+        await asyncio.to_thread(migrations.upgrade, settings.database)
+        link.symlink_to(str(settings.database.database))
+        first, second = (
+            Database(one, Cache(one, logging.getLogger("test")))
+            for one in (settings, settings_for(f"sqlite:///{link}", folder))
+        )
+        await first.open()
+        with pytest.raises(SharedCacheError):
+            await second.open()
+        await second.close()
+        await first.close()
+
+
+@pytest.mark.parametrize("told", [b"role:slave\r\nrun_id:1\r\n", b"role:master\r\n"])
+async def test_who_does_not_say_that_it_is_a_master_is_not_trusted(told: bytes) -> None:
+    async def send(*command: str) -> None:
+        assert command[0] == "INFO"
+
+    async def read() -> bytes:
+        return told
+
+    with pytest.raises(AnotherStoreError):
+        await redis_store._ask_who(SimpleNamespace(send_command=send, read_response=read))

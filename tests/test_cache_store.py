@@ -1,0 +1,183 @@
+"""What the protocol asks of a store, of Redis and of memory alike."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+from uuid import uuid4
+
+import pytest
+from redis.asyncio import Redis
+
+from service.cache.entries import GEN, Entry, new_generation, new_lease, read
+from service.cache.redis_store import RedisStore
+from service.cache.store import AnotherStoreError, MemoryStore, Store
+
+
+@pytest.fixture(params=["memory", "redis"])
+async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
+    """A store that is expected to be itself."""
+    found: Store = (
+        MemoryStore(1_000)
+        if request.param == "memory"
+        else RedisStore(request.getfixturevalue("redis_url"))
+    )
+    yield found
+    await found.close()
+
+
+@pytest.fixture
+async def prefix(request: pytest.FixtureRequest, redis_url: str) -> str:
+    """Keys that no other test has, of the store that is asked."""
+    if "store" in request.fixturenames:
+        run_id = await request.getfixturevalue("store").identify()
+    else:
+        store = RedisStore(redis_url)
+        run_id = await store.identify()
+        await store.close()
+    return f"octavo:cache:{run_id}:{uuid4().hex}:"
+
+
+async def test_a_reader_fills_what_it_has_leased(store: Store, prefix: str) -> None:
+    key, lease = f"{prefix}book:1", new_lease()
+    assert await store.get(key) is None
+    assert await store.add(key, lease, 3.0)
+    assert not await store.add(key, new_lease(), 3.0)
+    assert not await store.replace(key, b"of another", 3.0, new_lease())
+    assert await store.replace(key, b"mine", 3.0, lease)
+    assert await store.get(key) == b"mine"
+
+
+async def test_several_are_leased_and_filled_in_one_step(store: Store, prefix: str) -> None:
+    keys, lease = [f"{prefix}book:{n}" for n in range(3)], new_lease()
+    assert await store.add(keys[1], b"taken", 3.0)
+    assert await store.lease(keys, lease, 3.0) == [True, False, True]
+    values = [(key, b"new", 3.0) for key in keys]
+    assert await store.fill(values, lease) == 2
+    assert await store.get_many(keys) == [b"new", b"taken", b"new"]
+    assert await store.fill(values) == 3
+    assert await store.get_many(keys) == [b"new"] * 3
+
+
+async def test_a_mark_takes_the_lease_away(store: Store, prefix: str) -> None:
+    key, lease = f"{prefix}book:1", new_lease()
+    await store.add(key, lease, 3.0)
+    await store.mark(prefix, ["book:1"], "writer", lists=False)
+    assert not await store.replace(key, b"old", 3.0, lease)
+    await store.unmark(prefix, ["book:1"], "writer", lists=False)
+    assert await store.get(key) is None
+    assert not await store.replace(key, b"old", 3.0, lease), "nor afterwards"
+
+
+async def test_anothers_mark_stays(store: Store, prefix: str) -> None:
+    await store.mark(prefix, ["book:1"], "first", lists=False)
+    await store.mark(prefix, ["book:1"], "second", lists=False)
+    await store.unmark(prefix, ["book:1"], "first", lists=False)
+    assert await store.get(f"{prefix}book:1") == b"W:second"
+
+
+async def test_whatever_is_no_mark_goes(store: Store, prefix: str) -> None:
+    await store.add(f"{prefix}book:1", b"V\nof a mark that was lost", 3.0)
+    await store.unmark(prefix, ["book:1"], "writer", lists=False)
+    assert await store.get(f"{prefix}book:1") is None
+
+
+async def test_there_is_no_generation_while_anybody_writes(store: Store, prefix: str) -> None:
+    key = prefix + GEN
+    await store.add(key, new_generation(), 3.0)
+    await store.mark(prefix, [], "first", lists=True)
+    await store.mark(prefix, [], "second", lists=True)
+    await store.unmark(prefix, [], "second", lists=True)
+    assert await store.get(key) == b"W", "the first one is under way"
+    await store.unmark(prefix, [], "first", lists=True)
+    one = await store.get(key)
+    assert one is not None
+    assert one.startswith(b"G:")
+    await store.mark(prefix, [], "third", lists=True)
+    await store.unmark(prefix, [], "third", lists=True)
+    assert await store.get(key) != one
+
+
+async def test_a_sweep_takes_values_alone(store: Store, prefix: str) -> None:
+    for name in ("book:1", "list:1"):
+        await store.add(prefix + name, Entry(b"1", b"{}").write(name), 3.0)
+    await store.add(f"{prefix}book:2", new_lease(), 3.0)
+    await store.mark(prefix, ["book:3"], "writer", lists=True)
+    await store.aio.add("octavo:limit:somebody", b"V\nof somebody else", ttl=3.0)
+    assert await store.sweep(prefix) == 2
+    left = await store.get_many([prefix + n for n in ("book:1", "book:2", "book:3", GEN)])
+    assert [one is not None for one in left] == [False, True, True, True]
+    assert await store.aio.get("octavo:limit:somebody")
+    await store.aio.delete("octavo:limit:somebody")
+
+
+async def test_everything_ends_by_itself(redis_url: str, prefix: str) -> None:
+    store = RedisStore(redis_url)
+    await store.mark(prefix, ["book:1"], "writer", lists=True)
+    await store.fill([(f"{prefix}list:1", b"V", 3.0)])
+    await store.lease([f"{prefix}book:2"], new_lease(), 3.0)
+    redis: Any = Redis.from_url(redis_url)
+    keys = [key async for key in redis.scan_iter(f"{prefix}*")]
+    assert len(keys) == 5
+    assert all([0 < await redis.pttl(key) <= 30_000 for key in keys])
+    await redis.aclose()
+    await store.close()
+
+
+async def test_memory_keeps_what_is_used(prefix: str) -> None:
+    store = MemoryStore(100)
+    for n in range(150):
+        await store.add(f"{n}", b"V\n", 30.0)
+        await store.get("0")
+    assert [await store.get(str(n)) is None for n in (0, 1, 50, 51, 149)] == [
+        False, True, True, False, False,
+    ]  # fmt: skip
+
+
+async def test_only_the_run_that_is_meant_is_spoken_to(redis_url: str, prefix: str) -> None:
+    store = RedisStore(redis_url)
+    assert await store.get(f"{prefix}book:1") is None
+    for _ in range(2):
+        with pytest.raises(AnotherStoreError):
+            await store.get("octavo:cache:another:1:book:1")
+        with pytest.raises(AnotherStoreError):
+            await store.mark("octavo:cache:another:1:", ["book:1"], "writer", lists=True)
+        assert await store.get(f"{prefix}book:1") is None
+    await store.close()
+
+
+async def test_clearing_again_brings_no_generation_back(store: Store, prefix: str) -> None:
+    """A command whose answer was lost is said again: another write may have come since."""
+    await store.mark(prefix, [], "first", lists=True)
+    await store.unmark(prefix, [], "first", lists=True)
+    one = await store.get(prefix + GEN)
+    await store.unmark(prefix, [], "first", lists=True)
+    assert await store.get(prefix + GEN) == one
+
+
+async def test_a_generation_that_was_evicted_does_not_come_back_early(
+    store: Store, prefix: str
+) -> None:
+    for writer in ("first", "second"):
+        await store.mark(prefix, [], writer, lists=True)
+    await store.aio.delete(prefix + GEN)
+    await store.add(prefix + GEN, new_generation(), 30.0)
+    await store.unmark(prefix, [], "first", lists=True)
+    assert await store.get(prefix + GEN) == b"W", "the second one is under way"
+    await store.unmark(prefix, [], "second", lists=True)
+    assert (await store.get(prefix + GEN) or b"").startswith(b"G:")
+
+
+async def test_many_at_once_wait_for_a_connection(redis_url: str, prefix: str) -> None:
+    store = RedisStore(redis_url)
+    found = await asyncio.gather(*(store.get(f"{prefix}{n}") for n in range(200)))
+    assert found == [None] * 200
+    await store.close()
+
+
+def test_an_entry_is_of_its_own_key() -> None:
+    kept = Entry(b"3", b'{"title":"a\\nb"}')
+    assert read(kept.write("1:book:7"), "1:book:7") == kept
+    assert read(kept.write("1:book:7"), "1:book:8") is None
+    assert read(kept.write("1:book:7"), "2:book:7") is None
+    for other in (None, b"L:1", b"W:1", b"W", b"G:1", b"V"):
+        assert read(other, "1:book:7") is None

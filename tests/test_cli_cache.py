@@ -1,0 +1,89 @@
+"""octavo cache, beside processes that serve."""
+
+from pathlib import Path
+
+import httpx
+
+from tests.conftest import Hurt
+from tests.test_cache import HIT, cache_of, status
+from tests.test_cli import empty_url, octavo, served
+
+__all__ = ["empty_url"]  # fixtures
+
+
+async def test_the_cache_of_a_process_of_its_own(empty_url: str, tmp_path: Path) -> None:
+    settings = {"DEV_DATABASE_URL": empty_url}
+    await octavo(tmp_path, "migrate", **settings)
+    assert await octavo(tmp_path, "cache", "stats", **settings) == (
+        0, "The cache is off, epoch 0\n", "",
+    )  # fmt: skip
+    async with served(tmp_path, **settings) as (_, url, _):
+        code, out, _ = await octavo(tmp_path, "cache", "stats", **settings)
+        first, store, where = out.splitlines()
+        assert (code, first) == (0, "The cache is on, epoch 1")
+        assert store.startswith("Store: memory-")
+        assert where == "Its entries are in the memory of the process that serves"
+        assert (await octavo(tmp_path, "cache", "clear", **settings))[:2] == (
+            0, "The cache is off; what it held is never used again\n",
+        )  # fmt: skip
+        assert "off, epoch 2" in (await octavo(tmp_path, "cache", "stats", **settings))[1]
+        async with httpx.AsyncClient(base_url=url) as client:
+            answer = await client.get("/api/books")
+            assert answer.headers["Cache-Status"] == "Octavo; fwd=bypass"
+
+
+async def test_another_process_of_the_same_database_does_not_start(
+    empty_url: str, tmp_path: Path
+) -> None:
+    settings = {"DEV_DATABASE_URL": empty_url}
+    await octavo(tmp_path, "migrate", **settings)
+    async with served(tmp_path, **settings):
+        code, _, err = await octavo(tmp_path, "serve", "--bind", "127.0.0.1:0", **settings)
+        assert code == 1
+        (said,) = [line for line in err.splitlines() if line.startswith("Error: ")]
+        assert "Could not start" in said
+        assert "another process serves this database" in said
+        assert "set REDIS_URL" in said
+
+
+async def test_a_cache_in_redis(hurt: Hurt, tmp_path: Path) -> None:
+    book = await hurt.make.book(await hurt.make.member())
+    settings = {
+        "DEV_DATABASE_URL": hurt.site.database.url.render_as_string(hide_password=False),
+        "REDIS_URL": f"redis://127.0.0.1:{hurt.port}/0",
+    }
+    path = f"/api/books/{book.id}"
+    for one in (path, path, "/api/books", "/api/books"):
+        await status(hurt.client, one)
+    code, out, _ = await octavo(tmp_path, "cache", "stats", **settings)
+    assert (code, out.splitlines()[0]) == (0, "The cache is on, epoch 1")
+    assert out.splitlines()[2:] == ["  book: 1", "  gen: 1", "  list: 2"]
+    assert await octavo(tmp_path, "cache", "clear", **settings) == (0, "3 entries deleted\n", "")
+    for one in (path, "/api/books"):
+        assert await status(hurt.client, one) != HIT
+    async with hurt.site.database.writer.begin() as connection:  # with another tool
+        await connection.exec_driver_sql("UPDATE books SET title = 'By hand'")
+    assert (await hurt.client.get(path)).json()["title"] == book.title
+    code, out, _ = await octavo(tmp_path, "cache", "bump", **settings)
+    assert (code, out) == (0, "The cache is off; what it held is never used again\n")
+    assert (await hurt.client.get(path)).json()["title"] == "By hand"
+    hurt.server.stop()
+    for words in (("clear",), ("stats",)):
+        code, _, err = await octavo(tmp_path, "cache", *words, **settings)
+        assert (code, err) == (0, ""), "off: nobody has to be asked"
+
+
+async def test_books_imported_beside_the_server_are_seen(hurt: Hurt, tmp_path: Path) -> None:
+    """Every write of the command line turns the cache off before."""
+    settings = {
+        "DEV_DATABASE_URL": hurt.site.database.url.render_as_string(hide_password=False),
+        "REDIS_URL": f"redis://127.0.0.1:{hurt.port}/0",
+    }
+    await hurt.make.book(await hurt.make.member())
+    assert [await status(hurt.client, "/api/books") for _ in range(2)][-1] == HIT
+    (tmp_path / "more.csv").write_text("title,author\nNew,A\n")
+    code, out, err = await octavo(tmp_path, "import-books", "more.csv", **settings)
+    assert code == 0, out + err
+    assert (await hurt.client.get("/api/books")).json()["total"] == 2
+    assert not (await hurt.cache.epochs.read()).on
+    assert cache_of(hurt.site).fence.lease() is None
