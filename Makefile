@@ -51,9 +51,9 @@ CASES ?= 100000
 fuzz: dev  ## CASES=100000 requests that the document allows or forbids, in every role, on both databases
 	@FUZZ_CASES=$(CASES) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --no-header -rP tests/test_fuzz.py
 
-soak: dev  ## what takes longer: limits, the cache and workers under faults, and 10,000 interleavings
-	@SOAK=1 $(BIN)/python -m pytest --no-header -rP tests/test_serve.py tests/test_serve_faults.py tests/test_limits_processes.py \
-		tests/test_cache_faults.py tests/test_cache_interleavings.py tests/test_cache_history.py
+soak: dev  ## what takes longer: overload, limits, the cache and workers under faults, and 10,000 interleavings
+	@SOAK=1 $(BIN)/python -m pytest --no-header -rP tests/test_overload.py tests/test_serve.py tests/test_serve_faults.py \
+		tests/test_limits_processes.py tests/test_cache_faults.py tests/test_cache_interleavings.py tests/test_cache_history.py
 
 bench: dev  ## what things cost, as ratios in one run (bench.plans needs a DATABASE_URL)
 	@$(BIN)/python -m bench.limits && $(BIN)/python -m bench.cache

@@ -15,6 +15,7 @@ from service import (
     logs,
     metrics,
     openapi,
+    overload,
     security,
     web,
 )
@@ -26,7 +27,7 @@ from service.users import users_bp
 
 CONCERNS = (
     logs, web, errors, cors, security, db, lag, health, home, openapi, limits, metrics, access_log,
-    front,
+    front, overload,
 )  # fmt: skip
 BLUEPRINTS = (auth_bp, books_bp, users_bp, admin_bp)
 

@@ -41,6 +41,12 @@ class ServeSettings(BaseSettings):
     tls_certfile: Path | None = Field(None, description="certificate chain, PEM: serve HTTPS")
     tls_keyfile: Path | None = Field(None, description="its key, PEM")
     http2: bool = Field(False, description="offer HTTP/2 over TLS, too")
+    shed_lag_seconds: float = Field(
+        0.02,
+        ge=0,
+        description="how late the event loop may be: beyond that lists get 503, beyond twice that "
+        "all but health; 0: nothing is turned away",
+    )
     access_log_sample: float = Field(
         1.0,
         ge=0,

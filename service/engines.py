@@ -1,7 +1,7 @@
 """Engines: how a connection behaves on each database."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import asyncpg
@@ -46,7 +46,16 @@ class Waits:
 
     number: int = 0
     seconds: float = 0.0
-    waiting: int = 0
+    begun: dict[int, float] = field(default_factory=dict)  # of who waits now, the longest first
+
+    @property
+    def waiting(self) -> int:
+        """How many wait now."""
+        return len(self.begun)
+
+    def longest(self, now: float) -> float:
+        """Give for how long the first of them has waited."""
+        return now - next(iter(self.begun.values()), now)
 
 
 def _measured(waits: Waits) -> type[AsyncAdaptedQueuePool]:
@@ -60,11 +69,12 @@ def _measured(waits: Waits) -> type[AsyncAdaptedQueuePool]:
                 return super()._do_get()
             begun = time.monotonic()
             waits.number += 1
-            waits.waiting += 1
+            waits.begun[waits.number] = begun
+            mine = waits.number
             try:
                 return super()._do_get()
             finally:
-                waits.waiting -= 1
+                del waits.begun[mine]
                 waits.seconds += time.monotonic() - begun
 
     return Measured

@@ -27,6 +27,12 @@ ROUTE, USER, CACHED = "octavo.route", "octavo.user", "octavo.cache"  # in the sc
 TOO_LARGE = "octavo.too_large"  # in the scope: the body went over the cap
 
 
+def request_name(scope: Any) -> str:
+    """Give the request's id: the client's if it is a decent one."""
+    given = dict(scope["headers"]).get(b"x-request-id", b"")
+    return given.decode() if REQUEST_ID.fullmatch(given) else token_hex(16)
+
+
 class Seen(NamedTuple):
     """A request that is over. `status` is 0 if there was no answer."""
 
@@ -44,13 +50,13 @@ class Front:
         self._max_body_bytes = settings.max_body_bytes
         self._observers: list[Callable[[Seen], None]] = app.extensions.setdefault("observers", [])
         self.in_flight = 0
-        self._protection = [
+        self.protection = [
             (b"x-content-type-options", b"nosniff"),
             (b"referrer-policy", b"no-referrer"),
         ]
         if settings.is_https:
             year = b"max-age=31536000"  # not for subdomains: those are not ours to decide
-            self._protection.append((b"strict-transport-security", year))
+            self.protection.append((b"strict-transport-security", year))
 
     async def __call__(
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
@@ -59,8 +65,7 @@ class Front:
             return await self._inner(scope, receive, send)
         if scope["type"] == "websocket":  # there are none here
             return await send({"type": "websocket.close", "code": 1000, "reason": ""})
-        given = dict(scope["headers"]).get(b"x-request-id", b"")
-        name = given.decode() if REQUEST_ID.fullmatch(given) else token_hex(16)
+        name = request_name(scope)
         request_id.set(name)
         begun, status = time.perf_counter(), 0
         started = complete = gone = False
@@ -74,7 +79,7 @@ class Front:
                 headers = message["headers"]
                 policy = [] if any(key == NO_PAGE[0] for key, _ in headers) else [NO_PAGE]
                 named = (b"x-request-id", name.encode())
-                message["headers"] = [*headers, named, *self._protection, *policy]
+                message["headers"] = [*headers, named, *self.protection, *policy]
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
                 answered.set()

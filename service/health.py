@@ -21,7 +21,7 @@ from service.config import Settings
 from service.db import Database
 from service.openapi.answers import answers
 from service.patience import end
-from service.web import respond, to_bytes
+from service.web import never_shed, respond, to_bytes
 
 TIMEOUT = 1.0  # seconds that a check may take, whatever its dependency does
 SHARED_SECONDS = 1.0  # that an outcome is told to whoever asks
@@ -169,6 +169,7 @@ def _git_revision() -> str | None:
 @answers(200, HealthReport)
 @answers(500, HealthReport)
 @rate_exempt
+@never_shed
 async def health() -> Response:
     """Tell how this process and its dependencies are: healthy, degraded, or unhealthy (500)."""
     found = of_app()
@@ -193,6 +194,7 @@ async def health() -> Response:
 @health_bp.get("/live")
 @answers(200, Alive)
 @rate_exempt
+@never_shed
 async def live() -> Response:
     """Answer as long as the process runs; touch nothing."""
     return respond(b'{"status":"alive"}')
@@ -202,6 +204,7 @@ async def live() -> Response:
 @answers(200, Ready)
 @answers(503, NotReady)
 @rate_exempt
+@never_shed
 async def ready() -> Response:
     """Tell whether requests should be sent here: 503 with the reasons if not."""
     reasons = await of_app().reasons_not_ready()

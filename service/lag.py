@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 
 from quart import Quart
 
@@ -15,10 +15,15 @@ REMEMBERED = 50  # looks: about a second
 
 
 class Lag:
-    """Looks on and on how long it takes to have its turns."""
+    """Looks on and on how long it takes to have its turns.
+
+    Observers are given, after each look, what it took at least now and the time before, in
+    seconds: no single pause.
+    """
 
     def __init__(self) -> None:
-        self._seen: deque[float] = deque([0.0], maxlen=REMEMBERED)
+        self._seen: deque[float] = deque([0.0, 0.0], maxlen=REMEMBERED)
+        self.observers: list[Callable[[float], None]] = []
 
     async def look_on(self) -> None:
         """Look for ever."""
@@ -27,10 +32,12 @@ class Lag:
             for _ in range(TURNS):
                 await asyncio.sleep(0)
             self._seen.append(time.monotonic() - begun)
+            for observe in self.observers:
+                observe(min(self._seen[-1], self._seen[-2]))
             await asyncio.sleep(PAUSE_SECONDS)
 
     def worst(self) -> float:
-        """Give the most of the last second, in seconds."""
+        """Give the most of the last second."""
         return max(self._seen)
 
 

@@ -34,8 +34,9 @@ from service.front import ROUTE, Front, Seen
 from service.lag import Lag
 from service.limits import Limiter
 from service.openapi.answers import answers, fails
+from service.overload import Overload
 from service.security import Passwords, bearer
-from service.web import respond
+from service.web import never_shed, respond
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -118,6 +119,7 @@ class Metrics:
         passwords: Passwords = extensions["passwords"]
         front: Front = extensions["front"]
         lag: Lag = extensions["lag"]
+        overload: Overload = extensions["overload"]
         counted = asdict(cache.counters)
         totals: dict[tuple[str, str], float] = {
             **{("octavo_cache_reads", one): counted.pop(many) for one, many in READS.items()},
@@ -125,6 +127,7 @@ class Metrics:
             ("octavo_limit_decisions", "admitted"): limiter.admitted,
             ("octavo_limit_decisions", "refused"): limiter.refused,
             ("octavo_limit_decisions_without_redis", ""): limiter.ledger.decided_locally,
+            ("octavo_shed", ""): overload.shed,
             ("octavo_pool_waits", ""): database.waits.number,
             ("octavo_pool_wait_seconds", ""): database.waits.seconds,
         }  # fmt: skip
@@ -163,6 +166,7 @@ COUNTERS = {
     "octavo_cache_stale": "Hits that were older than an answer before them: promised never to be",
     "octavo_limit_decisions": "What the limits said of requests",
     "octavo_limit_decisions_without_redis": "Decisions of each worker alone, as Redis was away",
+    "octavo_shed": "Requests that were turned away, as there was too much to do",
     "octavo_pool_waits": "Reads and writes that waited for a database connection",
     "octavo_pool_wait_seconds": "How long they waited",
 }
@@ -186,6 +190,7 @@ GAUGES: dict[str, tuple[Any, str]] = {
 @answers(200, media="text/plain")
 @fails(404)
 @rate_exempt
+@never_shed
 async def metrics() -> Response:
     """Give the metrics of this service, as Prometheus reads them.
 

@@ -1,9 +1,9 @@
 """The HTTP edge: what a request may look like, and how an answer is made of bytes."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 from urllib.parse import parse_qsl, urlencode
 
 import quart
@@ -28,7 +28,23 @@ JSON_TYPE = re.compile(r"application/(json|[a-z0-9.+-]+\+json)")
 MAX_PARAMETERS = 50  # of a query
 LIMITED_VARY = f"{VARY}, Authorization"
 CACHE_STATUS = {"hit": "hit", "miss": "fwd=miss", "bypass": "fwd=bypass"}
+COSTLY, NEVER_SHED = "_octavo_costly", "_octavo_never_shed"  # of a view, under overload
 STANDINGS = "octavo.limits"  # in the scope of a limited request: how its caller stands
+
+
+T = TypeVar("T", bound=Callable[..., Any])
+
+
+def costly(view: T) -> T:
+    """Let a route be turned away first, when there is too much to do."""
+    setattr(view, COSTLY, True)
+    return view
+
+
+def never_shed(view: T) -> T:
+    """Let a route never be turned away. Its path has no variables."""
+    setattr(view, NEVER_SHED, True)
+    return view
 
 
 class Request(quart.Request):

@@ -14,6 +14,7 @@ from service.limits.gate import is_path
 from service.openapi.pages import document
 
 # What HTTP, the server and CORS say about themselves.
+TURNED_AWAY = {429: "TooManyRequests", 503: "ServiceUnavailable"}  # before a route is known
 UNDOCUMENTED = {"content-type", "content-length", "date", "server", "connection", "allow"}
 
 violations: list[str] = []
@@ -138,8 +139,8 @@ class Watched:
             if status == 302 and error.code == 404:
                 moved = bare["headers"] | {"Location": {"$ref": "/Location"}}
                 return {"headers": moved, "content": {"text/html": {}}}
-            if status == 429:
-                return shared["TooManyRequests"]
+            if status in TURNED_AWAY:
+                return shared[TURNED_AWAY[status]]
             return shared["NotFound"] if status in {error.code, 413} else None
         if method == "options":
             return bare if status == 200 else None

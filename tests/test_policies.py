@@ -13,6 +13,7 @@ from service.limits.callers import Caller
 from service.limits.limiter import UNKNOWN, Limiter
 from service.pagination import PageQuery
 from service.validation import Schema
+from service.web import COSTLY
 from tests.conftest import Site
 
 ROOT = Path(service.__file__).parent
@@ -22,7 +23,7 @@ STOREYS = (
     "logs", "column_types", "models",
     "validation", "db_errors", "engines", "migrations", "errors", "patience", "cache", "front",
     "lag", "web", "openapi", "db", "security", "guard", "pagination", "listing", "cors",
-    "limits", "access_log", "metrics", "health", "home", "books", "users", "auth",
+    "overload", "limits", "access_log", "metrics", "health", "home", "books", "users", "auth",
     "admin", "importer", "seed", "plausible", "app", "server", "cli", "__main__",
 )  # fmt: skip
 WITHOUT_BODY = {"/api/auth/logout", "/admin/clear-cache"}
@@ -79,6 +80,7 @@ async def test_every_list_is_bounded(site: Site) -> None:
     for rule, view in lists.items():
         query = getattr(view, QUART_SCHEMA_QUERYSTRING_ATTRIBUTE)
         assert issubclass(query, PageQuery), rule
+        assert hasattr(view, COSTLY), "lists are turned away first"
 
 
 async def test_every_route_has_a_limit_or_is_exempt(site: Site) -> None:

@@ -13,13 +13,14 @@ from service.guard import CurrentUser, admin_required
 from service.openapi.answers import answers, fails
 from service.pagination import PageQuery
 from service.users.schemas import UserOut, UserPage
-from service.web import link_header, no_content, respond, to_bytes, with_items
+from service.web import costly, link_header, no_content, respond, to_bytes, with_items
 
 
 @admin_bp.get("/users")
 @answers(200, UserPage, "Link")
 @admin_required
 @validate_querystring(PageQuery)
+@costly
 async def list_users(query_args: PageQuery, current_user: CurrentUser) -> Response:
     """List users, newest first."""
     page = query_args.to_page()

@@ -25,6 +25,7 @@ from service.validation import ID, INT64
 from service.web import (
     absolute,
     cache_status,
+    costly,
     link_header,
     no_content,
     respond,
@@ -41,6 +42,7 @@ FOLLOW_UPS = {"get_book": BOOK, "update_book": BOOK, "delete_book": BOOK}
 @answers(200, BookLists, "ETag", "Link", "Cache-Status")
 @rate_limit(limits=named("books.list"))
 @validate_querystring(BookQuery)
+@costly
 async def list_books(query_args: BookQuery) -> Response:
     """List books: a page (newest first), or what follows a cursor (by id)."""
     if query_args.by_cursor:

@@ -38,7 +38,7 @@ from service.errors import (
 from service.openapi.answers import ANSWERS, ERRORS, Answer
 from service.openapi.headers import EVERYWHERE, HEADERS, LIMITED, STRICT_TRANSPORT
 from service.validation import INT64
-from service.web import IdConverter
+from service.web import NEVER_SHED, IdConverter
 
 Json = dict[str, Any]
 
@@ -121,7 +121,8 @@ class Document(OpenAPIProvider):
                 kept = (name for name in told.headers if name not in ABSENT)
                 responses[304] = self._answer(Answer(304, (*kept,)), {})
         own = getattr(view, ERRORS, set()) | ({429} if limited else set())
-        for status in self._errors(operation, rule, own):
+        own |= set() if hasattr(view, NEVER_SHED) else {503}
+        for status in self._errors(operation, own):
             if status in responses:  # a health report, or else an error
                 responses[status]["content"] |= {MIMETYPE: {"schema": PROBLEM}}
             else:
@@ -129,11 +130,9 @@ class Document(OpenAPIProvider):
         operation["responses"] = {str(status): responses[status] for status in sorted(responses)}
         return operation
 
-    def _errors(self, operation: Json, rule: Rule, said: set[int]) -> set[int]:
+    def _errors(self, operation: Json, said: set[int]) -> set[int]:
         """Give the errors that follow from what stands on a route."""
         found = said | {400, 413, 500}
-        if rule.rule.startswith(("/api/", "/admin/")):
-            found |= {503}
         if "requestBody" in operation:
             found |= {408, 415}
         if "security" in operation:

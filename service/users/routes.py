@@ -14,7 +14,7 @@ from service.pagination import CachedPageQuery
 from service.security import passwords
 from service.users import service, users_bp
 from service.users.schemas import ProfileUpdate, PublicUser, UserOut
-from service.web import link_header, respond, respond_public, to_bytes
+from service.web import costly, link_header, respond, respond_public, to_bytes
 
 
 @users_bp.get("/profile")
@@ -76,6 +76,7 @@ async def get_user(user_id: int) -> Response:
 @users_bp.get("/users/<id:user_id>/books")
 @answers(200, BookArray, "ETag", "Link", "X-Total-Count", "Cache-Status")
 @validate_querystring(CachedPageQuery)
+@costly
 async def list_user_books(user_id: int, query_args: CachedPageQuery) -> Response:
     """List a user's books, newest first, as a bare array (guide)."""
     page = query_args.to_page()
