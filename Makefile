@@ -4,7 +4,8 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 BIN = $(VENV)/bin
-PIP = $(BIN)/python -m pip install --quiet --disable-pip-version-check
+PIP_OPTIONS = --quiet --disable-pip-version-check
+PIP = $(BIN)/python -m pip install $(PIP_OPTIONS)
 
 .DEFAULT_GOAL := help
 .PHONY: help run install dev test test-all fuzz soak bench audit check lint lock clean
@@ -32,6 +33,14 @@ dev: $(VENV)/.installed-dev
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
 	@echo "Installing what the tests need into $(VENV) (once; a minute)"
 	@$(PIP) --require-hashes --no-deps -r requirements-dev.lock
+	@touch $@
+
+# Apart from the tests: locust brings gevent, which changes the standard library.
+$(VENV)-bench/.installed: $(VENV)/.installed requirements-bench.lock
+	@echo "Installing what load and the peers need into $(VENV)-bench (once; two minutes)"
+	@$(BIN)/python -m venv $(VENV)-bench
+	@$(VENV)-bench/bin/python -m pip install $(PIP_OPTIONS) --require-hashes --no-deps -r requirements-bench.lock
+	@$(VENV)-bench/bin/python -m pip install $(PIP_OPTIONS) --no-deps --no-build-isolation -e .
 	@touch $@
 
 test: dev  ## the whole suite, on SQLite and on PostgreSQL (which the tests bring along)
@@ -67,7 +76,8 @@ lint: dev  ## ruff and mypy
 	@$(BIN)/mypy
 
 lock: dev  ## resolve the dependencies anew, for every supported Python
-	@for file in requirements.lock:--group=build requirements-dev.lock:--group=build:--group=dev; do \
+	@for file in requirements.lock:--group=build requirements-dev.lock:--group=build:--group=dev \
+			requirements-bench.lock:--group=build:--group=dev:--group=bench:-crequirements-dev.lock; do \
 		set -- $$(echo $$file | tr : ' '); name=$$1; shift; \
 		$(BIN)/uv pip compile --quiet pyproject.toml "$$@" --universal --python-version 3.11 \
 			--generate-hashes --no-header --no-annotate \
