@@ -30,7 +30,7 @@ def replace_inner(when: str) -> Any:
     """Put a failing application behind the front, once it serves."""
 
     def prepare(app: Quart) -> None:
-        front: Any = app.asgi_app
+        front: Any = app.extensions["front"]
         whole, broken = front._inner, failing(when)
 
         async def inner(scope: Any, receive: Any, send: Any) -> None:

@@ -33,11 +33,13 @@ MIX = ["/api/books/{id}", "/api/books?price_min={cold:.7f}&per_page=20"]
 
 
 @pytest.fixture
-async def strained(database_url: str, folder: Path) -> AsyncIterator[Site]:
+async def strained(site: Site, folder: Path) -> AsyncIterator[Site]:
     """An application that sheds, of which a test says how much is in flight."""
-    settings = settings_for(database_url, folder, shed_lag_seconds=BUDGET, cors_origins=[ORIGIN])
-    async with serving(settings) as site:
-        yield site
+    settings = settings_for(
+        site.another_url, folder, shed_lag_seconds=BUDGET, cors_origins=[ORIGIN]
+    )
+    async with serving(settings) as strained:
+        yield strained
 
 
 def strain(site: Site, in_flight: int) -> Overload:
@@ -121,11 +123,13 @@ async def test_a_connection_goes_on_after_refusals(strained: Site) -> None:
         assert len(pool._pool.connections) == 1
 
 
-async def test_one_that_gets_refusals_alone_is_not_idle(database_url: str, folder: Path) -> None:
-    settings = settings_for(database_url, folder, shed_lag_seconds=BUDGET, keep_alive_seconds=0.9)
-    async with serving(settings) as site:
-        strain(site, 20)
-        reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
+async def test_one_that_gets_refusals_alone_is_not_idle(site: Site, folder: Path) -> None:
+    settings = settings_for(
+        site.another_url, folder, shed_lag_seconds=BUDGET, keep_alive_seconds=0.9
+    )
+    async with serving(settings) as strained:
+        strain(strained, 20)
+        reader, writer = await asyncio.open_connection("127.0.0.1", strained.port)
         for _ in range(20):
             writer.write(b"GET /api/books HTTP/1.1\r\nHost: x\r\n\r\n")
             head = await reader.readuntil(b"\r\n\r\n")
