@@ -3,9 +3,11 @@
 import asyncio
 import hashlib
 import secrets
+import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TypeVar
 
 import jwt
@@ -25,6 +27,7 @@ ALGORITHM = "HS256"  # the one that is signed with and accepted
 ISSUER = AUDIENCE = "octavo"
 CLAIMS = ["user_id", "username", "tier", "iat", "exp", "jti", "iss", "aud", "ver"]
 MAX_TOKEN = 4_096  # characters; ours have about 350
+MOST_TOKENS = 4_096  # whose signatures are remembered, so that each is computed once
 
 
 class Passwords:
@@ -98,6 +101,7 @@ class Claims(BaseModel):
     user_id: int = Field(ge=1, le=INT64)
     username: str
     tier: str
+    exp: int
     jti: str
     ver: int
 
@@ -108,6 +112,7 @@ class Tokens:
     def __init__(self, settings: Settings) -> None:
         keys = [settings.secret_key, settings.secret_key_previous]
         self._keys = [key.get_secret_value() for key in keys if key is not None]
+        self._verified = lru_cache(MOST_TOKENS)(self._verify)  # what does not verify is not kept
         self.lifetime = settings.access_token_seconds
 
     def issue(self, user: User) -> tuple[str, str]:
@@ -131,6 +136,12 @@ class Tokens:
         """Verify a token. Raises UnauthorizedError, whatever is wrong with it."""
         if len(token) > MAX_TOKEN:
             raise UnauthorizedError
+        claims = self._verified(token)
+        if claims.exp <= time.time():  # since it was verified
+            raise UnauthorizedError
+        return claims
+
+    def _verify(self, token: str) -> Claims:
         for key in self._keys:
             try:
                 claims: dict[str, Any] = jwt.decode(

@@ -1,5 +1,6 @@
 """Tokens that were not issued here, or not like this."""
 
+import asyncio
 import base64
 import hashlib
 import hmac
@@ -117,6 +118,16 @@ async def test_no_hostile_token_is_accepted(client: httpx.AsyncClient, make: Fac
     good = signed(HS256, claims_of(member))
     accepted = await client.get("/api/profile", headers={"Authorization": good})
     assert accepted.status_code == 200, "the forge itself works"
+
+
+async def test_a_token_that_was_good_ends(client: httpx.AsyncClient, make: Factory) -> None:
+    """Its signature is remembered, its end is not."""
+    member = await make.member()
+    ending = signed(HS256, claims_of(member) | {"exp": int(time.time()) + 2})
+    headers = {"Authorization": f"Bearer {ending}"}
+    assert (await client.get("/api/profile", headers=headers)).status_code == 200
+    await asyncio.sleep(2.1)
+    assert (await client.get("/api/profile", headers=headers)).status_code == 401
 
 
 @pytest.mark.parametrize("header", ["", " ", "Bearer", "bearer ", None])
