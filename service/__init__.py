@@ -4,6 +4,7 @@
       -> server/http1.py Hypercorn's HTTP/1.1, as we have it
       -> front.py        ASGI: request id, body cap, protection, the answer of last resort
       -> limits/gate.py  ASGI: may this request pass now?
+      -> shortway/       what is warm is answered here, and goes no further
       -> app.py          create_app: every concern, then every blueprint
       -> */routes.py     speaks HTTP: parse (web.py), guard (guard.py), respond (web.py)
       -> cache/          what is known already; what is not, the service loads

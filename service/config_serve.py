@@ -47,6 +47,9 @@ class ServeSettings(BaseSettings):
         description="how late the event loop may be: beyond that lists get 503, beyond twice that "
         "all but health; 0: nothing is turned away",
     )
+    short_way: bool = Field(
+        True, description="`false`: every request takes the framework's way, also what is cached"
+    )
     access_log_sample: float = Field(
         1.0,
         ge=0,

@@ -21,7 +21,8 @@ from service.config import Settings
 from service.db import Database
 from service.openapi.answers import answers
 from service.patience import end
-from service.web import never_shed, respond, to_bytes
+from service.precedence import never_shed
+from service.web import respond, to_bytes
 
 TIMEOUT = 1.0  # seconds that a check may take, whatever its dependency does
 SHARED_SECONDS = 1.0  # that an outcome is told to whoever asks

@@ -35,8 +35,9 @@ from service.lag import Lag
 from service.limits import Limiter
 from service.openapi.answers import answers, fails
 from service.overload import Overload
+from service.precedence import never_shed
 from service.security import Passwords, bearer
-from service.web import never_shed, respond
+from service.web import respond
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)

@@ -24,7 +24,7 @@ from service.errors import MIMETYPE, ServiceUnavailableError, problem
 from service.front import NO_PAGE, VARY, Front, request_name
 from service.lag import Lag
 from service.logs import request_id
-from service.web import COSTLY, NEVER_SHED
+from service.precedence import COSTLY, NEVER_SHED
 
 WAITED_SECONDS = 0.2  # for a database connection
 LEAST = 10  # requests in flight: it is not they that make it late

@@ -1,9 +1,10 @@
 """The HTTP edge: what a request may look like, and how an answer is made of bytes."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, TypeVar, cast
+from typing import Any, cast
 from urllib.parse import parse_qsl, urlencode
 
 import quart
@@ -11,12 +12,11 @@ from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json
 from quart import Quart, Response, current_app, request
 from quart_schema.validation import QUART_SCHEMA_QUERYSTRING_ATTRIBUTE
-from werkzeug.datastructures import ETags
 from werkzeug.exceptions import NotFound, RequestEntityTooLarge
 from werkzeug.http import parse_etags
 from werkzeug.routing import IntegerConverter
 
-from service.cache import Status
+from service.cache import Listing, Rows, Status
 from service.config import Settings
 from service.errors import APIError, InvalidInputError, UnsupportedMediaTypeError
 from service.front import CACHED, TOO_LARGE, VARY
@@ -28,32 +28,23 @@ JSON_TYPE = re.compile(r"application/(json|[a-z0-9.+-]+\+json)")
 MAX_PARAMETERS = 50  # of a query
 LIMITED_VARY = f"{VARY}, Authorization"
 CACHE_STATUS = {"hit": "hit", "miss": "fwd=miss", "bypass": "fwd=bypass"}
-COSTLY, NEVER_SHED = "_octavo_costly", "_octavo_never_shed"  # of a view, under overload
 STANDINGS = "octavo.limits"  # in the scope of a limited request: how its caller stands
+PUBLIC = "octavo.public"  # in the scope: the list that it was answered with
 
 
-T = TypeVar("T", bound=Callable[..., Any])
+@dataclass(frozen=True, slots=True)
+class Public:
+    """A list as it was answered, and what it was made of."""
 
-
-def costly(view: T) -> T:
-    """Let a route be turned away first, when there is too much to do."""
-    setattr(view, COSTLY, True)
-    return view
-
-
-def never_shed(view: T) -> T:
-    """Let a route never be turned away. Its path has no variables."""
-    setattr(view, NEVER_SHED, True)
-    return view
+    body: bytes
+    tag: str
+    headers: Sequence[tuple[bytes, bytes]]
+    listing: Listing
+    rows: Rows
 
 
 class Request(quart.Request):
     """A request whose JSON is read strictly, and of which no more than the cap is read."""
-
-    @property
-    def if_none_match(self) -> ETags:
-        """The tags that the client has, of every line of the header."""
-        return parse_etags(", ".join(self.headers.getlist("If-None-Match")))
 
     async def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
         """Give the body as a dict. Raises 400, 413 or 415 as an APIError or HTTP error."""
@@ -123,14 +114,33 @@ def respond_public(
 ) -> Response:
     """Answer a public GET: to be revalidated by its tag, 304 if the client has it already."""
     tag = etag(body)
-    response = respond(body, headers=headers, content_type=content_type)
-    if request.if_none_match.contains_weak(tag) or request.if_none_match.star_tag:
+    if is_known(tag, request.headers.getlist("If-None-Match")):
         response = _empty(304)
+    else:
+        response = respond(body, headers=headers, content_type=content_type)
     response.set_etag(tag)
     response.headers["Cache-Control"] = "no-cache"
     if cached is not None:
         response.headers.update(cache_status(cached))
     return response
+
+
+def respond_list(
+    body: bytes, listing: Listing, rows: Rows, headers: Mapping[str, str] | None = None
+) -> Response:
+    """Answer a list, so that it can be answered again as long as it is true."""
+    told = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
+    scope: Any = request.scope
+    scope[PUBLIC] = Public(body, etag(body), told, listing, rows)
+    return respond_public(body, headers=headers, cached=rows.status)
+
+
+def is_known(tag: str, lines: Sequence[str]) -> bool:
+    """Tell whether a client has a tag already, by the lines of its If-None-Match."""
+    if not lines:
+        return False
+    known = parse_etags(", ".join(lines))
+    return known.contains_weak(tag) or known.star_tag
 
 
 def cache_status(status: Status) -> dict[str, str]:

@@ -154,8 +154,9 @@ async def test_clients_that_hang_up(hurt: Hurt) -> None:
 
     for begin in range(0, CLIENTS, 50):
         await asyncio.gather(*(hang_up(n) for n in range(begin, begin + 50)))
+    front = hurt.site.app.extensions["front"]
     async with asyncio.timeout(30):
-        while hurt.site.database._units:
+        while hurt.site.database._units or front.in_flight:
             await asyncio.sleep(0.05)
     pool: Any = hurt.site.database.writer.pool
     assert pool.checkedout() == 0

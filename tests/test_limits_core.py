@@ -10,11 +10,12 @@ import pytest
 import redis
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from redis.asyncio import Redis
+from redis.asyncio import ConnectionPool
 
 from service.limits.claims import SECOND, Claim, Decision, Policy
 from service.limits.memory import Memory
 from service.limits.shared import DECIDE, GIVE_BACK, Shared, arguments, decision
+from service.wire import Wire
 
 START = 1_800_000_000 * SECOND
 
@@ -201,11 +202,11 @@ def test_memory_is_bounded_in_keys() -> None:
 
 async def admit(url: str, key: str, requests: int, amount: int) -> int:
     """Ask at once; give how many were admitted."""
-    client = Redis.from_url(url)
-    shared = Shared(client, deadline=5)
+    wire = Wire(ConnectionPool.from_url(url), deadline=5)
+    shared = Shared(wire)
     claims = [Claim(key, (Policy(amount, 3_600),))]
     found = await asyncio.gather(*(shared.decide(claims) for _ in range(requests)))
-    await client.aclose()
+    await wire.close()
     return sum(decision.admitted for decision in found)
 
 

@@ -12,8 +12,8 @@ import service
 from service.limits.callers import Caller
 from service.limits.limiter import UNKNOWN, Limiter
 from service.pagination import PageQuery
+from service.precedence import COSTLY
 from service.validation import Schema
-from service.web import COSTLY
 from tests.conftest import Site
 
 ROOT = Path(service.__file__).parent
@@ -21,10 +21,11 @@ ROOT = Path(service.__file__).parent
 STOREYS = (
     "__init__", "config_values", "config_cache", "config_limits", "config_serve", "config",
     "logs", "column_types", "models",
-    "validation", "db_errors", "engines", "migrations", "errors", "patience", "cache", "front",
-    "lag", "web", "openapi", "db", "security", "guard", "pagination", "listing", "cors",
-    "overload", "limits", "access_log", "metrics", "health", "home", "books", "users", "auth",
-    "admin", "importer", "seed", "plausible", "app", "server", "cli", "__main__",
+    "validation", "db_errors", "engines", "migrations", "errors", "patience", "precedence",
+    "wire", "cache", "front", "lag", "web", "openapi", "db", "security", "guard", "pagination",
+    "listing", "cors", "overload", "limits", "access_log", "metrics", "health", "home", "books",
+    "users", "auth", "admin", "shortway", "importer", "seed", "plausible", "app", "server",
+    "cli", "__main__",
 )  # fmt: skip
 WITHOUT_BODY = {"/api/auth/logout", "/admin/clear-cache"}
 

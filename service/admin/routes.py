@@ -12,8 +12,9 @@ from service.errors import ServiceUnavailableError
 from service.guard import CurrentUser, admin_required
 from service.openapi.answers import answers, fails
 from service.pagination import PageQuery
+from service.precedence import costly
 from service.users.schemas import UserOut, UserPage
-from service.web import costly, link_header, no_content, respond, to_bytes, with_items
+from service.web import link_header, no_content, respond, to_bytes, with_items
 
 
 @admin_bp.get("/users")

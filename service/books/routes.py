@@ -21,14 +21,15 @@ from service.guard import CurrentUser, token_required
 from service.limits import named
 from service.openapi.answers import answers, fails
 from service.pagination import MAX_SIZE, Cursors
+from service.precedence import costly
 from service.validation import ID, INT64
 from service.web import (
     absolute,
     cache_status,
-    costly,
     link_header,
     no_content,
     respond,
+    respond_list,
     respond_public,
     to_bytes,
     with_items,
@@ -51,11 +52,8 @@ async def list_books(query_args: BookQuery) -> Response:
     listing = service.list_books(query_args, query_args.sort or "-created_at", page)
     rows = await cache().lists.read(listing, past=query_args.nocache)
     envelope = page.envelope(rows.total)
-    return respond_public(
-        with_items(rows.bodies, envelope),
-        headers=link_header(envelope["links"]),
-        cached=rows.status,
-    )
+    body = with_items(rows.bodies, envelope)
+    return respond_list(body, listing, rows, link_header(envelope["links"]))
 
 
 async def _list_by_cursor(query: BookQuery) -> Response:
@@ -68,7 +66,7 @@ async def _list_by_cursor(query: BookQuery) -> Response:
     if rows.more is not None:
         key, last = rows.more
         others["next_cursor"] = last if sort == "id" else Cursors.of_app().write(purpose, key, last)
-    return respond_public(with_items(rows.bodies, others), cached=rows.status)
+    return respond_list(with_items(rows.bodies, others), listing, rows)
 
 
 def _start(cursor: str | None, sort: str, purpose: list[Any]) -> tuple[Any, int] | None:

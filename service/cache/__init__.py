@@ -39,7 +39,7 @@ Keys: `octavo:cache:<run id>:<token of the epoch>:` and `book:7`, `user:3`, `lis
 from service.cache.breaker import FAILURES
 from service.cache.cache import Cache, of_app
 from service.cache.counters import Counters
-from service.cache.entries import NONE, Entry
+from service.cache.entries import GEN, NONE, Entry
 from service.cache.epochs import Epochs, State
 from service.cache.fence import SharedCacheError
 from service.cache.items import Kind, Status, shape_of
@@ -50,6 +50,7 @@ from service.cache.writes import Postponed, Writes
 
 __all__ = [
     "FAILURES",
+    "GEN",
     "MOST",
     "NONE",
     "Cache",

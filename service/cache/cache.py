@@ -67,7 +67,10 @@ class Cache:
 def _store(settings: Settings) -> Store:
     if settings.redis_url is None:
         return MemoryStore(settings.cache_memory_entries)
-    return RedisStore(settings.redis_url)
+    deadline = settings.cache_redis_seconds
+    if settings.ratelimit_storage_url in {None, settings.redis_url}:  # the limits ask there, too
+        deadline = min(deadline, settings.ratelimit_redis_seconds)
+    return RedisStore(settings.redis_url, deadline)
 
 
 def of_app() -> Cache:

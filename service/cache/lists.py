@@ -103,8 +103,8 @@ class Lists:
             try:
                 rows = await self._read(listing, state, Patience(access.patience))
                 access.count(rows.status)
-                if rows.status == "hit" and self._keeping != "ttl" and access.is_sampled():
-                    access.later(self._compare(listing, rows))
+                if rows.status == "hit":
+                    self._hit(listing, rows)
                 return rows
             except access.failures as error:
                 access.failed(error)
@@ -112,6 +112,18 @@ class Lists:
                 pass
         bodies, total, more = await access.sql(f"all {listing.page}", listing.read_all)
         return Rows(bodies, total, more, access.count("bypass"))
+
+    def hit(self, listing: Listing, rows: Rows, generation: bytes | None) -> bool:
+        """Tell whether a list is still true: of the generation that a read finds by itself."""
+        if generation != rows.generation:
+            return False
+        self._access.count("hit")
+        self._hit(listing, rows)
+        return True
+
+    def _hit(self, listing: Listing, rows: Rows) -> None:
+        if self._keeping != "ttl" and self._access.is_sampled():
+            self._access.later(self._compare(listing, rows))
 
     async def _read(self, listing: Listing, state: State, patience: Patience) -> Rows:
         access = self._access

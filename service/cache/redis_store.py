@@ -23,6 +23,7 @@ from service.cache.store import (
     Store,
     run_of,
 )
+from service.wire import READ, Wire
 
 ROOM = files("service.cache")
 PROBE = "octavo:cache:probe"
@@ -63,10 +64,32 @@ async def _ask_who(connection: Any) -> str:
     return f"{lines['run_id']}-{lines.get('master_replid', '')}"
 
 
-class RedisStore(Store):
-    """Entries in Redis, for every process that uses it. Raises RedisError or OSError."""
+class _Wired(RedisCache):  # type: ignore[misc]
+    """aiocache's Redis, of which one tick's reads go in one write."""
 
-    def __init__(self, url: str) -> None:
+    wire: Wire
+
+    async def _get(self, key: str, encoding: Any = None, _conn: Any = None) -> bytes | None:
+        (found,) = await self._multi_get([key])
+        return found
+
+    async def _multi_get(
+        self, keys: Sequence[str], encoding: Any = None, _conn: Any = None
+    ) -> list[bytes | None]:
+        found: list[bytes | None]
+        who, found = await self.wire.ask(READ, keys)
+        if who != _meant.get():
+            raise AnotherStoreError("Another Redis answers")
+        return found
+
+
+class RedisStore(Store):
+    """Entries in Redis, for every process that uses it. Raises RedisError or OSError.
+
+    deadline: how long whatever reads waits, in seconds.
+    """
+
+    def __init__(self, url: str, deadline: float = 1.0) -> None:
         pool: Any = _Pool.from_url(
             url,
             timeout=POOL_SECONDS,
@@ -74,18 +97,25 @@ class RedisStore(Store):
             retry=Retry(NoBackoff(), 1),
             redis_connect_func=_greet,
         )
-        self._pool = pool
+        self.pool = pool
+        self._wire = Wire(pool, deadline)
         super().__init__(
-            RedisCache(
+            _Wired(
                 serializer=NullSerializer(encoding=None),  # bytes: a lease is compared as it is
                 connection_pool_class=lambda **_: pool,
                 timeout=0,  # patience is counted by whoever asks
             )
         )
+        self.aio.wire = self._wire
         self._mark, self._unmark, self._lease, self._fill, self._sweep = (
             self.aio.client.register_script((ROOM / f"{name}.lua").read_text(encoding="utf-8"))
             for name in ("mark", "unmark", "lease", "fill", "sweep")
         )
+
+    @property
+    def wire(self) -> Wire:
+        """The way to it."""
+        return self._wire
 
     async def mark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
         """Mark keys, and lists where they change."""
@@ -140,17 +170,18 @@ class RedisStore(Store):
     async def identify(self) -> str:
         """Name the Redis that answers, if it can be written to."""
         _meant.set(None)
-        connection = await self._pool.get_connection()
+        connection = await self.pool.get_connection()
         try:
             connection.octavo_run_id = run_id = await _ask_who(connection)
             await connection.send_command("SET", PROBE, "1", "PX", "1000")
             await connection.read_response()
             return run_id
         finally:
-            await self._pool.release(connection)
+            await self.pool.release(connection)
 
     async def close(self) -> None:
         """End every connection."""
+        await self._wire.close()
         await self.aio.client.aclose()
 
 

@@ -15,7 +15,8 @@ from aiocache import BaseCache, SimpleMemoryCache
 from aiocache.serializers import NullSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from service.cache.entries import GEN, MARK, new_generation
+from service.cache.entries import GEN, GENERATION, MARK, new_generation
+from service.wire import Wire
 
 MARK_SECONDS = 30.0
 GENERATION_SECONDS = 86_400.0
@@ -30,6 +31,11 @@ class Store(ABC):
 
     def __init__(self, aio: BaseCache) -> None:
         self.aio: Any = aio
+
+    @property
+    def wire(self) -> Wire | None:
+        """The way to it, where it is in another process."""
+        return None
 
     async def get(self, key: str) -> bytes | None:
         """Give what stands under a key."""
@@ -77,7 +83,7 @@ class Store(ABC):
 
     @abstractmethod
     async def sweep(self, prefix: str) -> int:
-        """Delete every value of an epoch, and no mark and no lease: how many."""
+        """Delete every value of an epoch, and no mark and no lease: how many. Lists begin anew."""
 
     @abstractmethod
     async def identify(self) -> str:
@@ -174,6 +180,9 @@ class MemoryStore(Store):
         ]
         for key in swept:
             await self.aio.delete(key)
+        generation = await self.get(prefix + GEN)  # which processes keep pages of
+        if generation is not None and generation.startswith(GENERATION):
+            await self.aio.delete(prefix + GEN)
         return len(swept)
 
     async def identify(self) -> str:

@@ -1,8 +1,14 @@
--- KEYS: anything of the cache. Deletes the values among them: marks and leases guard somebody.
+-- KEYS: anything of the cache. Deletes the values among them, and the generation, which processes
+-- keep pages of: marks and leases guard somebody. Gives the number of values.
 local swept = 0
 for _, key in ipairs(KEYS) do
-    if redis.call('TYPE', key).ok == 'string' and redis.call('GETRANGE', key, 0, 1) == 'V\n' then
-        swept = swept + redis.call('UNLINK', key)
+    if redis.call('TYPE', key).ok == 'string' then
+        local kind = redis.call('GETRANGE', key, 0, 1)
+        if kind == 'V\n' then
+            swept = swept + redis.call('UNLINK', key)
+        elseif kind == 'G:' then
+            redis.call('UNLINK', key)
+        end
     end
 end
 return swept

@@ -9,10 +9,9 @@ before the framework. `wording` tells the outcome, `routes` gives it at `/api/ra
 from collections.abc import AsyncGenerator
 
 from quart import Quart
-from redis.asyncio import Redis
-from redis.asyncio.retry import Retry
-from redis.backoff import NoBackoff
+from redis.asyncio import BlockingConnectionPool
 
+from service.cache import RedisStore
 from service.config import Settings
 from service.limits.callers import Callers
 from service.limits.gate import Gate
@@ -21,6 +20,7 @@ from service.limits.limiter import Limiter, of_app
 from service.limits.routes import limits_bp
 from service.limits.shared import Shared
 from service.limits.table import FAILURES, Table, named
+from service.wire import Wire
 
 MEMORY = "memory://"
 
@@ -29,19 +29,15 @@ __all__ = ["FAILURES", "Limiter", "init_app", "named", "of_app"]
 
 def init_app(app: Quart, settings: Settings) -> None:
     """Put the gate before the application."""
-    redis = shared = None
-    url = settings.ratelimit_storage_url or settings.redis_url
-    if url is not None and url != MEMORY:
-        # One connection that broke while it was idle is no outage.
-        redis = Redis.from_url(url, retry=Retry(NoBackoff(), 1))
-        shared = Shared(redis, settings.ratelimit_redis_seconds)
-    ledger = Ledger(shared, settings.total_workers, app.logger)
+    wire = _wire(app, settings)
+    ledger = Ledger(None if wire is None else Shared(wire), settings.total_workers, app.logger)
     callers = Callers(settings.trusted_proxy_hops, app.extensions["tokens"])
     limiter = app.extensions["limiter"] = Limiter(Table(settings), callers, ledger)
     enabled = settings.ratelimit_enabled
     limiter.init_app(app, enabled)
     app.register_blueprint(limits_bp)
-    app.asgi_app = Gate(app, app.asgi_app, limiter, enabled)  # type: ignore[method-assign]
+    gate = app.extensions["gate"] = Gate(app, app.asgi_app, limiter, enabled)
+    app.asgi_app = gate  # type: ignore[method-assign]
 
     @app.while_serving
     async def lifespan() -> AsyncGenerator[None, None]:
@@ -49,5 +45,16 @@ def init_app(app: Quart, settings: Settings) -> None:
             app.logger.warning("RATELIMIT_ENABLED is false: nobody is limited, nor in guessing")
         await ledger.open()
         yield
-        if redis is not None:
-            await redis.aclose()
+        if wire is not None:
+            await wire.close()  # that of the cache, too: it comes later, and only once
+
+
+def _wire(app: Quart, settings: Settings) -> Wire | None:
+    """Give the way to the Redis of the limits: that of the cache, where it is the same one."""
+    store = app.extensions["cache"].store
+    url = settings.ratelimit_storage_url or settings.redis_url
+    if url is None or url == MEMORY:
+        return None
+    if isinstance(store, RedisStore) and url == settings.redis_url:
+        return store.wire
+    return Wire(BlockingConnectionPool.from_url(url), settings.ratelimit_redis_seconds)

@@ -1,7 +1,8 @@
 """The gate before the framework: whether a request may pass now, and how its caller stands."""
 
+from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol, cast
 
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
 from quart import Quart
@@ -15,8 +16,36 @@ from service.limits.wording import headers
 from service.web import LIMITED_VARY, STANDINGS
 
 
+class Answer(NamedTuple):
+    """An answer that is at hand."""
+
+    status: int
+    headers: list[tuple[bytes, bytes]]
+    body: bytes
+
+
+class Begun(NamedTuple):
+    """A look for an answer that has begun, beside the decision. `finish` gives it, or None."""
+
+    endpoint: str
+    rule: str
+    finish: Callable[[], Awaitable[Answer | None]]
+
+
+class Shortcut(Protocol):
+    """Knows answers that need no framework."""
+
+    def begin(self, scope: Any) -> Begun | None:
+        """Begin to look for the answer to a request, if it is one of these."""
+
+    def learn(self, scope: Any) -> None:
+        """Look at a request that was answered the ordinary way."""
+
+
 class Gate:
     """Wraps an ASGI application: decides before it, and tells how the caller stands afterwards."""
+
+    shortcut: Shortcut | None = None
 
     def __init__(self, app: Quart, inner: ASGIFramework, limiter: Limiter, enabled: bool) -> None:
         self._app = app
@@ -31,20 +60,36 @@ class Gate:
     ) -> None:
         if scope["type"] != "http":
             return await self._inner(scope, receive, send)
-        is_known = is_path(scope.get("raw_path") or scope["path"].encode())
-        endpoint = self._endpoint(scope) if is_known else None
+        begun = None if self.shortcut is None else self.shortcut.begin(scope)
+        if begun is None:
+            is_known = is_path(scope.get("raw_path") or scope["path"].encode())
+            endpoint = self._endpoint(scope) if is_known else None
+        else:
+            is_known, endpoint = True, begun.endpoint
+            cast(Any, scope)[ROUTE] = begun.rule
+        is_decided = True
         if self._enabled and scope["method"] != "OPTIONS":
-            await self._decide(scope, endpoint)
+            is_decided = await self._decide(scope, endpoint)
             send = partial(self._send, scope, send)
         if not is_known:
             raise ResourceNotFoundError
-        return await self._inner(scope, receive, send)
+        if begun and is_decided and (answer := await begun.finish()) is not None:
+            status, headers, body = answer
+            await send({"type": "http.response.start", "status": status, "headers": headers})
+            return await send({"type": "http.response.body", "body": body, "more_body": False})
+        await self._inner(scope, receive, send)
+        if self.shortcut is not None:
+            self.shortcut.learn(scope)
+        return None
 
-    async def _decide(self, scope: Any, endpoint: str | None) -> None:
-        """Count a request, unless its limits are custom or it has none. Raises RateLimitedError."""
+    async def _decide(self, scope: Any, endpoint: str | None) -> bool:
+        """Count a request. False: its limits are custom, and yet to be decided.
+
+        Raises RateLimitedError.
+        """
         plan = UNKNOWN if endpoint is None else self._limiter.plan(self._app, endpoint)
         if plan.custom or not (plan.names or plan.written):
-            return
+            return not plan.custom
         caller = self._limiter.callers.of(scope)
         try:
             await self._limiter.decide(scope, self._limiter.claims(endpoint, plan, caller))
@@ -52,6 +97,7 @@ class Gate:
             told = {"Vary": LIMITED_VARY} | self._origins.headers(scope) | headers(scope[STANDINGS])
             refused.headers = {**refused.headers, **told}
             raise
+        return True
 
     async def _send(self, scope: Any, send: ASGISendCallable, message: Any) -> None:
         if message["type"] == "http.response.start" and STANDINGS in scope:

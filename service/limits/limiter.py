@@ -92,7 +92,10 @@ class Limiter(RateLimiter):
         """Admit all claims of a request; its answer will tell. Raises RateLimitedError."""
         if not self._enabled:
             return Decision(True, 0, (), ())
-        decision = await self.ledger.decide(claims)
+        return self.settle(scope, await self.ledger.decide(claims))
+
+    def settle(self, scope: Any, decision: Decision) -> Decision:
+        """Let a decision be told by the answer of its request. Raises RateLimitedError."""
         scope.setdefault(STANDINGS, []).extend(decision.standings)
         if not decision.admitted:
             self.refused += 1

@@ -37,8 +37,9 @@ from service.errors import (
 )
 from service.openapi.answers import ANSWERS, ERRORS, Answer
 from service.openapi.headers import EVERYWHERE, HEADERS, LIMITED, STRICT_TRANSPORT
+from service.precedence import NEVER_SHED
 from service.validation import INT64
-from service.web import NEVER_SHED, IdConverter
+from service.web import IdConverter
 
 Json = dict[str, Any]
 

@@ -11,10 +11,11 @@ from service.errors import InvalidInputError
 from service.guard import CurrentUser, token_required
 from service.openapi.answers import answers
 from service.pagination import CachedPageQuery
+from service.precedence import costly
 from service.security import passwords
 from service.users import service, users_bp
 from service.users.schemas import ProfileUpdate, PublicUser, UserOut
-from service.web import costly, link_header, respond, respond_public, to_bytes
+from service.web import link_header, respond, respond_public, to_bytes
 
 
 @users_bp.get("/profile")
