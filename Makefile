@@ -8,7 +8,7 @@ PIP_OPTIONS = --quiet --disable-pip-version-check
 PIP = $(BIN)/python -m pip install $(PIP_OPTIONS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run install dev test test-all fuzz soak bench audit check lint lock clean
+.PHONY: help run install dev test test-all fuzz soak bench loadtest audit check lint lock clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile | expand -t 12
@@ -66,6 +66,16 @@ soak: dev  ## what takes longer: overload, limits, the cache and workers under f
 
 bench: dev  ## what things cost, as ratios in one run (bench.plans needs a DATABASE_URL)
 	@$(BIN)/python -m bench.limits && $(BIN)/python -m bench.cache
+
+USERS ?= 50
+SECONDS ?= 90
+PROFILE ?= service-tier
+WORKERS ?= 2
+BOOKS ?= 10000
+DELAY_MS ?= 0
+loadtest: $(VENV)-bench/.installed  ## a crowd on a real server, and whether loadtest/slo.toml is kept (PROFILE=limits-on, USERS=50, ...)
+	@exec $(VENV)-bench/bin/python -m loadtest --profile $(PROFILE) --users $(USERS) --seconds $(SECONDS) \
+		--workers $(WORKERS) --books $(BOOKS) --delay-ms $(DELAY_MS)
 
 audit: dev  ## known vulnerabilities of what is locked (asks the advisory database; fails if it cannot)
 	@$(BIN)/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements.lock

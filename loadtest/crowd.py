@@ -1,0 +1,76 @@
+"""What all clients of one run have in common, and how it is found out before they come."""
+
+import json
+import secrets
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import count
+from random import Random
+from time import monotonic, process_time
+from typing import Any
+
+from locust.contrib.fasthttp import FastHttpSession
+from locust.event import EventHook
+
+from loadtest.demand import Filters, Zipf
+from loadtest.profiles import PROFILES, Profile
+
+JSON = {"Content-Type": "application/json"}
+SAMPLES, SAMPLED = 5, 100  # looks at the catalogue, and books that each of them shows
+
+
+@dataclass
+class Crowd:
+    """What the clients of one run have in common."""
+
+    profile: Profile
+    seed: int
+    allow_503: bool
+    admin: str  # a token
+    popular: Zipf
+    filters: Filters
+    begun: float = field(default_factory=monotonic)
+    cpu: float = field(default_factory=process_time)  # seconds that locust had used before
+    name: str = field(default_factory=lambda: secrets.token_hex(3))
+    numbers: Iterator[int] = field(default_factory=lambda: count(1))
+    user_ids: list[int] = field(default_factory=list)
+    promises: Counter[str] = field(default_factory=Counter)
+
+
+def gather(host: str, options: Any) -> Crowd:
+    """Look at the catalogue, and sign the administrator in. None of this is measured."""
+    session = FastHttpSession(host, EventHook(), None)
+    profile = PROFILES[options.profile]
+
+    def ask(method: str, path: str, token: str = "", **body: Any) -> Any:
+        headers = JSON | ({"Authorization": f"Bearer {token}"} if token else {})
+        data = json.dumps(body) if body else None
+        answer: Any = session.request(method, path, headers=headers, data=data)
+        if not 200 <= answer.status_code < 300:
+            raise SystemExit(f"{method} {path} was answered {answer.status_code}: {answer.text}")
+        return answer.json()
+
+    def sign_in() -> str:
+        account = {"email": options.admin_email, "password": options.admin_password}
+        token: str = ask("POST", "/api/auth/login", **account)["token"]
+        return token
+
+    token = sign_in()
+    if profile.tier != "free":  # or 50 clients an hour could be given their tier
+        admin_id = ask("GET", "/api/profile", token)["id"]
+        ask("PATCH", f"/admin/users/{admin_id}", token, tier=profile.tier)
+        token = sign_in()
+    chance = Random(options.seed)
+    books = []
+    for _ in range(SAMPLES):
+        start = chance.randrange(max(1, options.books - SAMPLED))
+        books += ask("GET", f"/api/books?limit={SAMPLED}&cursor={start}", token)["items"]
+    return Crowd(
+        profile,
+        options.seed,
+        options.allow_503,
+        token,
+        Zipf(options.books, options.seed),
+        Filters(books),
+    )

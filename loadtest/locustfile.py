@@ -1,0 +1,88 @@
+"""Who asks, and for what. `make loadtest` starts this; it runs by itself, too:
+
+    OCTAVO_ADMIN_PASSWORD=... locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 \\
+        --profile service-tier --books 10000
+
+The catalogue is one that `octavo seed-db --books N` has filled.
+"""
+
+import sys
+from pathlib import Path
+from time import monotonic, process_time
+from typing import Any
+
+import gevent
+from locust import events
+
+from loadtest.crowd import gather
+from loadtest.editor import Editor
+from loadtest.people import Browser, Hasty, Returner, Searcher
+from loadtest.profiles import PROFILES
+from loadtest.verdict import Figures, Measured
+
+__all__ = ["Browser", "Editor", "Hasty", "Returner", "Searcher"]  # locust looks for them here
+PROGRESS_SECONDS = 5
+
+
+@events.init_command_line_parser.add_listener
+def add_options(parser: Any) -> None:
+    """Say what there is to be chosen."""
+    group = parser.add_argument_group("Octavo", "--profile: " + ", ".join(PROFILES))
+    group.add_argument("--books", type=int, default=10_000, help="Books that were filled in")
+    group.add_argument("--seed", type=int, default=1, help="Of all that is drawn")
+    group.add_argument("--allow-503", action="store_true", help="A 503 is no failure")
+    group.add_argument("--admin-email", default="admin@example.org", help="Who gives tiers")
+    parser.add_argument("--admin-password", env_var="OCTAVO_ADMIN_PASSWORD", is_secret=True)
+    group.add_argument("--figures", type=Path, help="Where to write what was measured, as JSON")
+
+
+@events.test_start.add_listener
+def begin(environment: Any, **_: Any) -> None:
+    """Prepare what the clients have in common, and say how it goes on."""
+    options = environment.parsed_options
+    if options.profile not in PROFILES:
+        raise SystemExit(f"--profile is {options.profile}: choose one of {', '.join(PROFILES)}")
+    environment.octavo = gather(environment.host, options)
+    gevent.spawn(_tell, environment)
+
+
+def _tell(environment: Any) -> None:
+    while True:
+        gevent.sleep(PROGRESS_SECONDS)
+        seconds = monotonic() - environment.octavo.begun
+        total, users = environment.stats.total, environment.runner.user_count
+        print(
+            f"  {seconds:4.0f} s  {users} users  {total.current_rps:.0f} requests/s  "
+            f"{total.num_failures} failed",
+            file=sys.stderr,
+        )
+
+
+@events.quitting.add_listener
+def end(environment: Any, **_: Any) -> None:
+    """Write down what was measured."""
+    target: Path | None = environment.parsed_options.figures
+    if target is None or not hasattr(environment, "octavo"):
+        return
+    crowd = environment.octavo
+    seconds = monotonic() - crowd.begun
+    failures: dict[str, dict[str, int]] = {}
+    for error in environment.stats.errors.values():
+        kinds = failures.setdefault(f"{error.method} {error.name}", {})
+        kinds[str(error.error)] = kinds.get(str(error.error), 0) + error.occurrences
+    requests = {
+        (name := f"{entry.method} {entry.name}"): Measured(
+            requests=entry.num_requests,
+            p95_ms=entry.get_response_time_percentile(0.95),
+            p99_ms=entry.get_response_time_percentile(0.99),
+            failures=failures.get(name, {}),
+        )
+        for entry in environment.stats.entries.values()
+    }
+    Figures(
+        seconds=seconds,
+        users=environment.runner.target_user_count,
+        core=(process_time() - crowd.cpu) / seconds,
+        requests=requests,
+        promises=dict(crowd.promises),
+    ).save(target)

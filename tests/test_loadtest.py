@@ -1,0 +1,324 @@
+"""The load test's own sense: what it asks for, what it believes, and how it judges."""
+
+import asyncio
+import math
+import sys
+import time
+from asyncio.subprocess import PIPE, STDOUT
+from collections import Counter
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pytest
+
+from loadtest.delay import delayed
+from loadtest.demand import Filters, Zipf
+from loadtest.objectives import Objective, Objectives, ObjectivesError, read
+from loadtest.profiles import PROFILES
+from loadtest.promises import KEPT, TOLD, Promises, limit_of, retry_after
+from loadtest.verdict import STALE, Figures, Measured, judge, render
+from service import config
+from service.app import create_app
+from service.books.schemas import BookQuery
+from service.limits.table import Table
+from service.plausible import plausible_books
+
+SLO = Path("loadtest/slo.toml")
+NAME, OTHER = "GET /api/books", "GET /api/books/{id}"
+DELAY_MS = 200  # which has to be seen
+GOOD = Objectives(requests={NAME: Objective(p95_ms=50, p99_ms=100, failure_ratio=0.01)})
+
+
+def figures(promises: dict[str, int] | None = None, core: float = 0.3, **changed: Any) -> Figures:
+    """Give figures that keep GOOD, but for what is changed."""
+    measured = {"requests": 1_000, "p95_ms": 50, "p99_ms": 100} | changed
+    return Figures(
+        seconds=10,
+        users=5,
+        core=core,
+        requests={NAME: Measured.model_validate(measured)},
+        promises=promises or {},
+    )
+
+
+def wrong(allowed: Objectives, seen: Figures) -> list[str]:
+    """Give what is wrong with every row, and with the run."""
+    verdict = judge(allowed, seen)
+    return [each for row in verdict.rows for each in row.wrong] + verdict.wrong
+
+
+def test_what_is_just_within_is_kept() -> None:
+    verdict = judge(GOOD, figures(failures={"answered 500": 10}))
+    assert verdict.kept
+    assert render(verdict).splitlines()[-1] == "The objectives are kept"
+
+
+@pytest.mark.parametrize(
+    ("changed", "told"),
+    [
+        ({"p95_ms": 51}, ["p95"]),
+        ({"p99_ms": 101}, ["p99"]),
+        ({"failures": {"answered 500": 6, "no answer": 5}}, ["failures"]),
+        ({"requests": 0, "p95_ms": 0, "p99_ms": 0}, ["not measured"]),
+        ({"failures": {STALE: 1}}, ["1 stale reads: 0 are allowed"]),
+    ],
+)
+def test_what_is_beyond_is_broken(changed: dict[str, Any], told: list[str]) -> None:
+    verdict = judge(GOOD, figures(**changed))
+    assert wrong(GOOD, verdict.figures) == told
+    assert not verdict.kept
+    assert render(verdict).splitlines()[-1] == "The objectives are BROKEN"
+
+
+def test_what_was_never_asked_for_is_broken() -> None:
+    allowed = Objectives(requests={**GOOD.requests, OTHER: GOOD.requests[NAME]})
+    verdict = judge(allowed, figures())
+    assert {row.name: row.wrong for row in verdict.rows} == {NAME: [], OTHER: ["not measured"]}
+    assert not verdict.kept
+
+
+def test_what_has_no_objective_may_not_fail() -> None:
+    refused = Measured(requests=9, p95_ms=900, p99_ms=900)
+    seen = figures()
+    for failures, kept in (({}, True), ({"503, come again": 1}, False)):
+        extra = {f"{NAME}: 503": refused.model_copy(update={"failures": failures})}
+        more = seen.model_copy(update={"requests": seen.requests | extra})
+        assert judge(GOOD, more).kept is kept
+
+
+def test_a_profile_about_limits_has_to_see_a_promise_come_due() -> None:
+    allowed = GOOD.model_copy(update={"kept_promises": 2})
+    assert "1 promises of a 429" in wrong(allowed, figures({TOLD: 9, KEPT: 1}))[0]
+    assert not wrong(allowed, figures({TOLD: 9, KEPT: 2}))
+
+
+def test_a_busy_locust_is_told_of() -> None:
+    assert "short of a core" not in render(judge(GOOD, figures(core=0.5)))
+    assert "short of a core" in render(judge(GOOD, figures(core=0.95)))
+
+
+def test_figures_are_read_as_they_were_written(tmp_path: Path) -> None:
+    seen = figures({TOLD: 1}, failures={STALE: 2})
+    seen.save(tmp_path / "figures.json")
+    assert Figures.load(tmp_path / "figures.json") == seen
+
+
+def routes() -> set[str]:
+    """Give every method and path of the service, as load names them."""
+    return {
+        f"{method} {rule.rule.replace('<id:book_id>', '{id}').replace('<id:user_id>', '{id}')}"
+        for rule in create_app(config.Testing(log_dir=None)).url_map.iter_rules()
+        for method in rule.methods or ()
+    }
+
+
+@pytest.mark.parametrize("profile", PROFILES)
+def test_what_is_promised_is_about_routes_and_sees_the_delay(profile: str) -> None:
+    known = routes()
+    for name, objective in read(SLO, profile).requests.items():
+        assert name.partition(":")[0].removesuffix(" after a write") in known, name
+        assert objective.p95_ms < DELAY_MS, name
+
+
+def test_limits_are_those_of_the_service() -> None:
+    app = create_app(config.Testing(log_dir=None))
+    limiter = app.extensions["limiter"]
+    for rule in app.url_map.iter_rules():
+        named = limiter.plan(app, rule.endpoint).names
+        template = rule.rule.replace("<id:book_id>", "{id}").replace("<id:user_id>", "{id}")
+        for method in {"GET", "POST", "PATCH", "DELETE"} & (rule.methods or set()):
+            if named:
+                assert [limit_of(method, template)] == list(named), template
+    assert {limit_of("GET", OTHER.removeprefix("GET "))} < set(Table(config.Testing()).names)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("", "says nothing about service-tier, only about nothing"),
+        ("a = ", "cannot be read"),
+        ("[service-tier]\nallow_503 = true", "service-tier.requests: Field required"),
+        ("[service-tier.requests]", "service-tier.requests: "),
+        ("[service-tier.requests]\na = {p95_ms = 9}", "a.p99_ms: Field required"),
+        ("[service-tier.requests]\na = {p95_ms = 9, p99_ms = 8}", "p99_ms is less than p95_ms"),
+        ("[service-tier.requests]\na = {p95_ms = 0, p99_ms = 8}", "a.p95_ms: "),
+        ("[service-tier.requests]\na = {p95_ms = '9', p99_ms = 9}", "a.p95_ms: "),
+        ("[service-tier.requests]\na = {p95_ms = 9, p99_ms = 9, p50_ms = 1}", "a.p50_ms: "),
+        ("[service-tier]\nslow = 1\nrequests.a = {p95_ms = 9, p99_ms = 9}", "service-tier.slow: "),
+        ("[other.requests]\na = {p95_ms = 9, p99_ms = 9}", "nothing about service-tier"),
+    ],
+)
+async def test_a_wrong_file_is_told_before_anything_starts(
+    text: str, told: str, tmp_path: Path
+) -> None:
+    slo = tmp_path / "slo.toml"
+    slo.write_text(text)
+    with pytest.raises(ObjectivesError) as error:
+        read(slo, "service-tier")
+    assert told in str(error.value)
+
+
+@pytest.mark.parametrize("content", [b"a = ", b"\xff", None])
+async def test_the_command_ends_with_2_if_it_cannot_be_read(
+    content: bytes | None, tmp_path: Path
+) -> None:
+    slo = tmp_path / "slo.toml"
+    if content is not None:
+        slo.write_bytes(content)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "loadtest", "--slo", str(slo), stdout=PIPE, stderr=STDOUT
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 2
+    assert f"{slo} cannot be read" in said.decode()
+    assert "Traceback" not in said.decode()
+
+
+def test_numbers_that_locust_would_not_write_are_allowed() -> None:
+    assert Objective(p95_ms=1, p99_ms=1.5).p95_ms == 1
+
+
+def test_books_are_drawn_by_zipfs_law() -> None:
+    """Chi-squared of 100,000 draws among 50, with 49 degrees of freedom: 99.9 % are below 85.4."""
+    count, draws = 50, 100_000
+    zipf, chance = Zipf(count, 1), Random(2)
+    seen = Counter(zipf.draw(chance) for _ in range(draws))
+    assert set(seen) == set(range(1, count + 1))
+    whole = math.fsum(1 / rank for rank in range(1, count + 1))
+    expected = {n: draws / rank / whole for rank, n in enumerate(zipf.by_rank, 1)}
+    assert sum((seen[n] - e) ** 2 / e for n, e in expected.items()) < 85.4
+
+
+def test_draws_repeat_themselves_and_stay_within_bounds() -> None:
+    def drawn(seed: int, count: int = 1_000) -> list[int]:
+        zipf, chance = Zipf(count, seed), Random(seed)
+        return [zipf.draw(chance) for _ in range(500)]
+
+    assert drawn(1) == drawn(1) != drawn(2)
+    assert set(drawn(1, 1)) == {1}
+    assert set(drawn(1, 2)) == {1, 2}
+    assert Zipf(1_000, 1).by_rank[:10] != Zipf(1_000, 2).by_rank[:10]
+    with pytest.raises(ValueError):
+        Zipf(0, 1)
+
+
+class Highest(Random):
+    """Draws what is just below one."""
+
+    def random(self) -> float:
+        return 1 - 2**-53
+
+
+def test_the_last_one_can_be_drawn() -> None:
+    zipf = Zipf(10_000, 1)
+    assert zipf.draw(Highest()) == zipf.by_rank[-1]
+
+
+def test_every_filter_is_one_that_lists_have() -> None:
+    books = [item.book.model_dump(mode="python") for item in plausible_books(300, 3)]
+    filters, chance = Filters(books), Random(4)
+    seen: Counter[str] = Counter()
+    for _ in range(2_000):
+        query = filters.draw(chance)
+        seen.update(query.keys())
+        assert 1 <= len(query.keys() - {"sort", "year_max", "price_max"}) <= 2
+        BookQuery.model_validate({name: str(value) for name, value in query.items()})
+    assert seen.keys() == {
+        "genre", "author", "year_min", "year_max", "price_min", "price_max", "q", "sort"
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("told", "seconds"),
+    [("1", 1), ("3600", 3600), ("0", None), ("-1", None), ("1.5", None), ("soon", None),
+     ("", None), (" 1", None), ("\u0661", None), ("Wed, 21 Oct 2026 07:28:00 GMT", None)],
+)  # fmt: skip
+def test_retry_after_is_whole_seconds(told: str, seconds: int | None) -> None:
+    assert retry_after({"Retry-After": told}) == seconds
+    assert retry_after({}) is retry_after(None) is None
+
+
+def test_a_429_has_to_say_when() -> None:
+    tally: Counter[str] = Counter()
+    assert Promises(tally).refused("books.list", None, 0, 1) is not None
+    assert tally[TOLD] == 0
+
+
+def test_a_promise_holds_from_its_time_on() -> None:
+    tally: Counter[str] = Counter()
+    promises = Promises(tally)
+    assert promises.refused("books.list", 10, begun=100, ended=101) is None
+    assert promises.wait("books.list", 105) == 6
+    assert promises.wait("books.item", 105) == 0
+    assert promises.refused("books.list", 7, begun=104, ended=105) is None, "asked too early"
+    assert promises.wait("books.list", 111) == 0, "which does not put the end off"
+    promises.admitted("books.list", begun=111)
+    assert tally == {TOLD: 2, KEPT: 1}
+    assert promises.refused("books.list", 60, begun=111.5, ended=112) is None, "a new one"
+
+
+def test_one_that_waited_and_is_refused_was_lied_to() -> None:
+    tally: Counter[str] = Counter()
+    promises = Promises(tally)
+    promises.refused("default", 10, begun=100, ended=101)
+    assert promises.refused("default", 5, begun=111, ended=112) is not None
+    assert promises.wait("default", 112) == 5
+    promises.admitted("default", begun=118)
+    assert tally[KEPT] == 1
+
+
+def test_to_be_let_in_early_is_no_promise_kept() -> None:
+    tally: Counter[str] = Counter()
+    promises = Promises(tally)
+    promises.refused("default", 10, begun=100, ended=101)
+    promises.admitted("default", begun=105)
+    promises.admitted("default", begun=120)
+    assert tally[KEPT] == 0
+
+
+def test_what_nobody_can_tell_holds_nobody_to_a_promise() -> None:
+    promises = Promises(Counter())
+    promises.refused("default", 10, begun=100, ended=101)
+    promises.forget("default")
+    assert promises.refused("default", 10, begun=120, ended=121) is None
+
+
+def test_limits_of_an_address_are_nobodys_alone() -> None:
+    promises = Promises(Counter())
+    for begun in (100, 200):
+        assert promises.refused("login", 10, begun, begun + 1) is None
+    assert promises.wait("login", 201) == 0
+
+
+async def test_everything_is_late_once_and_in_order() -> None:
+    """A long answer does not take as many delays as it has parts."""
+    parts = [b"%d," % n * 500 for n in range(400)]
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        for part in parts:
+            writer.write(part)
+            await asyncio.sleep(0)
+        writer.close()
+
+    server = await asyncio.start_server(answer, "127.0.0.1", 0)
+    async with server, delayed(server.sockets[0].getsockname()[1], 0.2) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        begun = time.monotonic()
+        writer.write(b"ask\n")
+        first = await reader.read(1)
+        late = time.monotonic() - begun
+        assert first + await reader.read() == b"".join(parts)
+        whole = time.monotonic() - begun
+        writer.close()
+    assert 0.2 <= late
+    assert whole < 2
+
+
+async def test_where_nobody_listens_nobody_is_connected() -> None:
+    async with delayed(1, 0.1) as port:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        with pytest.raises((ConnectionError, asyncio.IncompleteReadError)):
+            await asyncio.wait_for(reader.readexactly(1), 5)
+        writer.close()
