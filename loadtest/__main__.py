@@ -26,7 +26,8 @@ NEEDED = {
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--profile", type=click.Choice(list(PROFILES)), default="service-tier")
-@click.option("--users", type=click.IntRange(1, 100_000), default=20, help="Clients at once.")
+@click.option("--users", type=click.IntRange(12, 100_000), default=20,
+              help="Clients at once: 12 are one of every kind, at least.")  # fmt: skip
 @click.option("--seconds", type=click.IntRange(5, 86_400), default=90, help="How long.")
 @click.option("--workers", type=click.IntRange(1, 256), default=2, help="Processes that serve.")
 @click.option("--books", type=click.IntRange(1_000), default=10_000, help="In the catalogue.")

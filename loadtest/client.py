@@ -39,7 +39,7 @@ class Client(FastHttpUser):
         crowd = self.crowd
         number = next(crowd.numbers)
         self.chance = Random(f"client {crowd.seed} {number}")
-        self.promises = Promises(crowd.promises)
+        self.promises = Promises(crowd.promises, allow_503=crowd.allow_503)
         name = f"load-{crowd.name}-{number}"
         account = {"email": f"{name}@example.org", "password": secrets.token_urlsafe(12)}
         user = self._insist("POST", "/api/auth/register", {"username": name, **account}, 201)
@@ -98,21 +98,12 @@ class Client(FastHttpUser):
             method, path, name=route + note, data=data, headers=headers, catch_response=True
         ) as answer:
             status = answer.status_code
-            if status in {0, 503}:
-                self.promises.forget(limit)
-            elif status != 429:
+            if status in expected or (status == 304 and tag is not None):
                 self.promises.admitted(limit, begun)
-            if status in expected:
                 wrong = check(answer) if check else None
-            elif status == 304 and tag is not None and method == "GET":
-                wrong = None
-            elif status == 429:
-                seconds = retry_after(answer.headers)
-                wrong = self.promises.refused(limit, seconds, begun, monotonic())
-            elif status == 503 and retry_after(answer.headers):
-                wrong = None if self.crowd.allow_503 else "503, come again"
             else:
-                wrong = f"answered {status}" if status else "no answer"
+                seen = (limit, status, answer.headers, begun, monotonic())
+                wrong = self.promises.unexpected(*seen)
             if status in {304, 429, 503} and status not in expected:
                 answer.request_meta["name"] += f": {status}"
             answer.failure(wrong) if wrong else answer.success()

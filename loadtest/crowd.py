@@ -57,7 +57,7 @@ def gather(host: str, options: Any) -> Crowd:
         return token
 
     token = sign_in()
-    if profile.tier != "free":  # or 50 clients an hour could be given their tier
+    if profile.tier != "free":  # else only 50 clients an hour would get their tier
         admin_id = ask("GET", "/api/profile", token)["id"]
         ask("PATCH", f"/admin/users/{admin_id}", token, tier=profile.tier)
         token = sign_in()

@@ -41,8 +41,9 @@ class Promises:
     that asking in vain meanwhile does not put the end off.
     """
 
-    def __init__(self, tally: Counter[str]) -> None:
+    def __init__(self, tally: Counter[str], *, allow_503: bool = False) -> None:
         self._tally = tally
+        self._allow_503 = allow_503
         self._due: dict[str, float] = {}
 
     def wait(self, limit: str, now: float) -> float:
@@ -55,12 +56,27 @@ class Promises:
         if due is not None and due <= begun:
             self._tally[KEPT] += 1
 
-    def forget(self, limit: str) -> None:
-        """Note that nobody can tell whether a request was let in."""
-        self._due.pop(limit, None)
+    def unexpected(
+        self,
+        limit: str,
+        status: int,
+        headers: Mapping[str, str] | None,
+        begun: float,
+        ended: float,
+    ) -> str | None:
+        """Note an answer that is not what was asked for; 0: there was none. Give what is wrong."""
+        seconds = retry_after(headers)
+        if status == 429:
+            return self._refused(limit, seconds, begun, ended)
+        if status in {0, 503}:
+            self._due.pop(limit, None)  # nobody can tell whether it was counted
+        else:
+            self.admitted(limit, begun)
+        if status == 503 and seconds is not None:
+            return None if self._allow_503 else "503 with Retry-After"
+        return f"answered {status}" if status else "no answer"
 
-    def refused(self, limit: str, seconds: int | None, begun: float, ended: float) -> str | None:
-        """Note a 429. Give what is wrong with it."""
+    def _refused(self, limit: str, seconds: int | None, begun: float, ended: float) -> str | None:
         if seconds is None:
             return "429 without a Retry-After of whole seconds"
         self._tally[TOLD] += 1

@@ -55,6 +55,7 @@ async def stand(
                 "service", *serve, environment=environment, out=log, err=log, cwd=folder
             ) as server:
                 say(f"Octavo starts with {workers} workers; what it says is in {log.name}")
+                say(f"RATELIMIT_LOGIN and _REGISTER are {SIGNING_IN}: the clients share an address")
                 await _ready(port, server)
                 say("The cache was turned off by the filling: it comes back in some 20 seconds")
                 await _cached(environment, folder)
