@@ -9,7 +9,7 @@ from loadtest.people import BOOK, BOOKS, OF_USER
 from loadtest.verdict import STALE
 
 OWN = " after a write"
-MOST_OWN = 20  # books of an editor
+MOST_OWN = 20  # books of an editor: a page
 
 
 class Editor(Client):
@@ -53,7 +53,7 @@ class Editor(Client):
         if self._is_done(answer, book_id):
             del self.own[book_id]
             self._read(book_id, lambda seen: STALE if seen.status_code == 200 else None)
-            self._count()
+            self._list()
 
     def _is_done(self, answer: Any, book_id: int = 0) -> bool:
         if answer is None or answer.status_code == 429:
@@ -75,16 +75,17 @@ class Editor(Client):
             return None if seen.content == answer.content else "not what was written"
 
         self._read(book["id"], check)
-        self._count()
+        self._list()
 
     def _read(self, book_id: int, check: Any) -> None:
         self.ask("GET", BOOK, book_id, expected=(200, 404), note=OWN, check=check)
 
-    def _count(self) -> None:
-        """Read how many books one has."""
+    def _list(self) -> None:
+        """Read one's books: one page, of which none is missing and none is gone."""
 
         def check(seen: Any) -> str | None:
-            return None if int(seen.headers["X-Total-Count"]) == len(self.own) else STALE
+            total, ids = int(seen.headers["X-Total-Count"]), {book["id"] for book in seen.json()}
+            return None if total == len(ids) and ids == self.own.keys() else STALE
 
         if self.all_known and self.chance.random() < 0.5:
             self.ask("GET", OF_USER, self.id, note=OWN, check=check)

@@ -6,7 +6,6 @@
 The catalogue is one that `octavo seed-db --books N` has filled.
 """
 
-import sys
 from pathlib import Path
 from time import monotonic, process_time
 from typing import Any
@@ -54,7 +53,7 @@ def _tell(environment: Any) -> None:
         print(
             f"  {seconds:4.0f} s  {users} users  {total.current_rps:.0f} requests/s  "
             f"{total.num_failures} failed",
-            file=sys.stderr,
+            flush=True,
         )
 
 

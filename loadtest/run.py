@@ -92,8 +92,8 @@ async def _let_loose(wanted: Wanted, port: int, password: str) -> Figures:
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
     }
     with (folder / "locust.txt").open("wb") as told:
-        async with started(*words, environment=environment, out=told) as locust:
+        async with started(*words, environment=environment, err=told) as locust:
             code = await locust.wait()
     if code or not target.exists():
-        raise StartError(f"locust ended with {code}, and nothing was measured")
+        raise StartError(f"locust ended with {code}, and measured nothing: {told.name} says why")
     return Figures.load(target)

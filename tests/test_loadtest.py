@@ -2,6 +2,7 @@
 
 import asyncio
 import math
+import re
 import sys
 import time
 from asyncio.subprocess import PIPE, STDOUT
@@ -121,6 +122,15 @@ def test_what_is_promised_is_about_routes_and_sees_the_delay(profile: str) -> No
         route = name.partition(":")[0].removesuffix(" after a write")
         assert route in known, name
         assert objective.p95_ms < DELAY_MS or route in HASHING, name
+
+
+def test_the_readme_says_what_is_allowed() -> None:
+    text = Path("README.md").read_text("utf-8")
+    rows = re.findall(r"^\| `((?:GET|POST|PATCH|DELETE) [^`]+)` \| (\d+) / (\d+) \|", text, re.M)
+    allowed = read(SLO, "service-tier").requests | read(SLO, "limits-on").requests
+    assert [(name, float(p95), float(p99)) for name, p95, p99 in rows] == [
+        (name, objective.p95_ms, objective.p99_ms) for name, objective in allowed.items()
+    ]
 
 
 def test_limits_are_those_of_the_service() -> None:
@@ -272,9 +282,10 @@ def test_a_promise_holds_from_its_time_on() -> None:
     assert client.wait(105) == 6
     assert client.promises.wait("books.item", 105) == 0
     assert client.asked(429, "7", begun=104, ended=105) is None, "asked too early"
+    assert client.asked(429, "1", begun=110.9, ended=111.5) is None, "still too early"
     assert client.wait(111) == 0, "which does not put the end off"
     client.promises.admitted("books.list", begun=111)
-    assert client.tally == {TOLD: 2, KEPT: 1}
+    assert client.tally == {TOLD: 3, KEPT: 1}
     assert client.asked(429, "60", begun=111.5, ended=112) is None, "a new one"
 
 
