@@ -1,7 +1,7 @@
 """Octavo, a book catalogue over HTTP: the path that a request takes.
 
     Hypercorn            server/ keeps workers at work: each one process, on uvloop
-      -> server/http1.py Hypercorn's HTTP/1.1, as we have it
+      -> http1/          HTTP/1.1 under it: bytes into requests, answers into bytes
       -> front.py        ASGI: request id, body cap, protection, the answer of last resort
       -> limits/gate.py  ASGI: may this request pass now?
       -> shortway/       what is warm is answered here, and goes no further

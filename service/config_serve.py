@@ -1,6 +1,7 @@
 """The settings of serving: workers, connections, how they end, and what is told of them."""
 
 from pathlib import Path
+from typing import Literal
 
 from pydantic import Field, SecretStr
 from pydantic_settings import BaseSettings
@@ -21,6 +22,10 @@ class ServeSettings(BaseSettings):
     )
     header_seconds: float = Field(
         5.0, gt=0, description="from the first byte of a request to the end of its headers"
+    )
+    http1: Literal["httptools", "h11"] = Field(
+        "httptools",
+        description="who reads HTTP/1.1: `httptools` is fast, `h11` is Hypercorn's own",
     )
     max_requests: int = Field(
         0, ge=0, description="requests after which a worker is replaced by a new one; 0: never"

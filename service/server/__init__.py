@@ -16,10 +16,11 @@ SIGTERM and end the service when one is killed; these
               old one stops, unless the cache is in the memory of the only one
     SIGUSR1   leave new connections to the others, then end: what a replaced one hears
 
-`http1` is Hypercorn's HTTP/1.1, as we have it.
+`hypercorn` configures it; the HTTP/1.1 that it speaks here is in `service.http1`.
 """
 
-from service.server.http1 import Http1, ServerConfig, configured
+from service.http1 import Http1, ServerConfig
+from service.server.hypercorn import configured
 from service.server.supervisor import Supervisor
 from service.server.worker import serve
 

@@ -14,8 +14,8 @@ from quart import Quart
 
 from service import metrics
 from service.config import Settings
+from service.http1 import ServerConfig
 from service.server.channel import Channel
-from service.server.http1 import ServerConfig
 
 LAST_SECONDS = 0.2  # for who was accepted last to have asked
 # Python's full look for cycles stops 1,500 connections for 0.1 s and more, and under load there is

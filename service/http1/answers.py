@@ -1,0 +1,96 @@
+"""What a client is told: the head of an answer, its body, and where that ends."""
+
+from collections.abc import Iterable
+from functools import lru_cache
+
+TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
+CONTROLS = bytes({*range(32), 127} - {9})
+WITHOUT_BODY = {204, 304}
+OURS = {b"content-length", b"transfer-encoding", b"connection"}
+CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
+LAST_CHUNK = b"0\r\n\r\n"
+
+
+class Answer:
+    """An answer to one request: it knows whether half of it has been told as a whole.
+
+    Raises ValueError for headers that are none, and for a body that is not as long as they say.
+    """
+
+    __slots__ = ("_is_bare", "_is_chunked", "_left", "_length", "_lines", "closes", "is_endless",
+                 "status")  # fmt: skip
+
+    def __init__(self, status: int, headers: Iterable[tuple[bytes, bytes]], is_head: bool) -> None:
+        if not 200 <= status <= 999:
+            raise ValueError(f"{status} is no status of an answer")
+        self.status = status
+        self.closes = False  # it is the last one of its connection
+        self.is_endless = False  # its body ends with the connection
+        self._is_bare = is_head or status in WITHOUT_BODY
+        self._is_chunked = False
+        self._left = 0
+        self._length: int | None = None
+        self._lines = [b"HTTP/1.1 %d \r\n" % status]
+        for name, value in headers:
+            lower = name.lower()
+            if lower in OURS:
+                self._note(lower, value)
+            else:
+                self._lines.append(b"%b: %b\r\n" % (checked(lower), value.strip()))
+
+    def _note(self, name: bytes, value: bytes) -> None:
+        if name == b"connection":
+            self.closes = self.closes or b"close" in value.lower()
+        elif name == b"content-length":
+            if not value.isdigit() or self._length not in {None, int(value)}:
+                raise ValueError(f"Content-Length {value!r} is none, or another than before")
+            self._length = int(value)
+
+    def begin(self, body: bytes, more: bool, version: str, told: bytes) -> bytes:
+        """Give the head. `body`, and whether there is more, decide how its end is told.
+
+        `told`: lines that all answers have.
+        """
+        lines = self._lines
+        is_known = not self._is_bare or (body and self.status not in WITHOUT_BODY)
+        if self._length is None and not more and is_known:
+            self._length = len(body)
+        if self._length is not None:
+            if self.status != 204:
+                lines.append(b"content-length: %d\r\n" % self._length)
+            self._left = self._length
+        elif not self._is_bare:
+            self._is_chunked = version != "1.0"
+            self.is_endless = not self._is_chunked
+            if self._is_chunked:
+                lines.append(b"transfer-encoding: chunked\r\n")
+        self.closes = self.closes or self.is_endless
+        if self.closes:
+            lines.append(b"connection: close\r\n")
+        elif version == "1.0":
+            lines.append(b"connection: keep-alive\r\n")
+        head = b"".join(lines)
+        if len(head.translate(None, CONTROLS)) != len(head) - 2 * len(lines):
+            raise ValueError("A header holds a control character")
+        return head + told + b"\r\n"
+
+    def piece(self, body: bytes, more: bool) -> list[bytes]:
+        """Give a part of the body as it is sent."""
+        if self._is_bare:
+            return []
+        if self._is_chunked:
+            framed = [b"%x\r\n" % len(body), body, b"\r\n"] if body else []
+            return framed if more else [*framed, LAST_CHUNK]
+        if not self.is_endless:
+            self._left -= len(body)
+            if self._left < 0 or (self._left and not more):
+                raise ValueError(f"The body is not the {self._length} bytes that were told")
+        return [body] if body else []
+
+
+@lru_cache(1_024)
+def checked(name: bytes) -> bytes:
+    """Give the name of a header if it is one. Raises ValueError."""
+    if not name or not TOKEN.issuperset(name):
+        raise ValueError(f"{name!r} is no name of a header")
+    return name

@@ -1,0 +1,88 @@
+"""Hypercorn's own HTTP/1.1, over h11, without what it lets a client change it to."""
+
+import asyncio
+from dataclasses import replace
+from typing import cast
+
+import h11
+from hypercorn.events import Closed, Event
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import Response
+from hypercorn.protocol.h11 import H11Protocol
+from hypercorn.typing import H11SendableEvent
+
+from service.http1.config import ServerConfig
+from service.http1.refusals import as_origin, refusal
+
+
+class Http1(H11Protocol):
+    """Takes the place of Hypercorn's.
+
+    Its HTTP/2 in cleartext keeps a megabyte for each stream that nobody reads, and never cuts
+    headers that do not end. An upgrade is an offer that a server may leave (RFC 9110, 7.8): there
+    are no websockets here either.
+    """
+
+    config: ServerConfig
+    _headers_due: asyncio.TimerHandle | None = None
+
+    async def handle(self, event: Event) -> None:
+        """Take what came. Headers have to end some time after they began, idle as they may be."""
+        await super().handle(event)
+        if isinstance(event, Closed):
+            self._have_headers()
+        elif self._headers_due is None and self._is_within_headers:
+            loop = asyncio.get_running_loop()
+            self._headers_due = loop.call_later(self.config.header_seconds, self._cut)
+
+    @property
+    def _is_within_headers(self) -> bool:
+        return self.connection.their_state is h11.IDLE and self.connection.trailing_data[0] != b""
+
+    def _have_headers(self) -> None:
+        if self._headers_due is not None:
+            self._headers_due.cancel()
+            self._headers_due = None
+
+    def _cut(self) -> None:
+        self._headers_due = None
+        self.task_group._task_group.create_task(self.send(Closed()))  # type: ignore[attr-defined]
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Send a part of an answer. While draining, it is the last one of its connection."""
+        if self.config.draining and isinstance(event, Response) and event.status_code >= 200:
+            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        await super().stream_send(event)
+
+    async def _check_protocol(self, event: h11.Request) -> None:
+        self._have_headers()
+
+    async def _create_stream(self, request: h11.Request) -> None:
+        """Take a request as RFC 9112 has it: methods tell cases apart, targets may be absolute."""
+        if not request.http_version.startswith(b"1."):
+            return await self._refuse(505)
+        if request.method != request.method.upper():
+            return await self._refuse(501)
+        offered = [(name, value) for name, value in request.headers if name != b"upgrade"]
+        target, headers = as_origin(request.target, offered)
+        return await super()._create_stream(
+            h11.Request(
+                method=request.method,
+                target=target,
+                headers=headers,
+                http_version=request.http_version,
+            )
+        )
+
+    async def _refuse(self, status_code: int) -> None:
+        await self._send_error_response(status_code)
+        await self._maybe_recycle()
+
+    async def _send_error_response(self, status_code: int) -> None:
+        """Refuse what is no HTTP (400, 431, 501), and end the connection."""
+        self._have_headers()
+        headers, body = refusal(status_code)
+        sent = [*headers, *self.config.response_headers("h11")]
+        events = (h11.Response(status_code=status_code, headers=sent), h11.Data(data=body))
+        for event in (*events, h11.EndOfMessage()):
+            await self._send_h11_event(cast(H11SendableEvent, event))

@@ -1,0 +1,34 @@
+"""What the server says by itself, in the one shape of errors, and how targets name hosts."""
+
+import re
+from uuid import uuid4
+
+from service.errors import MIMETYPE, http_error, problem
+from service.logs import request_id
+
+ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE | re.DOTALL)
+Headers = list[tuple[bytes, bytes]]
+
+
+def refusal(status_code: int) -> tuple[Headers, bytes]:
+    """Give headers and body of an answer that ends its connection."""
+    request_id.set(uuid4().hex)
+    body = problem(http_error(status_code))
+    headers = {
+        "content-type": MIMETYPE,
+        "content-length": str(len(body)),
+        "connection": "close",
+        "cache-control": "no-store",
+        "x-content-type-options": "nosniff",
+        "x-request-id": request_id.get(),
+    }
+    return [(name.encode(), value.encode()) for name, value in headers.items()], body
+
+
+def as_origin(target: bytes, headers: Headers) -> tuple[bytes, Headers]:
+    """Take the host out of a target that names one: it goes before the header (RFC 9112, 3.2.2)."""
+    absolute = ABSOLUTE.fullmatch(target)
+    if absolute is None:
+        return target, headers
+    target = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
+    return target, [(b"host", absolute[1])] + [item for item in headers if item[0] != b"host"]

@@ -1,0 +1,166 @@
+"""What a client sends, read by llhttp: one message at a time, and nothing that may be doubted.
+
+llhttp has the header fields and the framing, and is strict: no bare LF, no folded lines, no
+Content-Length beside Transfer-Encoding. The request line is read here, because llhttp is not as
+exact there: it takes two spaces for one, HTTP/0.9 and RTSP, only the methods on its list, and
+refuses targets that are the application's to refuse. So each head is given to it with a line that
+says nothing.
+"""
+
+import re
+
+import httptools
+
+HEAD_BYTES = 65_536  # of a request's head: a token of 60,000 bytes is still told that it is none
+MOST_HEADERS = 100
+LINE_BYTES = 16  # of a chunk beside its data: size, two line ends, and a little
+SPARE_BYTES = 16_384  # on top of that, in a body: extensions and trailers, which nobody reads
+REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/(\d)\.(\d)\r\n")
+TOKEN_BYTES = frozenset(
+    b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
+)
+NOTHING = b"POST / HTTP/1.1\r\n"
+CODINGS = re.compile(rb"(?im)^(transfer-encoding|content-length):[ \t]*([^\r\n]*?)[ \t]*\r$")
+END = b"\r\n\r\n"  # of a head, and of a chunked body
+
+
+class RefusedError(Exception):
+    """What came is no request that can be answered otherwise than by this status."""
+
+    def __init__(self, status: int) -> None:
+        super().__init__(status)
+        self.status = status
+
+
+class Reader:
+    """Reads requests, one after the other: `head` once, then `body` until `is_complete`.
+
+    No piece that llhttp is given goes beyond the end of its message: bodies with a length are cut
+    there, and a chunked one ends, as a head does, with an empty line. So it is known where the
+    next request begins, and that can wait unread for its turn.
+    """
+
+    __slots__ = (
+        "_beside", "_in_head", "_parser", "_tail", "expects", "headers", "hosts", "is_complete",
+        "left", "method", "options", "pieces", "target", "version",
+    )  # fmt: skip
+
+    def __init__(self) -> None:
+        self.version = "1.1"
+        self.options: set[bytes] = set()  # of the connection
+        self._parser = httptools.HttpRequestParser(self)
+        self.is_complete = True
+        self.pieces: list[bytes] = []  # of the body, since somebody took them
+
+    def head(self, raw: bytes) -> None:
+        """Read a head, from its first byte to its empty line. Raises RefusedError."""
+        line = REQUEST_LINE.match(raw)
+        if line is None:
+            raise RefusedError(400)
+        method, target, major, minor = line.groups()
+        if major != b"1":
+            raise RefusedError(505)
+        self.method, self.target = method.decode(), target
+        if self.method != self.method.upper():
+            raise RefusedError(501)
+        self.version = "1.0" if minor == b"0" else "1.1"
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.hosts = 0
+        self.left: int | None = 0  # of the body; None: it is chunked
+        self.expects = False
+        self.options = set()
+        self._in_head, self.is_complete = True, False
+        self._beside, self._tail = -SPARE_BYTES, b""
+        try:
+            self._parser.feed_data(NOTHING + raw[line.end() :])
+        except httptools.HttpParserUpgrade:  # an offer, which is left
+            self._parser = httptools.HttpRequestParser(self)
+        except httptools.HttpParserError:
+            raise RefusedError(501 if _is_coded_otherwise(raw) else 400) from None
+        if self._in_head or self.hosts > 1 or (self.hosts == 0 and minor != b"0"):
+            raise RefusedError(400)
+        if len(self.headers) > MOST_HEADERS:
+            raise RefusedError(431)
+        if self.left is None:
+            if _is_coded_otherwise(raw):
+                raise RefusedError(501)
+            if minor == b"0":  # whoever sent it may not mean what it says (RFC 9112, 6.1)
+                raise RefusedError(400)
+
+    def body(self, data: bytes, at: int) -> int:
+        """Read on in the body; give where it stopped. Raises RefusedError."""
+        if self.left is not None:
+            end = min(len(data), at + self.left)
+            self.left -= end - at
+        else:
+            # The empty line may have begun in what was read before.
+            seen = self._tail + data[at:] if self._tail else data[at:]
+            found = seen.find(END)
+            end = len(data) if found < 0 else at + found + len(END) - len(self._tail)
+            self._tail = seen[-3:] if found < 0 else b""
+            self._beside += end - at
+        try:
+            self._parser.feed_data(data[at:end])
+        except httptools.HttpParserUpgrade:
+            self._parser = httptools.HttpRequestParser(self)
+        except httptools.HttpParserError:
+            raise RefusedError(400) from None
+        if self._beside > 0:
+            raise RefusedError(431)
+        return end
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Take a header field; of trailers there is no use."""
+        if not self._in_head:
+            return
+        name, value = name.lower(), value.rstrip(b" \t")
+        if name in SPECIAL:
+            if name == b"upgrade":  # there is nothing else that is spoken here
+                return
+            self._note(name, value)
+        self.headers.append((name, value))
+
+    def _note(self, name: bytes, value: bytes) -> None:
+        if name == b"host":
+            self.hosts += 1
+        elif name == b"content-length":
+            self.left = int(value)  # llhttp has seen that it is digits
+        elif name == b"transfer-encoding":
+            self.left = None
+        elif name == b"expect":
+            self.expects = value.lower() == b"100-continue" and self.version != "1.0"
+        else:
+            self.options.update(token.strip() for token in value.lower().split(b","))
+
+    def on_headers_complete(self) -> None:
+        """Note that what follows is the body."""
+        self._in_head = False
+
+    def on_body(self, piece: bytes) -> None:
+        """Take a piece of the body."""
+        self._beside -= len(piece)
+        self.pieces.append(piece)
+
+    def on_chunk_header(self) -> None:
+        """Allow for what stands beside a chunk's data."""
+        self._beside -= LINE_BYTES
+
+    def on_message_complete(self) -> None:
+        """Note that the request is whole."""
+        self.is_complete = True
+
+
+SPECIAL = frozenset(
+    {b"host", b"content-length", b"transfer-encoding", b"expect", b"connection", b"upgrade"}
+)
+
+
+def _is_coded_otherwise(raw: bytes) -> bool:
+    """Whether the body has a coding that is not known here (RFC 9112, 6.1), which is no mistake."""
+    told = [(name.lower(), value.lower()) for name, value in CODINGS.findall(raw)]
+    return len({name for name, _ in told}) == 1 and any(
+        coding.strip() != b"chunked"
+        for name, value in told
+        if name == b"transfer-encoding"
+        for coding in value.split(b",")
+    )

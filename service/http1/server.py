@@ -1,0 +1,123 @@
+"""Where the fast HTTP/1.1 takes Hypercorn's place: right behind the socket that it accepted."""
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+from time import time
+from typing import Any
+
+from hypercorn.asyncio.tcp_server import MAX_RECV, TCPServer
+from hypercorn.asyncio.worker_context import WorkerContext
+from hypercorn.protocol.events import Request
+from hypercorn.typing import AppWrapper, ConnectionState, LifespanState
+from hypercorn.utils import parse_socket_addr, valid_server_name
+
+from service.http1.config import ServerConfig
+from service.http1.connection import Connection
+from service.http1.refusals import Headers
+
+
+class Serving:
+    """What the connections of one `serve` share."""
+
+    def __init__(
+        self,
+        app: AppWrapper,
+        config: ServerConfig,
+        context: WorkerContext,
+        loop: asyncio.AbstractEventLoop,
+        state: LifespanState,
+    ) -> None:
+        self.app = app
+        self.config = config
+        self.context = context
+        self.loop = loop
+        self.state = state
+        self.connections: set[Connection] = set()
+        self.is_logged = config.log.access_logger is not None
+        self._told = (0, b"")
+        self._ending = loop.create_task(self._end())
+
+    async def _end(self) -> None:
+        """Close what is idle when Hypercorn ends, and the rest after its answer."""
+        await self.context.terminated.wait()
+        for connection in list(self.connections):
+            connection.end()
+
+    def told(self) -> bytes:
+        """Give the lines that each answer has, made once a second."""
+        now = int(time())
+        if self._told[0] != now:
+            lines = self.config.response_headers("h11")
+            self._told = now, b"".join(b"%b: %b\r\n" % line for line in lines)
+        return self._told[1]
+
+    def is_known_host(self, headers: Headers) -> bool:
+        """Tell whether a request is for a name of this server, where it has any."""
+        if not self.config.server_names:
+            return True
+        asked = Request(1, headers, "1.1", "GET", b"/", ConnectionState({}))
+        return valid_server_name(self.config, asked)
+
+    def call_soon(self, function: Callable[..., Any], *args: Any) -> Any:
+        """Run a coroutine function, called from another thread: its result."""
+        return asyncio.run_coroutine_threadsafe(function(*args), self.loop).result()
+
+
+class Server(TCPServer):
+    """Hypercorn's own for HTTP/2, and for HTTP/1.1 where h11 is asked for.
+
+    For all else the transport gets another protocol. Sockets, TLS, the lifespan and the end of it
+    all stay Hypercorn's: this is the task that it made for the connection, and waits for.
+    """
+
+    config: ServerConfig
+
+    async def run(self) -> None:
+        """Serve a connection to its end."""
+        tls = self.writer.get_extra_info("ssl_object")
+        is_http2 = tls is not None and tls.selected_alpn_protocol() == "h2"
+        if is_http2 or self.config.http1 == "h11":
+            return await super().run()
+        try:
+            sock = self.writer.get_extra_info("socket")
+            client = parse_socket_addr(sock.family, sock.getpeername())
+            local = parse_socket_addr(sock.family, sock.getsockname())
+            begun = b"".join(iter(partial(_at_hand, self.reader), b""))
+        except OSError:
+            return self.writer.close()
+        transport: Any = self.writer.transport
+        if transport.is_closing():
+            return None
+        connection = Connection(self._serving(), client, local)
+        transport.set_protocol(connection)
+        connection.connection_made(transport)
+        if begun:
+            connection.data_received(begun)
+        if self.reader.at_eof() and not connection.eof_received():
+            transport.close()
+        try:
+            await asyncio.shield(connection.ended)
+        except asyncio.CancelledError:
+            await connection.cancel()
+            raise
+        return None
+
+    def _serving(self) -> Serving:
+        serving: Serving | None = self.config.serving
+        if serving is None or serving.context is not self.context:
+            serving = Serving(self.app, self.config, self.context, self.loop, self.state)
+            self.config.serving = serving
+        return serving
+
+
+def _at_hand(reader: asyncio.StreamReader) -> bytes:
+    """Take what has come already, without waiting for it."""
+    reading = reader.read(MAX_RECV)
+    try:
+        reading.send(None)
+    except StopIteration as read:
+        data: bytes = read.value
+        return data
+    reading.close()
+    return b""

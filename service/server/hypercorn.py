@@ -1,0 +1,35 @@
+"""Hypercorn as Octavo runs it: its configuration, and the two places where we stand in it."""
+
+from collections.abc import Sequence
+from socket import socket
+
+import hypercorn.asyncio.run
+import hypercorn.protocol
+from quart import Quart
+
+from service.config import Settings
+from service.http1 import Http1, Server, ServerConfig
+
+KEEP_ALIVE_REQUESTS = 100_000  # of a connection: then it may find another worker
+
+
+def configured(app: Quart, sockets: Sequence[socket], settings: Settings) -> ServerConfig:
+    """Give the configuration of Hypercorn for an application on sockets that listen."""
+    # Both are looked up there, for each connection.
+    hypercorn.asyncio.run.TCPServer = Server  # type: ignore[attr-defined]
+    hypercorn.protocol.H11Protocol = Http1  # type: ignore[attr-defined]
+    config = ServerConfig()
+    config.bind = [f"fd://{sock.detach()}" for sock in sockets]
+    config.errorlog = app.logger
+    config.include_server_header = False
+    config.backlog = settings.backlog
+    config.http1 = settings.http1
+    config.keep_alive_timeout = settings.keep_alive_seconds
+    config.keep_alive_max_requests = KEEP_ALIVE_REQUESTS
+    config.graceful_timeout = settings.grace_seconds
+    config.header_seconds = settings.header_seconds
+    config.overload = app.extensions["overload"]
+    if settings.tls_certfile is not None:
+        config.certfile, config.keyfile = str(settings.tls_certfile), str(settings.tls_keyfile)
+        config.alpn_protocols = ["h2", "http/1.1"] if settings.http2 else ["http/1.1"]
+    return config
