@@ -11,6 +11,6 @@ h11          Hypercorn's own, for HTTP1=h11
 
 from service.http1.config import ServerConfig
 from service.http1.h11 import Http1
-from service.http1.server import Server
+from service.http1.server import Server, install
 
-__all__ = ["Http1", "Server", "ServerConfig"]
+__all__ = ["Http1", "Server", "ServerConfig", "install"]

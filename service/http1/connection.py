@@ -9,7 +9,7 @@ from urllib.parse import unquote
 from service.http1.answers import Answer
 from service.http1.exchange import Exchange
 from service.http1.refusals import Headers, as_origin, refusal
-from service.http1.requests import END, HEAD_BYTES, TOKEN_BYTES, Reader, RefusedError
+from service.http1.requests import END, HEAD_BYTES, Reader, RefusedError, may_become_a_head
 
 if TYPE_CHECKING:
     from service.http1.server import Serving
@@ -21,7 +21,6 @@ MOST_THROWN_AWAY = 65_536  # bytes of a body that the answer did not wait for; e
 STALL_SECONDS = 20.0
 LINGER_SECONDS = 2.0  # to have read the last answer, for a client that goes on sending
 BUSY, IN_HEAD, STALLED = -1, -2, -3  # or idle, since so many requests
-STARTS = {b"", b"\r", *(bytes([byte]) for byte in TOKEN_BYTES)}
 
 
 class Connection(asyncio.Protocol):
@@ -187,15 +186,16 @@ class Connection(asyncio.Protocol):
         data, at = self._data, self._at
         if data.startswith(b"\r\n", at):  # one may have strayed there (RFC 9112, 2.2)
             at += 2
-        end = data.find(END, at)
-        if (len(data) if end < 0 else end) - at > HEAD_BYTES:
+        end = data.find(END, at) + len(END)
+        is_whole = end >= len(END)
+        if (end if is_whole else len(data)) - at > HEAD_BYTES:
             raise RefusedError(431)
-        if end < 0:
-            if data[at : at + 1] not in STARTS:
+        if not is_whole:
+            if not may_become_a_head(data, at):
                 raise RefusedError(400)
             return False
-        self._at = end + len(END)
-        self._reader.head(data[at : self._at])
+        self._at = end
+        self._reader.head(data[at:end])
         self._count += 1
         self._take()
         return True

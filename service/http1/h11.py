@@ -61,7 +61,7 @@ class Http1(H11Protocol):
         """Take a request as RFC 9112 has it: methods tell cases apart, targets may be absolute."""
         if not request.http_version.startswith(b"1."):
             return await self._refuse(505)
-        if request.method != request.method.upper():
+        if request.method != request.method.upper() or request.method == b"CONNECT":
             return await self._refuse(501)
         offered = [(name, value) for name, value in request.headers if name != b"upgrade"]
         target, headers = as_origin(request.target, offered)

@@ -16,11 +16,11 @@ MOST_HEADERS = 100
 LINE_BYTES = 16  # of a chunk beside its data: size, two line ends, and a little
 SPARE_BYTES = 16_384  # on top of that, in a body: extensions and trailers, which nobody reads
 REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/(\d)\.(\d)\r\n")
-TOKEN_BYTES = frozenset(
-    b"!#$%&'*+-.^_`|~0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
-)
+BEGINNING = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]|\r?\Z")
 NOTHING = b"POST / HTTP/1.1\r\n"
 CODINGS = re.compile(rb"(?im)^(transfer-encoding|content-length):[ \t]*([^\r\n]*?)[ \t]*\r$")
+CODING = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+(;.*)?")
+UPGRADE = re.compile(rb"(?im)^upgrade:[^\r\n]*\r\n")
 END = b"\r\n\r\n"  # of a head, and of a chunked body
 
 
@@ -61,23 +61,15 @@ class Reader:
         if major != b"1":
             raise RefusedError(505)
         self.method, self.target = method.decode(), target
-        if self.method != self.method.upper():
+        if self.method != self.method.upper() or self.method == "CONNECT":  # no tunnels here
             raise RefusedError(501)
         self.version = "1.0" if minor == b"0" else "1.1"
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.hosts = 0
-        self.left: int | None = 0  # of the body; None: it is chunked
-        self.expects = False
-        self.options = set()
-        self._in_head, self.is_complete = True, False
         self._beside, self._tail = -SPARE_BYTES, b""
         try:
-            self._parser.feed_data(NOTHING + raw[line.end() :])
-        except httptools.HttpParserUpgrade:  # an offer, which is left
-            self._parser = httptools.HttpRequestParser(self)
+            self._read_fields(raw[line.end() :])
         except httptools.HttpParserError:
             raise RefusedError(501 if _is_coded_otherwise(raw) else 400) from None
-        if self._in_head or self.hosts > 1 or (self.hosts == 0 and minor != b"0"):
+        if self.hosts > 1 or (self.hosts == 0 and minor != b"0"):
             raise RefusedError(400)
         if len(self.headers) > MOST_HEADERS:
             raise RefusedError(431)
@@ -86,6 +78,19 @@ class Reader:
                 raise RefusedError(501)
             if minor == b"0":  # whoever sent it may not mean what it says (RFC 9112, 6.1)
                 raise RefusedError(400)
+
+    def _read_fields(self, fields: bytes) -> None:
+        self.headers: list[tuple[bytes, bytes]] = []
+        self.hosts = 0
+        self.left: int | None = 0  # of the body; None: it is chunked
+        self.expects = False
+        self.options = set()
+        self._in_head, self.is_complete = True, False
+        try:
+            self._parser.feed_data(NOTHING + fields)
+        except httptools.HttpParserUpgrade:  # it takes an offer for accepted, and sees no body
+            self._parser = httptools.HttpRequestParser(self)
+            self._read_fields(UPGRADE.sub(b"", fields))
 
     def body(self, data: bytes, at: int) -> int:
         """Read on in the body; give where it stopped. Raises RefusedError."""
@@ -101,8 +106,6 @@ class Reader:
             self._beside += end - at
         try:
             self._parser.feed_data(data[at:end])
-        except httptools.HttpParserUpgrade:
-            self._parser = httptools.HttpRequestParser(self)
         except httptools.HttpParserError:
             raise RefusedError(400) from None
         if self._beside > 0:
@@ -115,7 +118,7 @@ class Reader:
             return
         name, value = name.lower(), value.rstrip(b" \t")
         if name in SPECIAL:
-            if name == b"upgrade":  # there is nothing else that is spoken here
+            if name == b"upgrade":  # nothing else is spoken here
                 return
             self._note(name, value)
         self.headers.append((name, value))
@@ -155,12 +158,16 @@ SPECIAL = frozenset(
 )
 
 
+def may_become_a_head(data: bytes, at: int) -> bool:
+    """Tell whether it is worth waiting for the rest of what is no whole head yet."""
+    is_line = data.find(b"\n", at) < 0 or REQUEST_LINE.match(data, at) is not None
+    return is_line and BEGINNING.match(data, at) is not None
+
+
 def _is_coded_otherwise(raw: bytes) -> bool:
     """Whether the body has a coding that is not known here (RFC 9112, 6.1), which is no mistake."""
     told = [(name.lower(), value.lower()) for name, value in CODINGS.findall(raw)]
-    return len({name for name, _ in told}) == 1 and any(
-        coding.strip() != b"chunked"
-        for name, value in told
-        if name == b"transfer-encoding"
-        for coding in value.split(b",")
+    codings = [coding.strip() for _, value in told for coding in value.split(b",")]
+    return {name for name, _ in told} == {b"transfer-encoding"} and any(
+        coding != b"chunked" and CODING.fullmatch(coding) for coding in codings
     )

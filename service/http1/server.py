@@ -6,6 +6,8 @@ from functools import partial
 from time import time
 from typing import Any
 
+import hypercorn.asyncio.run
+import hypercorn.protocol
 from hypercorn.asyncio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.protocol.events import Request
@@ -14,6 +16,7 @@ from hypercorn.utils import parse_socket_addr, valid_server_name
 
 from service.http1.config import ServerConfig
 from service.http1.connection import Connection
+from service.http1.h11 import Http1
 from service.http1.refusals import Headers
 
 
@@ -98,9 +101,8 @@ class Server(TCPServer):
             transport.close()
         try:
             await asyncio.shield(connection.ended)
-        except asyncio.CancelledError:
+        except asyncio.CancelledError:  # by Hypercorn, which waits for no more than its end
             await connection.cancel()
-            raise
         return None
 
     def _serving(self) -> Serving:
@@ -109,6 +111,12 @@ class Server(TCPServer):
             serving = Serving(self.app, self.config, self.context, self.loop, self.state)
             self.config.serving = serving
         return serving
+
+
+def install() -> None:
+    """Stand where Hypercorn looks up, for each connection, what serves it."""
+    hypercorn.asyncio.run.TCPServer = Server  # type: ignore[attr-defined]
+    hypercorn.protocol.H11Protocol = Http1  # type: ignore[attr-defined]
 
 
 def _at_hand(reader: asyncio.StreamReader) -> bytes:

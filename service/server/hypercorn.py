@@ -1,23 +1,19 @@
-"""Hypercorn as Octavo runs it: its configuration, and the two places where we stand in it."""
+"""Hypercorn as Octavo runs it: its configuration."""
 
 from collections.abc import Sequence
 from socket import socket
 
-import hypercorn.asyncio.run
-import hypercorn.protocol
 from quart import Quart
 
 from service.config import Settings
-from service.http1 import Http1, Server, ServerConfig
+from service.http1 import ServerConfig, install
 
 KEEP_ALIVE_REQUESTS = 100_000  # of a connection: then it may find another worker
 
 
 def configured(app: Quart, sockets: Sequence[socket], settings: Settings) -> ServerConfig:
     """Give the configuration of Hypercorn for an application on sockets that listen."""
-    # Both are looked up there, for each connection.
-    hypercorn.asyncio.run.TCPServer = Server  # type: ignore[attr-defined]
-    hypercorn.protocol.H11Protocol = Http1  # type: ignore[attr-defined]
+    install()
     config = ServerConfig()
     config.bind = [f"fd://{sock.detach()}" for sock in sockets]
     config.errorlog = app.logger
