@@ -30,13 +30,12 @@ class Answer:
         self._is_chunked = False
         self._left = 0
         self._length: int | None = None
-        self._lines = [b"HTTP/1.1 %d \r\n" % status]
+        lines = self._lines = [b"HTTP/1.1 %d " % status]
         for name, value in headers:
-            lower = name.lower()
-            if lower in OURS:
-                self._note(lower, value)
+            if begun := begin_of_line(name):
+                lines.append(begun + value)
             else:
-                self._lines.append(b"%b: %b\r\n" % (checked(lower), value.strip()))
+                self._note(name.lower(), value)
 
     def _note(self, name: bytes, value: bytes) -> None:
         if name == b"connection":
@@ -49,7 +48,7 @@ class Answer:
     def begin(self, body: bytes, more: bool, version: str, told: bytes) -> bytes:
         """Give the head. `body`, and whether there is more, decide how its end is told.
 
-        `told`: lines that all answers have.
+        `told`: what all heads end with.
         """
         lines = self._lines
         is_known = not self._is_bare or (body and self.status not in WITHOUT_BODY)
@@ -57,22 +56,22 @@ class Answer:
             self._length = len(body)
         if self._length is not None:
             if self.status != 204:
-                lines.append(b"content-length: %d\r\n" % self._length)
+                lines.append(b"content-length: %d" % self._length)
             self._left = self._length
         elif not self._is_bare:
             self._is_chunked = version != "1.0"
             self.is_endless = not self._is_chunked
             if self._is_chunked:
-                lines.append(b"transfer-encoding: chunked\r\n")
+                lines.append(b"transfer-encoding: chunked")
         self.closes = self.closes or self.is_endless
         if self.closes:
-            lines.append(b"connection: close\r\n")
+            lines.append(b"connection: close")
         elif version == "1.0":
-            lines.append(b"connection: keep-alive\r\n")
-        head = b"".join(lines)
-        if len(head.translate(None, CONTROLS)) != len(head) - 2 * len(lines):
+            lines.append(b"connection: keep-alive")
+        head = b"\r\n".join(lines)
+        if len(head.translate(None, CONTROLS)) != len(head) - 2 * (len(lines) - 1):
             raise ValueError("A header holds a control character")
-        return head + told + b"\r\n"
+        return b"%b\r\n%b" % (head, told)
 
     def piece(self, body: bytes, more: bool) -> list[bytes]:
         """Give a part of the body as it is sent."""
@@ -89,8 +88,9 @@ class Answer:
 
 
 @lru_cache(1_024)
-def checked(name: bytes) -> bytes:
-    """Give the name of a header if it is one. Raises ValueError."""
+def begin_of_line(name: bytes) -> bytes:
+    """Give a header's line up to its value; nothing if it is ours to write. Raises ValueError."""
+    name = name.lower()
     if not name or not TOKEN.issuperset(name):
         raise ValueError(f"{name!r} is no name of a header")
-    return name
+    return b"" if name in OURS else name + b": "

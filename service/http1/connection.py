@@ -54,7 +54,7 @@ class Connection(asyncio.Protocol):
         self._is_writable = True
         self._writable: asyncio.Event | None = None
         self._phase = BUSY
-        self._unsent = 0
+        self._unsent = inf  # bytes, when it was last looked
         self._due = self._timer_due = inf
         self._timer: asyncio.TimerHandle | None = None
 
@@ -142,8 +142,10 @@ class Connection(asyncio.Protocol):
             self._exchange = None
             if closes or self._is_ending:
                 self._close(lingers=bool(self._data) or not self._reader.is_complete)
+            elif self._data or self._is_eof:  # not in the context of this application
+                self._context.copy().run(self._advance)
             else:
-                self._context.copy().run(self._advance)  # it is still the application's turn
+                self.balance()
 
     def cut(self, exchange: Exchange, *, looks_whole: bool) -> None:
         """Close within an answer."""
@@ -210,7 +212,7 @@ class Connection(asyncio.Protocol):
             "asgi": {"spec_version": "2.1", "version": "3.0"},
             "method": reader.method,
             "scheme": self._scheme,
-            "path": unquote(path.decode("ascii")),
+            "path": unquote(path.decode()) if b"%" in path else path.decode(),
             "raw_path": path,
             "query_string": query,
             "root_path": server.config.root_path,
@@ -298,8 +300,7 @@ class Connection(asyncio.Protocol):
         else:
             phase, seconds = self._count, config.keep_alive_timeout
         if phase != self._phase:
-            self._phase = phase
-            self._unsent = self._transport.get_write_buffer_size()
+            self._phase, self._unsent = phase, inf
             self._expect(seconds)
 
     def _expect(self, seconds: float) -> None:
@@ -319,7 +320,7 @@ class Connection(asyncio.Protocol):
         if seconds > 0:
             if seconds < inf:
                 self._expect(seconds)
-        elif unsent < self._unsent:  # it reads, slowly as it may be
+        elif 0 < unsent < self._unsent:  # it reads, slowly as it may be
             self._unsent = unsent
             self._expect(STALL_SECONDS)
         elif self._phase == STALLED or self._transport.is_closing():
@@ -334,19 +335,17 @@ class Connection(asyncio.Protocol):
         if not lingers or self._is_eof:
             self._leave()
             return
-        self._is_closing, self._phase = True, BUSY
+        self._is_closing, self._phase, self._unsent = True, BUSY, inf
         self._data, self._at = b"", 0
-        self._unsent = self._transport.get_write_buffer_size()
         self._pause(False)
         if self._transport.can_write_eof():
             self._transport.write_eof()
         self._expect(LINGER_SECONDS)
 
     def _leave(self) -> None:
-        self._is_closing, self._phase = True, BUSY
+        self._is_closing, self._phase, self._unsent = True, BUSY, inf
         self._transport.close()
-        self._unsent = self._transport.get_write_buffer_size()
-        if self._unsent:
+        if self._transport.get_write_buffer_size():
             self._expect(STALL_SECONDS)
 
     def end(self) -> None:

@@ -1,7 +1,6 @@
 """One request and its answer, as an ASGI application sees them."""
 
 import asyncio
-from functools import partial
 from time import time
 from typing import TYPE_CHECKING, Any
 
@@ -40,7 +39,7 @@ class Exchange:
         self._waiting = 0  # bytes in them
         self._is_told_end = False
         self._news: asyncio.Event | None = None
-        self._begun_at = time()
+        self._begun_at = time() if connection.server.is_logged else 0.0
         self._summary: Any = None  # of the answer, for the access log
         self.expects = reader.expects and not reader.is_complete
         self.is_read = reader.is_complete  # the request, to its end
@@ -59,7 +58,7 @@ class Exchange:
                 self._scope,  # type: ignore[arg-type]  # all that HTTPScope names
                 self.receive,
                 self.send,
-                partial(server.loop.run_in_executor, None),
+                server.spawn,
                 server.call_soon,
             )
         except Exception:
@@ -72,14 +71,15 @@ class Exchange:
     async def _fail(self) -> None:
         """End what the application has not."""
         if self.is_silenced:
-            await self._log(None)
+            if self._connection.server.is_logged:
+                await self._log(None)
         elif self._is_begun and self._answer is not None:
             self.is_answered = True
             self._connection.cut(self, looks_whole=self._answer.is_endless)
         else:
             headers, body = refusal(500)
             self._start(500, headers)
-            await self._send_body(body, more=False)
+            self._write(body, more=False)
 
     def _start(self, status: int, headers: Headers) -> None:
         self._answer = Answer(status, headers, self._scope["method"] == "HEAD")
@@ -147,13 +147,15 @@ class Exchange:
             self._start(status, headers)
         elif kind == "http.response.body" and self._answer is not None and not self.is_answered:
             body, more = message.get("body", b""), message.get("more_body", False)
-            await self._send_body(body, more=more)
+            self._write(body, more=more)
             if more:
                 await self._connection.writable()
+            elif self._connection.server.is_logged:
+                await self._log(self._summary)
         elif not self.is_silenced:
             raise RuntimeError(f"{kind} is not what comes next in an answer")
 
-    async def _send_body(self, body: bytes, *, more: bool) -> None:
+    def _write(self, body: bytes, *, more: bool) -> None:
         if self.is_silenced:
             return
         answer, connection = self._answer, self._connection
@@ -170,10 +172,8 @@ class Exchange:
         if not more:
             self.is_answered = True
             self._tell()
-            await self._log(self._summary)
             connection.answered(self, closes=answer.closes)
 
     async def _log(self, summary: Any) -> None:
-        if self._connection.server.is_logged:
-            log, seconds = self._connection.server.config.log, time() - self._begun_at
-            await log.access(self._scope, summary, seconds)  # type: ignore[arg-type]
+        log, seconds = self._connection.server.config.log, time() - self._begun_at
+        await log.access(self._scope, summary, seconds)  # type: ignore[arg-type]

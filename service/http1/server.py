@@ -38,6 +38,7 @@ class Serving:
         self.state = state
         self.connections: set[Connection] = set()
         self.is_logged = config.log.access_logger is not None
+        self.spawn = partial(loop.run_in_executor, None)
         self._told = (0, b"")
         self._ending = loop.create_task(self._end())
 
@@ -48,11 +49,11 @@ class Serving:
             connection.end()
 
     def told(self) -> bytes:
-        """Give the lines that each answer has, made once a second."""
+        """Give what each head ends with, made once a second: lines, and the empty one."""
         now = int(time())
         if self._told[0] != now:
-            lines = self.config.response_headers("h11")
-            self._told = now, b"".join(b"%b: %b\r\n" % line for line in lines)
+            lines = [b"%b: %b\r\n" % line for line in self.config.response_headers("h11")]
+            self._told = now, b"".join(lines) + b"\r\n"
         return self._told[1]
 
     def is_known_host(self, headers: Headers) -> bool:

@@ -187,7 +187,7 @@ FRAMING = [
     Case("a body of a GET", GET + b"Content-Length: 3\r\n\r\nabc", ONE, body="abc"),
     Case("a large body", POST + b"Content-Length: 300000\r\n\r\n" + b"a" * 300_000, ONE),
     Case("less than the length", POST + b"Content-Length: 3\r\n\r\nab", (), WAITS),
-    Case("more than the length", POST + b"Content-Length: 3\r\n\r\nabcd(", (200, 400), CLOSED),
+    Case("more than the length", POST + b"Content-Length: 3\r\n\r\nabcd(\r\n\r\n", (200, 400), CLOSED),
     Case("a negative length", POST + b"Content-Length: -1\r\n\r\n", *REFUSED),
     Case("a length with a plus", POST + b"Content-Length: +3\r\n\r\nabc", *REFUSED),
     Case("a hexadecimal length", POST + b"Content-Length: 0x3\r\n\r\nabc", *REFUSED),
