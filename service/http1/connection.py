@@ -2,6 +2,8 @@
 
 import asyncio
 import contextvars
+import socket
+import struct
 from math import inf
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
@@ -20,6 +22,7 @@ MOST_THROWN_AWAY = 65_536  # bytes of a body that the answer did not wait for; e
 # than an application gives a whole body (Quart here 10 s), which has its say before.
 STALL_SECONDS = 20.0
 LINGER_SECONDS = 2.0  # to have read the last answer, for a client that goes on sending
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: the connection ends by an error
 BUSY, IN_HEAD, STALLED = -1, -2, -3  # or idle, since so many requests
 
 
@@ -152,6 +155,8 @@ class Connection(asyncio.Protocol):
         if self._exchange is exchange:
             self._exchange = None
             if looks_whole:
+                sock = self._transport.get_extra_info("socket")
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 self.abort()
             else:
                 self._close(lingers=False)

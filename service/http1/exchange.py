@@ -70,12 +70,11 @@ class Exchange:
 
     async def _fail(self) -> None:
         """End what the application has not."""
-        if self.is_silenced:
+        if self._is_begun or self.is_gone:
+            looks_whole = self._answer is not None and self._answer.is_endless
+            self._connection.cut(self, looks_whole=looks_whole)
             if self._connection.server.is_logged:
                 await self._log(None)
-        elif self._is_begun and self._answer is not None:
-            self.is_answered = True
-            self._connection.cut(self, looks_whole=self._answer.is_endless)
         else:
             headers, body = refusal(500)
             self._start(500, headers)
