@@ -17,19 +17,17 @@ class Answer:
     Raises ValueError for headers that are none, and for a body that is not as long as they say.
     """
 
-    __slots__ = ("_is_bare", "_is_chunked", "_left", "_length", "_lines", "closes", "is_endless",
-                 "status")  # fmt: skip
+    closes = False  # it is the last one of its connection
+    is_endless = False  # its body ends with the connection
+    _is_chunked = False
+    _left = 0
+    _length: int | None = None
 
     def __init__(self, status: int, headers: Iterable[tuple[bytes, bytes]], is_head: bool) -> None:
         if not 200 <= status <= 999:
             raise ValueError(f"{status} is no status of an answer")
         self.status = status
-        self.closes = False  # it is the last one of its connection
-        self.is_endless = False  # its body ends with the connection
         self._is_bare = is_head or status in WITHOUT_BODY
-        self._is_chunked = False
-        self._left = 0
-        self._length: int | None = None
         lines = self._lines = [b"HTTP/1.1 %d " % status]
         for name, value in headers:
             if begun := begin_of_line(name):

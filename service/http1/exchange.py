@@ -4,8 +4,10 @@ import asyncio
 from time import time
 from typing import TYPE_CHECKING, Any
 
+from hypercorn.typing import HTTPScope
+
 from service.http1.answers import CONTINUE, Answer
-from service.http1.refusals import Headers, refusal
+from service.http1.refusals import refusal
 from service.http1.requests import Reader
 
 if TYPE_CHECKING:
@@ -22,31 +24,24 @@ class Exchange:
     whole, or its connection ends before it looks so.
     """
 
-    __slots__ = (
-        "_answer", "_begun_at", "_connection", "_is_begun", "_is_told_end", "_news", "_pieces",
-        "_scope", "_summary", "_waiting", "expects", "is_answered", "is_awaited", "is_gone",
-        "is_read", "is_silenced", "task",
-    )  # fmt: skip
-
     task: asyncio.Task[None]
+    is_awaited = False  # the next of the body is
+    is_full = False  # enough of it waits for the application
+    is_gone = False  # nobody is there any more to ask further
+    is_answered = False
+    _is_silenced = False  # nothing more may be sent
+    _start: Message = None  # of the answer, whose head waits
+    _answer: Answer | None = None  # that has begun
+    _pieces: list[bytes] | None = None  # of the body
+    _is_told_end = False
+    _news: asyncio.Event | None = None
 
-    def __init__(self, connection: "Connection", reader: Reader, scope: dict[str, Any]) -> None:
+    def __init__(self, connection: "Connection", reader: Reader, scope: HTTPScope) -> None:
         self._connection = connection
         self._scope = scope
-        self._answer: Answer | None = None
-        self._is_begun = False  # something of the answer has been sent
-        self._pieces: list[bytes] = []
-        self._waiting = 0  # bytes in them
-        self._is_told_end = False
-        self._news: asyncio.Event | None = None
-        self._begun_at = time() if connection.server.is_logged else 0.0
-        self._summary: Any = None  # of the answer, for the access log
-        self.expects = reader.expects and not reader.is_complete
         self.is_read = reader.is_complete  # the request, to its end
-        self.is_awaited = False  # the next of it is
-        self.is_gone = False  # nobody is there any more to ask further
-        self.is_silenced = False  # nor may anything be sent
-        self.is_answered = False
+        self.expects = reader.expects and not reader.is_complete
+        self._begun_at = time() if connection.server.is_logged else 0.0
 
     async def run(self) -> None:
         """Have the request answered, whatever the application does."""
@@ -54,13 +49,7 @@ class Exchange:
         try:
             if server.context.max_requests is not None:
                 await server.context.mark_request()
-            await server.app(
-                self._scope,  # type: ignore[arg-type]  # all that HTTPScope names
-                self.receive,
-                self.send,
-                server.spawn,
-                server.call_soon,
-            )
+            await server.app(self._scope, self.receive, self.send)
         except Exception:
             await server.config.log.exception("Error in ASGI Framework")
         finally:
@@ -70,19 +59,20 @@ class Exchange:
 
     async def _fail(self) -> None:
         """End what the application has not."""
-        if self._is_begun or self.is_gone:
+        if self._answer is not None or self.is_gone:
             looks_whole = self._answer is not None and self._answer.is_endless
             self._connection.cut(self, looks_whole=looks_whole)
-            if self._connection.server.is_logged:
-                await self._log(None)
+            await self._log(None)
         else:
             headers, body = refusal(500)
-            self._start(500, headers)
+            self._start = {"status": 500, "headers": headers}
             self._write(body, more=False)
+            await self._log(self._start)
 
-    def _start(self, status: int, headers: Headers) -> None:
-        self._answer = Answer(status, headers, self._scope["method"] == "HEAD")
-        self._summary = {"status": status, "headers": headers}
+    async def _log(self, told: Message) -> None:
+        if self._begun_at:
+            log, seconds = self._connection.server.config.log, time() - self._begun_at
+            await log.access(self._scope, told, seconds)
 
     async def receive(self) -> Message:
         """Give the next of the body, or that there is nobody to answer any more."""
@@ -90,12 +80,7 @@ class Exchange:
             if self.is_answered:
                 return {"type": "http.disconnect"}
             if self._pieces or (self.is_read and not self._is_told_end):
-                body = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-                self._pieces, self._waiting = [], 0
-                self._is_told_end = self.is_read
-                if not self.is_read:
-                    self._connection.balance()
-                return {"type": "http.request", "body": body, "more_body": not self.is_read}
+                return self._next_of_body()
             if self.is_gone:
                 return {"type": "http.disconnect"}
             if self.expects:
@@ -110,16 +95,18 @@ class Exchange:
             await self._news.wait()
             self.is_awaited = False
 
-    @property
-    def is_full(self) -> bool:
-        """Whether enough of the body waits for the application."""
-        return self._waiting > MOST_WAITING
+    def _next_of_body(self) -> Message:
+        body = b"".join(self._pieces or ())
+        self._pieces, self.is_full, self._is_told_end = None, False, self.is_read
+        if not self.is_read:
+            self._connection.balance()
+        return {"type": "http.request", "body": body, "more_body": not self.is_read}
 
     def take(self, pieces: list[bytes], *, is_read: bool) -> None:
         """Take what came of the body."""
         self.expects = False  # whoever sends it does not wait
-        self._pieces += pieces
-        self._waiting += sum(map(len, pieces))
+        self._pieces = self._pieces + pieces if self._pieces else pieces
+        self.is_full = not is_read and sum(map(len, self._pieces)) > MOST_WAITING
         self.is_read = is_read
         self._tell()
 
@@ -130,9 +117,9 @@ class Exchange:
 
     def silence(self) -> bool:
         """Let nothing more be sent; tell whether the answer had begun."""
-        self.is_silenced = True
+        self._is_silenced = True
         self.leave()
-        return self._is_begun
+        return self._answer is not None
 
     def _tell(self) -> None:
         if self._news is not None:
@@ -141,38 +128,34 @@ class Exchange:
     async def send(self, message: Message) -> None:
         """Take the next of the answer. Waits while the client does not read."""
         kind = message["type"]
-        if kind == "http.response.start" and self._answer is None:
-            status, headers = int(message["status"]), list(message.get("headers", ()))
-            self._start(status, headers)
-        elif kind == "http.response.body" and self._answer is not None and not self.is_answered:
-            body, more = message.get("body", b""), message.get("more_body", False)
-            self._write(body, more=more)
+        if kind == "http.response.start" and self._start is None:
+            self._start = message
+        elif kind == "http.response.body" and self._start is not None and not self.is_answered:
+            more = message.get("more_body", False)
+            self._write(message.get("body", b""), more=more)
             if more:
                 await self._connection.writable()
-            elif self._connection.server.is_logged:
-                await self._log(self._summary)
-        elif not self.is_silenced:
+            else:
+                await self._log(self._start)
+        elif not self._is_silenced:
             raise RuntimeError(f"{kind} is not what comes next in an answer")
 
     def _write(self, body: bytes, *, more: bool) -> None:
-        if self.is_silenced:
+        if self._is_silenced:
             return
-        answer, connection = self._answer, self._connection
-        assert answer is not None
-        if self._is_begun:
+        connection, answer = self._connection, self._answer
+        if answer is not None:
             parts = answer.piece(body, more)
         else:
+            start, scope = self._start, self._scope
+            answer = Answer(start["status"], start.get("headers", ()), scope["method"] == "HEAD")
             answer.closes = answer.closes or connection.closes_after(self)
-            version, told = self._scope["http_version"], connection.server.told()
-            parts = [answer.begin(body, more, version, told), *answer.piece(body, more)]
-            self._is_begun = True
+            head = answer.begin(body, more, scope["http_version"], connection.server.told())
+            parts = [head, *answer.piece(body, more)]
+            self._answer = answer
         if parts:
             connection.write(parts)
         if not more:
             self.is_answered = True
             self._tell()
             connection.answered(self, closes=answer.closes)
-
-    async def _log(self, summary: Any) -> None:
-        log, seconds = self._connection.server.config.log, time() - self._begun_at
-        await log.access(self._scope, summary, seconds)  # type: ignore[arg-type]

@@ -27,7 +27,7 @@ def refusal(status_code: int) -> tuple[Headers, bytes]:
 
 def as_origin(target: bytes, headers: Headers) -> tuple[bytes, Headers]:
     """Take the host out of a target that names one: it goes before the header (RFC 9112, 3.2.2)."""
-    absolute = None if target.startswith(b"/") else ABSOLUTE.fullmatch(target)
+    absolute = ABSOLUTE.fullmatch(target)
     if absolute is None:
         return target, headers
     target = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]

@@ -40,11 +40,6 @@ class Reader:
     next request begins, and that can wait unread for its turn.
     """
 
-    __slots__ = (
-        "_beside", "_in_head", "_parser", "_tail", "expects", "headers", "hosts", "is_complete",
-        "left", "method", "options", "pieces", "target", "version",
-    )  # fmt: skip
-
     def __init__(self) -> None:
         self.version = "1.1"
         self.options: set[bytes] = set()  # of the connection
@@ -91,6 +86,7 @@ class Reader:
         except httptools.HttpParserUpgrade:  # it takes an offer for accepted, and sees no body
             self._parser = httptools.HttpRequestParser(self)
             self._read_fields(UPGRADE.sub(b"", fields))
+        self._in_head = False
 
     def body(self, data: bytes, at: int) -> int:
         """Read on in the body; give where it stopped. Raises RefusedError."""
@@ -117,16 +113,16 @@ class Reader:
         if not self._in_head:
             return
         name, value = name.lower(), value.rstrip(b" \t")
-        if name in SPECIAL:
+        if name == b"host":
+            self.hosts += 1
+        elif name in SPECIAL:
             if name == b"upgrade":  # nothing else is spoken here
                 return
             self._note(name, value)
         self.headers.append((name, value))
 
     def _note(self, name: bytes, value: bytes) -> None:
-        if name == b"host":
-            self.hosts += 1
-        elif name == b"content-length":
+        if name == b"content-length":
             self.left = int(value)  # llhttp has seen that it is digits
         elif name == b"transfer-encoding":
             self.left = None
@@ -134,10 +130,6 @@ class Reader:
             self.expects = value.lower() == b"100-continue" and self.version != "1.0"
         else:
             self.options.update(token.strip() for token in value.lower().split(b","))
-
-    def on_headers_complete(self) -> None:
-        """Note that what follows is the body."""
-        self._in_head = False
 
     def on_body(self, piece: bytes) -> None:
         """Take a piece of the body."""
@@ -153,9 +145,7 @@ class Reader:
         self.is_complete = True
 
 
-SPECIAL = frozenset(
-    {b"host", b"content-length", b"transfer-encoding", b"expect", b"connection", b"upgrade"}
-)
+SPECIAL = frozenset({b"content-length", b"transfer-encoding", b"expect", b"connection", b"upgrade"})
 
 
 def may_become_a_head(data: bytes, at: int) -> bool:

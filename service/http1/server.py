@@ -1,17 +1,17 @@
 """Where the fast HTTP/1.1 takes Hypercorn's place: right behind the socket that it accepted."""
 
 import asyncio
-from collections.abc import Callable
 from functools import partial
 from time import time
 from typing import Any
 
 import hypercorn.asyncio.run
 import hypercorn.protocol
+from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
 from hypercorn.protocol.events import Request
-from hypercorn.typing import AppWrapper, ConnectionState, LifespanState
+from hypercorn.typing import ASGIFramework, ConnectionState, LifespanState
 from hypercorn.utils import parse_socket_addr, valid_server_name
 
 from service.http1.config import ServerConfig
@@ -25,7 +25,7 @@ class Serving:
 
     def __init__(
         self,
-        app: AppWrapper,
+        app: ASGIFramework,
         config: ServerConfig,
         context: WorkerContext,
         loop: asyncio.AbstractEventLoop,
@@ -38,7 +38,6 @@ class Serving:
         self.state = state
         self.connections: set[Connection] = set()
         self.is_logged = config.log.access_logger is not None
-        self.spawn = partial(loop.run_in_executor, None)
         self._told = (0, b"")
         self._ending = loop.create_task(self._end())
 
@@ -57,19 +56,13 @@ class Serving:
         return self._told[1]
 
     def is_known_host(self, headers: Headers) -> bool:
-        """Tell whether a request is for a name of this server, where it has any."""
-        if not self.config.server_names:
-            return True
+        """Tell whether a request is for a name of this server."""
         asked = Request(1, headers, "1.1", "GET", b"/", ConnectionState({}))
         return valid_server_name(self.config, asked)
 
-    def call_soon(self, function: Callable[..., Any], *args: Any) -> Any:
-        """Run a coroutine function, called from another thread: its result."""
-        return asyncio.run_coroutine_threadsafe(function(*args), self.loop).result()
-
 
 class Server(TCPServer):
-    """Hypercorn's own for HTTP/2, and for HTTP/1.1 where h11 is asked for.
+    """Hypercorn's own for HTTP/2, for WSGI, and for HTTP/1.1 where h11 is asked for.
 
     For all else the transport gets another protocol. Sockets, TLS, the lifespan and the end of it
     all stay Hypercorn's: this is the task that it made for the connection, and waits for.
@@ -81,7 +74,7 @@ class Server(TCPServer):
         """Serve a connection to its end."""
         tls = self.writer.get_extra_info("ssl_object")
         is_http2 = tls is not None and tls.selected_alpn_protocol() == "h2"
-        if is_http2 or self.config.http1 == "h11":
+        if is_http2 or self.config.http1 == "h11" or not isinstance(self.app, ASGIWrapper):
             return await super().run()
         try:
             sock = self.writer.get_extra_info("socket")
@@ -93,7 +86,7 @@ class Server(TCPServer):
         transport: Any = self.writer.transport
         if transport.is_closing():
             return None
-        connection = Connection(self._serving(), client, local)
+        connection = Connection(self._serving(self.app.app), client, local)
         transport.set_protocol(connection)
         connection.connection_made(transport)
         if begun:
@@ -106,10 +99,10 @@ class Server(TCPServer):
             await connection.cancel()
         return None
 
-    def _serving(self) -> Serving:
+    def _serving(self, app: ASGIFramework) -> Serving:
         serving: Serving | None = self.config.serving
         if serving is None or serving.context is not self.context:
-            serving = Serving(self.app, self.config, self.context, self.loop, self.state)
+            serving = Serving(app, self.config, self.context, self.loop, self.state)
             self.config.serving = serving
         return serving
 

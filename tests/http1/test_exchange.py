@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from service.http1 import connection as connections
+from service.http1 import wire
 from service.http1.connection import Connection
 from tests.http1.site import answer, bare, read
 from tests.http1.test_corpus import next_answer
@@ -410,7 +410,7 @@ async def test_a_request_byte_by_byte_is_the_same() -> None:
 
 async def test_what_takes_too_long_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each by its own measure; what makes progress is not."""
-    monkeypatch.setattr(connections, "STALL_SECONDS", 0.6)
+    monkeypatch.setattr(wire, "STALL_SECONDS", 0.6)
     loop = asyncio.get_running_loop()
     heads = b"GET / HTTP/1.1\r\nHost: x\r\nA: "
     body = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
@@ -444,7 +444,7 @@ async def test_what_takes_too_long_is_cut(monkeypatch: pytest.MonkeyPatch) -> No
 async def test_who_does_not_read_is_cut_and_who_reads_slowly_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(connections, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(wire, "STALL_SECONDS", 0.5)
     sent = ended = 0
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
