@@ -4,15 +4,13 @@ import asyncio
 import contextvars
 from math import inf
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote
-
-from hypercorn.typing import ConnectionState, HTTPScope
 
 from service.http1 import wire
 from service.http1.answers import Answer
 from service.http1.exchange import Exchange
-from service.http1.refusals import Headers, as_origin, refusal
+from service.http1.refusals import Headers, refusal
 from service.http1.requests import END, HEAD_BYTES, Reader, RefusedError, may_become_a_head
+from service.http1.scope import scope_of
 from service.http1.wire import BUSY, IN_HEAD, STALLED, Wire
 
 if TYPE_CHECKING:
@@ -44,7 +42,7 @@ class Connection(Wire):
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Begin."""
         super().connection_made(transport)
-        self._scheme = "http" if transport.get_extra_info("ssl_object") is None else "https"
+        self.scheme = "http" if transport.get_extra_info("ssl_object") is None else "https"
         self.server.connections.add(self)
         self._watch()
 
@@ -61,7 +59,7 @@ class Connection(Wire):
         if self._exchange is None or self._is_closing:
             return False
         self._exchange.leave()
-        return self._scheme == "http"  # TLS knows no halves
+        return self.scheme == "http"  # TLS knows no halves
 
     def connection_lost(self, error: Exception | None) -> None:
         """End."""
@@ -172,32 +170,12 @@ class Connection(Wire):
 
     def _take(self) -> None:
         reader, server, self._phase, self._due = self._reader, self.server, BUSY, inf
-        target, headers = reader.target, reader.headers
-        if not target.startswith(b"/"):
-            target, headers = as_origin(target, headers)
-        raw_path, _, query = target.partition(b"?")
-        path = raw_path.decode()
-        scope: HTTPScope = {
-            "type": "http",
-            "http_version": reader.version,
-            "asgi": {"spec_version": "2.1", "version": "3.0"},
-            "method": reader.method,
-            "scheme": self._scheme,
-            "path": unquote(path) if "%" in path else path,
-            "raw_path": raw_path,
-            "query_string": query,
-            "root_path": server.config.root_path,
-            "headers": headers,
-            "client": self.client,
-            "server": self.local,
-            "state": ConnectionState(server.state.copy()),
-            "extensions": {},
-        }
+        scope = scope_of(reader, self)
         overload, is_plain = server.config.overload, reader.method == "GET" and reader.is_complete
         if overload is not None and is_plain and overload.turns_away("GET", scope["path"]):
             # Before it costs a task.
             return self._reply(503, *overload.refusal(scope), closes=self.closes_after(None))
-        if server.config.server_names and not server.is_known_host(headers):
+        if server.config.server_names and not server.is_known_host(reader.headers):
             return self._reply(404, *refusal(404), closes=True)
         exchange = self._exchange = Exchange(self, reader, scope)
         self._running.add(exchange)
