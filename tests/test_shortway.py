@@ -89,7 +89,9 @@ class Asked:
         """Give how many requests there were of each kind, and what the cache counted."""
         metrics = self.site.app.extensions["metrics"]
         told = (await metrics.text()).decode()
-        found = re.findall(r"(?m)^(octavo_(?:request_seconds_count|limit_dec\w+_total)\S*) (\S+)$", told)
+        found = re.findall(
+            r"(?m)^(octavo_(?:request_seconds_count|limit_dec\w+_total)\S*) (\S+)$", told
+        )
         return Counter({name: int(float(number)) for name, number in found})
 
 
