@@ -13,7 +13,16 @@ from typing import Any
 import httpx
 import pytest
 
-from service.overload import CALM_SECONDS, FIRST, LEAST, LESS, MESSAGE, MORE, WAITED_SECONDS, Overload
+from service.overload import (
+    CALM_SECONDS,
+    FIRST,
+    LEAST,
+    LESS,
+    MESSAGE,
+    MORE,
+    WAITED_SECONDS,
+    Overload,
+)
 from tests.conftest import SECRET, Site, serving, settings_for
 from tests.factories import PASSWORD
 from tests.test_cli import empty_url, octavo, served
