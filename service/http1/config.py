@@ -1,10 +1,11 @@
 """Hypercorn's configuration, and what HTTP/1.1 has to know beyond it."""
 
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from hypercorn.config import Config
 
-from service.overload import Overload
+if TYPE_CHECKING:
+    from service.overload import Overload
 
 
 class ServerConfig(Config):
@@ -13,5 +14,5 @@ class ServerConfig(Config):
     http1: Literal["httptools", "h11"] = "httptools"
     draining = False  # clients are told to close
     header_seconds = 5.0
-    overload: Overload | None = None
+    overload: "Overload | None" = None
     serving: Any = None  # once there is a connection: what all of them share
