@@ -81,6 +81,9 @@ class Wire(asyncio.Protocol):
     def _enter(self, phase: int, seconds: float) -> None:
         """Begin with a phase, and say how long it may last."""
         self._phase, self._unsent = phase, inf
+        self._set_due(seconds)
+
+    def _set_due(self, seconds: float) -> None:
         self._due = self._loop.time() + seconds
         if self._due < self._timer_due:
             if self._timer is not None:
@@ -95,10 +98,10 @@ class Wire(asyncio.Protocol):
         unsent = self._transport.get_write_buffer_size()
         if seconds > 0:
             if seconds < inf:
-                self._enter(self._phase, seconds)
+                self._set_due(seconds)
         elif 0 < unsent < self._unsent:  # it reads, slowly as it may be
-            self._enter(self._phase, STALL_SECONDS)
             self._unsent = unsent
+            self._set_due(STALL_SECONDS)
         elif self._phase == STALLED or self._transport.is_closing():
             self.abort()
         else:
