@@ -9,7 +9,7 @@ from service.http1 import wire
 from service.http1.answers import Answer
 from service.http1.exchange import Exchange
 from service.http1.refusals import Headers, refusal
-from service.http1.requests import END, HEAD_BYTES, Reader, RefusedError, may_become_a_head
+from service.http1.requests import Reader, RefusedError, end_of_head
 from service.http1.scope import scope_of
 from service.http1.wire import BUSY, IN_HEAD, STALLED, Wire
 
@@ -83,8 +83,6 @@ class Connection(Wire):
         if not self._is_closing:
             self._advance()
 
-    # For an exchange
-
     def closes_after(self, exchange: Exchange | None) -> bool:
         """Tell whether the answer that begins is the last one here."""
         config, reader = self.server.config, self._reader
@@ -132,8 +130,6 @@ class Connection(Wire):
         if not self.ended.done():
             self.ended.set_result(None)
 
-    # Reading
-
     def _advance(self) -> None:
         while self._at < len(self._data) and not self._is_closing:
             try:
@@ -154,13 +150,8 @@ class Connection(Wire):
         data, at = self._data, self._at
         if data.startswith(b"\r\n", at):  # one may have strayed there (RFC 9112, 2.2)
             at += 2
-        end = data.find(END, at) + len(END)
-        is_whole = end >= len(END)
-        if (end if is_whole else len(data)) - at > HEAD_BYTES:
-            raise RefusedError(431)
-        if not is_whole:
-            if not may_become_a_head(data, at):
-                raise RefusedError(400)
+        end = end_of_head(data, at)
+        if end is None:
             return False
         self._at = end
         self._reader.head(data[at:end])
@@ -212,8 +203,6 @@ class Connection(Wire):
         self.write([head, *answer.piece(body, False)])
         if answer.closes:
             self._close(lingers=True)
-
-    # How much, and how long
 
     def balance(self) -> None:
         """Take only as much as somebody wants to have."""

@@ -148,10 +148,21 @@ class Reader:
 SPECIAL = frozenset({b"content-length", b"transfer-encoding", b"expect", b"connection", b"upgrade"})
 
 
-def may_become_a_head(data: bytes, at: int) -> bool:
-    """Tell whether it is worth waiting for the rest of what is no whole head yet."""
+def end_of_head(data: bytes, at: int) -> int | None:
+    """Give where the head that begins at `at` ends, if it is whole. Raises RefusedError.
+
+    What cannot become a head any more is not waited for.
+    """
+    end = data.find(END, at) + len(END)
+    is_whole = end >= len(END)
+    if (end if is_whole else len(data)) - at > HEAD_BYTES:
+        raise RefusedError(431)
+    if is_whole:
+        return end
     is_line = data.find(b"\n", at) < 0 or REQUEST_LINE.match(data, at) is not None
-    return is_line and BEGINNING.match(data, at) is not None
+    if not is_line or BEGINNING.match(data, at) is None:
+        raise RefusedError(400)
+    return None
 
 
 def _is_coded_otherwise(raw: bytes) -> bool:
