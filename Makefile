@@ -8,7 +8,7 @@ PIP_OPTIONS = --quiet --disable-pip-version-check
 PIP = $(BIN)/python -m pip install $(PIP_OPTIONS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run install dev test test-all fuzz soak bench loadtest audit check lint lock clean
+.PHONY: help run install dev test test-all fuzz soak bench bench-sizes bench-parts loadtest audit check lint lock clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile | expand -t 12
@@ -65,14 +65,24 @@ soak: dev  ## what takes longer: overload, limits, the cache and workers under f
 	@SOAK=1 $(BIN)/python -m pytest --no-header -rP tests/test_overload.py tests/test_serve.py tests/test_serve_faults.py \
 		tests/test_limits_processes.py tests/test_cache_faults.py tests/test_cache_interleavings.py tests/test_cache_history.py
 
-bench: dev  ## what things cost, as ratios in one run (bench.plans needs a DATABASE_URL)
+BOOKS ?= 10000
+SIZES ?= 10000,100000,1000000
+BENCH_SECONDS ?= 2
+BENCH_ROUNDS ?= 2
+BENCH = $(VENV)-bench/bin/python -m
+bench: $(VENV)-bench/.installed  ## Octavo beside its peers: a table and a plot in docs/ (BOOKS=10000, BENCH_SECONDS=2, BENCH_ROUNDS=2)
+	@$(BENCH) bench.run --books $(BOOKS) --seconds $(BENCH_SECONDS) --rounds $(BENCH_ROUNDS)
+
+bench-sizes: $(VENV)-bench/.installed  ## what reads cost at SIZES=10000,100000,1000000 books: a table in docs/
+	@$(BENCH) bench.sizes --sizes $(SIZES)
+
+bench-parts: dev  ## what a limit and a cached read cost, as ratios in one run (bench.plans needs a DATABASE_URL)
 	@$(BIN)/python -m bench.limits && $(BIN)/python -m bench.cache
 
 USERS ?= 20
 SECONDS ?= 90
 PROFILE ?= service-tier
 WORKERS ?= 2
-BOOKS ?= 10000
 DELAY_MS ?= 0
 loadtest: $(VENV)-bench/.installed  ## a crowd on a real server, and whether loadtest/slo.toml is kept (PROFILE=limits-on, USERS=20, ...)
 	@exec $(VENV)-bench/bin/python -m loadtest --profile $(PROFILE) --users $(USERS) --seconds $(SECONDS) \

@@ -1,0 +1,80 @@
+"""Who is measured, and how each is started. Another one is an entry more."""
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+HOST = "127.0.0.1"
+BIN = Path(sys.executable).parent
+UVICORN = (
+    "uvicorn", "--host", HOST, "--port", "{port}", "--http", "httptools", "--loop", "uvloop",
+    "--no-access-log", "--log-level", "warning",
+)  # fmt: skip
+BEHIND_PROXY = ("--proxy-headers", "--forwarded-allow-ips", "*")
+GRANIAN = (
+    "granian", "--host", HOST, "--port", "{port}", "--interface", "asgi", "--loop", "uvloop",
+    "--no-ws", "--log-level", "warning",
+)  # fmt: skip
+GUNICORN = (
+    "gunicorn", "--bind", HOST + ":{port}", "--workers", "1", "--worker-class", "gthread",
+    "--threads", "8", "--keep-alive", "75", "--log-level", "warning",
+)  # fmt: skip
+HYPERCORN = ("hypercorn", "--bind", HOST + ":{port}", "--worker-class", "uvloop", "--workers", "0")
+OCTAVO, DOCUMENTED, TUNED, CEILING = "Octavo", "as documented", "tuned", "ceiling"
+
+
+@dataclass(frozen=True)
+class Contestant:
+    """A server: its name, what kind of one it is, and its command. `{port}` stands for a port."""
+
+    name: str
+    group: str
+    command: tuple[str, ...]
+
+    @property
+    def does_work(self) -> bool:
+        """Whether it works for its answers: a ceiling repeats those it was given."""
+        return self.group != CEILING
+
+    def command_on(self, port: int) -> list[str]:
+        """Give the command that listens on a port."""
+        program, *others = (word.format(port=port) for word in self.command)
+        return [str(BIN / program), *others]
+
+
+ALL = [
+    Contestant("Octavo", OCTAVO, ("octavo", "serve", "--workers", "0", "--bind", HOST + ":{port}")),
+    Contestant(
+        "Octavo on uvicorn", OCTAVO, (*UVICORN, "--factory", "bench.peers.octavo:create_app")
+    ),
+    Contestant(
+        "Octavo on Granian", OCTAVO, (*GRANIAN, "--factory", "bench.peers.octavo:create_app")
+    ),
+    Contestant(
+        "Flask, as documented", DOCUMENTED, (*GUNICORN, "bench.peers.flask_documented:create_app()")
+    ),
+    Contestant("Flask, tuned", TUNED, (*GUNICORN, "bench.peers.flask_tuned:create_app()")),
+    Contestant(
+        "FastAPI, as documented",
+        DOCUMENTED,
+        (*UVICORN, *BEHIND_PROXY, "bench.peers.fastapi_documented:app"),
+    ),
+    Contestant(
+        "FastAPI, tuned",
+        TUNED,
+        (*UVICORN, "--no-proxy-headers", "bench.peers.fastapi_tuned:app"),
+    ),
+    Contestant(
+        "Litestar, as documented",
+        DOCUMENTED,
+        (*UVICORN, *BEHIND_PROXY, "bench.peers.litestar_documented:app"),
+    ),
+    Contestant(
+        "Litestar, tuned",
+        TUNED,
+        (*UVICORN, "--no-proxy-headers", "bench.peers.litestar_tuned:app"),
+    ),
+    Contestant("bare ASGI on Hypercorn", CEILING, (*HYPERCORN, "bench.peers.bare:app")),
+    Contestant("bare ASGI on uvicorn", CEILING, (*UVICORN, "bench.peers.bare:app")),
+    Contestant("bare ASGI on Granian", CEILING, (*GRANIAN, "bench.peers.bare:app")),
+]

@@ -1,0 +1,18 @@
+"""Octavo itself, for another server than its own."""
+
+import gc
+
+from quart import Quart
+
+from service.app import create_app as create
+from service.config import load_from_environment
+from service.server.worker import GENERATIONS
+
+
+def create_app() -> Quart:
+    """Make Octavo, with garbage collected as its own server has it."""
+    app = create(load_from_environment())
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GENERATIONS)
+    return app

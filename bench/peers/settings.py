@@ -1,0 +1,11 @@
+"""What every peer finds in its environment."""
+
+import os
+
+DATABASE_URL = os.environ.get("DATABASE_URL", "postgresql://localhost/books")
+REDIS_URL = os.environ.get("REDIS_URL", "redis://localhost:6379/0")
+SECRET_KEY = os.environ.get("SECRET_KEY", "")
+PUBLIC_URL = os.environ.get("PUBLIC_URL", "http://localhost:8000")
+RATE = int(os.environ.get("RATE", "1000000"))  # requests per minute and caller
+ALGORITHM, ISSUER, AUDIENCE = "HS256", "octavo", "octavo"
+ITEM_SECONDS, COUNT_SECONDS, PAGE_SECONDS = 300, 30, 30

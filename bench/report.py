@@ -1,0 +1,188 @@
+"""The table: everything that was measured, as ratios to Octavo, and where Octavo loses.
+
+python -m bench.report            # writes docs/bench.md and docs/bench.svg anew from bench.json
+python -m bench.report --readme   # and the short table in README.md
+"""
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+import click
+
+from bench.contestants import CEILING, OCTAVO
+from bench.results import Cell, Results
+from bench.work import KINDS
+
+ROOT = Path(__file__).resolve().parent.parent
+OUTPUT = ROOT / "docs"
+US = "Octavo"
+EVEN = 1.05  # up to this ratio nobody wins: as much lies between two rounds
+MARKED = re.compile(r"(<!-- bench -->\n).*?(<!-- /bench -->)", re.DOTALL)
+
+FIGURES: dict[str, tuple[Callable[[Cell], float], bool]] = {  # how it is read; whether more is good
+    "requests per second": (lambda cell: cell.rate, True),
+    "CPU": (lambda cell: cell.cpu, False),
+    "p99": (lambda cell: cell.p99, False),
+}
+
+
+def ratio(results: Results, cell: Cell, figure: str = "requests per second") -> float:
+    """Give how many times as good as Octavo's a figure of a cell is: over 1, Octavo loses."""
+    read, more_is_good = FIGURES[figure]
+    theirs, ours = read(cell), read(results.of(US, cell.kind))
+    return theirs / ours if more_is_good else ours / theirs
+
+
+def losses(results: Results, figure: str) -> dict[str, list[tuple[str, float]]]:
+    """Give for each kind of work who beats Octavo at a figure, and by how many times.
+
+    The ceilings are left out: they do no work.
+    """
+    found: dict[str, list[tuple[str, float]]] = {}
+    for cell in results.cells:
+        if cell.group in {OCTAVO, CEILING}:
+            continue
+        times = ratio(results, cell, figure)
+        if times > EVEN:
+            found.setdefault(cell.kind, []).append((cell.contestant, times))
+    return {kind: sorted(found[kind], key=lambda one: -one[1]) for kind in KINDS if kind in found}
+
+
+def loses(results: Results) -> str:
+    """Say where Octavo loses, and where it is beaten by nobody."""
+    lines = []
+    for figure in FIGURES:
+        by_kind = losses(results, figure)
+        told = [
+            f"{kind} ({', '.join(f'{name} {times:.1f}' for name, times in who)})"
+            for kind, who in by_kind.items()
+        ]
+        lines.append(f"- **{figure}:** {'; '.join(told) or 'nowhere'}")
+    lighter = sorted(
+        (held, name)
+        for name, held in results.memory.items()
+        if held * EVEN < results.memory[US] and _group(results, name) not in {OCTAVO, CEILING}
+    )
+    told = [f"{name} {results.memory[US] / held:.1f}" for held, name in lighter]
+    lines.append(f"- **memory:** {', '.join(told) or 'nowhere'}")
+    return "\n".join(lines)
+
+
+def _group(results: Results, contestant: str) -> str:
+    return next(cell.group for cell in results.cells if cell.contestant == contestant)
+
+
+def short_table(results: Results) -> str:
+    """Give requests per second of all, with the ratio to Octavo's, and memory."""
+    rows = [
+        [
+            name,
+            *(
+                f"{cell.rate:,.0f} ({ratio(results, cell):.2f})"
+                for cell in (results.of(name, kind) for kind in results.kinds)
+            ),
+            f"{results.memory[name]:.0f} MB",
+        ]
+        for name in results.contestants
+    ]
+    return table(["requests per second", *results.kinds, "memory"], rows)
+
+
+def whole_table(results: Results) -> str:
+    """Give every figure of every contestant at every kind of work."""
+    rows = [
+        [
+            kind,
+            name,
+            f"{cell.rate:,.0f}",
+            f"{ratio(results, cell):.2f}",
+            f"{cell.cpu:,.0f}",
+            f"{cell.cpu / results.of(US, kind).cpu:.2f}",
+            f"{cell.p50:.1f}",
+            f"{cell.p99:.1f}",
+            f"{cell.busy:.0%}",
+            f"{results.memory[name]:.0f}",
+        ]
+        for kind in results.kinds
+        for name in results.contestants
+        for cell in [results.of(name, kind)]
+    ]
+    head = ["work", "server", "requests/s", "to Octavo", "CPU us", "to Octavo", "p50 ms", "p99 ms"]
+    return table([*head, "core", "MB"], rows)
+
+
+def table(head: list[str], rows: Iterable[list[str]]) -> str:
+    """Write a table in Markdown, numbers to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def conditions(results: Results) -> str:
+    """Say when, where and how it was measured."""
+    about = results.machine
+    return (
+        f"Measured on {about['date']}: {about['machine']}, {about['kernel']}, "
+        f"{about['interpreter']}; {about['servers']}. {results.books:,} books, 32 connections, "
+        f"{results.seconds} s each; of {results.rounds} rounds, in which the servers take turns, "
+        "the best. One process each, alone on its core; PostgreSQL, Redis and wrk share the others."
+    )
+
+
+def summary(results: Results) -> str:
+    """Give the short table and where Octavo loses: what is printed, and what README shows."""
+    return (
+        f"{conditions(results)} In brackets the ratio to Octavo.\n\n{short_table(results)}\n\n"
+        f"Where Octavo loses today, to whom, and how many times:\n\n{loses(results)}\n"
+    )
+
+
+def page(results: Results) -> str:
+    """Give docs/bench.md."""
+    kinds = "\n".join(f"- **{kind}:** {told}" for kind, told in KINDS.items())
+    return (
+        "# Octavo beside its peers\n\n"
+        "Made by `make bench`. Who is measured, and how each is written: "
+        "[`bench/peers/__init__.py`](../bench/peers/__init__.py); that all do the same work: "
+        "[`bench/same.py`](../bench/same.py), which ends the run if one does not.\n\n"
+        "![requests per second](bench.svg)\n\n"
+        f"{summary(results)}\n## The work\n\n{kinds}\n\n"
+        "A thousand callers ask, told apart by `X-Forwarded-For`; every request is counted against "
+        "the limit of its caller, which is so high that it refuses none.\n\n"
+        "## Everything\n\n"
+        "CPU is the server's, user and system, per request; *core* is the part of its core that "
+        "the server used: where it is far from 100 %, something else was slower. Memory is the "
+        "most that all of its processes held.\n\n"
+        f"{whole_table(results)}\n\n## Versions\n\n{results.machine['packages']}\n"
+    )
+
+
+def in_readme(readme: str, results: Results) -> str:
+    """Put the short table between README's two marks. Raises ValueError if they are not there."""
+    if not MARKED.search(readme):
+        raise ValueError("README.md has no <!-- bench --> and <!-- /bench -->")
+    return MARKED.sub(lambda found: found[1] + summary(results) + found[2], readme)
+
+
+def write(results: Results) -> str:
+    """Write the page and the picture, and give what is to be printed."""
+    from bench.plot import draw  # matplotlib is not among what the tests need
+
+    (OUTPUT / "bench.md").write_text(page(results), encoding="utf-8")
+    draw(results, OUTPUT / "bench.svg")
+    return f"{summary(results)}\nAll of it is in docs/bench.md and docs/bench.svg"
+
+
+@click.command()
+@click.option("--readme", is_flag=True, help="Write the short table into README.md as well.")
+def main(readme: bool) -> None:
+    """Write docs/bench.md and docs/bench.svg anew from docs/bench.json."""
+    results = Results.load(OUTPUT / "bench.json")
+    click.echo(write(results))
+    if readme:
+        path = ROOT / "README.md"
+        path.write_text(in_readme(path.read_text(encoding="utf-8"), results), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""Octavo beside its peers: requests per second, CPU, latency and memory, in one run.
+
+    python -m bench.run --books 10000 --seconds 2 --rounds 2
+
+Needs wrk, and the packages of requirements-bench.lock. One server runs at a time, alone on one
+core; PostgreSQL, Redis and wrk have the others. Of all rounds the best counts, as a whole.
+"""
+
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+from bench import machine, wrk
+from bench.contestants import ALL, Contestant
+from bench.report import OUTPUT, write
+from bench.results import Cell, Results, best
+from bench.same import Examiner, UnequalWorkError, keep
+from bench.server import DidNotStartError, Server, pin_everything_else, serving
+from bench.stage import Facts, Stage, free_port, standing
+from bench.work import KINDS, item_path, requests_of
+
+WARM_SECONDS = 0.5
+
+
+class Run:
+    """One run over all contestants, round by round."""
+
+    def __init__(self, stage: Stage, facts: Facts, seconds: int, folder: Path) -> None:
+        self._stage = stage
+        self._facts = facts
+        self._seconds = seconds
+        self._requests = folder / "requests"
+        self._answers = folder / "answers"
+        self._reference: dict[str, Any] = {}
+        self._examined: set[str] = set()
+        self.memory: dict[str, float] = {}
+
+    def ask_octavo(self) -> None:
+        """Keep what Octavo answers: the others are held to it, and the ceilings repeat it."""
+        with self._served(ALL[0]) as server:
+            examiner = Examiner("Octavo", server.url, self._facts)
+            self._reference = keep(examiner.answers(), self._answers)
+            examiner.close()
+
+    def visit(self, contestant: Contestant) -> Iterator[Cell]:
+        """Measure one contestant at every kind of work, on a database and a Redis of its own."""
+        with self._served(contestant) as server:
+            examiner = Examiner(contestant.name, server.url, self._facts)
+            if contestant.does_work and contestant.name not in self._examined:
+                examiner.compare(self._reference)
+                self._examined.add(contestant.name)
+            tags = examiner.tags()
+            examiner.close()
+            for kind in KINDS:
+                yield self._measure(contestant, server, kind, tags)
+            held = server.peak_bytes() / 1e6
+            self.memory[contestant.name] = max(held, self.memory.get(contestant.name, 0))
+
+    @contextmanager
+    def _served(self, contestant: Contestant) -> Iterator[Server]:
+        port = free_port()
+        environment = self._stage.environment(self._stage.renew(), port)
+        environment["ANSWERS"] = str(self._answers) if self._reference else ""
+        command, path = contestant.command_on(port), item_path(self._facts, 0)
+        with serving(contestant.name, command, port, environment, path) as server:
+            yield server
+
+    def _measure(
+        self, contestant: Contestant, server: Server, kind: str, tags: dict[str, str]
+    ) -> Cell:
+        warming = requests_of(kind, self._facts, tags, self._seconds, warming=True)
+        wrk.write_requests(warming, self._requests)
+        wrk.warm(server.url, self._requests, WARM_SECONDS)
+        if kind == "filtered":
+            requests = requests_of(kind, self._facts, tags, self._seconds)
+            wrk.write_requests(requests, self._requests)
+        server.rest()
+        before = server.cpu_seconds()
+        load = wrk.send(server.url, self._requests, self._seconds)
+        spent = server.cpu_seconds() - before
+        return Cell(
+            contestant.name,
+            contestant.group,
+            kind,
+            rate=load.rate,
+            cpu=spent / load.requests * 1e6,
+            p50=load.p50,
+            p99=load.p99,
+            busy=spent / load.seconds,
+        )
+
+
+def turned(contestants: list[Contestant], number: int) -> list[Contestant]:
+    """Give the order of a round: another one begins each time."""
+    first = number * (len(contestants) // 2 + 1) % len(contestants)
+    return contestants[first:] + contestants[:first]
+
+
+def measure(books: int, seconds: int, rounds: int, contestants: list[Contestant]) -> Results:
+    """Measure everything, and say how far it is."""
+    with standing() as stage, tempfile.TemporaryDirectory() as folder:
+        run = Run(stage, stage.prepare(books), seconds, Path(folder))
+        run.ask_octavo()
+        cells: list[Cell] = []
+        steps = rounds * len(contestants) * len(KINDS)
+        for number in range(rounds):
+            for contestant in turned(contestants, number):
+                for cell in run.visit(contestant):
+                    cells.append(cell)
+                    click.echo(
+                        f"[{len(cells):3}/{steps}] round {number + 1}: {cell.contestant}, "
+                        f"{cell.kind}: {cell.rate:,.0f}/s, {cell.cpu:.0f} us",
+                        err=True,
+                    )
+        about = machine.describe(stage.postgresql_version(), stage.redis_version())
+    order = [(contestant.name, kind) for contestant in contestants for kind in KINDS]
+    kept = sorted(best(cells), key=lambda cell: order.index((cell.contestant, cell.kind)))
+    return Results(books, seconds, rounds, about, kept, run.memory)
+
+
+@click.command()
+@click.option("--books", type=click.IntRange(1_000), default=10_000, show_default=True)
+@click.option("--seconds", type=click.IntRange(1, 60), default=2, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, 20), default=2, show_default=True)
+@click.option("--only", multiple=True, help="Contestants with this in their name; repeatable.")
+def main(books: int, seconds: int, rounds: int, only: tuple[str, ...]) -> None:
+    """Measure Octavo beside its peers. Each kind of work takes so many seconds each round."""
+    wrk.look_for_wrk()
+    contestants = [
+        one for one in ALL if not only or any(part.lower() in one.name.lower() for part in only)
+    ]
+    if not contestants:
+        sys.exit(f"Nobody is called so: {', '.join(one.name for one in ALL)}")
+    pin_everything_else()
+    try:
+        results = measure(books, seconds, rounds, contestants)
+    except (DidNotStartError, UnequalWorkError, wrk.WrongAnswersError) as error:
+        sys.exit(str(error))
+    if only:
+        return
+    results.save(OUTPUT / "bench.json")
+    click.echo(write(results))
+
+
+if __name__ == "__main__":
+    main()

