@@ -1,7 +1,7 @@
 """Measurements: what is fast, and why.
 
 run.py        beside the peers: every contestant does every kind of work, one at a time
-  stage.py    what all of them stand on: PostgreSQL, Redis, the same books, a user
+  stage.py    what all of them stand on: PostgreSQL, Redis, the same books and users
   contestants.py, peers/
               who they are, and how each is started
   work.py     what they are asked for

@@ -32,6 +32,7 @@ def draw(results: Results, path: Path) -> None:
         panel.set_title(kind, loc="left", fontweight="bold")
         panel.set_xscale("log")
         panel.set_xlim(min(cell.rate for cell in cells) / 2, max(c.rate for c in cells) * 6)
+        panel.minorticks_off()
         panel.invert_yaxis()
         panel.spines[["top", "right"]].set_visible(False)
         is_first = panel in panels[::COLUMNS]

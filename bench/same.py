@@ -105,10 +105,10 @@ class Examiner:
         headers = {"Content-Type": "application/json"}
         found = self._client.post("/api/books", content=new_book(0), headers=headers)
         self._expect(found.status_code == 401, "nobody creates a book without a token")
-        headers["Authorization"] = f"Bearer {self._facts.token}x"
+        headers["Authorization"] = f"Bearer {self._facts.tokens[0]}x"
         found = self._client.post("/api/books", content=new_book(0), headers=headers)
         self._expect(found.status_code == 401, "nobody creates a book with a forged token")
-        headers["Authorization"] = f"Bearer {self._facts.token}"
+        headers["Authorization"] = f"Bearer {self._facts.tokens[0]}"
         for book in WRONG_BOOKS:
             found = self._client.post("/api/books", json=book, headers=headers)
             self._expect(found.status_code in {400, 422}, f"{book} is refused")
@@ -140,7 +140,7 @@ class Examiner:
 
     def _create(self, number: int) -> httpx.Response:
         headers = {
-            "Authorization": f"Bearer {self._facts.token}",
+            "Authorization": f"Bearer {self._facts.tokens[0]}",
             "Content-Type": "application/json",
         }
         found = self._client.post("/api/books", content=new_book(number), headers=headers)

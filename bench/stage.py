@@ -1,4 +1,4 @@
-"""What all contestants stand on: one PostgreSQL, one Redis, the same books, and a user.
+"""What all contestants stand on: one PostgreSQL, one Redis, the same books and users.
 
 Octavo's migrations make the schema and `octavo seed-db` the books. Whoever is measured gets a copy
 of that database and an empty Redis, so that nobody sees what another one has written.
@@ -32,6 +32,7 @@ SECRET = "a secret of the benchmark, long enough for HS256"  # noqa: S105  (of n
 RATE = 1_000_000  # requests per minute and caller: counted at each request, and refused to nobody
 TEMPLATE, COPY = "books", "books_copy"
 HOT = 100  # books that are asked for one by one
+USERS = 100  # who create books
 LIMITS = ("DEFAULT", "BOOKS_LIST", "BOOKS_ITEM", "LOGIN", "LOGIN_FAILURES", "REGISTER")
 
 
@@ -42,7 +43,7 @@ class Facts:
     books: int
     ids: tuple[int, ...]
     middle: int
-    token: str
+    tokens: tuple[str, ...]
 
 
 class Stage:
@@ -81,7 +82,8 @@ class Stage:
         for command in (["migrate"], ["seed-db", "--books", str(books), "--seed", "1"]):
             subprocess.run(  # noqa: S603  (our own command)
                 [sys.executable, "-m", "service", *command],
-                env={**os.environ, **self.environment(TEMPLATE, 0), "PUBLIC_URL": "http://x.test"},
+                env={**os.environ, **self.environment(TEMPLATE, 0)},
+                cwd=tempfile.gettempdir(),  # where no .env is
                 check=True,
             )
         return asyncio.run(self._complete())
@@ -123,15 +125,17 @@ class Stage:
         await admin.close()
 
     async def _complete(self) -> Facts:
-        """Add a user, turn the cache on, and let the planner know what there is."""
+        """Add users, turn the cache on, and let the planner know what there is."""
         store = RedisStore(self.redis_url)
         run_id = await store.identify()
         await store.close()
         db = await asyncpg.connect(self.url(TEMPLATE))
-        user_id = await db.fetchval(
+        await db.execute(
             "INSERT INTO users (username, username_key, email, email_key, password_hash) "
-            "VALUES ('bench', 'bench', 'bench@x.test', 'bench@x.test', '-') "
-            "ON CONFLICT (username_key) DO UPDATE SET username = 'bench' RETURNING id"
+            "SELECT name, name, name || '@x.test', name || '@x.test', '-' FROM "
+            "(SELECT 'user' || n AS name FROM generate_series(1, $1::int4) n) "
+            "ON CONFLICT DO NOTHING",
+            USERS,
         )
         # A new database's cache has never been in another Redis: there is nothing to wait for.
         await db.execute(
@@ -148,11 +152,11 @@ class Stage:
             highest,
             HOT,
         )
+        users = await db.fetch("SELECT id, username, tier, token_version FROM users ORDER BY id")
         await db.close()
-        settings = Testing(secret_key=SECRET)
-        user = User(id=user_id, username="bench", tier="free", token_version=1)
-        token, _ = Tokens(settings).issue(user)
-        return Facts(books, tuple(sorted(row["id"] for row in rows)), highest // 2, token)
+        tokens = Tokens(Testing(secret_key=SECRET))
+        issued = tuple(tokens.issue(User(**user))[0] for user in users)
+        return Facts(books, tuple(sorted(row["id"] for row in rows)), highest // 2, issued)
 
 
 @contextmanager

@@ -45,8 +45,9 @@ def new_book(number: int) -> bytes:
 
 
 def filtered_path(number: int) -> str:
-    """Give one of a million filters, which all choose about as much."""
-    least, most = 5 + number % 1_000 / 100, 30 + number // 1_000 / 100
+    """Give one of a million filters, each of some three hundred in ten thousand books."""
+    least = 5 + number % 2_000 / 100
+    most = least + 1 + number // 2_000 / 100
     return f"/api/books?genre=Fiction&price_min={least:.2f}&price_max={most:.2f}"
 
 
@@ -104,7 +105,7 @@ def create(facts: Facts, number: int) -> bytes:
     """Write the POST of a new book."""
     body = new_book(number)
     headers = {
-        "Authorization": f"Bearer {facts.token}",
+        "Authorization": f"Bearer {facts.tokens[number % len(facts.tokens)]}",
         "Content-Type": "application/json",
         "Content-Length": str(len(body)),
     }

@@ -64,7 +64,9 @@ class Catalogue:
         self._redis: Redis = Redis.from_url(settings.REDIS_URL)
         self._ask = await self._redis.script_load(wire.ASK)
         self._pipeline = Pipeline(self._redis)
-        self._pool = await asyncpg.create_pool(settings.DATABASE_URL, min_size=4, max_size=10)
+        self._pool = await asyncpg.create_pool(
+            settings.DATABASE_URL, min_size=10, max_size=10, reset=_leave_as_it_is
+        )
         wire.collect_seldom()
 
     async def close(self) -> None:
@@ -144,6 +146,10 @@ class Catalogue:
         if left < 0:
             return _error(429, "Rate limit exceeded", headers), headers, [None] * len(keys)
         return None, headers, found
+
+
+async def _leave_as_it_is(_: Any) -> None:
+    """Save the round trip by which asyncpg cleans a session: nothing here changes one."""
 
 
 def without_total(row: Any) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class BookQuery(BaseModel):
         if self.genre is not None:
             found.append(Book.genre == self.genre)
         if self.price_min is not None:
-            found.append(price_key(Book) >= self.price_min)
+            found.append(price_key(Book) >= max(self.price_min, Decimal(0)))
         if self.price_max is not None:
             found.append(price_key(Book).between(0, self.price_max))
         return found

@@ -44,8 +44,9 @@ async def get_book(book_id: int, request: Request) -> Response:
 @app.get("/api/books", response_class=Response)
 async def list_books(request: Request) -> Response:
     """Give a list."""
+    query = request.scope["query_string"].decode()
     known = request.headers.get("if-none-match")
-    return respond(await catalogue.page(request.url.query, caller(request), known))
+    return respond(await catalogue.page(query, caller(request), known))
 
 
 @app.post("/api/books", response_class=Response)

@@ -117,7 +117,7 @@ def conditions() -> list[ColumnElement[bool]]:
     if genre := request.args.get("genre"):
         found.append(Book.genre == genre)
     if (least := request.args.get("price_min", type=float)) is not None:
-        found.append(price_key(Book) >= least)
+        found.append(price_key(Book) >= max(least, 0))
     if (most := request.args.get("price_max", type=float)) is not None:
         found.append(price_key(Book).between(0, most))
     return found

@@ -199,7 +199,7 @@ def conditions(
     if genre is not None:
         found.append(Book.genre == genre)
     if price_min is not None:
-        found.append(price_key(Book) >= price_min)
+        found.append(price_key(Book) >= max(price_min, 0))
     if price_max is not None:
         found.append(price_key(Book).between(0, price_max))
     return found

@@ -32,7 +32,7 @@ CREATE = (
     "INSERT INTO books (title, author, isbn, published_year, genre, price, author_key, search, "  # noqa: S608
     "user_id) SELECT {}::text, {}::text, {}::text, {}::int4, {}::text, {}::float8::numeric(13, 2), "
     "{}::text, {}::text::tsvector, id FROM users WHERE id = {}::int8 AND token_version = {}::int8 "
-    f"FOR SHARE RETURNING {COLUMNS}"
+    f"RETURNING {COLUMNS}"
 )
 MAX_ROWS = 100
 PARAMETERS = {"page", "per_page", "cursor", "limit", "genre", "price_min", "price_max"}
@@ -165,7 +165,7 @@ def _conditions(given: Mapping[str, str]) -> tuple[list[str], list[Any]]:
         if name in given:
             # The schema has its index on this expression.
             where.append(f"coalesce(price, -1) {compared} {{}}")
-            values.append(_price(given[name]))
+            values.append(max(_price(given[name]), Decimal(0)))
     if where and "price_max" in given and "price_min" not in given:
         where.append("price IS NOT NULL")
     return where, values

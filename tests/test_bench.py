@@ -1,0 +1,265 @@
+"""What the benchmark makes of what it measures, and that its peers do the same work."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+from redis.asyncio import Redis
+
+from bench import wrk
+from bench.limits import ask
+from bench.peers import bare, derived
+from bench.report import (
+    conditions,
+    in_readme,
+    loses,
+    losses,
+    page,
+    ratio,
+    short_table,
+    table,
+    whole_table,
+)
+from bench.results import Cell, Results, best
+from bench.run import turned
+from bench.same import UnequalWorkError, normal, remaining
+from bench.sizes import growth
+from bench.stage import Facts
+from bench.work import CALLERS, KINDS, caller, filtered_path, requests_of
+from service.models import Book
+
+LUA = Path(bare.__file__).with_name("ask.lua").read_text(encoding="utf-8")
+FACTS = Facts(books=1_000, ids=(1, 2, 3), middle=500, tokens=("a.b.c", "d.e.f"))
+TAGS = {f"/api/books/{n}": f'"{n}"' for n in FACTS.ids}
+SAID = """Running 1s test @ http://127.0.0.1:1
+  1 threads and 32 connections
+measured requests=1200 microseconds=1500000 p50=4000 p99=12500 refused={} broken={}
+"""
+
+
+def cell(contestant: str, group: str, kind: str, rate: float, **changed: float) -> Cell:
+    figures = {"cpu": 1e6 / rate, "p50": 1.0, "p99": 10.0, "busy": 1.0} | changed
+    return Cell(contestant, group, kind, rate, **figures)
+
+
+@pytest.fixture
+def results() -> Results:
+    """A run in which Octavo loses the page to a tuned peer, and the latency of creating."""
+    cells = [
+        cell("Octavo", "Octavo", "page", 100),
+        cell("Octavo", "Octavo", "create", 50),
+        cell("Octavo on uvicorn", "Octavo", "page", 400),
+        cell("Octavo on uvicorn", "Octavo", "create", 400),
+        cell("Slow", "as documented", "page", 25),
+        cell("Slow", "as documented", "create", 52, p99=5.0),
+        cell("Fast", "tuned", "page", 250),
+        cell("Fast", "tuned", "create", 25),
+        cell("bare", "ceiling", "page", 9_000),
+        cell("bare", "ceiling", "create", 9_000),
+    ]
+    machine = {
+        "date": "2026-11-25", "machine": "a machine", "kernel": "Linux 6", "interpreter": "CPython",
+        "servers": "PostgreSQL 18", "packages": "quart 0.22",
+    }  # fmt: skip
+    memory = {"Octavo": 100.0, "Octavo on uvicorn": 90.0, "Slow": 50.0, "Fast": 99.0, "bare": 20.0}
+    return Results(10_000, 2, 3, machine, cells, memory)
+
+
+def test_what_wrk_says_is_read() -> None:
+    load = wrk.read(SAID.format(0, 0))
+    assert (load.requests, load.rate, load.p50, load.p99) == (1_200, 800, 4, 12.5)
+
+
+@pytest.mark.parametrize("said", [SAID.format(1, 0), SAID.format(0, 1), "unable to connect"])
+def test_a_wrong_answer_is_no_measurement(said: str) -> None:
+    with pytest.raises(wrk.WrongAnswersError):
+        wrk.read(said)
+
+
+def test_of_all_rounds_the_best_counts_as_a_whole() -> None:
+    rounds = [cell("A", "tuned", "page", rate, p99=rate) for rate in (3, 5, 4)]
+    other = cell("B", "tuned", "page", 1)
+    assert best([*rounds, other]) == [rounds[1], other]
+
+
+def test_the_rounds_begin_with_another_one() -> None:
+    contestants: list[Any] = ["a", "b", "c", "d"]
+    first, second = (turned(contestants, n) for n in range(2))
+    assert first == contestants
+    assert second == [*contestants[3:], *contestants[:3]]
+
+
+def test_over_one_is_better_than_octavo(results: Results) -> None:
+    fast = results.of("Fast", "page")
+    assert ratio(results, fast) == 2.5
+    assert ratio(results, fast, "CPU") == 2.5
+    assert ratio(results, results.of("Slow", "create"), "p99") == 2
+
+
+def test_it_says_where_octavo_loses(results: Results) -> None:
+    assert losses(results, "requests per second") == {"page": [("Fast", 2.5)]}
+    said = loses(results).splitlines()
+    assert said == [
+        "- **requests per second:** page (Fast 2.5)",
+        "- **CPU:** page (Fast 2.5)",
+        "- **p99:** create (Slow 2.0)",
+        "- **memory:** Slow 2.0",
+    ]
+
+
+def test_it_says_where_octavo_loses_nowhere(results: Results) -> None:
+    ours = [one for one in results.cells if one.group == "Octavo"]
+    alone = Results(1, 1, 1, {}, ours, {"Octavo": 1.0})
+    assert loses(alone).count("nowhere") == 4
+
+
+def test_tables_have_every_contestant_and_every_figure(results: Results) -> None:
+    head, line, *rows = short_table(results).splitlines()
+    assert head == "|  | page | create | memory |"
+    assert line == "| --- | ---: | ---: | ---: |"
+    assert rows[3] == (
+        "| Fast | 250/s (2.50)<br>4,000 us (0.40) | 25/s (0.50)<br>40,000 us (2.00) | 99 MB |"
+    )
+    assert "| page | Fast | 250 | 2.50 | 4,000 | 0.40 | 1.0 | 10.0 | 100% | 99 |" in whole_table(
+        results
+    )
+    assert len(whole_table(results).splitlines()) == 2 + len(results.cells)
+    assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |"
+
+
+def test_the_page_says_when_where_and_with_what(results: Results) -> None:
+    text = page(results)
+    for told in (*results.machine.values(), "10,000 books", "each of 3 round(s)", *KINDS.values()):
+        assert told in text
+
+
+def test_the_readme_shows_the_last_run(results: Results) -> None:
+    readme = "before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n"
+    new = in_readme(readme, results)
+    assert new.startswith("before\n<!-- bench -->\nMeasured on")
+    assert new.endswith("\n<!-- /bench -->\nafter\n")
+    assert conditions(results) in new
+    assert "old" not in new
+    assert in_readme(new, results) == new
+    with pytest.raises(ValueError, match="bench"):
+        in_readme("without", results)
+
+
+def test_results_are_kept(results: Results, tmp_path: Path) -> None:
+    results.save(tmp_path / "bench.json")
+    assert Results.load(tmp_path / "bench.json") == results
+
+
+def test_growth_is_of_the_server_and_of_the_database() -> None:
+    assert growth([(1, 100, 100), (1, 100, 900), (1, 150, 250)]) == 2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_requests_are_whole_and_of_many_callers(kind: str, tmp_path: Path) -> None:
+    requests = requests_of(kind, FACTS, TAGS, seconds=1)
+    assert len(requests) >= CALLERS
+    for request in requests[:100]:
+        head, _, body = request.partition(b"\r\n\r\n")
+        first, *lines = head.decode().split("\r\n")
+        headers = dict(line.split(": ", 1) for line in lines)
+        assert first.split()[2] == "HTTP/1.1"
+        assert len(body) == int(headers.get("Content-Length", 0))
+        assert first.startswith("POST") == bool(body)
+    wrk.write_requests(requests, tmp_path / "requests")
+    kept = (tmp_path / "requests").read_bytes()
+    assert kept.startswith(b"%d\n%b" % (len(requests[0]), requests[0]))
+
+
+def test_a_tenth_of_the_mix_is_created() -> None:
+    requests = requests_of("mix", FACTS, TAGS, seconds=1)
+    assert sum(one.startswith(b"POST") for one in requests) * 10 == len(requests)
+
+
+def test_what_the_client_has_is_its_own_tag() -> None:
+    for request in requests_of("304", FACTS, TAGS, seconds=1):
+        path = request.split()[1].decode()
+        assert f"If-None-Match: {TAGS[path]}\r\n".encode() in request
+
+
+def test_a_filter_is_asked_for_once() -> None:
+    asked = [filtered_path(n) for n in range(20_000)]
+    assert len(set(asked)) == len(asked)
+    measured = requests_of("filtered", FACTS, TAGS, seconds=2)
+    warming = requests_of("filtered", FACTS, TAGS, seconds=2, warming=True)
+    assert not {one.split()[1] for one in measured} & {one.split()[1] for one in warming}
+
+
+def test_callers_have_addresses_of_their_own() -> None:
+    assert len({caller(n) for n in range(CALLERS)}) == CALLERS
+
+
+def test_answers_are_compared_without_host_and_spelling_of_times() -> None:
+    ours = {
+        "items": [{"id": 1, "created_at": "2026-11-25T10:00:00.500000Z"}],
+        "links": {"self": "http://a:1/api/books?page=2&genre=x"},
+    }
+    theirs = {
+        "links": {"self": "http://b:2/api/books?genre=x&page=2"},
+        "items": [{"id": 1, "created_at": "2026-11-25T11:00:00.5+01:00"}],
+    }
+    assert normal(ours) == normal(theirs)
+    theirs["items"][0]["id"] = 1.5  # type: ignore[index]
+    assert normal(ours) != normal(theirs)
+
+
+def test_whoever_counts_no_limit_does_less() -> None:
+    class Answer:
+        headers = {"x-ratelimit-remaining": "7"}  # noqa: RUF012
+
+    assert remaining(Answer()) == 7  # type: ignore[arg-type]
+    Answer.headers = {}
+    with pytest.raises(UnequalWorkError):
+        remaining(Answer())  # type: ignore[arg-type]
+
+
+async def test_a_ceiling_repeats_what_it_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept = {kind: (200 + n, [("x-kind", kind)], kind) for n, kind in enumerate(KINDS)}
+    (tmp_path / "answers").write_text(json.dumps(kept))
+    monkeypatch.setattr(bare, "answers", bare.load(tmp_path / "answers"))
+    for path, kind in {
+        "/api/books/7": "item",
+        "/api/books?page=1": "page",
+        "/api/books?cursor=5&limit=20": "cursor",
+        "/api/books?genre=Fiction&price_min=5": "filtered",
+    }.items():
+        assert await ask(bare.app, path) == kept[kind][0]
+    assert bare.kind_of("POST", "/api/books", b"", []) == "create"
+    assert bare.kind_of("GET", "/api/books/7", b"", [(b"if-none-match", b'"1"')]) == "304"
+
+
+@pytest.mark.parametrize(
+    ("title", "author"),
+    [
+        ("A Brief History of Time", "Stephen Hawking"),
+        ("Cien años de soledad", "Gabriel García Márquez"),
+        ("Straße — ﬁn, 2nd ed.", "STRAẞE, İ"),
+    ],
+)
+def test_peers_write_the_columns_that_octavo_writes(title: str, author: str) -> None:
+    ours = Book.derived(title, author)
+    assert derived.author_key(author) == ours["author_key"]
+    assert derived.search_words(title, author) == ours["search"]
+
+
+async def test_a_tuned_peer_counts_its_limit(redis_url: str) -> None:
+    redis: Redis = Redis.from_url(redis_url)
+    await redis.set("bench:book", b"a book")
+    period = 10**9  # seconds, of which none ends before the year 2033
+    asked: list[Any] = ["bench:limit", "bench:book", "bench:none", 10, period]
+    found = [await redis.eval(LUA, 3, *asked) for _ in range(12)]
+    assert [answer[0] for answer in found[:10]] == list(range(9, -1, -1))
+    assert [answer[2:] for answer in found[:10]] == [[b"a book", None]] * 10
+    assert [answer[0] for answer in found[10:]] == [-1, -1]
+    assert all(0 < answer[1] <= period for answer in found)
+    keys = [key async for key in redis.scan_iter("bench:limit*")]
+    assert [0 < await redis.ttl(key) <= 2 * period for key in keys] == [True]
+    await redis.delete("bench:book", *keys)
+    await redis.aclose()
