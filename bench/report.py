@@ -128,19 +128,19 @@ def conditions(results: Results) -> str:
     return (
         f"Measured on {about['date']}: {about['machine']}, {about['kernel']}, "
         f"{about['interpreter']}; {about['servers']}. {results.books:,} books, 32 connections, "
-        f"{results.seconds} s for each kind of work in each of {results.rounds} round(s), in which the "
-        "servers take turns; the best round counts. One process each, pinned to a core; PostgreSQL, "
-        "Redis and wrk share the others. Octavo runs as in production, with metrics, request ids "
-        "and all its headers; its access log is sampled off, as the others have none, and it turns "
-        "nobody away."
+        f"{results.seconds} s for each kind of work in each of {results.rounds} round(s), in which "
+        "the servers take turns; the best round counts. One process each, pinned to a core; "
+        "PostgreSQL, Redis and wrk share the others. Octavo runs as in production, with metrics, "
+        "request ids and all its headers; its access log is sampled off, as the others have none, "
+        "and it turns nobody away."
     )
 
 
 def summary(results: Results) -> str:
     """Give the short table and where Octavo loses: what is printed, and what README shows."""
     return (
-        f"{conditions(results)} Requests per second, and CPU of the "
-        f"server (user and system) per request; in brackets the ratio to Octavo.\n\n{short_table(results)}\n\n"
+        f"{conditions(results)} Requests per second, and CPU of the server (user and system) per "
+        f"request; in brackets the ratio to Octavo.\n\n{short_table(results)}\n\n"
         f"Where Octavo loses today, to whom, and how many times:\n\n{loses(results)}\n"
     )
 
@@ -156,7 +156,11 @@ def page(results: Results) -> str:
         "![requests per second](bench.svg)\n\n"
         f"{summary(results)}\n## The work\n\n{kinds}\n\n"
         "A thousand callers ask, told apart by `X-Forwarded-For`; every request is counted against "
-        "the limit of its caller, which is so high that it refuses none.\n\n"
+        "the limit of its caller, which is so high that it refuses none. Everybody has the same "
+        "database, anew in each round, and an empty Redis, which is warmed for half a second. The "
+        "peers keep totals and pages exact as long as Redis is well, and their limits are counts "
+        "of a window; Octavo is exact in both, also when Redis is not well, and spends time on "
+        "it.\n\n"
         "## Everything\n\n"
         "CPU is the server's, user and system, per request; *core* is the part of its core that "
         "the server used: where it is far from 100 %, something else was slower. Memory is the "

@@ -31,7 +31,7 @@ LIMIT = f"{settings.RATE}/minute"
 COUNT = "fastapi:count"
 
 engine = create_async_engine(
-    settings.DATABASE_URL.replace("postgresql://", "postgresql+asyncpg://", 1)
+    settings.DATABASE_URL.replace("postgresql://", "postgresql+asyncpg://", 1), **settings.POOL
 )
 session_maker = async_sessionmaker(engine, expire_on_commit=False)
 redis = Redis.from_url(settings.REDIS_URL)

@@ -198,6 +198,7 @@ def create_app() -> Flask:
     app = Flask(__name__)
     app.config.update(
         SQLALCHEMY_DATABASE_URI=settings.DATABASE_URL,
+        SQLALCHEMY_ENGINE_OPTIONS=settings.POOL,
         CACHE_TYPE="RedisCache",
         CACHE_REDIS_URL=settings.REDIS_URL,
         CACHE_KEY_PREFIX="flask:",

@@ -112,7 +112,7 @@ class BookSlice(msgspec.Struct, omit_defaults=True):  # type: ignore[call-arg]
 async def database(app: Litestar) -> AsyncIterator[None]:
     """Connect for as long as the application runs."""
     url = settings.DATABASE_URL.replace("postgresql://", "postgresql+asyncpg://", 1)
-    app.state.engine = engine = create_async_engine(url)
+    app.state.engine = engine = create_async_engine(url, **settings.POOL)
     app.state.sessions = async_sessionmaker(engine, expire_on_commit=False)
     yield
     await engine.dispose()

@@ -1,0 +1,118 @@
+"""Who does less than Octavo is found out, before it is measured: on real servers."""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+from quart import Quart, Response, request
+
+from bench.same import Answers, Examiner, UnequalWorkError, keep
+from bench.stage import Facts
+from service.cache import Cache
+from tests.conftest import Site, fresh_catalogue, serving, settings_for
+from tests.factories import Factory
+
+Prepare = Callable[[Quart], None]
+
+
+async def cached(site: Site) -> Site:
+    """Wait until the cache is on."""
+    cache: Cache = site.app.extensions["cache"]
+    async with asyncio.timeout(30):
+        while cache.fence.lease() is None:
+            await asyncio.sleep(0.01)
+    return site
+
+
+@asynccontextmanager
+async def filled(tested: pytest.FixtureRequest, folder: Path) -> AsyncIterator[tuple[Site, Facts]]:
+    """Serve Octavo with books, as the benchmark has it: behind one proxy."""
+    async with fresh_catalogue("sqlite", tested, folder) as database:
+        url = database.url.render_as_string(hide_password=False)
+    async with serving(settings_for(url, folder, trusted_proxy_hops=1)) as site:
+        make = Factory(site.app)
+        member = await make.member()
+        books = [await make.book(genre="Fiction", price=25.0 + n / 100) for n in range(60)]
+        ids = tuple(book.id for book in books[:5])
+        yield await cached(site), Facts(len(books), ids, books[30].id, (member.token,))
+
+
+async def answers(url: str, facts: Facts, path: Path) -> dict[str, Any]:
+    """Keep what a server answers."""
+
+    def ask() -> Answers:
+        examiner = Examiner("Octavo", url, facts)
+        found = examiner.answers()
+        examiner.close()
+        return found
+
+    return keep(await asyncio.to_thread(ask), path)
+
+
+async def examine(url: str, facts: Facts, reference: dict[str, Any]) -> None:
+    """Hold a server to what was kept."""
+    examiner = Examiner("the other", url, facts)
+    try:
+        await asyncio.to_thread(examiner.compare, reference)
+    finally:
+        examiner.close()
+
+
+def without(name: str) -> Prepare:
+    """Leave a header out of every answer."""
+
+    def prepare(app: Quart) -> None:
+        @app.after_request
+        async def leave_out(response: Response) -> Response:
+            response.headers.pop(name, None)
+            return response
+
+    return prepare
+
+
+def with_another_price(app: Quart) -> None:
+    """Give every price a little wrong."""
+
+    @app.after_request
+    async def spoil(response: Response) -> Response:
+        body = await response.get_data(as_text=False)
+        if request.method == "GET" and response.status_code == 200:
+            response.set_data(body.replace(b'"price":25', b'"price":24'))
+        return response
+
+
+@pytest.mark.parametrize(
+    ("changed", "prepare", "found"),
+    [
+        ({}, None, None),
+        ({"ratelimit_enabled": False}, None, "No limit is told of"),
+        ({"trusted_proxy_hops": 0}, None, "another caller has a limit of their own"),
+        ({"cache_pages": "ttl"}, None, "a new book is seen at once"),
+        ({"secret_key": "another secret, as long as it has to be"}, None, r"\{\} is refused"),
+        ({}, without("ETag"), "has an ETag"),
+        ({}, without("Cache-Control"), "is revalidated"),
+        ({}, with_another_price, "item answers"),
+    ],
+)
+async def test_who_does_less_is_found_out(
+    changed: dict[str, Any],
+    prepare: Prepare | None,
+    found: str | None,
+    request: pytest.FixtureRequest,
+    folder: Path,
+    tmp_path: Path,
+) -> None:
+    async with filled(request, folder) as (octavo, facts):
+        copy = octavo.another_url
+        reference = await answers(octavo.url, facts, tmp_path / "answers")
+    settings = settings_for(copy, folder, **({"trusted_proxy_hops": 1} | changed))
+    async with serving(settings, prepare) as other:
+        await cached(other)
+        if found is None:
+            await examine(other.url, facts, reference)
+            return
+        with pytest.raises(UnequalWorkError, match=found):
+            await examine(other.url, facts, reference)
