@@ -17,7 +17,7 @@ GRANIAN = (
 )  # fmt: skip
 GUNICORN = (
     "gunicorn", "--bind", HOST + ":{port}", "--workers", "1", "--worker-class", "gthread",
-    "--threads", "8", "--keep-alive", "75", "--log-level", "warning",
+    "--keep-alive", "75", "--log-level", "warning", "--threads",
 )  # fmt: skip
 HYPERCORN = ("hypercorn", "--bind", HOST + ":{port}", "--worker-class", "uvloop", "--workers", "0")
 OCTAVO, DOCUMENTED, TUNED, CEILING = "Octavo", "as documented", "tuned", "ceiling"
@@ -51,9 +51,11 @@ ALL = [
         "Octavo on Granian", OCTAVO, (*GRANIAN, "--factory", "bench.peers.octavo:create_app")
     ),
     Contestant(
-        "Flask, as documented", DOCUMENTED, (*GUNICORN, "bench.peers.flask_documented:create_app()")
+        "Flask, as documented",
+        DOCUMENTED,
+        (*GUNICORN, "8", "bench.peers.flask_documented:create_app()"),
     ),
-    Contestant("Flask, tuned", TUNED, (*GUNICORN, "bench.peers.flask_tuned:create_app()")),
+    Contestant("Flask, tuned", TUNED, (*GUNICORN, "16", "bench.peers.flask_tuned:create_app()")),
     Contestant(
         "FastAPI, as documented",
         DOCUMENTED,

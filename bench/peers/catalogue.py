@@ -65,7 +65,7 @@ class Catalogue:
         self._ask = await self._redis.script_load(wire.ASK)
         self._pipeline = Pipeline(self._redis)
         self._pool = await asyncpg.create_pool(
-            settings.DATABASE_URL, min_size=10, max_size=10, reset=_leave_as_it_is
+            settings.DATABASE_URL, min_size=16, max_size=16, reset=_leave_as_it_is
         )
         wire.collect_seldom()
 

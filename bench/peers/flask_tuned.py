@@ -10,7 +10,7 @@ from redis import BlockingConnectionPool, Redis
 from bench.peers import settings, wire
 from bench.peers.catalogue import without_total
 
-THREADS = 8
+THREADS = 16  # of gunicorn: with 8 too few wait for PostgreSQL, 32 get in each other's way
 Admitted = tuple[Response | None, list[tuple[str, str]], list[Any]]
 
 
