@@ -24,6 +24,7 @@ from bench.report import (
 from bench.results import Cell, Results, best
 from bench.run import turned
 from bench.same import UnequalWorkError, normal, remaining
+from bench.sizes import best as best_cost
 from bench.sizes import growth
 from bench.stage import Facts
 from bench.work import CALLERS, KINDS, caller, filtered_path, requests_of
@@ -152,6 +153,7 @@ def test_results_are_kept(results: Results, tmp_path: Path) -> None:
 
 
 def test_growth_is_of_the_server_and_of_the_database() -> None:
+    assert best_cost([(10, 5, 7), (20, 6, 3)]) == (20, 5, 3)
     assert growth([(1, 100, 100), (1, 100, 900), (1, 150, 250)]) == 2
 
 
