@@ -5,6 +5,7 @@ of that database and an empty Redis, so that nobody sees what another one has wr
 """
 
 import asyncio
+import atexit
 import os
 import shutil
 import socket
@@ -164,6 +165,8 @@ def standing() -> Iterator[Stage]:
     """Start PostgreSQL and Redis, and end them."""
     folder = Path(tempfile.mkdtemp(prefix="octavo-bench-"))  # sockets have little room
     folder.chmod(0o755)  # PostgreSQL does not run as root
+    # Registered before what PostgreSQL's wheel does last, and so done after it.
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
     runtime, data = folder / "run", folder / "postgresql"
     runtime.mkdir(mode=0o700)
     data.mkdir()
@@ -178,7 +181,6 @@ def standing() -> Iterator[Stage]:
     finally:
         postgresql.cleanup()
         redis.stop()
-        shutil.rmtree(folder, ignore_errors=True)
 
 
 def free_port() -> int:

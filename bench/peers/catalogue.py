@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import asyncpg
 from redis.asyncio import Redis
 
-from bench.peers import settings, wire
+from bench.peers import listing, settings, wire
 
 
 class Answer(NamedTuple):
@@ -81,7 +81,7 @@ class Catalogue:
         if refused is not None:
             return refused
         if found is None:
-            statement = wire.Statement(wire.ITEM, (book_id,))
+            statement = listing.Statement(listing.ITEM, (book_id,))
             row = await self._pool.fetchrow(statement.numbered(), *statement.values)
             if row is None:
                 return _error(404, "Not Found", headers)
@@ -98,10 +98,10 @@ class Catalogue:
         generation = generation or b"0"
         if found is None or wire.unpack(found)[0] != generation:
             try:
-                listing = wire.listing(query)
-            except wire.BadRequestError as error:
+                asked = listing.read(query)
+            except listing.BadRequestError as error:
                 return _error(400, str(error), headers)
-            found = wire.pack(await self._read(listing), generation)
+            found = wire.pack(await self._read(asked), generation)
             self._pipeline.send("SET", key, found, "EX", settings.PAGE_SECONDS)
         return _tagged(found, headers, known)
 
@@ -126,14 +126,14 @@ class Catalogue:
         location = f"{settings.PUBLIC_URL}/api/books/{row['id']}"
         return Answer(201, wire.book_body(row), [*headers, ("Location", location)])
 
-    async def _read(self, listing: wire.Listing) -> bytes:
-        rows = await self._pool.fetch(listing.rows.numbered(), *listing.rows.values)
-        if listing.page is None:
-            return listing.body(rows, 0)
+    async def _read(self, asked: listing.Listing) -> bytes:
+        rows = await self._pool.fetch(asked.rows.numbered(), *asked.rows.values)
+        if asked.page is None:
+            return asked.body(rows, 0)
         if not rows:
-            total = await self._pool.fetchval(listing.total.numbered(), *listing.total.values)
-            return listing.body([], total)
-        return listing.body([without_total(row) for row in rows], rows[0]["total"])
+            total = await self._pool.fetchval(asked.total.numbered(), *asked.total.values)
+            return asked.body([], total)
+        return asked.body([without_total(row) for row in rows], rows[0]["total"])
 
     async def _admit(
         self, caller: str, *keys: str
@@ -166,4 +166,4 @@ def _tagged(found: bytes, headers: list[tuple[str, str]], known: str | None) -> 
 
 
 def _error(status: int, message: str, headers: list[tuple[str, str]]) -> Answer:
-    return Answer(status, wire.to_json({"error": message}), headers)
+    return Answer(status, listing.to_json({"error": message}), headers)

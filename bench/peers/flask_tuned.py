@@ -7,7 +7,7 @@ from psycopg.rows import dict_row
 from psycopg_pool import ConnectionPool
 from redis import BlockingConnectionPool, Redis
 
-from bench.peers import settings, wire
+from bench.peers import listing, settings, wire
 from bench.peers.catalogue import without_total
 
 THREADS = 16  # of gunicorn: with 8 too few wait for PostgreSQL, 32 get in each other's way
@@ -36,7 +36,7 @@ class Catalogue:
         if refused is not None:
             return refused
         if found[0] is None:
-            rows = self._fetch(wire.Statement(wire.ITEM, (book_id,)))
+            rows = self._fetch(listing.Statement(listing.ITEM, (book_id,)))
             if not rows:
                 return error(404, "Not Found", headers)
             found[0] = wire.pack(wire.book_body(rows[0]))
@@ -52,10 +52,10 @@ class Catalogue:
         generation, found = values[0] or b"0", values[1]
         if found is None or wire.unpack(found)[0] != generation:
             try:
-                listing = wire.listing(query)
-            except wire.BadRequestError as wrong:
+                asked = listing.read(query)
+            except listing.BadRequestError as wrong:
                 return error(400, str(wrong), headers)
-            found = wire.pack(self._read(listing), generation)
+            found = wire.pack(self._read(asked), generation)
             self._redis.set(key, found, ex=settings.PAGE_SECONDS)
         return tagged(found, headers)
 
@@ -79,16 +79,16 @@ class Catalogue:
         location = f"{settings.PUBLIC_URL}/api/books/{rows[0]['id']}"
         return respond(201, wire.book_body(rows[0]), [*headers, ("Location", location)])
 
-    def _read(self, listing: wire.Listing) -> bytes:
-        rows = self._fetch(listing.rows)
-        if listing.page is None:
-            return listing.body(rows, 0)
+    def _read(self, asked: listing.Listing) -> bytes:
+        rows = self._fetch(asked.rows)
+        if asked.page is None:
+            return asked.body(rows, 0)
         if not rows:
-            ((total,),) = (row.values() for row in self._fetch(listing.total))
-            return listing.body([], total)
-        return listing.body([without_total(row) for row in rows], rows[0]["total"])
+            ((total,),) = (row.values() for row in self._fetch(asked.total))
+            return asked.body([], total)
+        return asked.body([without_total(row) for row in rows], rows[0]["total"])
 
-    def _fetch(self, statement: wire.Statement) -> list[dict[str, Any]]:
+    def _fetch(self, statement: listing.Statement) -> list[dict[str, Any]]:
         with self._pool.connection() as connection:
             found: list[dict[str, Any]] = connection.execute(
                 statement.unnamed(), statement.values
@@ -111,7 +111,7 @@ def respond(status: int, body: bytes, headers: list[tuple[str, str]]) -> Respons
 
 def error(status: int, message: str, headers: list[tuple[str, str]]) -> Response:
     """Say what is wrong."""
-    return respond(status, wire.to_json({"error": message}), headers)
+    return respond(status, listing.to_json({"error": message}), headers)
 
 
 def tagged(found: bytes, headers: list[tuple[str, str]]) -> Response:
