@@ -43,7 +43,7 @@ class Answer:
                 raise ValueError(f"Content-Length {value!r} is none, or another than before")
             self._length = int(value)
 
-    def begin(self, body: bytes, more: bool, version: str, told: bytes) -> bytes:
+    def head(self, body: bytes, more: bool, version: str, told: bytes) -> bytes:
         """Give the head. `body`, and whether there is more, decide how its end is told.
 
         `told`: what all heads end with.

@@ -199,7 +199,7 @@ class Connection(Wire):
         """Answer without asking the application."""
         answer = Answer(status, headers, is_head=False)
         answer.closes = closes
-        head = answer.begin(body, False, self._reader.version, self.server.told())
+        head = answer.head(body, False, self._reader.version, self.server.told())
         self.write([head, *answer.piece(body, False)])
         if answer.closes:
             self._close(lingers=True)

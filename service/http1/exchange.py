@@ -150,7 +150,7 @@ class Exchange:
             start, scope = self._start, self._scope
             answer = Answer(start["status"], start.get("headers", ()), scope["method"] == "HEAD")
             answer.closes = answer.closes or connection.closes_after(self)
-            head = answer.begin(body, more, scope["http_version"], connection.server.told())
+            head = answer.head(body, more, scope["http_version"], connection.server.told())
             parts = [head, *answer.piece(body, more)]
             self._answer = answer
         if parts:

@@ -35,7 +35,7 @@ class Begun(NamedTuple):
 class Shortcut(Protocol):
     """Knows answers that need no framework."""
 
-    def begin(self, scope: Any) -> Begun | None:
+    def look(self, scope: Any) -> Begun | None:
         """Begin to look for the answer to a request, if it is one of these."""
 
     def learn(self, scope: Any) -> None:
@@ -60,7 +60,7 @@ class Gate:
     ) -> None:
         if scope["type"] != "http":
             return await self._inner(scope, receive, send)
-        begun = None if self.shortcut is None else self.shortcut.begin(scope)
+        begun = None if self.shortcut is None else self.shortcut.look(scope)
         if begun is None:
             is_known = is_path(scope.get("raw_path") or scope["path"].encode())
             endpoint = self._endpoint(scope) if is_known else None

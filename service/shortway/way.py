@@ -59,7 +59,7 @@ class ShortWay:
         self._rules: dict[str, str] = {}
         self._store = self._cache.store
 
-    def begin(self, scope: Any) -> Begun | None:
+    def look(self, scope: Any) -> Begun | None:
         """Begin to look for the answer to a request, if it is one of these."""
         if scope["method"] != "GET" or self._limiter.ledger.is_away:
             return None
