@@ -25,6 +25,9 @@ CLEAN = {
     if name not in {"SECRET_KEY", "DATABASE_URL", "DEV_DATABASE_URL", "PUBLIC_URL", "REDIS_URL"}
 } | {"DRAIN_SECONDS": "0", "SHED_LAG_SECONDS": "0"}  # no load balancer, and a busy machine
 
+# For processes whose speed is what is tested: no coverage of them.
+UNTRACED = {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""}
+
 
 @pytest.fixture(params=["sqlite", "postgresql"])
 async def empty_url(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[str]:
@@ -45,9 +48,11 @@ async def octavo(
 
 async def start(cwd: Path, *words: str, **environment: str) -> Process:
     """Start a command."""
+    told = CLEAN | environment
+    given = {name: told[name] for name in told if told[name] or name not in UNTRACED}
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "service", *words,
-        cwd=cwd, env=CLEAN | environment, stdin=PIPE, stdout=PIPE, stderr=PIPE,
+        cwd=cwd, env=given, stdin=PIPE, stdout=PIPE, stderr=PIPE,
     )  # fmt: skip
 
 

@@ -26,7 +26,7 @@ from service.db import Database
 from service.models import Book
 from tests.conftest import SECRET, cache_on, free_port, fresh_catalogue
 from tests.factories import PASSWORD
-from tests.test_cli import empty_url, octavo, served, start
+from tests.test_cli import UNTRACED, empty_url, octavo, served, start
 from tests.test_health import black_hole
 
 __all__ = ["empty_url"]  # a fixture
@@ -146,6 +146,7 @@ async def service(
             "RATELIMIT_ENABLED": "false",
             "DRAIN_SECONDS": "1",
             "WORKERS": "3",
+            **UNTRACED,
         }
         async with served(tmp_path, **environment) as (supervisor, url, _):
             found = Service(supervisor, url, tmp_path, database)
