@@ -20,6 +20,7 @@ from tests.conftest import SECRET, cache_on, fresh_catalogue
 from tests.history import GENRES, GONE, Kind, Operation, Recorder, violations
 from tests.proxies import STANDSTILL, Nemesis, OwnRedis, Proxy, Worker
 
+pytestmark = pytest.mark.alone
 SOAK = bool(os.environ.get("SOAK"))
 WORKERS, READERS, WRITERS = 4, 16, 6
 HOT, DOOMED = 12, 1_000 if SOAK else 50

@@ -30,6 +30,7 @@ from tests.test_cli import UNTRACED, empty_url, octavo, served, start
 from tests.test_health import black_hole
 
 __all__ = ["empty_url"]  # a fixture
+pytestmark = pytest.mark.alone
 
 SOAK = bool(os.environ.get("SOAK"))
 SLACK = 1 if SOAK else 3  # of every deadline: machines are shared

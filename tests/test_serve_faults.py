@@ -19,6 +19,7 @@ from tests.factories import PASSWORD
 from tests.test_cli import UNTRACED, served
 from tests.test_serve import SLACK, SOAK
 
+pytestmark = pytest.mark.alone
 SEEN = tuple[float, str, int, float]  # when it was asked for, what, the status, the seconds
 
 
