@@ -46,7 +46,7 @@ def init_app(app: Quart, settings: Settings) -> None:
         await ledger.open()
         yield
         if wire is not None:
-            await wire.close()  # that of the cache, too: it comes later, and only once
+            await wire.close()  # the cache, should it be its own, connects anew for what is left
 
 
 def _wire(app: Quart, settings: Settings) -> Wire | None:
