@@ -14,11 +14,14 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from pythonjsonlogger.json import JsonFormatter
-from quart import Quart
 
 from service.config import ConfigurationError, Settings
+
+if TYPE_CHECKING:
+    from quart import Quart  # a supervisor logs without it
 
 # The guide's, and the request that a line belongs to.
 FORMAT = "%(asctime)s %(levelname)s: %(message)s [in %(pathname)s:%(lineno)d] [%(request_id)s]"
@@ -56,7 +59,7 @@ def handlers(settings: Settings) -> list[logging.Handler]:
             else text
         )
         made.append(stderr)
-    if folder := file_folder(settings):
+    if folder := _made(settings):
         file = RotatingFileHandler(
             folder / "app.log",
             maxBytes=MAX_BYTES,
@@ -68,13 +71,14 @@ def handlers(settings: Settings) -> list[logging.Handler]:
     return made
 
 
-def file_folder(settings: Settings) -> Path | None:
-    """Say where the guide's file is written; None in development, or if LOG_DIR is none."""
-    return None if settings.env == "development" else settings.log_dir
+def _made(settings: Settings) -> Path | None:
+    """Make the folder of the guide's file, if there is one.
 
-
-def _make_folder(folder: Path) -> None:
-    """Make the folder of the log file. Raises ConfigurationError if it cannot be written."""
+    None in development, or if LOG_DIR is none. Raises ConfigurationError if it cannot be written.
+    """
+    folder = None if settings.env == "development" else settings.log_dir
+    if folder is None:
+        return None
     try:
         folder.mkdir(parents=True, exist_ok=True)
         if not os.access(folder, os.W_OK):
@@ -86,12 +90,12 @@ def _make_folder(folder: Path) -> None:
                 "name another folder, or none for no file"
             ]
         ) from error
+    return folder
 
 
-def init_app(app: Quart, settings: Settings) -> None:
+def init_app(app: "Quart", settings: Settings) -> None:
     """Give the application its logger; write from start to stop."""
-    if folder := file_folder(settings):
-        _make_folder(folder)
+    _made(settings)
     app.logger = logging.Logger(app.name, settings.log_level)
 
     @app.while_serving

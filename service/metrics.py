@@ -1,13 +1,8 @@
-"""Metrics: what Prometheus reads at /metrics, of all the workers of a service together.
-
-Workers keep their figures in files that all of them read (`share`), by a number that a new worker
-takes over from one that has ended: nothing that was counted is lost, and the files stay few.
-"""
+"""Metrics: what Prometheus reads at /metrics, of all the workers of a service together."""
 
 import asyncio
 import os
 import secrets
-import shutil
 from collections.abc import AsyncGenerator
 from dataclasses import asdict
 from typing import Any
@@ -20,7 +15,6 @@ from prometheus_client import (
     Histogram,
     generate_latest,
     multiprocess,
-    values,
 )
 from quart import Blueprint, Quart, Response, current_app, request
 from quart_rate_limiter import rate_exempt
@@ -30,6 +24,7 @@ from service.cache import Cache
 from service.config import Settings
 from service.db import Database
 from service.errors import ResourceNotFoundError
+from service.figures import FOLDER
 from service.front import ROUTE, Front, Seen
 from service.lag import Lag
 from service.limits import Limiter
@@ -42,28 +37,8 @@ from service.web import respond
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 LOOK_SECONDS = 0.5  # between readings of what is not counted as it happens
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the Prometheus client's own name for it
 
 metrics_bp = Blueprint("metrics", __name__)
-
-
-def share(number: int) -> None:
-    """Keep this process's figures in the folder of all workers, as `number`. Before any is made.
-
-    The one place where two applications of a process would share something: the Prometheus
-    client chooses for all.
-    """
-    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
-
-
-def forget(folder: str, number: int) -> None:
-    """Drop what was true of a worker only while it lived."""
-    multiprocess.mark_process_dead(number, folder)  # type: ignore[no-untyped-call]
-
-
-def drop() -> None:
-    """Remove the folder of all workers: the service is over."""
-    shutil.rmtree(os.environ[FOLDER], ignore_errors=True)
 
 
 class Metrics:

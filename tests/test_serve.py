@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import httpx
+import psutil
 import pytest
 import trustme
 from sqlalchemy import select
 
-from service import metrics
+from service import figures
 from service.db import Database
 from service.models import Book
 from tests.conftest import SECRET, cache_on, free_port, fresh_catalogue
@@ -58,9 +59,9 @@ class Service:
 
     @property
     def workers(self) -> list[int]:
-        """The processes that serve; beside them, one may be waiting to."""
+        """The processes that serve, in the order in which they began to."""
         served = re.findall(r"serves \(process (\d+)\)", self.log)
-        there = children(self.supervisor.pid)
+        there = workers_of(self.supervisor.pid)
         return [int(pid) for pid in served if int(pid) in there]
 
     @property
@@ -126,10 +127,15 @@ class Service:
 
 def children(pid: int) -> list[int]:
     """Name the processes that a process has started."""
-    found = Path(f"/proc/{pid}/task/{pid}/children")
-    if not found.parent.exists():
-        pytest.skip("needs /proc")
-    return [int(one) for one in found.read_text().split()]
+    try:
+        return [child.pid for child in psutil.Process(pid).children()]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def workers_of(supervisor: int) -> list[int]:
+    """Name the processes that those have forked which it has started."""
+    return [worker for server in children(supervisor) for worker in children(server)]
 
 
 @pytest.fixture
@@ -238,7 +244,7 @@ async def test_draining_is_told_and_waited_for(service: Service) -> None:
 async def test_workers_end_with_their_supervisor(service: Service) -> None:
     workers = service.workers
     environment = Path(f"/proc/{workers[0]}/environ").read_text().split("\0")
-    (figures,) = [one.partition("=")[2] for one in environment if one.startswith(metrics.FOLDER)]
+    (figures,) = [one.partition("=")[2] for one in environment if one.startswith(figures.FOLDER)]
     assert Path(figures).exists()
     service.supervisor.kill()
     async with asyncio.timeout(10 * SLACK):
@@ -247,23 +253,36 @@ async def test_workers_end_with_their_supervisor(service: Service) -> None:
     assert not Path(figures).exists()
 
 
-async def test_the_one_that_waits_takes_over(service: Service) -> None:
-    """And nothing is lost with it, should it be killed itself."""
+async def test_who_forks_may_be_killed_too(service: Service) -> None:
+    """The workers stay, and when one of them is killed, another process forks."""
+    (first,), before = children(service.supervisor.pid), service.workers
+    os.kill(first, signal.SIGKILL)
+    async with asyncio.timeout(5 * SLACK), httpx.AsyncClient(base_url=service.url) as client:
+        while children(service.supervisor.pid):
+            await asyncio.sleep(0.02)
+        assert (await client.get("/api/books")).status_code == 200
+        os.kill(before[0], signal.SIGKILL)
+        await service.until_started(4)
+        assert (await client.get("/api/books")).status_code == 200
+        assert all(Path(f"/proc/{pid}").exists() for pid in before[1:])
+        service.supervisor.terminate()
+        await service.supervisor.wait()
+    assert service.supervisor.returncode == 0
+    assert not any(Path(f"/proc/{pid}").exists() for pid in before)
 
-    async def spare() -> int:
-        async with asyncio.timeout(20):
-            while not (waiting := set(children(service.supervisor.pid)) - set(service.workers)):
-                await asyncio.sleep(0.05)
-        return waiting.pop()
 
-    first = await spare()
-    os.kill(service.workers[0], signal.SIGKILL)
-    await service.until_started(4)
-    assert first in service.workers
-    os.kill(await spare(), signal.SIGKILL)
-    os.kill(service.workers[0], signal.SIGKILL)
-    await service.until_started(5)
-    assert len(service.workers) == 3
+async def test_newer_code_that_cannot_be_loaded_changes_nothing(
+    service: Service, tmp_path: Path
+) -> None:
+    """It says so, and those who serve are replaced by the code that was loaded."""
+    before = service.workers
+    (tmp_path / ".env").write_text("PER_PAGE=many\n")
+    service.supervisor.send_signal(signal.SIGHUP)
+    await service.until_started(6)
+    assert "What serves cannot be loaded (exit code 78)" in service.log
+    async with httpx.AsyncClient(base_url=service.url) as client:
+        assert (await client.get("/api/books")).status_code == 200
+    assert not set(before) & set(service.workers)
 
 
 async def test_one_process_writes_what_all_say(service: Service) -> None:
@@ -330,10 +349,10 @@ async def test_a_worn_worker_is_replaced(empty_url: str, tmp_path: Path) -> None
     }
     await octavo(tmp_path, "migrate", **settings)
     async with served(tmp_path, **settings) as (supervisor, url, _):
-        before, statuses = children(supervisor.pid), Counter[int]()
+        before, statuses = workers_of(supervisor.pid), Counter[int]()
         async with httpx.AsyncClient(base_url=url, timeout=30) as client:
             async with asyncio.timeout(20 * SLACK):
-                while children(supervisor.pid) == before or not children(supervisor.pid):
+                while workers_of(supervisor.pid) in (before, []):
                     statuses[(await client.get("/api/books")).status_code] += 1
             statuses[(await client.get("/api/books")).status_code] += 1
         assert set(statuses) == {200}
@@ -376,7 +395,10 @@ async def test_it_ends_also_while_it_starts(tmp_path: Path) -> None:
             assert await end_after(seconds) in {0, -signal.SIGTERM}
 
 
-async def test_a_worker_that_cannot_live_ends_the_service(tmp_path: Path) -> None:
+@pytest.mark.parametrize("whose", [children, workers_of], ids=["who forks", "workers"])
+async def test_what_cannot_live_ends_the_service(
+    tmp_path: Path, whose: Callable[[int], list[int]]
+) -> None:
     """Killed again and again before it serves: not for ever."""
     settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/d.db"}
     await octavo(tmp_path, "migrate", **settings)
@@ -384,7 +406,7 @@ async def test_a_worker_that_cannot_live_ends_the_service(tmp_path: Path) -> Non
     killed = set[int]()
     async with asyncio.timeout(60):
         while process.returncode is None:
-            for pid in set(children(process.pid)) - killed:
+            for pid in set(whose(process.pid)) - killed:
                 os.kill(pid, signal.SIGKILL)
                 killed.add(pid)
             await asyncio.sleep(0.01)

@@ -7,7 +7,7 @@ import hypercorn.protocol
 import pytest
 from hypercorn.protocol.h11 import H11Protocol
 
-from service.server import Http1
+from service.http1 import Http1
 from tests.conftest import Site
 from tests.test_web import raw
 

@@ -14,6 +14,7 @@ from service.config import load_from_environment
 from service.db import Database
 from service.errors import InvalidInputError
 from service.security import Passwords
+from service.seed import fill_if_empty, shipped_books
 from service.users.service import create_user
 from service.validation import messages
 
@@ -90,3 +91,10 @@ def write_once(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
             await database.close()
 
     return asyncio.run(run())
+
+
+def fill_with_shipped_books() -> None:
+    """Add the shipped books to an empty catalogue, and say so."""
+    books = shipped_books()
+    added = write_once(lambda db: fill_if_empty(db, books))
+    click.echo(f"{added} books added" if added else "The catalogue has books already: none added")

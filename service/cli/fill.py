@@ -6,7 +6,7 @@ from typing import NoReturn
 
 import click
 
-from service.cli.database import write_once
+from service.cli.database import fill_with_shipped_books
 from service.config import load_from_environment
 from service.importer.columns import ColumnMap, parse_map
 from service.importer.interrupt import Interrupt
@@ -15,7 +15,6 @@ from service.importer.progress import Progress
 from service.importer.run import Reading, Rejects, Report, open_reading
 from service.importer.run import import_books as run_import
 from service.importer.sources import Format, SourceError
-from service.seed import fill_if_empty, shipped_books
 
 EX_INTERRUPTED = 130
 
@@ -58,13 +57,6 @@ def _seed_plausible(count: int, seed: int) -> None:
     click.echo(f"{loader.added} books added, {loader.known} there already, with seed {seed}")
     if stopped:
         _stop()
-
-
-def fill_with_shipped_books() -> None:
-    """Add the shipped books to an empty catalogue, and say so."""
-    books = shipped_books()
-    added = write_once(lambda db: fill_if_empty(db, books))
-    click.echo(f"{added} books added" if added else "The catalogue has books already: none added")
 
 
 class _Map(click.ParamType[ColumnMap]):

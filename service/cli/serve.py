@@ -12,13 +12,10 @@ import click
 from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError
 
-from service import __version__, logs, metrics, migrations
-from service.app import create_app
-from service.cli.fill import fill_with_shipped_books
+from service import __version__, figures, logs
 from service.config import Settings, load_from_environment
-from service.server import Supervisor, configured
-from service.server import serve as serve_here
-from service.server.channel import Channel, ChannelHandler
+from service.server.forks import Forks
+from service.server.supervisor import Supervisor
 
 
 @click.command()
@@ -40,18 +37,14 @@ def serve(binds: tuple[str, ...], workers: int | None, prepare: bool) -> None:
     settings = load_from_environment()
     if workers is not None:
         settings = settings.model_copy(update={"workers": workers}).check()
-    if channel := Channel.inherited():
-        if not channel.wait():
-            return None
-        return _serve_here(settings, _sockets(settings, binds), channel)
-    create_app(settings)  # what is wrong with it is said once, and here
     sockets = _sockets(settings, binds)
+    forks = Forks.inherited()
     if prepare:
-        migrations.upgrade(settings.database)
-        fill_with_shipped_books()
-    _say_where(settings, binds[0])
+        _prepare(settings)
+    if forks is None:
+        _say_where(settings, binds[0])
     if settings.workers == 0:
-        return _serve_here(settings, sockets, None)
+        return _serve_here(settings, sockets, forks)
     sys.exit(_watch(settings, sockets))
 
 
@@ -71,14 +64,23 @@ def _sockets(settings: Settings, binds: tuple[str, ...]) -> list[socket.socket]:
     return found
 
 
-def _serve_here(settings: Settings, sockets: list[socket.socket], channel: Channel | None) -> None:
-    if channel is not None:
-        metrics.share(channel.number)
-    app = create_app(settings)
-    if channel is not None:
-        app.extensions["log_handlers"] = [ChannelHandler(channel)]
+def _prepare(settings: Settings) -> None:
+    # Takes a second to load, like what serves: who only watches over workers need not wait for it.
+    from service import migrations
+    from service.cli.database import fill_with_shipped_books
+
+    migrations.upgrade(settings.database)
+    fill_with_shipped_books()
+
+
+def _serve_here(settings: Settings, sockets: list[socket.socket], forks: Forks | None) -> None:
+    from service.server.worker import serve as serve_here
+
+    channel = None if forks is None else forks.worker()
+    if forks is not None and channel is None:
+        return
     try:
-        serve_here(app, configured(app, sockets, settings), settings, channel)
+        serve_here(settings, sockets, channel)
     except LifespanFailureError as error:
         raise click.ClickException(f"Could not start: {error}") from None
 
@@ -102,9 +104,9 @@ def _watch(settings: Settings, sockets: list[socket.socket]) -> int:
             environment={
                 **os.environ,
                 "TOTAL_WORKERS": str(processes),
-                metrics.FOLDER: folder,
+                figures.FOLDER: folder,
             },
-            forget=partial(metrics.forget, folder),
+            forget=partial(figures.forget, folder),
         )
         return asyncio.run(supervisor.run())
 

@@ -9,9 +9,6 @@ from collections.abc import AsyncIterator
 from contextlib import suppress
 from typing import Any
 
-VARIABLE = (
-    "OCTAVO_SUPERVISOR"  # in a worker's environment: the pipes that it reads and writes, its number
-)
 LONGEST = 1 << 20  # bytes of a line
 MOST = 50_000  # characters of a text in it, each up to six bytes
 
@@ -25,27 +22,12 @@ class Channel:
         self._writes = writes
         self._turn = threading.Lock()
 
-    @classmethod
-    def inherited(cls) -> "Channel | None":
-        """Give the one that a supervisor has left in the environment."""
-        given = os.environ.pop(VARIABLE, None)
-        return None if given is None else cls(*map(int, given.split(",")))
-
     def tell(self, **what: Any) -> None:
         """Tell something. It waits for a supervisor that does not read: never on the loop."""
         line = memoryview(json.dumps(what).encode() + b"\n")
         with self._turn:
             while line:
                 line = line[os.write(self._writes, line) :]
-
-    def wait(self) -> bool:
-        """Wait to be told to serve, before there is a loop; False: there is no supervisor."""
-        told = b""
-        while not told.endswith(b"\n"):
-            if not (byte := os.read(self._reads, 1)):
-                return False
-            told += byte
-        return True
 
     async def hear(self) -> AsyncIterator[dict[str, Any]]:
         """Give what the supervisor tells, until it is gone."""

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from service.server.processes import WorkerProcess
+from service.server.processes import ForkServer, WorkerProcess
 
 START_SECONDS = 60.0  # until a worker has to be ready
 STEADY_SECONDS = 1.0  # that one has to serve to be no failure
@@ -25,10 +25,10 @@ KILLED = 1  # exit code, if one had to be
 
 
 class Supervisor:
-    """Keeps `count` workers at work, each started by `command`.
+    """Keeps `count` workers at work, forked by a process that `command` starts.
 
     sockets: what workers listen on, closed at the end. overlap: whether a new worker may listen
-    before the one that it replaces has ended; then one more waits, ready to take over.
+    before the one that it replaces has ended.
     patience: seconds that an ending worker is given.
     forget: told of the number of each worker that has ended.
     """
@@ -57,11 +57,11 @@ class Supervisor:
         self._to_be_replaced = [asyncio.Event() for _ in range(count)]
         self._replacing = asyncio.Lock()
         self._stop: asyncio.Future[tuple[signal.Signals, int]]
-        self._reading: set[asyncio.Task[None]] = set()
         self._was_ready = False
+        self._loading = asyncio.Lock()
         self._release = 0  # of the code: another one with each SIGHUP
-        self._spare: WorkerProcess | None = None
-        self._sparing: asyncio.Task[None] | None = None
+        self._loaded = 0  # the one that the newest fork server has
+        self._servers: list[ForkServer] = []  # the newest one last
 
     async def run(self) -> int:
         """Serve until told to end by SIGTERM or SIGINT: the exit code."""
@@ -74,13 +74,11 @@ class Supervisor:
         number, code = await self._stop
         for sock in self._sockets:
             sock.close()  # nobody waits to be accepted any more, once the workers do not listen
-        tasks = keeping if self._sparing is None else [*keeping, self._sparing]
-        for task in tasks:
+        for task in keeping:
             task.cancel()
-        await asyncio.gather(*tasks, return_exceptions=True)
+        await asyncio.gather(*keeping, return_exceptions=True)
         ended = await asyncio.gather(*(self._let_go(one, number) for one in self._workers))
-        if self._reading:
-            await asyncio.wait(self._reading, timeout=BEYOND)
+        await asyncio.gather(*(server.end(BEYOND) for server in self._servers))
         return code or (0 if all(ended) else KILLED)
 
     def _end(self, number: signal.Signals, code: int) -> None:
@@ -93,9 +91,6 @@ class Supervisor:
     def _replace_all(self) -> None:
         self._logger.info("Every worker is replaced, one after the other")
         self._release += 1
-        if self._spare is not None:
-            self._spare.send(signal.SIGTERM)
-            self._spare = None
         for event in self._to_be_replaced:
             event.set()
 
@@ -128,6 +123,7 @@ class Supervisor:
         """Start another one and let the old one go; None: the place is empty."""
         async with self._replacing:
             if not self._overlap:
+                await self._fork_server()  # before: nobody serves until there is a new worker
                 await self._let_go(old, signal.SIGUSR1)
                 return await self._start()
             new = await self._start()
@@ -140,55 +136,48 @@ class Supervisor:
 
     async def _start(self) -> WorkerProcess | None:
         """Let a worker serve, and wait for it. None: it ended before, or had to be ended."""
-        worker, self._spare = self._spare, None
-        if worker is None or worker.ended.done():
-            worker = await self._spawn()
-        worker.is_spare = False
-        worker.tell(go=True)
-        try:
-            async with asyncio.timeout(START_SECONDS):
-                await _first(worker.ended, worker.ready.wait())
-        except TimeoutError:
-            self._logger.error("Worker %d is not ready after %d s", worker.number, START_SECONDS)
-            worker.process.kill()
+        server = await self._fork_server()
+        if server is None:
+            return None
+        number = next(n for n in range(len(self._numbers) + 1) if n not in self._numbers)
+        self._numbers.add(number)
+        worker = server.fork(number, self._told)
+        self._workers.add(worker)
+        worker.ended.add_done_callback(lambda _: self._gone(worker))
+        await _first(worker.ended, worker.ready.wait(), timeout=START_SECONDS)
+        if not (worker.ready.is_set() or worker.ended.done()):
+            self._logger.error("Worker %d is not ready after %d s", number, START_SECONDS)
+            worker.send(signal.SIGKILL)
             await worker.ended
         if worker.ended.done():
             return None
         self._was_ready = True
         self._tell_all()
-        self._logger.info("Worker %d serves (process %d)", worker.number, worker.process.pid)
-        self._want_spare()
+        self._logger.info("Worker %d serves (process %d)", number, worker.pid)
         return worker
 
-    def _want_spare(self) -> None:
-        is_coming = self._sparing is not None and not self._sparing.done()
-        if self._overlap and self._spare is None and not is_coming:
-            self._sparing = asyncio.create_task(self._have_spare(self._release))
-
-    async def _have_spare(self, release: int) -> None:
-        """Have one more that has loaded all it needs: to load takes longer than to start."""
-        spare = await self._spawn()
-        if release == self._release:
-            self._spare = spare
-        else:
-            spare.send(signal.SIGTERM)
-
-    async def _spawn(self) -> WorkerProcess:
-        number = next(n for n in range(len(self._numbers) + 1) if n not in self._numbers)
-        self._numbers.add(number)
-        try:
-            worker = await WorkerProcess.start(
-                number, self._command, self._sockets, self._environment
-            )
-        except BaseException:
-            self._numbers.discard(number)
-            raise
-        self._workers.add(worker)
-        reading = asyncio.create_task(self._listen_to(worker))
-        self._reading.add(reading)
-        reading.add_done_callback(self._reading.discard)
-        worker.ended.add_done_callback(lambda _: self._gone(worker))
-        return worker
+    async def _fork_server(self) -> ForkServer | None:
+        """Give one that has loaded the newest code. None: there is none, and none can be."""
+        async with self._loading:
+            self._servers = [one for one in self._servers if not one.gone.done()]
+            old = self._servers[-1] if self._servers else None
+            if old is not None and self._loaded == self._release:
+                return old
+            self._loaded = self._release
+            new = await ForkServer.start(self._command, self._sockets, self._environment)
+            self._servers.insert(0, new)
+            await _first(new.gone, new.loaded.wait(), timeout=START_SECONDS)
+            if new.loaded.is_set():
+                self._servers.append(self._servers.pop(0))
+                if old is not None:
+                    old.close()
+                return new
+            await new.end(0)
+            code = new.process.returncode or 0
+            if code > 0 and not self._was_ready:
+                self._end(signal.SIGTERM, code)  # it has said why; another one would say the same
+            self._logger.error("What serves cannot be loaded (exit code %d)", code)
+            return old
 
     def _tell_all(self) -> None:
         """Tell every worker how many there are."""
@@ -197,48 +186,49 @@ class Supervisor:
             worker.tell(workers=len(serving))
 
     def _gone(self, worker: WorkerProcess) -> None:
-        worker.close()
         self._workers.discard(worker)
         self._forget(worker.number)
         self._numbers.discard(worker.number)
         self._tell_all()
         code = worker.ended.result()
-        if not self._stop.done() and code > 0 and not self._was_ready:
-            self._end(signal.SIGTERM, code)  # it has said why; another one would say the same
-        self._logger.log(
-            logging.WARNING if code and not worker.is_spare else logging.INFO,
-            "Worker %d has ended (%s)",
-            worker.number,
-            f"exit code {code}" if code >= 0 else signal.Signals(-code).name,
-        )
+        if code is None:
+            how = "nobody can tell how"
+        elif code < 0:
+            how = signal.Signals(-code).name
+        else:
+            how = f"exit code {code}"
+            if code and not self._stop.done() and not self._was_ready:
+                self._end(signal.SIGTERM, code)  # it has said why; another one would say the same
+        level = logging.INFO if code == 0 else logging.WARNING
+        self._logger.log(level, "Worker %d has ended (%s)", worker.number, how)
 
     async def _let_go(self, worker: WorkerProcess, number: signal.Signals) -> bool:
         """Tell a worker to end, and wait: whether it did so by itself."""
+        await _first(worker.ended, worker.forked.wait(), timeout=BEYOND)
         worker.send(number)
         await asyncio.wait({worker.ended}, timeout=self._patience)
         if worker.ended.done():
             return True
         self._logger.error("Worker %d does not end: it is killed", worker.number)
-        worker.process.kill()
+        worker.send(signal.SIGKILL)
         await asyncio.wait({worker.ended})
         return False
 
-    async def _listen_to(self, worker: WorkerProcess) -> None:
-        async for told in worker.hear():
-            match told:
-                case {"ready": True}:
-                    worker.ready.set()
-                case {"worn": True}:
-                    worker.worn.set()
-                case {"record": record}:
-                    self._logger.handle(logging.makeLogRecord(record))
+    def _told(self, worker: WorkerProcess, what: dict[str, Any]) -> None:
+        match what:
+            case {"ready": True}:
+                worker.ready.set()
+            case {"worn": True}:
+                worker.worn.set()
+            case {"record": record}:
+                self._logger.handle(logging.makeLogRecord(record))
 
 
-async def _first(*awaited: Any) -> None:
-    """Wait until one of them is done, and cancel what only waits."""
+async def _first(*awaited: Any, timeout: float | None = None) -> None:
+    """Wait until one of them is done, and cancel what only waits: all but the first."""
     tasks = [asyncio.ensure_future(one) for one in awaited]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=timeout)
     finally:
         for task in tasks[1:]:
             task.cancel()

@@ -4,7 +4,8 @@ import asyncio
 import gc
 import random
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from socket import socket
 from typing import Any
 
 import hypercorn.asyncio
@@ -12,10 +13,12 @@ import uvloop
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 from quart import Quart
 
-from service import metrics
+from service import figures
+from service.app import create_app
 from service.config import Settings
 from service.http1 import ServerConfig
-from service.server.channel import Channel
+from service.server.channel import Channel, ChannelHandler
+from service.server.hypercorn import configured
 
 LAST_SECONDS = 0.2  # for who was accepted last to have asked
 # Python's full look for cycles stops 1,500 connections for 0.1 s and more, and under load there is
@@ -127,7 +130,7 @@ class Worker:
         async for told in channel.hear():
             self._app.extensions["workers"] = told["workers"]
         self._drain(0, listening=True)  # nobody watches any more
-        await asyncio.to_thread(metrics.drop)  # nor would clear up
+        await asyncio.to_thread(figures.drop)  # nor would clear up
 
     async def _say_when_ready(self, channel: Channel) -> None:
         while len(self._listeners) < len(self._config.bind):  # noqa: ASYNC110  (Hypercorn's)
@@ -147,6 +150,11 @@ class Worker:
         await self._app(scope, receive, send)
 
 
-def serve(app: Quart, config: ServerConfig, settings: Settings, channel: Channel | None) -> None:
-    """Serve an application in this process until told to end. Raises LifespanFailureError."""
-    Worker(app, config, settings, channel).run()
+def serve(settings: Settings, sockets: Sequence[socket], channel: Channel | None) -> None:
+    """Serve in this process until told to end. Raises LifespanFailureError."""
+    if channel is not None:
+        figures.share(channel.number)
+    app = create_app(settings)
+    if channel is not None:
+        app.extensions["log_handlers"] = [ChannelHandler(channel)]
+    Worker(app, configured(app, sockets, settings), settings, channel).run()
