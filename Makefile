@@ -43,6 +43,8 @@ $(VENV)-bench/.installed: $(VENV)/.installed requirements-bench.lock
 	@$(VENV)-bench/bin/python -m pip install $(PIP_OPTIONS) --no-deps --no-build-isolation -e .
 	@touch $@
 
+# The tests start many processes: what they load is compiled once, whatever the environment says.
+test soak: export PYTHONDONTWRITEBYTECODE =
 test: dev  ## the whole suite, on SQLite and on PostgreSQL (which the tests bring along)
 	@$(BIN)/python -m pytest -m "not alone" --numprocesses auto --maxprocesses 4 --dist worksteal \
 		--cov --cov-report= --cov-fail-under=0

@@ -189,7 +189,10 @@ async def test_a_cancelled_write_leaves_no_mark(
     books = [(await hurt.make.book()).id for _ in range(40)]
     unmark = hurt.cache.store.unmark
 
+    is_unmarking = asyncio.Event()
+
     async def slowly(*values: Any) -> None:
+        is_unmarking.set()
         await asyncio.sleep(0.05)
         await unmark(*values)
 
@@ -203,7 +206,7 @@ async def test_a_cancelled_write_leaves_no_mark(
 
     for n in range(len(books)):
         task = asyncio.create_task(change(n))
-        await asyncio.sleep(n / 600)
+        await (asyncio.sleep(n / 600) if n else is_unmarking.wait())
         task.cancel()
         await asyncio.wait({task})
     while hurt.site.database._units:

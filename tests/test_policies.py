@@ -23,9 +23,9 @@ STOREYS = (
     "logs", "column_types", "models",
     "validation", "db_errors", "engines", "migrations", "errors", "patience", "precedence",
     "wire", "cache", "front", "lag", "web", "openapi", "db", "security", "guard", "pagination",
-    "listing", "cors", "overload", "http1", "limits", "access_log", "figures", "metrics", "health", "home",
-    "books", "users", "auth", "admin", "shortway", "importer", "seed", "plausible", "app", "server",
-    "cli", "__main__",
+    "listing", "cors", "overload", "http1", "limits", "access_log", "figures",
+    "metrics", "health", "home", "books", "users", "auth", "admin", "shortway", "importer", "seed",
+    "plausible", "app", "server", "cli", "__main__",
 )  # fmt: skip
 WITHOUT_BODY = {"/api/auth/logout", "/admin/clear-cache"}
 

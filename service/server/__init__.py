@@ -14,7 +14,8 @@ SIGTERM and end the service when one is killed; these
     SIGTERM   say 503 at /health/ready and `Connection: close` everywhere, listen for a little
               longer, and end when what is in flight has ended
     SIGHUP    (to the supervisor) are replaced one after the other, by newer code, which another
-              fork server loads: the new one listens before the old one stops, unless the cache is in the memory of the only one
+              fork server loads: the new one listens before the old one stops, unless the
+              cache is in the memory of the only one
     SIGUSR1   leave new connections to the others, then end: what a replaced one hears
 
 `hypercorn` configures it; the HTTP/1.1 that it speaks here is in `service.http1`.

@@ -125,11 +125,14 @@ class ForkServer:
         """Let it end: at once if it has not loaded yet, else with the last of its workers."""
         self.close()
         if not self.loaded.is_set():
-            with suppress(ProcessLookupError):
-                self.process.terminate()
+            self._send(signal.SIGTERM)
         await asyncio.wait({self.gone}, timeout=seconds)
-        if not self.gone.done():
-            with suppress(ProcessLookupError):
-                self.process.kill()
+        self._send(signal.SIGKILL)
         await self.process.wait()
         await self.gone
+
+    def _send(self, number: signal.Signals) -> None:
+        # The process's own send_signal looks whether it has ended, and so takes away its exit code.
+        if not self.gone.done():
+            with suppress(ProcessLookupError):
+                os.kill(self.process.pid, number)

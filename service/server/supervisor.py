@@ -144,7 +144,7 @@ class Supervisor:
         worker = server.fork(number, self._told)
         self._workers.add(worker)
         worker.ended.add_done_callback(lambda _: self._gone(worker))
-        await _first(worker.ended, worker.ready.wait(), timeout=START_SECONDS)
+        await _first(worker.ended, worker.ready.wait(), seconds=START_SECONDS)
         if not (worker.ready.is_set() or worker.ended.done()):
             self._logger.error("Worker %d is not ready after %d s", number, START_SECONDS)
             worker.send(signal.SIGKILL)
@@ -166,7 +166,7 @@ class Supervisor:
             self._loaded = self._release
             new = await ForkServer.start(self._command, self._sockets, self._environment)
             self._servers.insert(0, new)
-            await _first(new.gone, new.loaded.wait(), timeout=START_SECONDS)
+            await _first(new.gone, new.loaded.wait(), seconds=START_SECONDS)
             if new.loaded.is_set():
                 self._servers.append(self._servers.pop(0))
                 if old is not None:
@@ -204,7 +204,7 @@ class Supervisor:
 
     async def _let_go(self, worker: WorkerProcess, number: signal.Signals) -> bool:
         """Tell a worker to end, and wait: whether it did so by itself."""
-        await _first(worker.ended, worker.forked.wait(), timeout=BEYOND)
+        await _first(worker.ended, worker.forked.wait(), seconds=BEYOND)
         worker.send(number)
         await asyncio.wait({worker.ended}, timeout=self._patience)
         if worker.ended.done():
@@ -224,11 +224,11 @@ class Supervisor:
                 self._logger.handle(logging.makeLogRecord(record))
 
 
-async def _first(*awaited: Any, timeout: float | None = None) -> None:
+async def _first(*awaited: Any, seconds: float | None = None) -> None:
     """Wait until one of them is done, and cancel what only waits: all but the first."""
     tasks = [asyncio.ensure_future(one) for one in awaited]
     try:
-        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=timeout)
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=seconds)
     finally:
         for task in tasks[1:]:
             task.cancel()
