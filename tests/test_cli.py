@@ -14,6 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 from click import Context
+from coverage import Coverage
 from sqlalchemy import make_url
 
 from service import __version__, migrations
@@ -26,8 +27,14 @@ CLEAN = {
     if name not in {"SECRET_KEY", "DATABASE_URL", "DEV_DATABASE_URL", "PUBLIC_URL", "REDIS_URL"}
 } | {"DRAIN_SECONDS": "0", "SHED_LAG_SECONDS": "0"}  # no load balancer, and a busy machine
 
-# For processes whose speed is what is tested: no coverage of them.
-UNTRACED = {"COVERAGE_PROCESS_CONFIG": "", "COVERAGE_PROCESS_START": ""}
+TRACED = {"COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"}
+
+
+def environment_of(given: dict[str, str]) -> dict[str, str]:
+    """Give that of a process: nothing from outside, and no coverage if this test has none."""
+    told = CLEAN | given
+    dropped = TRACED if Coverage.current() is None else set()
+    return {name: told[name] for name in told if name not in dropped}
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])
@@ -49,11 +56,9 @@ async def octavo(
 
 async def start(cwd: Path, *words: str, **environment: str) -> Process:
     """Start a command."""
-    told = CLEAN | environment
-    given = {name: told[name] for name in told if told[name] or name not in UNTRACED}
     return await asyncio.create_subprocess_exec(
         sys.executable, "-m", "service", *words,
-        cwd=cwd, env=given, stdin=PIPE, stdout=PIPE, stderr=PIPE,
+        cwd=cwd, env=environment_of(environment), stdin=PIPE, stdout=PIPE, stderr=PIPE,
     )  # fmt: skip
 
 

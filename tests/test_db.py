@@ -209,7 +209,8 @@ async def test_nothing_private_stands_in_a_database_error(site: Site) -> None:
         "username": "Anna", "username_key": "anna", "email": "private@example.org",
         "email_key": "private@example.org", "password_hash": "the hash",
     }  # fmt: skip
-    await site.database.write(lambda db: db.execute(insert(User).values(**row)))
+    async with site.database.writer.begin() as connection:
+        await connection.execute(insert(User).values(**row))
     with pytest.raises(Exception, match=r"uq_users|UNIQUE") as caught:
         await site.database.write(lambda db: db.execute(insert(User).values(**row)))
     assert "private@" not in str(caught.value).partition("DETAIL")[0]

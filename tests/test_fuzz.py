@@ -13,6 +13,8 @@ from tests.conftest import Site
 from tests.factories import Factory
 from tests.fuzz import fuzz
 
+pytestmark = pytest.mark.no_cover  # what it runs, others cover, and it is far faster without
+
 RUNS = 6  # three roles, two databases
 CASES = int(os.environ.get("FUZZ_CASES", "0")) // RUNS
 

@@ -27,7 +27,7 @@ from service.figures import FOLDER
 from service.models import Book
 from tests.conftest import SECRET, cache_on, free_port, fresh_catalogue
 from tests.factories import PASSWORD
-from tests.test_cli import UNTRACED, empty_url, octavo, served, start
+from tests.test_cli import empty_url, octavo, served, start
 from tests.test_health import black_hole
 
 __all__ = ["empty_url"]  # a fixture
@@ -168,7 +168,6 @@ async def service(
             "RATELIMIT_ENABLED": "false",
             "DRAIN_SECONDS": "1",
             "WORKERS": "3",
-            **UNTRACED,
         }
         async with served(tmp_path, **environment) as (supervisor, url, _):
             found = Service(supervisor, url, tmp_path, database)

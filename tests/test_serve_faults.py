@@ -16,7 +16,7 @@ from service import migrations
 from service.db import Database
 from tests.conftest import SECRET, cache_on, settings_for, url_of
 from tests.factories import PASSWORD
-from tests.test_cli import UNTRACED, served
+from tests.test_cli import served
 from tests.test_serve import SLACK, SOAK
 
 pytestmark = pytest.mark.alone
@@ -96,7 +96,6 @@ async def watched(
         "SECRET_KEY": SECRET,
         "RATELIMIT_ENABLED": "false",
         "WORKERS": "2",
-        **UNTRACED,
     }
     async with served(tmp_path, **environment) as (_, address, _):
         async with httpx.AsyncClient(base_url=address) as client:

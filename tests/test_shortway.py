@@ -26,6 +26,8 @@ from service.web import Public
 from tests.conftest import Site, serving, settings_for, visiting
 from tests.factories import Factory, Member
 
+pytestmark = pytest.mark.no_cover  # what it runs, others cover, and it is far faster without
+
 QUESTIONS = 20_000 if os.environ.get("SOAK") else 400
 BOOKS = 12
 SHOP, ELSEWHERE = "https://shop.example.org", "https://elsewhere.example.org"
