@@ -22,6 +22,7 @@ from uuid import uuid4
 import httpx
 import pytest
 import uvloop
+from coverage import Coverage
 from hypercorn.asyncio import serve
 from quart import Quart
 from sqlalchemy import make_url, text
@@ -52,6 +53,12 @@ def pytest_asyncio_loop_factories(
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
     """Run on the loop that serves in production."""
     return {"uvloop": uvloop.new_event_loop}
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-cov measures the processes that share the tests: not as any other process, as well."""
+    while hasattr(config, "workerinput") and (other := Coverage.current()):
+        other.stop()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -135,6 +135,7 @@ async def test_books_have_an_owner_if_one_is_named(catalogue: Database, tmp_path
     assert len(await books(catalogue)) == ADDED
 
 
+@pytest.mark.no_cover  # a signal that comes as coverage holds its lock would leave it held
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
 async def test_stopped_in_the_middle_and_begun_again(
     catalogue: Database, tmp_path: Path, number: signal.Signals
@@ -147,11 +148,8 @@ async def test_stopped_in_the_middle_and_begun_again(
     await process.stdin.drain()
     while not (await counts(catalogue))[0]:
         await asyncio.sleep(0.01)
-    ended = asyncio.ensure_future(process.communicate())
-    while not ended.done():  # coverage can swallow one that comes just before the blocking read
-        process.send_signal(number)
-        await asyncio.wait({ended}, timeout=10)
-    out, err = ended.result()
+    process.send_signal(number)
+    out, err = await process.communicate()
     assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
     rows, records, kept = await counts(catalogue)
     assert 0 < rows < MANY
