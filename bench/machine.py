@@ -39,6 +39,6 @@ def _memory() -> int:
 
 
 def _wrk() -> str:
-    told = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False)  # noqa: S607
+    told = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False)  # noqa: S607  (found by PATH)
     found = re.search(r"wrk (?:debian/)?(\S+)", told.stdout + told.stderr)
     return f"wrk {found[1]}" if found else sys.exit("wrk does not say its version")

@@ -50,7 +50,7 @@ def write_requests(requests: Iterable[bytes], path: Path) -> None:
 
 def warm(url: str, requests: Path, seconds: float) -> None:
     """Send requests for a while, and do not measure."""
-    process = subprocess.Popen(_command(url, requests, 60), stdout=subprocess.DEVNULL)  # noqa: S603
+    process = subprocess.Popen(_command(url, requests, 60), stdout=subprocess.DEVNULL)  # noqa: S603  (our own command)
     time.sleep(seconds)
     process.send_signal(signal.SIGINT)  # wrk ends well by it
     process.wait(30)
@@ -59,7 +59,7 @@ def warm(url: str, requests: Path, seconds: float) -> None:
 def send(url: str, requests: Path, seconds: int) -> Load:
     """Send requests for so many seconds. Raises WrongAnswersError."""
     command = _command(url, requests, seconds)
-    found = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    found = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  (our own command)
     return read(found.stdout + found.stderr)
 
 

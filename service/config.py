@@ -138,6 +138,9 @@ class Settings(CacheSettings, LimitSettings, ServeSettings):
         ]
         if (self.tls_certfile is None) != (self.tls_keyfile is None):
             problems.append("TLS_CERTFILE and TLS_KEYFILE go together: name both, or neither")
+        for name, file in (("TLS_CERTFILE", self.tls_certfile), ("TLS_KEYFILE", self.tls_keyfile)):
+            if file is not None and not (file.is_file() and os.access(file, os.R_OK)):
+                problems.append(f"{name} {file} cannot be read: name a file, readable to this user")
         if os.environ.get("AIOCACHE_DISABLE") == "1":
             problems.append(
                 "AIOCACHE_DISABLE makes the cache's library lie: unset it, and turn the cache off "

@@ -85,7 +85,7 @@ def init_app(app: Quart, settings: Settings) -> None:
     found = app.extensions["origins"] = Origins(settings)
     for applies, origins in found.places:
         cors(
-            _Hooks(app, applies),  # type: ignore[type-var]
+            _Hooks(app, applies),  # type: ignore[type-var]  # all it needs
             allow_origin=list(origins),
             allow_credentials=settings.cors_credentials,
             allow_methods=METHODS,

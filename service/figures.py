@@ -18,12 +18,12 @@ def share(number: int) -> None:
     The one place where two applications of a process would share something: the Prometheus
     client chooses for all.
     """
-    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]
+    values.ValueClass = values.MultiProcessValue(lambda: number)  # type: ignore[no-untyped-call]  # it has no types
 
 
 def forget(folder: str, number: int) -> None:
     """Drop what was true of a worker only while it lived."""
-    multiprocess.mark_process_dead(number, folder)  # type: ignore[no-untyped-call]
+    multiprocess.mark_process_dead(number, folder)  # type: ignore[no-untyped-call]  # it has no types
 
 
 def drop() -> None:

@@ -151,4 +151,4 @@ def _alone(error: Exception) -> Exception:
 def init_app(app: Quart, settings: Settings) -> None:
     """Put the front before the application."""
     front = app.extensions["front"] = Front(app, app.asgi_app, settings)
-    app.asgi_app = front  # type: ignore[method-assign]
+    app.asgi_app = front  # type: ignore[method-assign]  # Quart's way in

@@ -77,7 +77,7 @@ async def authenticate() -> CurrentUser:
     entry, _ = await cache().items.read(USERS, claims.user_id)
     account = Account(*json.loads(entry.body)) if entry.body else None
     user = _recognise(account, claims.jti, claims.ver)
-    request.scope[USER] = user.id  # type: ignore[literal-required]
+    request.scope[USER] = user.id  # type: ignore[literal-required]  # a key of ours
     return user
 
 

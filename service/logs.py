@@ -30,7 +30,8 @@ BACKUPS = 10
 # A log line is one line: what a client sent cannot begin another.
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 9}
 
-request_id: ContextVar[str] = ContextVar("request_id", default="-")
+NO_REQUEST = "-"
+request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
 
 
 class _Queued(QueueHandler):

@@ -129,7 +129,7 @@ class Metrics:
         registry = self.registry
         if folder := os.environ.get(FOLDER):
             registry = CollectorRegistry()
-            multiprocess.MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]
+            multiprocess.MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]  # it has no types
         return await asyncio.to_thread(generate_latest, registry)
 
 

@@ -141,4 +141,4 @@ class Overload:
 def init_app(app: Quart, settings: Settings) -> None:
     """Put it before all else, also before the front."""
     app.extensions["overload"] = overload = Overload(app, app.asgi_app, settings.shed_lag_seconds)
-    app.asgi_app = overload  # type: ignore[method-assign]
+    app.asgi_app = overload  # type: ignore[method-assign]  # Quart's way in

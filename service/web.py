@@ -145,7 +145,7 @@ def is_known(tag: str, lines: Sequence[str]) -> bool:
 
 def cache_status(status: Status) -> dict[str, str]:
     """Say whether the cache answered (RFC 9211)."""
-    request.scope[CACHED] = status  # type: ignore[literal-required]
+    request.scope[CACHED] = status  # type: ignore[literal-required]  # a key of ours
     return {"Cache-Status": f"Octavo; {CACHE_STATUS[status]}"}
 
 

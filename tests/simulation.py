@@ -288,14 +288,14 @@ class Worker:
         self.wire = Wire(self)
         self.cache = Cache(settings, logging.getLogger("simulation"), self.wire)
         self.cache.epochs.__class__ = SimulatedEpochs
-        self.cache.epochs.worker = self  # type: ignore[attr-defined]
+        self.cache.epochs.worker = self  # type: ignore[attr-defined]  # a stand-in
         self.cache.epochs._clock = "now()"
-        self.cache.epochs._engine = SimpleNamespace(  # type: ignore[assignment]
+        self.cache.epochs._engine = SimpleNamespace(  # type: ignore[assignment]  # a stand-in
             dialect=SimpleNamespace(name="postgresql")
         )
         self.cache.access.sampled = 0.2
         self.database = Database(settings, self.cache)
-        self.database._write = lambda: Session(self)  # type: ignore[assignment]
+        self.database._write = lambda: Session(self)  # type: ignore[assignment]  # a stand-in
 
     async def start(self) -> None:
         """Begin to serve."""

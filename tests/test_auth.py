@@ -287,7 +287,7 @@ async def test_a_password_changed_while_it_is_checked_opens_no_session(
     tokens = site.app.extensions["tokens"]
     for user_id, checked_hash in ((member.id, "another hash"), (member.id + 1, "any")):
         pair = await site.database.write(
-            lambda db, who=user_id, seen=checked_hash: service.login(  # type: ignore[misc]
+            lambda db, who=user_id, seen=checked_hash: service.login(  # type: ignore[misc]  # a lambda has no types
                 db, who, seen, None, tokens, 60
             )
         )

@@ -206,18 +206,18 @@ def test_answers_are_compared_without_host_and_spelling_of_times() -> None:
         "items": [{"id": 1, "created_at": "2026-11-25T11:00:00.5+01:00"}],
     }
     assert normal(ours) == normal(theirs)
-    theirs["items"][0]["id"] = 1.5  # type: ignore[index]
+    theirs["items"][0]["id"] = 1.5  # type: ignore[index]  # it is JSON
     assert normal(ours) != normal(theirs)
 
 
 def test_whoever_counts_no_limit_does_less() -> None:
     class Answer:
-        headers = {"x-ratelimit-remaining": "7"}  # noqa: RUF012
+        headers = {"x-ratelimit-remaining": "7"}  # noqa: RUF012  (read only)
 
-    assert remaining(Answer()) == 7  # type: ignore[arg-type]
+    assert remaining(Answer()) == 7  # type: ignore[arg-type]  # a stand-in
     Answer.headers = {}
     with pytest.raises(UnequalWorkError):
-        remaining(Answer())  # type: ignore[arg-type]
+        remaining(Answer())  # type: ignore[arg-type]  # a stand-in
 
 
 async def test_a_ceiling_repeats_what_it_was_given(

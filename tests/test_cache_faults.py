@@ -101,6 +101,27 @@ async def test_redis_hangs(hurt: Hurt) -> None:
     assert (await client.get(path)).json()["price"] == 1, "off, whatever Redis still holds"
 
 
+async def test_a_request_waits_in_vain_once(hurt: Hurt, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the short way has waited for, the ordinary one does not; the next request does."""
+    book, wire = await hurt.make.book(await hurt.make.member()), hurt.cache.store.wire
+    assert wire is not None
+    path, send, waits = f"/api/books/{book.id}", wire.ask, 0
+    for _ in range(3):
+        await hurt.client.get(path)
+
+    def ask(*asked: Any) -> Any:
+        nonlocal waits
+        waits += 1
+        return send(*asked)
+
+    monkeypatch.setattr(wire, "ask", ask)
+    hurt.send(signal.SIGSTOP)
+    for n in range(2):
+        answer = await hurt.client.get(path)
+        assert answer.headers["Cache-Status"] == "Octavo; fwd=bypass"
+        assert waits == n + 1
+
+
 @pytest.mark.parametrize("is_asked", [True, False])
 async def test_redis_from_an_old_dump(
     hurt: Hurt, monkeypatch: pytest.MonkeyPatch, is_asked: bool

@@ -20,7 +20,7 @@ from tests.simulation import Row, Session, VirtualLoop, Worker, World, virtual_t
 
 pytestmark = pytest.mark.no_cover  # what it runs, others cover, and it is far faster without
 
-SEEDS = 10_000 if os.environ.get("SOAK") else 100
+SEEDS = 10_000 if os.environ.get("SOAK") else 200
 MOST_SEEDS = 600  # until a defect has to be found
 WORKERS, CLIENTS = 3, 3
 GONE = 1 << 30  # the version of a row that was deleted: ids are never used twice

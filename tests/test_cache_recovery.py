@@ -166,7 +166,7 @@ async def test_a_statement_on_the_row_waits_for_its_turn_no_longer(hurt: Hurt) -
 
 async def test_one_sqlite_file_by_two_paths_is_one(folder: Path, tmp_path: Path) -> None:
     link = tmp_path / "link.db"
-    async with fresh_database("sqlite", None, folder) as url:  # type: ignore[arg-type]
+    async with fresh_database("sqlite", None, folder) as url:  # type: ignore[arg-type]  # SQLite asks for none
         settings = settings_for(url, folder)
         await asyncio.to_thread(migrations.upgrade, settings.database)
         link.symlink_to(str(settings.database.database))

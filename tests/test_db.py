@@ -136,8 +136,8 @@ async def test_clients_that_hang_up_in_mid_write_leave_whole_books_and_no_connec
     assert listed["total"] == len(listed["items"]) <= 81
     while site.database._units:
         await asyncio.wait(site.database._units)
-    assert site.database.writer.pool.checkedout() == 0  # type: ignore[attr-defined]
-    assert site.database.reader.pool.checkedout() == 0  # type: ignore[attr-defined]
+    assert site.database.writer.pool.checkedout() == 0  # type: ignore[attr-defined]  # a pool that queues
+    assert site.database.reader.pool.checkedout() == 0  # type: ignore[attr-defined]  # a pool that queues
 
 
 async def test_a_write_that_the_database_undid_for_another_is_done_again(

@@ -31,7 +31,7 @@ async def page() -> AsyncIterator[Page]:
         pytest.skip("there is no Chromium here (Debian: apt install chromium)")
     async with async_playwright() as driver:
         chromium = await driver.chromium.launch(executable_path=browser, args=list(ALONE))
-        yield await chromium.new_page(viewport=PHONE)  # type: ignore[arg-type]
+        yield await chromium.new_page(viewport=PHONE)  # type: ignore[arg-type]  # two numbers
         await chromium.close()
 
 

@@ -78,7 +78,7 @@ async def test_debugging_by_the_environment_shows_nothing(
 
 def requests_under_way() -> int:
     """Count the tasks in which Quart handles requests."""
-    names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]  # type: ignore[union-attr]
+    names = [task.get_coro().__qualname__ for task in asyncio.all_tasks()]  # type: ignore[union-attr]  # tasks are of coroutines
     return sum(name.startswith("ASGIHTTPConnection") for name in names)
 
 

@@ -244,7 +244,7 @@ async def peak_memory(cwd: Path, *words: str, **environment: str) -> int:
     return int(out)
 
 
-@pytest.mark.no_cover
+@pytest.mark.no_cover  # coverage needs memory of its own
 async def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     """A file ten times as long takes as much memory, in a dry run as in a real one."""
     peaks: dict[tuple[str, int], int] = {}

@@ -28,7 +28,7 @@ time.time = lambda: now() + 3_600
 """
 
 
-@pytest.mark.no_cover
+@pytest.mark.no_cover  # the other processes are what is looked at, and their speed
 @pytest.mark.timeout(1_200 if SOAK else 120)
 @pytest.mark.parametrize("processes", [4, 1])
 async def test_exactly_as_many_as_the_limit(tmp_path: Path, redis_url: str, processes: int) -> None:

@@ -191,7 +191,7 @@ async def test_what_is_not_in_it_is_found(site: Site, folder: Path) -> None:
             """Answer something else."""
             return Response('{"a": 1}', content_type="application/json")
 
-        app.asgi_app = Watched(app)  # type: ignore[method-assign]
+        app.asgi_app = Watched(app)  # type: ignore[method-assign]  # Quart's way in
 
     async with visiting(settings_for(site.another_url, folder), lying) as client:
         for path in ("/api/books", *map("/api/books/{}".format, (7, 8, 9)), "/api/hidden"):

@@ -231,7 +231,8 @@ async def test_three_times_what_can_be_borne(tmp_path: Path, empty_url: str) -> 
     }
     await octavo(tmp_path, "migrate", **settings)
     await octavo(tmp_path, "seed-db", **settings)
-    found = {}
+    found: dict[str, Any] = {}
+    three_times = 0.0  # of what can be borne: the control gets the same
     for name, budget in (
         ("shedding", {"SHED_LAG_SECONDS": "0.02"}),
         ("control", {"SHED_LAG_SECONDS": "0"}),
@@ -241,7 +242,8 @@ async def test_three_times_what_can_be_borne(tmp_path: Path, empty_url: str) -> 
             port = int(url.rpartition(":")[2])
             await measured(port, 0, 3)
             peak = await measured(port, 0)
-            found[name] = (peak, await measured(port, 3 * peak["good"]))
+            three_times = three_times or 3 * peak["good"]
+            found[name] = (peak, await measured(port, three_times))
     for name, (peak, three) in found.items():
         assert peak["others"] == three["others"] == 0
         print(

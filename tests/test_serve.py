@@ -82,6 +82,7 @@ class Service:
         async with asyncio.timeout(30):
             while len(self.workers) > 3:
                 await asyncio.sleep(0.1)
+        assert len(self.workers) == 3
         assert not set(before) & set(self.workers)
 
     async def sign_in(self) -> dict[str, str]:
@@ -186,8 +187,7 @@ async def test_killed_workers_lose_nothing_that_was_answered(service: Service) -
     async with service.load(6, work):
         for n in range(KILLS):
             await asyncio.sleep(0.3)
-            # The oldest: one that never lives for a second is waited with, longer and longer.
-            os.kill(service.workers[0], signal.SIGKILL)
+            os.kill(service.workers[n % len(service.workers)], signal.SIGKILL)
             back.append(await service.until_started(4 + n))
     assert len(service.workers) == 3
     async with service.database.session() as db:
@@ -376,6 +376,7 @@ async def test_a_worn_worker_is_replaced(empty_url: str, tmp_path: Path) -> None
     [
         ({"WORKERS": "2"}, "REDIS_URL is missing"),
         ({"TLS_CERTFILE": "cert.pem"}, "TLS_CERTFILE and TLS_KEYFILE go together"),
+        ({"TLS_CERTFILE": "no.pem", "TLS_KEYFILE": "no.pem"}, "TLS_CERTFILE no.pem cannot be"),
         ({"OCTAVO_ENV": "testing", "LOG_DIR": "/proc/logs"}, "LOG_DIR /proc/logs cannot be"),
     ],
 )

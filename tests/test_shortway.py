@@ -117,7 +117,7 @@ async def asked(
                 found.lines.append(message % kept)
             lines(message, *told, **more)
 
-        app.logger.info = info  # type: ignore[assignment, method-assign]
+        app.logger.info = info  # type: ignore[assignment, method-assign]  # a spy
 
     settings = settings_for(
         site.another_url,

@@ -28,18 +28,18 @@ limiter = Limiter(key_func=get_remote_address)
 cache = Cache()
 
 
-class User(UserColumns, db.Model):  # type: ignore[name-defined]
+class User(UserColumns, db.Model):  # type: ignore[name-defined]  # the extension makes it
     """Somebody who may sign in."""
 
     __tablename__ = "users"
     __table_args__ = {"extend_existing": True}  # noqa: RUF012  (SQLAlchemy reads it as it is)
 
 
-class Book(BookColumns, db.Model):  # type: ignore[name-defined]
+class Book(BookColumns, db.Model):  # type: ignore[name-defined]  # the extension makes it
     """A book."""
 
     __tablename__ = "books"
-    __table_args__ = {"extend_existing": True}  # noqa: RUF012
+    __table_args__ = {"extend_existing": True}  # noqa: RUF012  (read only)
 
     def to_dict(self) -> dict[str, Any]:
         """Give a book as clients see it."""
@@ -206,7 +206,7 @@ def create_app() -> Flask:
         RATELIMIT_HEADERS_ENABLED=True,
         RATELIMIT_DEFAULT=f"{settings.RATE} per minute",
     )
-    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1)  # type: ignore[method-assign]
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1)  # type: ignore[method-assign]  # Flask's way in
     db.init_app(app)
     limiter.init_app(app)
     cache.init_app(app)

@@ -34,7 +34,7 @@ Ask: TypeAlias = Request[Any, Any, State]
 Positive = Annotated[int, Parameter(ge=1)]
 
 
-class BookCreate(msgspec.Struct, forbid_unknown_fields=True):  # type: ignore[call-arg]
+class BookCreate(msgspec.Struct, forbid_unknown_fields=True):  # type: ignore[call-arg]  # no types when absent
     """A book to be made."""
 
     title: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
@@ -100,7 +100,7 @@ class BookPage(msgspec.Struct):
     links: dict[str, str]
 
 
-class BookSlice(msgspec.Struct, omit_defaults=True):  # type: ignore[call-arg]
+class BookSlice(msgspec.Struct, omit_defaults=True):  # type: ignore[call-arg]  # no types when absent
     """Books behind a cursor."""
 
     items: list[BookOut]

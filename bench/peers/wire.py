@@ -16,7 +16,7 @@ ASK = Path(__file__).with_name("ask.lua").read_text(encoding="utf-8")
 GENERATION = "tuned:generation"  # counts the writes: a page is of the generation it was read in
 # One statement looks whether the token is still good, and adds the book.
 CREATE = (
-    "INSERT INTO books (title, author, isbn, published_year, genre, price, author_key, search, "  # noqa: S608
+    "INSERT INTO books (title, author, isbn, published_year, genre, price, author_key, search, "  # noqa: S608  (no input)
     "user_id) SELECT {}::text, {}::text, {}::text, {}::int4, {}::text, {}::float8::numeric(13, 2), "
     "{}::text, {}::text::tsvector, id FROM users WHERE id = {}::int8 AND token_version = {}::int8 "
     f"RETURNING {COLUMNS}"
@@ -27,7 +27,7 @@ class UnauthorizedError(Exception):
     """Nobody is let in by this token."""
 
 
-class NewBook(msgspec.Struct, forbid_unknown_fields=True):  # type: ignore[call-arg]
+class NewBook(msgspec.Struct, forbid_unknown_fields=True):  # type: ignore[call-arg]  # no types when absent
     """A book to be made."""
 
     title: Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"\S")]

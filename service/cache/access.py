@@ -5,6 +5,7 @@ import logging
 import random
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
+from contextvars import ContextVar
 from typing import Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -16,6 +17,7 @@ from service.cache.epochs import State
 from service.cache.fence import Fence
 from service.cache.flights import Flights
 from service.cache.store import AnotherStoreError, Store
+from service.logs import NO_REQUEST, request_id
 from service.patience import Patience
 
 T = TypeVar("T")
@@ -23,6 +25,7 @@ Sessions = Callable[[], AbstractAsyncContextManager[AsyncSession]]
 Way = TypeVar("Way", bound=str)
 
 LATER_PATIENCE = 1.0
+_lost: ContextVar[str] = ContextVar("lost", default="")  # the request that the store has failed
 SQL_SECONDS = 4.5  # of a reader's wait, for a connection and for what it says
 
 
@@ -55,8 +58,13 @@ class Access:
         self.under_way: set[asyncio.Task[None]] = set()  # what follows answers
 
     def enter(self) -> State | None:
-        """Give the epoch that a read which begins now may use; None: it goes past the cache."""
-        return None if self._breaker.is_open else self._fence.lease()
+        """Give the epoch that a read which begins now may use; None: it goes past the cache.
+
+        A request that has waited in vain once does so no second time.
+        """
+        if self._breaker.is_open or _lost.get() == request_id.get():
+            return None
+        return self._fence.lease()
 
     async def sql(self, name: str, load: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """Read from the database; who asks for the same before it has begun gets the same.
@@ -74,6 +82,8 @@ class Access:
 
     def failed(self, error: Exception) -> None:
         """Hear of a command that failed."""
+        if (request := request_id.get()) != NO_REQUEST:
+            _lost.set(request)
         if isinstance(error, AnotherStoreError):
             self._fence.leave()
         else:

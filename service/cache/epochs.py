@@ -54,7 +54,7 @@ class State:
 
 def _state_query(dialect: str) -> str:
     return (
-        f"SELECT epoch, token, mode = 'on', run_id, {CLOCK[dialect]} - changed_at FROM cache_state"  # noqa: S608
+        f"SELECT epoch, token, mode = 'on', run_id, {CLOCK[dialect]} - changed_at FROM cache_state"  # noqa: S608  (no input)
     )
 
 
@@ -112,7 +112,7 @@ class Epochs:
         # Committing may take its time, in which leases are still given on what was before: so the
         # epoch is young, and no write goes on, until it has been seen that it is over.
         row = await self._ask(
-            "UPDATE cache_state SET epoch = epoch + 1, token = :token, mode = 'off', "  # noqa: S608
+            "UPDATE cache_state SET epoch = epoch + 1, token = :token, mode = 'off', "  # noqa: S608  (no input)
             f"changed_at = {self._clock} + {UNSEEN} WHERE mode = 'on' RETURNING epoch",
             BUMP_PATIENCE,
             token=uuid4().hex,
@@ -125,7 +125,7 @@ class Epochs:
     async def _renew(self, epoch: int) -> None:
         """Let the age of an epoch begin now."""
         await self._ask(
-            f"UPDATE cache_state SET changed_at = {self._clock} "  # noqa: S608
+            f"UPDATE cache_state SET changed_at = {self._clock} "  # noqa: S608  (no input)
             "WHERE epoch = :epoch RETURNING epoch",
             BUMP_PATIENCE,
             epoch=epoch,
@@ -148,7 +148,7 @@ class Epochs:
         """
         alone = f" AND pg_try_advisory_xact_lock({UNMARKED_LOCK})" if self.is_postgresql else ""
         row = await self._ask(
-            "UPDATE cache_state SET epoch = epoch + 1, token = :token, mode = 'on', "  # noqa: S608
+            "UPDATE cache_state SET epoch = epoch + 1, token = :token, mode = 'on', "  # noqa: S608  (no input)
             f"run_id = :run_id, changed_at = {'changed_at' if settled else self._clock} "
             f"WHERE epoch = :epoch{alone} RETURNING epoch",
             token=uuid4().hex,

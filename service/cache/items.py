@@ -165,7 +165,7 @@ class Items:
             self._access.stale(kind.key(row_id))
 
     def _life(self) -> float:
-        return self._seconds * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311
+        return self._seconds * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  (no secret)
 
 
 def may_be_filled(found: bytes | None) -> bool:

@@ -64,7 +64,7 @@ async def _ask_who(connection: Any) -> str:
     return f"{lines['run_id']}-{lines.get('master_replid', '')}"
 
 
-class _Wired(RedisCache):  # type: ignore[misc]
+class _Wired(RedisCache):  # type: ignore[misc]  # aiocache has no types
     """aiocache's Redis, of which one tick's reads go in one write."""
 
     wire: Wire

@@ -96,7 +96,7 @@ class Store(ABC):
         """End every connection."""
 
 
-class _Bounded(SimpleMemoryCache):  # type: ignore[misc]
+class _Bounded(SimpleMemoryCache):  # type: ignore[misc]  # aiocache has no types
     """aiocache's memory, of which the least used goes when it is full."""
 
     def __init__(self, entries: int) -> None:

@@ -46,7 +46,7 @@ class Http1(H11Protocol):
 
     def _cut(self) -> None:
         self._headers_due = None
-        self.task_group._task_group.create_task(self.send(Closed()))  # type: ignore[attr-defined]
+        self.task_group._task_group.create_task(self.send(Closed()))  # type: ignore[attr-defined]  # its own
 
     async def stream_send(self, event: StreamEvent) -> None:
         """Send a part of an answer. While draining, it is the last one of its connection."""

@@ -109,8 +109,8 @@ class Server(TCPServer):
 
 def install() -> None:
     """Stand where Hypercorn looks up, for each connection, what serves it."""
-    hypercorn.asyncio.run.TCPServer = Server  # type: ignore[attr-defined]
-    hypercorn.protocol.H11Protocol = Http1  # type: ignore[attr-defined]
+    hypercorn.asyncio.run.TCPServer = Server  # type: ignore[attr-defined]  # its seam
+    hypercorn.protocol.H11Protocol = Http1  # type: ignore[attr-defined]  # its seam
 
 
 def _at_hand(reader: asyncio.StreamReader) -> bytes:

@@ -37,7 +37,7 @@ def init_app(app: Quart, settings: Settings) -> None:
     limiter.init_app(app, enabled)
     app.register_blueprint(limits_bp)
     gate = app.extensions["gate"] = Gate(app, app.asgi_app, limiter, enabled)
-    app.asgi_app = gate  # type: ignore[method-assign]
+    app.asgi_app = gate  # type: ignore[method-assign]  # Quart's way in
 
     @app.while_serving
     async def lifespan() -> AsyncGenerator[None, None]:

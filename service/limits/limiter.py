@@ -117,7 +117,7 @@ class Limiter(RateLimiter):
         return self.callers.of(request.scope)
 
     async def _decide_custom(self) -> None:
-        app = current_app._get_current_object()  # type: ignore[attr-defined]
+        app = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy has it
         plan = UNKNOWN if request.endpoint is None else self.plan(app, request.endpoint)
         if not plan.custom or request.method == "OPTIONS":
             return

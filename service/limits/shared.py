@@ -18,7 +18,7 @@ LOG = (ROOM / "log.lua").read_text(encoding="utf-8")
 DECIDE, GIVE_BACK = (
     LOG + (ROOM / name).read_text(encoding="utf-8") for name in ("decide.lua", "give_back.lua")
 )
-SHA = {script: sha1(script.encode()).hexdigest() for script in (DECIDE, GIVE_BACK)}  # noqa: S324
+SHA = {script: sha1(script.encode()).hexdigest() for script in (DECIDE, GIVE_BACK)}  # noqa: S324  (Redis's own digest)
 AT_ONCE = 100  # decisions of one call: Redis does nothing else meanwhile
 
 

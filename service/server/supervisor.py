@@ -18,7 +18,7 @@ from service.server.processes import ForkServer, WorkerProcess
 
 START_SECONDS = 60.0  # until a worker has to be ready
 STEADY_SECONDS = 1.0  # that one has to serve to be no failure
-LONGEST_PAUSE = 5.0  # between attempts to start one
+LONGEST_PAUSE = 5.0  # between attempts to start one; a second at most, if it has served
 ATTEMPTS = 3  # to start the first one
 BEYOND = 5.0  # seconds after the grace: then a worker is killed
 KILLED = 1  # exit code, if one had to be
@@ -99,6 +99,7 @@ class Supervisor:
         worker: WorkerProcess | None = None
         failures = 0
         while True:
+            longest = LONGEST_PAUSE
             if worker is None:
                 worker = await self._start()
             if worker is not None:
@@ -110,12 +111,12 @@ class Supervisor:
                     continue
                 if time.monotonic() - begun > STEADY_SECONDS:
                     failures = 0
-                worker = None
+                worker, longest = None, STEADY_SECONDS
             elif not self._was_ready and failures + 1 == ATTEMPTS:
                 return self._end(signal.SIGTERM, 1)
             # The first time at once; whatever fails again and again may need the machine.
             if failures:
-                pause = min(0.1 * 2**failures, LONGEST_PAUSE)
+                pause = min(0.1 * 2**failures, longest)
                 await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  (no secret)
             failures += 1
 

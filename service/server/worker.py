@@ -35,7 +35,7 @@ class Loop(uvloop.Loop):
         super().__init__()
         self.listeners: list[asyncio.AbstractServer] = []
 
-    async def create_server(  # type: ignore[override]
+    async def create_server(  # type: ignore[override]  # whatever uvloop takes
         self, *args: Any, **options: Any
     ) -> asyncio.AbstractServer:
         """Listen."""

@@ -100,8 +100,9 @@ class ShortWay:
                 who, found = state.run_id, await self._store.get(key)
             else:
                 who, (found,) = await looking
-        except FAILURES:
-            return None  # the ordinary way will see for itself
+        except FAILURES as error:
+            self._cache.access.failed(error)  # so the ordinary way does not wait for it again
+            return None
         now = self._cache.access.enter()
         if who != state.run_id or now is None or now.token != state.token:
             return None

@@ -34,17 +34,17 @@ ONE = (200,)
 
 def line(name: str, raw: bytes, *more: object, **named: object) -> Case:
     """Take a request line with a host after it."""
-    return Case(name, raw + b"\r\n" + H + b"\r\n", *more, **named)  # type: ignore[arg-type]
+    return Case(name, raw + b"\r\n" + H + b"\r\n", *more, **named)  # type: ignore[arg-type]  # passed on
 
 
 def field(name: str, raw: bytes, *more: object, **named: object) -> Case:
     """Take header lines of a GET."""
-    return Case(name, GET + raw + b"\r\n\r\n", *more, **named)  # type: ignore[arg-type]
+    return Case(name, GET + raw + b"\r\n\r\n", *more, **named)  # type: ignore[arg-type]  # passed on
 
 
 def chunks(name: str, raw: bytes, *more: object, **named: object) -> Case:
     """Take a chunked body."""
-    return Case(f"chunks: {name}", CHUNKED + raw, *more, **named)  # type: ignore[arg-type]
+    return Case(f"chunks: {name}", CHUNKED + raw, *more, **named)  # type: ignore[arg-type]  # passed on
 
 
 BY_CHANCE = "16 KiB that are not whole, plus what came at once: not the same each time"

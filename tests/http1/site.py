@@ -95,7 +95,7 @@ async def bare(
     listener.listen(4_096)
     port, logged = listener.getsockname()[1], list[str]()
     config = ServerConfig()
-    config._log = Log(logged)  # type: ignore[assignment]
+    config._log = Log(logged)  # type: ignore[assignment]  # a stand-in
     config.bind = [f"fd://{listener.detach()}"]
     config.include_server_header = False
     config.backlog = 4_096

@@ -75,7 +75,7 @@ async def stream(site: Bare, raw: bytes, chance: random.Random) -> None:
     assert {found[1] for found in ANSWERS.finditer(told)} <= SAID
 
 
-@pytest.mark.no_cover
+@pytest.mark.no_cover  # what it runs, others cover, and it is far faster without
 @pytest.mark.timeout(3_600)
 async def test_damaged_bytes(site: Bare) -> None:
     print(f"MUTATIONS={MUTATIONS} SEED={SEED}")
