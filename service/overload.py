@@ -29,7 +29,7 @@ from service.precedence import COSTLY, NEVER_SHED
 WAITED_SECONDS = 0.2  # for a database connection
 LEAST = 10  # requests in flight: it is not they that make it late
 FIRST, LESS, MORE = 0.5, 0.8, 1.03  # of the room, by each look
-CALM_SECONDS = 2.0  # without being late: no bound is needed
+CALM_SECONDS = 2.0  # without being late, nor turning anybody away: no bound is needed
 LISTS_ALONE = 1.0  # of the strain
 MESSAGE = "There is more to do than can be done at the moment"
 
@@ -54,7 +54,7 @@ class Overload:
         front: Front = app.extensions["front"]
         self._front = front
         self.room = math.inf
-        self._late_at = -math.inf
+        self._strained_at = -math.inf
         lag: Lag = app.extensions["lag"]
         if budget:
             lag.observers.append(self.seen_late)
@@ -82,10 +82,10 @@ class Overload:
         """Make room for less, or for more, as late as the event loop is."""
         now, in_flight = time.monotonic(), self._front.in_flight
         if seconds > self._budget:
-            self._late_at = now
+            self._strained_at = now
             less = LESS if self.room < math.inf else FIRST
             self.room = max(LEAST, min(self.room, in_flight) * less)
-        elif now > self._late_at + CALM_SECONDS:
+        elif now > self._strained_at + CALM_SECONDS:
             self.room = math.inf
         elif in_flight >= self.room:  # else more room would not be used
             self.room *= MORE
@@ -113,6 +113,8 @@ class Overload:
     def refusal(self, scope: Any) -> tuple[list[tuple[bytes, bytes]], bytes]:
         """Give the headers and the body of a 503, and count it."""
         self.shed += 1
+        # It is in time because it refuses: without a bound all of them would be let in at once.
+        self._strained_at = time.monotonic()
         request_id.set(request_name(scope))
         refused = ServiceUnavailableError(MESSAGE)
         body = problem(refused)

@@ -12,9 +12,9 @@ from service import __version__
 
 COMMANDS = {  # and the file that has each
     "serve": "serve",
-    "migrate": "database",
-    "init-db": "database",
-    "create-admin": "database",
+    "migrate": "migrate",
+    "init-db": "migrate",
+    "create-admin": "create_admin",
     "seed-db": "fill",
     "import-books": "fill",
     "cache": "cache",
