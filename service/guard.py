@@ -47,10 +47,12 @@ class Account(NamedTuple):
     kept_jti: str | None
 
 
+COLUMNS = [User.__table__.c[name] for name in Account._fields]  # without the ORM: of every write
+
+
 async def load_users(db: AsyncSession, ids: Sequence[int]) -> dict[int, Entry]:
     """Give the entries of those users that there are: their accounts, as JSON."""
-    columns = [getattr(User, name) for name in Account._fields]
-    rows = await db.execute(select(*columns).where(User.id.in_(ids)))
+    rows = await db.execute(select(*COLUMNS).where(User.id.in_(ids)))
     return {row.id: Entry(b"%d" % row.token_version, _bytes(row)) for row in rows}
 
 
@@ -87,11 +89,12 @@ async def confirm(db: AsyncSession, user: CurrentUser, *, to_change: bool = Fals
     Between the guard and the write they may have signed out, or lost their rights. Every write
     for a user begins with this; `to_change`: it will change the user's own row.
     """
-    row = await db.get(User, user.id, with_for_update={"read": not to_change})
-    return _recognise(row, user.jti, user.ver)
+    account = select(*COLUMNS).where(User.__table__.c.id == user.id)
+    row = (await db.execute(account.with_for_update(read=not to_change))).one_or_none()
+    return _recognise(None if row is None else Account(*row), user.jti, user.ver)
 
 
-def _recognise(user: User | Account | None, jti: str, ver: int) -> CurrentUser:
+def _recognise(user: Account | None, jti: str, ver: int) -> CurrentUser:
     if user is None:
         raise UnauthorizedError("User not found")
     if ver != user.token_version and jti != user.kept_jti:

@@ -7,6 +7,7 @@ whoever comes while an answer is on its way, is sent together, over one connecti
 import asyncio
 from collections.abc import Sequence
 from contextvars import Context
+from hashlib import sha1
 from typing import Any, Protocol
 
 from redis.asyncio import ConnectionPool
@@ -69,6 +70,29 @@ def _groups(asked: Sequence[Sequence[str]]) -> list[tuple[list[Sequence[str]], d
 
 
 READ = Read()
+
+
+class Script:
+    """Calls a script, for each asker by itself: (keys, arguments) -> (who replied, its reply)."""
+
+    def __init__(self, source: str) -> None:
+        self.scripts = (source,)
+        self._digest = digest_of(source)
+
+    def commands(self, asked: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Command]:
+        """Call it once for each."""
+        return [("EVALSHA", self._digest, len(keys), *keys, *told) for keys, told in asked]
+
+    def answers(
+        self, asked: Sequence[Any], replies: Sequence[Any], who: str
+    ) -> list[tuple[str, Any]]:
+        """Give each its own."""
+        return [(who, reply) for reply in replies]
+
+
+def digest_of(script: str) -> str:
+    """Give the digest that Redis knows a script by."""
+    return sha1(script.encode()).hexdigest()  # noqa: S324  (Redis's own digest)
 
 
 class Wire:

@@ -23,9 +23,13 @@ from service.cache.store import (
     Store,
     run_of,
 )
-from service.wire import READ, Wire
+from service.wire import READ, Script, Wire
 
 ROOM = files("service.cache")
+MARK, UNMARK, LEASE, FILL, SWEEP = (
+    Script((ROOM / f"{name}.lua").read_text(encoding="utf-8"))
+    for name in ("mark", "unmark", "lease", "fill", "sweep")
+)
 PROBE = "octavo:cache:probe"
 POOL_SECONDS = 5.0  # wait for a free connection; whoever asks is less patient
 AT_ONCE = 1_000
@@ -107,10 +111,6 @@ class RedisStore(Store):
             )
         )
         self.aio.wire = self._wire
-        self._mark, self._unmark, self._lease, self._fill, self._sweep = (
-            self.aio.client.register_script((ROOM / f"{name}.lua").read_text(encoding="utf-8"))
-            for name in ("mark", "unmark", "lease", "fill", "sweep")
-        )
 
     @property
     def wire(self) -> Wire:
@@ -119,36 +119,34 @@ class RedisStore(Store):
 
     async def mark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
         """Mark keys, and lists where they change."""
-        self.mean(prefix)
         life = int(MARK_SECONDS * 1000)
-        await self._mark(_within(prefix, keys), [token, life, int(lists)])
+        await self._call(MARK, prefix, _within(prefix, keys), [token, life, int(lists)])
 
     async def unmark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
         """Take away one's own marks, and whatever is no mark."""
-        self.mean(prefix)
         life, mark = int(GENERATION_SECONDS * 1000), int(MARK_SECONDS * 1000)
         told = [token, new_generation(), life, int(lists), mark]
-        await self._unmark(_within(prefix, keys), told)
+        await self._call(UNMARK, prefix, _within(prefix, keys), told)
 
     async def lease(self, keys: Sequence[str], lease: bytes, seconds: float) -> list[bool]:
         """Lease the keys where nothing stands."""
-        self.mean(keys[0])
-        return [bool(one) for one in await self._lease(list(keys), [lease, int(seconds * 1000)])]
+        told = [lease, int(seconds * 1000)]
+        return [bool(one) for one in await self._call(LEASE, keys[0], keys, told)]
 
     async def fill(
         self, values: Sequence[tuple[str, bytes, float]], lease: bytes | None = None
     ) -> int:
         """Write values where `lease` stands; without one anywhere."""
-        self.mean(values[0][0])
         told: list[Any] = [lease or b""]
         for _, value, seconds in values:
             told += (value, int(seconds * 1000))
-        written: int = await self._fill([key for key, _, _ in values], told)
+        written: int = await self._call(FILL, values[0][0], [key for key, _, _ in values], told)
         return written
 
     async def sweep(self, prefix: str) -> int:
         """Delete every value of an epoch, some at a time: others are served between."""
-        return sum([await self._sweep(keys) async for keys in self._scan(prefix)])
+        scanned = self._scan(prefix)
+        return sum([await self._call(SWEEP, prefix, keys, ()) async for keys in scanned])
 
     async def names(self, prefix: str) -> list[str]:
         """Name what is there of an epoch."""
@@ -158,6 +156,18 @@ class RedisStore(Store):
     def mean(self, key: str) -> None:
         """Speak to the Redis of a key from now on, in this task."""
         _meant.set(run_of(key))
+
+    async def _call(
+        self, script: Script, key: str, keys: Sequence[Any], told: Sequence[Any]
+    ) -> Any:
+        """Call a script about the epoch of `key`.
+
+        In another Redis it would do nothing that anybody sees: every key says whose it is.
+        """
+        who, reply = await self._wire.ask(script, (keys, told))
+        if who != run_of(key):
+            raise AnotherStoreError("Another Redis answers")
+        return reply
 
     async def _scan(self, prefix: str) -> AsyncIterator[list[bytes]]:
         self.mean(prefix)

@@ -6,33 +6,32 @@ What one tick of the loop asks is decided by one call.
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
-from hashlib import sha1
 from importlib.resources import files
 from typing import Any
 
 from service.limits.claims import Claim, Decision, Policy, Standing
-from service.wire import Command, Wire
+from service.wire import Command, Script, Wire, digest_of
 
 ROOM = files("service.limits")
 LOG = (ROOM / "log.lua").read_text(encoding="utf-8")
 DECIDE, GIVE_BACK = (
     LOG + (ROOM / name).read_text(encoding="utf-8") for name in ("decide.lua", "give_back.lua")
 )
-SHA = {script: sha1(script.encode()).hexdigest() for script in (DECIDE, GIVE_BACK)}  # noqa: S324  (Redis's own digest)
+DECIDE_DIGEST = digest_of(DECIDE)
 AT_ONCE = 100  # decisions of one call: Redis does nothing else meanwhile
 
 
 class Decide:
     """Decides requests, each a list of claims, one after the other."""
 
-    scripts = (DECIDE, GIVE_BACK)
+    scripts = (DECIDE,)
 
     def commands(self, asked: Sequence[Sequence[Claim]]) -> list[Command]:
         """Call the script for up to so many of them."""
         calls = []
         for begin in range(0, len(asked), AT_ONCE):
             keys, told = arguments(asked[begin : begin + AT_ONCE])
-            calls.append(("EVALSHA", SHA[DECIDE], len(keys), *keys, *told))
+            calls.append(("EVALSHA", DECIDE_DIGEST, len(keys), *keys, *told))
         return calls
 
     def answers(
@@ -42,21 +41,7 @@ class Decide:
         return [answer for reply in replies for answer in reply]
 
 
-class GiveBack:
-    """Undoes units, each by its key and stamp."""
-
-    scripts = (GIVE_BACK,)
-
-    def commands(self, asked: Sequence[tuple[str, int]]) -> list[Command]:
-        """Call the script for each."""
-        return [("EVALSHA", SHA[GIVE_BACK], 1, key, stamp) for key, stamp in asked]
-
-    def answers(self, asked: Sequence[Any], replies: Sequence[Any], who: str) -> Sequence[Any]:
-        """Give what the script says of each."""
-        return replies
-
-
-DECIDING, GIVING_BACK = Decide(), GiveBack()
+DECIDING, GIVING_BACK = Decide(), Script(GIVE_BACK)
 
 
 class Shared:
@@ -75,7 +60,7 @@ class Shared:
 
     async def give_back(self, key: str, stamp: int) -> None:
         """Undo one unit that was admitted at `stamp`."""
-        await self.wire.ask(GIVING_BACK, (key, stamp))
+        await self.wire.ask(GIVING_BACK, ((key,), (stamp,)))
 
 
 def arguments(
