@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from quart import request
 from quart_schema import security_scheme
-from sqlalchemy import select
+from sqlalchemy import bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.cache import Entry, Kind
@@ -47,12 +47,16 @@ class Account(NamedTuple):
     kept_jti: str | None
 
 
-COLUMNS = [User.__table__.c[name] for name in Account._fields]  # without the ORM: of every write
+# Made once, and without the ORM: nearly every request asks one of these.
+_ROWS = select(*(User.__table__.c[name] for name in Account._fields))
+MANY = _ROWS.where(User.__table__.c.id.in_(bindparam("ids", expanding=True)))
+ONE = _ROWS.where(User.__table__.c.id == bindparam("id"))
+TO_READ, TO_CHANGE = ONE.with_for_update(read=True), ONE.with_for_update()
 
 
 async def load_users(db: AsyncSession, ids: Sequence[int]) -> dict[int, Entry]:
     """Give the entries of those users that there are: their accounts, as JSON."""
-    rows = await db.execute(select(*COLUMNS).where(User.id.in_(ids)))
+    rows = await db.execute(MANY, {"ids": ids})
     return {row.id: Entry(b"%d" % row.token_version, _bytes(row)) for row in rows}
 
 
@@ -89,8 +93,7 @@ async def confirm(db: AsyncSession, user: CurrentUser, *, to_change: bool = Fals
     Between the guard and the write they may have signed out, or lost their rights. Every write
     for a user begins with this; `to_change`: it will change the user's own row.
     """
-    account = select(*COLUMNS).where(User.__table__.c.id == user.id)
-    row = (await db.execute(account.with_for_update(read=not to_change))).one_or_none()
+    row = (await db.execute(TO_CHANGE if to_change else TO_READ, {"id": user.id})).one_or_none()
     return _recognise(None if row is None else Account(*row), user.jti, user.ver)
 
 

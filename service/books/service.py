@@ -13,6 +13,7 @@ from sqlalchemy import (
     Select,
     SQLColumnExpression,
     and_,
+    bindparam,
     cast,
     column,
     func,
@@ -53,6 +54,7 @@ from service.models import (
 from service.pagination import Order, Page
 
 CENT = Decimal("0.01")
+MANY = select(Book).where(Book.id.in_(bindparam("ids", expanding=True)))  # made once
 
 
 @dataclass(frozen=True)
@@ -106,7 +108,7 @@ def _bytes(book: Book) -> bytes:
 
 async def load_books(db: AsyncSession, ids: Sequence[int]) -> dict[int, Entry]:
     """Give the entries of those books that there are."""
-    books = await db.scalars(select(Book).where(Book.id.in_(ids)))
+    books = await db.scalars(MANY, {"ids": ids})
     return {book.id: Entry(b"%d" % book.version, _bytes(book)) for book in books}
 
 

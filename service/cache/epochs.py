@@ -8,11 +8,12 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
+from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
-from sqlalchemy import text
+from sqlalchemy import TextClause, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
@@ -60,8 +61,14 @@ def _state_query(dialect: str) -> str:
 
 async def read_within(db: AsyncSession) -> State:
     """Read the row within a write, after its changes."""
-    row = (await db.execute(text(_state_query(db.get_bind().dialect.name)))).one()
+    row = (await db.execute(_state_statement(db.get_bind().dialect.name))).one()
     return _state(row)
+
+
+@lru_cache
+def _state_statement(dialect: str) -> TextClause:
+    """Make it once: every write asks."""
+    return text(_state_query(dialect))
 
 
 def _state(row: Any) -> State:
