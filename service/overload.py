@@ -29,7 +29,7 @@ from service.precedence import COSTLY, NEVER_SHED
 WAITED_SECONDS = 0.2  # for a database connection
 LEAST = 10  # requests in flight: it is not they that make it late
 FIRST, LESS, MORE = 0.5, 0.8, 1.03  # of the room, by each look
-CALM_SECONDS = 2.0  # without being late, nor turning anybody away: no bound is needed
+CALM_SECONDS = 2.0  # without being late, nor turning anybody away: there is room to be found
 LISTS_ALONE = 1.0  # of the strain
 MESSAGE = "There is more to do than can be done at the moment"
 
@@ -39,8 +39,9 @@ class Overload:
 
     budget: seconds that the event loop may be late; 0: nothing is ever turned away. `room` is how
     many requests may be in flight: without bound, until it is late; then fewer, as long as it is,
-    and more and more, as long as it is not (additive or multiplicative changes come to the same at
-    this size). Lateness alone would be told too late: much is let in between two looks at it.
+    and more and more, as long as it is not, until no bound is felt any more. Additive changes
+    would come to the same at this size. Lateness alone would be told too late: much is let in
+    between two looks at it.
 
     Lists are also turned away where a database connection has been waited for too long: what the
     cache knows needs none, and writes wait for theirs.
@@ -85,10 +86,8 @@ class Overload:
             self._strained_at = now
             less = LESS if self.room < math.inf else FIRST
             self.room = max(LEAST, min(self.room, in_flight) * less)
-        elif now > self._strained_at + CALM_SECONDS:
-            self.room = math.inf
-        elif in_flight >= self.room:  # else more room would not be used
-            self.room *= MORE
+        elif in_flight >= self.room or now > self._strained_at + CALM_SECONDS:
+            self.room *= MORE  # what could be borne is forgotten little by little
 
     @cached_property
     def _never(self) -> set[str]:
