@@ -45,7 +45,9 @@ class Contestant:
 ALL = [
     Contestant("Octavo", OCTAVO, ("octavo", "serve", "--workers", "0", "--bind", HOST + ":{port}")),
     Contestant(
-        "Octavo on uvicorn", OCTAVO, (*UVICORN, "--factory", "bench.peers.octavo:create_app")
+        "Octavo on uvicorn",
+        OCTAVO,
+        (*UVICORN, "--no-proxy-headers", "--factory", "bench.peers.octavo:create_app"),
     ),
     Contestant(
         "Octavo on Granian", OCTAVO, (*GRANIAN, "--factory", "bench.peers.octavo:create_app")
@@ -77,6 +79,8 @@ ALL = [
         (*UVICORN, "--no-proxy-headers", "bench.peers.litestar_tuned:app"),
     ),
     Contestant("bare ASGI on Hypercorn", CEILING, (*HYPERCORN, "bench.peers.bare:app")),
-    Contestant("bare ASGI on uvicorn", CEILING, (*UVICORN, "bench.peers.bare:app")),
+    Contestant(
+        "bare ASGI on uvicorn", CEILING, (*UVICORN, "--no-proxy-headers", "bench.peers.bare:app")
+    ),
     Contestant("bare ASGI on Granian", CEILING, (*GRANIAN, "bench.peers.bare:app")),
 ]

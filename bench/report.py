@@ -132,7 +132,8 @@ def conditions(results: Results) -> str:
         "the servers take turns; the best round counts. One process each, pinned to a core; "
         "PostgreSQL, Redis and wrk share the others. Octavo runs as in production, with metrics, "
         "request ids and all its headers; its access log is sampled off, as the others have none, "
-        "and it turns nobody away."
+        "and it turns nobody away. As documented, pages of the peers are read from "
+        "PostgreSQL each time, since their totals have to be exact; tuned, they are kept."
     )
 
 

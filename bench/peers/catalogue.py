@@ -64,6 +64,7 @@ class Catalogue:
         self._redis: Redis = Redis.from_url(settings.REDIS_URL)
         self._ask = await self._redis.script_load(wire.ASK)
         self._pipeline = Pipeline(self._redis)
+        self._pages = wire.Pages()
         self._pool = await asyncpg.create_pool(
             settings.DATABASE_URL, min_size=16, max_size=16, reset=_leave_as_it_is
         )
@@ -91,11 +92,12 @@ class Catalogue:
 
     async def page(self, query: str, caller: str, known: str | None) -> Answer:
         """Give a list of books: of the present generation, however it was come by."""
-        key = f"tuned:page:{query}"
-        refused, headers, (generation, found) = await self._admit(caller, wire.GENERATION, key)
+        key, held = f"tuned:page:{query}", self._pages.get(query)
+        keys = () if held else (key,)
+        refused, headers, (generation, *others) = await self._admit(caller, wire.GENERATION, *keys)
         if refused is not None:
             return refused
-        generation = generation or b"0"
+        generation, found = generation or b"0", held or others[0]
         if found is None or wire.unpack(found)[0] != generation:
             try:
                 asked = listing.read(query)
@@ -103,6 +105,7 @@ class Catalogue:
                 return _error(400, str(error), headers)
             found = wire.pack(await self._read(asked), generation)
             self._pipeline.send("SET", key, found, "EX", settings.PAGE_SECONDS)
+        self._pages.keep(query, found)
         return _tagged(found, headers, known)
 
     async def create(self, body: bytes, authorization: str | None) -> Answer:

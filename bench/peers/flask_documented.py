@@ -5,6 +5,7 @@ new book takes the memoized count away, so that the guide's own test of totals p
 """
 
 from collections.abc import Callable
+from decimal import Decimal
 from functools import wraps
 from typing import Any
 from urllib.parse import urlencode
@@ -116,11 +117,19 @@ def conditions() -> list[ColumnElement[bool]]:
     found: list[ColumnElement[bool]] = []
     if genre := request.args.get("genre"):
         found.append(Book.genre == genre)
-    if (least := request.args.get("price_min", type=float)) is not None:
+    if (least := request.args.get("price_min", type=price)) is not None:
         found.append(price_key(Book) >= max(least, 0))
-    if (most := request.args.get("price_max", type=float)) is not None:
+    if (most := request.args.get("price_max", type=price)) is not None:
         found.append(price_key(Book).between(0, most))
     return found
+
+
+def price(value: str) -> Decimal:
+    """Read a price. Raises ValueError, which Flask takes for none."""
+    try:
+        return Decimal(value)
+    except ArithmeticError:
+        raise ValueError(value) from None
 
 
 def revalidated(response: Response) -> Any:

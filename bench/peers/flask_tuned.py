@@ -27,6 +27,7 @@ class Catalogue:
             max_size=THREADS,
             kwargs={"autocommit": True, "row_factory": dict_row},
         )
+        self._pages = wire.Pages()
         wire.collect_seldom()
 
     def item(self, book_id: int, caller: str) -> Response:
@@ -45,11 +46,12 @@ class Catalogue:
 
     def page(self, query: str, caller: str) -> Response:
         """Give a list of books, of the present generation."""
-        key = f"tuned:page:{query}"
-        refused, headers, values = self._admit(caller, wire.GENERATION, key)
+        key, held = f"tuned:page:{query}", self._pages.get(query)
+        keys = () if held else (key,)
+        refused, headers, values = self._admit(caller, wire.GENERATION, *keys)
         if refused is not None:
             return refused
-        generation, found = values[0] or b"0", values[1]
+        generation, found = values[0] or b"0", held or values[1]
         if found is None or wire.unpack(found)[0] != generation:
             try:
                 asked = listing.read(query)
@@ -57,6 +59,7 @@ class Catalogue:
                 return error(400, str(wrong), headers)
             found = wire.pack(self._read(asked), generation)
             self._redis.set(key, found, ex=settings.PAGE_SECONDS)
+        self._pages.keep(query, found)
         return tagged(found, headers)
 
     def create(self, body: bytes, authorization: str | None) -> Response:

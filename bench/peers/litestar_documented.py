@@ -7,6 +7,7 @@ requests, and not when a book is new. The session is SQLAlchemy's own, made in a
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
+from decimal import Decimal
 from hashlib import md5
 from typing import Annotated, Any, Literal, TypeAlias
 from urllib.parse import urlencode
@@ -176,8 +177,8 @@ async def list_books(
     cursor: Positive | None = None,
     limit: Positive | None = None,
     genre: Genre | None = None,
-    price_min: float | None = None,
-    price_max: float | None = None,
+    price_min: Decimal | None = None,
+    price_max: Decimal | None = None,
 ) -> Response[Any]:
     """Give a page, or what follows a cursor."""
     where = conditions(genre, price_min, price_max)
@@ -192,7 +193,7 @@ async def list_books(
 
 
 def conditions(
-    genre: str | None, price_min: float | None, price_max: float | None
+    genre: str | None, price_min: Decimal | None, price_max: Decimal | None
 ) -> list[ColumnElement[bool]]:
     """Give the filters that were asked for."""
     found: list[ColumnElement[bool]] = []

@@ -57,6 +57,18 @@ def new_values(book: NewBook, user_id: int, version: int) -> Statement:
     )  # fmt: skip
 
 
+class Pages(dict[str, bytes]):
+    """The last pages of this process, each with its generation: Redis then need not send them."""
+
+    most = 512
+
+    def keep(self, query: str, found: bytes) -> None:
+        """Keep a page, in place of the one that has been here the longest."""
+        if query not in self and len(self) >= self.most:
+            self.pop(next(iter(self)), None)
+        self[query] = found
+
+
 def pack(body: bytes, generation: bytes = b"") -> bytes:
     """Give what is cached of an answer: its generation, its tag, its bytes."""
     tag = blake2b(body, digest_size=12).hexdigest().encode()

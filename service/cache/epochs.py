@@ -61,14 +61,14 @@ def _state_query(dialect: str) -> str:
 
 async def read_within(db: AsyncSession) -> State:
     """Read the row within a write, after its changes."""
-    row = (await db.execute(_state_statement(db.get_bind().dialect.name))).one()
-    return _state(row)
+    query = _state_query(db.get_bind().dialect.name)
+    return _state((await db.execute(_statement(query))).one())
 
 
 @lru_cache
-def _state_statement(dialect: str) -> TextClause:
-    """Make it once: every write asks."""
-    return text(_state_query(dialect))
+def _statement(query: str) -> TextClause:
+    """Make a statement once: every write asks."""
+    return text(query)
 
 
 def _state(row: Any) -> State:
