@@ -93,8 +93,10 @@ class Settings(CacheSettings, LimitSettings, ServeSettings):
     password_queue: int = Field(
         32, ge=1, description="password hashes that may wait; beyond that 503"
     )
-    pool_size: int = Field(10, ge=1, description="database connections a process keeps")
-    pool_overflow: int = Field(5, ge=0, description="connections beyond that, under load")
+    pool_size: int = Field(15, ge=1, description="database connections a process keeps")
+    pool_overflow: int = Field(
+        0, ge=0, description="connections beyond that, each made anew and let go after its use"
+    )
     pool_timeout: float = Field(2.0, gt=0, le=60, description="seconds to wait for one; then 503")
     log_dir: Folder = Field(
         Path("logs"),
