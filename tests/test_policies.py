@@ -1,6 +1,7 @@
 """House rules that a machine can see: over the URL map, and over the syntax trees."""
 
 import ast
+import re
 from pathlib import Path
 
 from quart_schema.validation import (
@@ -127,3 +128,15 @@ def test_what_is_public_is_described() -> None:
         for node in tree.body:
             if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef):
                 assert node.name.startswith("_") or ast.get_docstring(node), f"{path} {node.name}"
+
+
+def test_every_exception_to_a_rule_has_its_reason() -> None:
+    silent = re.compile(r"# (noqa(?!: [A-Z]+\d+  \(.)|type: ignore(?!\[[a-z, -]+\]  # .))")
+    found = [
+        f"{file}:{number}"
+        for folder in ("service", "tests", "bench", "loadtest")
+        for file in (ROOT.parent / folder).rglob("*.py")
+        for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+        if silent.search(line)
+    ]
+    assert not found
