@@ -2,9 +2,10 @@
 
     Hypercorn            server/ keeps workers at work: each one process, on uvloop
       -> http1/          HTTP/1.1 under it: bytes into requests, answers into bytes
+      -> overload.py     is there room for it?
+      -> shortway/       what is warm is answered here, and goes no further
       -> front.py        ASGI: request id, body cap, protection, the answer of last resort
       -> limits/gate.py  ASGI: may this request pass now?
-      -> shortway/       what is warm is answered here, and goes no further
       -> app.py          create_app: every concern, then every blueprint
       -> */routes.py     speaks HTTP: parse (web.py), guard (guard.py), respond (web.py)
       -> cache/          what is known already; what is not, the service loads

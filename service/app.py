@@ -27,8 +27,8 @@ from service.config import Settings, load
 from service.users import users_bp
 
 CONCERNS = (
-    logs, web, errors, cors, security, db, lag, health, home, openapi, limits, shortway, metrics,
-    access_log, front, overload,
+    logs, web, errors, cors, security, db, lag, health, home, openapi, limits, metrics,
+    access_log, front, shortway, overload,
 )  # fmt: skip
 BLUEPRINTS = (auth_bp, books_bp, users_bp, admin_bp)
 

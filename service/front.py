@@ -5,10 +5,10 @@ what not to do with an answer, and answers when all else has failed.
 """
 
 import asyncio
+import random
 import re
 import time
 from collections.abc import Callable
-from secrets import token_hex
 from typing import Any, NamedTuple, cast
 
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
@@ -25,12 +25,15 @@ GONE = {"type": "http.disconnect"}
 VARY = "Accept-Encoding, Origin"
 ROUTE, USER, CACHED = "octavo.route", "octavo.user", "octavo.cache"  # in the scope, once known
 TOO_LARGE = "octavo.too_large"  # in the scope: the body went over the cap
+BEGUN = "octavo.begun"  # in the scope: when somebody before the front took it (perf_counter)
 
 
 def request_name(scope: Any) -> str:
-    """Give the request's id: the client's if it is a decent one."""
-    given = dict(scope["headers"]).get(b"x-request-id", b"")
-    return given.decode() if REQUEST_ID.fullmatch(given) else token_hex(16)
+    """Give the request's id: the client's if it is a decent one. Nobody has to trust one."""
+    given: bytes = dict(scope["headers"]).get(b"x-request-id", b"")
+    if REQUEST_ID.fullmatch(given):
+        return given.decode()
+    return f"{random.getrandbits(128):032x}"
 
 
 class Seen(NamedTuple):
@@ -67,7 +70,7 @@ class Front:
             return await send({"type": "websocket.close", "code": 1000, "reason": ""})
         name = request_name(scope)
         request_id.set(name)
-        begun, status = time.perf_counter(), 0
+        begun, status = cast(Any, scope).pop(BEGUN, 0.0) or time.perf_counter(), 0
         started = complete = gone = False
         answered = asyncio.Event()
         left = self._max_body_bytes
@@ -135,10 +138,14 @@ class Front:
             await send_with_id({"type": "http.response.body", "body": body, "more_body": False})
         finally:
             self.in_flight -= 1
-            seen = Seen(scope, status, time.perf_counter() - begun)
-            for observe in self._observers:
-                observe(seen)
+            self.tell(scope, status, begun)
         return None
+
+    def tell(self, scope: Any, status: int, begun: float) -> None:
+        """Tell all who want to know that a request is over."""
+        seen = Seen(scope, status, time.perf_counter() - begun)
+        for observe in self._observers:
+            observe(seen)
 
 
 def _alone(error: Exception) -> Exception:

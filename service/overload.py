@@ -10,7 +10,7 @@ all else, and counted, but not logged.
 
 import math
 import time
-from functools import cached_property
+from functools import cached_property, lru_cache
 from typing import Any
 
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
@@ -24,7 +24,7 @@ from service.errors import MIMETYPE, ServiceUnavailableError, problem
 from service.front import NO_PAGE, VARY, Front, request_name
 from service.lag import Lag
 from service.logs import request_id
-from service.precedence import COSTLY, NEVER_SHED
+from service.precedence import COSTLY, LET_IN, NEVER_SHED
 
 WAITED_SECONDS = 0.2  # for a database connection
 LEAST = 10  # requests in flight: it is not they that make it late
@@ -61,6 +61,7 @@ class Overload:
             lag.observers.append(self.seen_late)
         self._app = app
         self._match = app.url_map.bind("").match
+        self._is_costly = lru_cache(1_024)(self._find_costly)
         self._always_told = [
             (b"content-type", MIMETYPE.encode()),
             (b"cache-control", b"no-store"),
@@ -102,7 +103,7 @@ class Overload:
             return False
         return strain >= 2 or self._is_costly(method, path)
 
-    def _is_costly(self, method: str, path: str) -> bool:
+    def _find_costly(self, method: str, path: str) -> bool:
         try:
             endpoint, _ = self._match(path, method)
         except HTTPException:
@@ -130,7 +131,11 @@ class Overload:
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
         """Let a request in, or not."""
-        if scope["type"] != "http" or not self.turns_away(scope["method"], scope["path"]):
+        if (
+            scope["type"] != "http"
+            or LET_IN in scope
+            or not self.turns_away(scope["method"], scope["path"])
+        ):
             return await self._inner(scope, receive, send)
         headers, body = self.refusal(scope)
         start: Any = {"type": "http.response.start", "status": 503, "headers": headers}

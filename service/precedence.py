@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any, TypeVar
 
 COSTLY, NEVER_SHED = "_octavo_costly", "_octavo_never_shed"  # of a view
+LET_IN = "octavo.let_in"  # in the scope: the server has looked whether it should be
 
 T = TypeVar("T", bound=Callable[..., Any])
 

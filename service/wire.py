@@ -10,6 +10,7 @@ from contextvars import Context
 from hashlib import sha1
 from typing import Any, Protocol
 
+from hiredis import pack_command
 from redis.asyncio import ConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import NoScriptError, RedisError
@@ -102,19 +103,23 @@ class Wire:
     """
 
     def __init__(self, pool: ConnectionPool, deadline: float) -> None:
-        self.pool: Any = pool
+        self._pool: Any = pool
         self._deadline = deadline
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._asked: list[tuple[Kind, Any, asyncio.Future[Any]]] = []
         self._sending: asyncio.Task[None] | None = None
         self._connection: Any = None
 
     def ask(self, kind: Kind, what: Any) -> asyncio.Future[Any]:
         """Ask in this tick. The answer, or RedisError, OSError, TimeoutError, is waited for."""
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        loop = self._loop
+        if loop is None:  # asked for once: in Python 3.11 it is a system call
+            loop = self._loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
         self._asked.append((kind, what, answer))
         if self._sending is None or self._sending.done():
             # In no request's context: it is for all of them.
-            self._sending = asyncio.create_task(self._send(), context=Context())
+            self._sending = loop.create_task(self._send(), context=Context())
         return answer
 
     async def load(self, kind: Kind) -> None:
@@ -127,7 +132,6 @@ class Wire:
         if self._sending is not None:
             await asyncio.wait({self._sending})
         if self._connection is not None:
-            await self._connection.disconnect(nowait=True)
             await self._leave()
 
     async def _send(self) -> None:
@@ -163,7 +167,7 @@ class Wire:
             begin = end
 
     async def _load(self, kind: Kind) -> None:
-        _, replies = await self._talk([("SCRIPT LOAD", script) for script in kind.scripts])
+        _, replies = await self._talk([("SCRIPT", "LOAD", script) for script in kind.scripts])
         for reply in replies:
             if isinstance(reply, Exception):
                 raise reply
@@ -180,11 +184,12 @@ class Wire:
 
     async def _talk_once(self, commands: Sequence[Command]) -> tuple[str, list[Any]]:
         if self._connection is None:
-            self._connection = await self.pool.get_connection()
+            self._connection = self._pool.make_connection()  # of its own
+            self._connection.socket_timeout = None  # there is one time-out for all of it
         connection = self._connection
         replies: list[Any] = []
         try:
-            packed = connection.pack_commands(commands)
+            packed = [pack_command(command) for command in commands]
             await connection.send_packed_command(packed, check_health=False)
             for _ in commands:
                 try:
@@ -194,15 +199,14 @@ class Wire:
                 except RedisError as error:
                     replies.append(error)
         except BaseException:
-            await connection.disconnect(nowait=True)  # else a later answer is taken for another's
-            await self._leave()
+            await self._leave()  # else a later answer is taken for another's
             raise
         return getattr(connection, "octavo_run_id", ""), replies
 
     async def _leave(self) -> None:
         connection, self._connection = self._connection, None
         if connection is not None:
-            await self.pool.release(connection)
+            await connection.disconnect(nowait=True)
 
 
 def _tell(

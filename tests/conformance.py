@@ -10,6 +10,7 @@ from quart import Quart
 from werkzeug.exceptions import HTTPException
 
 from service.errors import MIMETYPE
+from service.http1.config import AtHand
 from service.limits.gate import is_path
 from service.openapi.pages import document
 
@@ -48,6 +49,7 @@ class Watched:
         self._app = app
         self._inner = app.asgi_app
         self._validators: dict[str, Any] = {}
+        self._shortcut: Any = app.extensions.get("shortway")
 
     @cached_property
     def document(self) -> dict[str, Any]:
@@ -74,6 +76,17 @@ class Watched:
             await send(message)
 
         await self._inner(scope, receive, watching)
+
+    def look(self, scope: Any, tell: Any) -> bool:
+        """Pass on what needs no application, and look at that as well."""
+
+        def telling(found: AtHand | None) -> None:
+            if found is not None:
+                start = {"status": found.status, "headers": found.headers}
+                self._look(scope, start, found.body)
+            tell(found)
+
+        return self._shortcut is not None and self._shortcut.look(scope, telling)
 
     def _look(self, scope: Any, start: Any, body: bytes) -> None:
         names = [key.decode().lower() for key, _ in start["headers"]]

@@ -116,15 +116,17 @@ async def serving(
 ) -> AsyncIterator[Site]:
     """Serve an application with these settings on a free port."""
     app = create_app(settings)
+    watched = None
     if prepare is not None:
         prepare(app)  # it may answer what no document tells
     else:
-        app.asgi_app = Watched(app)  # type: ignore[method-assign]  # Quart's way in
+        app.asgi_app = watched = Watched(app)  # type: ignore[method-assign]  # Quart's way in
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(1_000)
     port = listener.getsockname()[1]
     config = configured(app, [listener], settings)
+    config.shortcut = watched or config.shortcut
     stop = asyncio.Event()
     started = asyncio.Event()
 

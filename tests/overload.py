@@ -1,6 +1,7 @@
 """A load that does not care how the server feels: requests come when they come.
 
-As a program it asks a server, from a process of its own, and prints what it saw as JSON.
+As a program it asks a server, from a process of its own, and prints what it saw as JSON. Whether
+the server lives is asked from another one: the load itself is late at times, and nobody else is.
 """
 
 import asyncio
@@ -8,6 +9,7 @@ import json
 import random
 import sys
 import time
+from asyncio.subprocess import PIPE
 from collections import Counter
 from collections.abc import Callable, Coroutine, Sequence
 from itertools import count
@@ -16,7 +18,8 @@ from typing import Any
 import uvloop
 
 DEADLINE = 1.0  # seconds after which nobody wants an answer any more
-PROBES = 20  # a second, and as many connections of their own
+PROBES = 20  # a second, and as many connections
+LIVE = "/health/live"
 CONNECTIONS = 1_500
 
 
@@ -68,7 +71,6 @@ class Load:
         self._paths = paths
         self._number = count()
         self._idle: list[Connection] = []
-        self._probing: list[Connection] = []
         self.statuses: Counter[int] = Counter()
         self.late = 0
         self.live: list[float] = []
@@ -89,23 +91,18 @@ class Load:
         await asyncio.gather(*(ask_on() for _ in range(clients)))
 
     async def opened(self, rate: float, seconds: float) -> None:
-        """Ask so many times a second, whatever comes back; and whether it lives, 20 times."""
-        for ready, number in ((self._idle, CONNECTIONS), (self._probing, PROBES)):
-            for _ in range(number):
-                ready.append(Connection(self._port))
-                await ready[-1].ask("/health/live")  # not a storm of new connections
-        until = time.monotonic() + seconds
-        async with asyncio.TaskGroup() as asked:
-            for ask, times in ((self._ask, rate), (self._probe, PROBES)):
-                asked.create_task(self._ask_on(asked, ask, times, until))
+        """Ask so many times a second, whatever comes back; and let somebody ask if it lives."""
+        self._idle += await connections(self._port, CONNECTIONS)
+        command = (sys.executable, "-m", "tests.overload", str(self._port), str(seconds), "live")
+        probing = await asyncio.create_subprocess_exec(*command, stdout=PIPE)
+        await ask_on(self._ask, rate, seconds)
+        told, _ = await probing.communicate()
+        self.live = json.loads(told)
 
-    async def _ask_on(self, asked: asyncio.TaskGroup, ask: Ask, rate: float, until: float) -> None:
-        begun, n = time.monotonic(), 0
-        while (now := time.monotonic()) < until:
-            while (due := begun + n / rate) <= now:
-                asked.create_task(ask(due))
-                n += 1
-            await asyncio.sleep(0.002)
+    async def probed(self, seconds: float) -> None:
+        """Ask whether it lives."""
+        self._idle += await connections(self._port, PROBES)
+        await ask_on(self._probe, PROBES, seconds)
 
     async def _ask(self, due: float) -> None:
         if not self._idle:
@@ -120,10 +117,29 @@ class Load:
             self.statuses[status] += 1
 
     async def _probe(self, due: float) -> None:
-        connection = self._probing.pop() if self._probing else Connection(self._port)
-        await connection.ask("/health/live")
+        connection = self._idle.pop() if self._idle else Connection(self._port)
+        await connection.ask(LIVE)
         self.live.append(time.monotonic() - due)
-        self._probing.append(connection)
+        self._idle.append(connection)
+
+
+async def connections(port: int, number: int) -> list[Connection]:
+    """Open so many, one after the other: no storm of new ones."""
+    opened = [Connection(port) for _ in range(number)]
+    for connection in opened:
+        await connection.ask(LIVE)
+    return opened
+
+
+async def ask_on(ask: Ask, rate: float, seconds: float) -> None:
+    """Ask so many times a second, each time when it is due; wait for all answers."""
+    begun, n = time.monotonic(), 0
+    async with asyncio.TaskGroup() as asked:
+        while (now := time.monotonic()) < begun + seconds:
+            while (due := begun + n / rate) <= now:
+                asked.create_task(ask(due))
+                n += 1
+            await asyncio.sleep(0.002)
 
 
 def told(load: Load, seconds: float) -> dict[str, Any]:
@@ -139,9 +155,13 @@ def told(load: Load, seconds: float) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure: port, seconds, rate (0: 16 clients that wait), paths."""
+    """Measure: port, seconds, rate (0: 16 clients that wait; live: the probes), paths."""
     port, seconds, rate, *paths = sys.argv[1:]
     load = Load(int(port), paths)
+    if rate == "live":
+        uvloop.run(load.probed(float(seconds)))
+        print(json.dumps(load.live))
+        return
     if float(rate):
         uvloop.run(load.opened(float(rate), float(seconds)))
     else:

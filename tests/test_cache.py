@@ -235,12 +235,11 @@ async def test_what_a_read_may_cost_of_redis(
             if name.startswith(("cmdstat_get", "cmdstat_mget", "cmdstat_eval"))
         }
 
-    gate: Any = site.app.extensions["gate"]
     for path in (item, "/api/books"):
         await status(client, path)
     assert await commands(item) == {"mget": 1}
     assert await commands("/api/books") == {"mget": 1}
-    monkeypatch.setattr(gate, "shortcut", None)
+    monkeypatch.setattr(site.app.extensions["shortway"], "look", lambda *asked: False)
     assert await commands(item) == {"mget": 1}
     assert await commands("/api/books") == {"mget": 2}
     await redis.aclose()

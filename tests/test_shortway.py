@@ -309,7 +309,7 @@ async def test_pages_are_bounded() -> None:
     pages = Pages(60)
 
     def answer(size: int) -> Public:
-        return Public(b"x" * size, "tag", (), listing, Rows((), 0, None, "hit"))
+        return Public(b"x" * size, "tag", b"", listing, Rows((), 0, None, "hit"))
 
     for n in range(MOST + 10):
         pages.put((b"%d" % n, b""), answer(1))

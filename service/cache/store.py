@@ -37,6 +37,10 @@ class Store(ABC):
         """The way to it, where it is in another process."""
         return None
 
+    def peek(self, key: str) -> bytes | None:
+        """Give what stands under a key now, where it is in this process."""
+        raise NotImplementedError
+
     async def get(self, key: str) -> bytes | None:
         """Give what stands under a key."""
         self.mean(key)
@@ -104,14 +108,18 @@ class _Bounded(SimpleMemoryCache):  # type: ignore[misc]  # aiocache has no type
         self._entries = entries
         self._cache: OrderedDict[str, bytes] = OrderedDict()
 
-    async def _get(self, key: str, encoding: Any = None, _conn: Any = None) -> bytes | None:
+    def peek(self, key: str) -> bytes | None:
+        """Give what stands under a key."""
         found = self._cache.get(key)
         if found is not None:
             self._cache.move_to_end(key)
         return found
 
+    async def _get(self, key: str, encoding: Any = None, _conn: Any = None) -> bytes | None:
+        return self.peek(key)
+
     async def _multi_get(self, keys: Sequence[str], encoding: Any = None, _conn: Any = None) -> Any:
-        return [await self._get(key) for key in keys]
+        return [self.peek(key) for key in keys]
 
     async def _set(self, key: str, *args: Any, **kwargs: Any) -> Any:
         done = await super()._set(key, *args, **kwargs)
@@ -131,6 +139,11 @@ class MemoryStore(Store):
         super().__init__(_Bounded(entries))
         self.run_id = f"memory-{uuid4().hex}"
         self._writers: dict[str, float] = {}  # each with its own end
+
+    def peek(self, key: str) -> bytes | None:
+        """Give what stands under a key now."""
+        found: bytes | None = self.aio.peek(key)
+        return found
 
     async def mark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
         """Mark keys, and lists where they change."""

@@ -7,6 +7,7 @@ TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
 CONTROLS = bytes({*range(32), 127} - {9})
 WITHOUT_BODY = {204, 304}
 OURS = {b"content-length", b"transfer-encoding", b"connection"}
+BEGINNING, CLOSE = b"HTTP/1.1 %d ", b"connection: close"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
@@ -28,7 +29,7 @@ class Answer:
             raise ValueError(f"{status} is no status of an answer")
         self.status = status
         self._is_bare = is_head or status in WITHOUT_BODY
-        lines = self._lines = [b"HTTP/1.1 %d " % status]
+        lines = self._lines = [BEGINNING % status]
         for name, value in headers:
             if begun := begin_of_line(name):
                 lines.append(begun + value)
@@ -63,7 +64,7 @@ class Answer:
                 lines.append(b"transfer-encoding: chunked")
         self.closes = self.closes or self.is_endless
         if self.closes:
-            lines.append(b"connection: close")
+            lines.append(CLOSE)
         elif version == "1.0":
             lines.append(b"connection: keep-alive")
         head = b"\r\n".join(lines)
@@ -83,6 +84,12 @@ class Answer:
             if self._left < 0 or (self._left and not more):
                 raise ValueError(f"The body is not the {self._length} bytes that were told")
         return [body] if body else []
+
+
+def head_at_hand(status: int, lines: bytes, closes: bool, told: bytes) -> bytes:
+    """Give the head of an answer whose lines are there; `told`: what all heads end with."""
+    end = b"%b\r\n%b" % (CLOSE, told) if closes else told
+    return (BEGINNING + b"\r\n%b%b") % (status, lines, end)
 
 
 @lru_cache(1_024)

@@ -1,11 +1,38 @@
 """Hypercorn's configuration, and what HTTP/1.1 has to know beyond it."""
 
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
 
 from hypercorn.config import Config
 
 if TYPE_CHECKING:
     from service.overload import Overload
+
+
+class AtHand(NamedTuple):
+    """An answer that needs no application. `lines`: its header lines, each with its end."""
+
+    status: int
+    lines: bytes
+    body: bytes
+
+    @property
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """The lines, as ASGI has them."""
+        found = (line.partition(b": ") for line in self.lines.splitlines())
+        return [(name, value) for name, _, value in found]
+
+
+class Shortcut(Protocol):
+    """Knows answers that need no application."""
+
+    def look(self, scope: Any, tell: Callable[[AtHand | None], None]) -> bool:
+        """Begin to look for the answer to a GET without a body.
+
+        False: it is for the application. Else `tell` is called later, once: with the answer, or
+        with None if the application has to be asked after all. What it has to know of that is in
+        the scope then.
+        """
 
 
 class ServerConfig(Config):
@@ -15,4 +42,5 @@ class ServerConfig(Config):
     draining = False  # clients are told to close
     header_seconds = 5.0
     overload: "Overload | None" = None
+    shortcut: Shortcut | None = None
     serving: Any = None  # once there is a connection: what all of them share

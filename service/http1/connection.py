@@ -2,6 +2,7 @@
 
 import asyncio
 import contextvars
+from collections.abc import Coroutine
 from math import inf
 from typing import TYPE_CHECKING, Any
 
@@ -12,12 +13,12 @@ from service.http1.refusals import Headers, refusal
 from service.http1.requests import Reader, RefusedError, end_of_head
 from service.http1.scope import scope_of
 from service.http1.wire import BUSY, IN_HEAD, STALLED, Wire
+from service.precedence import LET_IN
 
 if TYPE_CHECKING:
     from service.http1.server import Serving
 
 MOST_UNREAD = 65_536  # bytes that wait for their turn; beyond that no more are taken
-MOST_THROWN_AWAY = 65_536  # bytes of a body that the answer did not wait for; else it is the last
 
 
 class Connection(Wire):
@@ -92,11 +93,7 @@ class Connection(Wire):
             or self._is_ending
             or config.draining
             or self._count >= config.keep_alive_max_requests
-            or (
-                exchange is not None
-                and not exchange.is_read
-                and (exchange.expects or reader.left is None or reader.left > MOST_THROWN_AWAY)
-            )
+            or (exchange is not None and exchange.leaves_much(reader))
         )
 
     def answered(self, exchange: Exchange, *, closes: bool) -> None:
@@ -161,19 +158,25 @@ class Connection(Wire):
 
     def _take(self) -> None:
         reader, server, self._phase, self._due = self._reader, self.server, BUSY, inf
-        scope = scope_of(reader, self)
-        overload, is_plain = server.config.overload, reader.method == "GET" and reader.is_complete
-        if overload is not None and is_plain and overload.turns_away("GET", scope["path"]):
-            # Before it costs a task.
-            return self._reply(503, *overload.refusal(scope), closes=self.closes_after(None))
-        if server.config.server_names and not server.is_known_host(reader.headers):
+        scope: Any = scope_of(reader, self)
+        config, is_plain = server.config, reader.method == "GET" and reader.is_complete
+        if config.overload is not None and is_plain:
+            if config.overload.turns_away("GET", scope["path"]):  # before it costs a task
+                told = config.overload.refusal(scope)
+                return self._reply(503, *told, closes=self.closes_after(None))
+            scope[LET_IN] = True
+        if config.server_names and not server.is_known_host(reader.headers):
             return self._reply(404, *refusal(404), closes=True)
         exchange = self._exchange = Exchange(self, reader, scope)
         self._running.add(exchange)
         if self._is_eof:
             exchange.leave()
-        exchange.task = self._loop.create_task(exchange.run(), context=self._context.copy())
+        exchange.begin(is_plain=is_plain)
         return None
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Begin a task with a context of its own."""
+        return self._loop.create_task(work, context=self._context.copy())
 
     def _read_body(self) -> None:
         reader, exchange = self._reader, self._exchange
@@ -241,7 +244,5 @@ class Connection(Wire):
     async def cancel(self) -> None:
         """Close now, cancel what still runs, and wait for its end."""
         self.abort()
-        tasks = [exchange.task for exchange in self._running]
-        for task in tasks:
-            task.cancel()
+        tasks = [task for exchange in self._running if (task := exchange.cancel())]
         await asyncio.gather(*tasks, return_exceptions=True)

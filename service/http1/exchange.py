@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from hypercorn.typing import HTTPScope
 
-from service.http1.answers import CONTINUE, Answer
+from service.http1.answers import CONTINUE, Answer, head_at_hand
+from service.http1.config import AtHand
 from service.http1.refusals import refusal
 from service.http1.requests import Reader
 
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from service.http1.connection import Connection
 
 Message = Any  # of ASGI: a dict by its type
+MOST_THROWN_AWAY = 65_536  # bytes of a body that the answer did not wait for; else it is the last
 MOST_WAITING = 65_536  # bytes of a body that the application has not taken; then none is read
 
 
@@ -24,12 +26,13 @@ class Exchange:
     whole, or its connection ends before it looks so.
     """
 
-    task: asyncio.Task[None]
+    task: asyncio.Task[None] | None = None  # of the application
     is_awaited = False  # the next of the body is
     is_full = False  # enough of it waits for the application
     is_gone = False  # nobody is there any more to ask further
     is_answered = False
     _is_silenced = False  # nothing more may be sent
+    _is_cancelled = False
     _start: Message = None  # of the answer, whose head waits
     _answer: Answer | None = None  # that has begun
     _pieces: list[bytes] | None = None  # of the body
@@ -42,6 +45,30 @@ class Exchange:
         self.is_read = reader.is_complete  # the request, to its end
         self.expects = reader.expects and not reader.is_complete
         self._begun_at = time() if connection.server.is_logged else 0.0
+
+    def begin(self, *, is_plain: bool) -> None:
+        """Have it answered: by what is at hand, if it is a GET without a body, or is asked for."""
+        server = self._connection.server
+        shortcut = server.config.shortcut
+        may_be = is_plain and self._scope["http_version"] == "1.1" and not server.counts_or_logs
+        if shortcut is None or not may_be or not shortcut.look(self._scope, self.take_at_hand):
+            self._ask()
+
+    def _ask(self) -> None:
+        if not self._is_cancelled:
+            self.task = self._connection.spawn(self.run())
+
+    def cancel(self) -> asyncio.Task[None] | None:
+        """Let it come to nothing; give what ends soon."""
+        self._is_cancelled = True
+        if self.task is not None:
+            self.task.cancel()
+        return self.task
+
+    def leaves_much(self, reader: Reader) -> bool:
+        """Tell whether more of the body may come than one would throw away."""
+        is_much = self.expects or reader.left is None or reader.left > MOST_THROWN_AWAY
+        return is_much and not self.is_read
 
     async def run(self) -> None:
         """Have the request answered, whatever the application does."""
@@ -56,6 +83,19 @@ class Exchange:
             if not self.is_answered:
                 await self._fail()
             self._connection.left(self)
+
+    def take_at_hand(self, found: AtHand | None) -> None:
+        """Send an answer that needs no application, or have that asked."""
+        connection = self._connection
+        if found is None:
+            return self._ask()
+        closes = connection.closes_after(self)
+        if not self._is_silenced:
+            told = connection.server.told()
+            connection.write([head_at_hand(found.status, found.lines, closes, told), found.body])
+        self.is_answered = True
+        connection.answered(self, closes=closes)
+        return connection.left(self)
 
     async def _fail(self) -> None:
         """End what the application has not."""

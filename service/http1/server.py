@@ -38,6 +38,7 @@ class Serving:
         self.state = state
         self.connections: set[Connection] = set()
         self.is_logged = config.log.access_logger is not None
+        self.counts_or_logs = self.is_logged or context.max_requests is not None  # by the request
         self._told = (0, b"")
         self._ending = loop.create_task(self._end())
 

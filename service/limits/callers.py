@@ -1,9 +1,8 @@
 """Who is asking: a user by their token's signature alone, else an address one can believe."""
 
-from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
-from typing import Any
+from typing import Any, NamedTuple
 
 from service.errors import UnauthorizedError
 from service.security import Tokens, bearer
@@ -11,8 +10,7 @@ from service.security import Tokens, bearer
 FREE = "free"
 
 
-@dataclass(frozen=True, slots=True)
-class Caller:
+class Caller(NamedTuple):
     """Whose units are spent: of a user, with their tier, or of an address."""
 
     key: str
@@ -37,15 +35,15 @@ class Callers:
             elif name == b"x-forwarded-for":
                 forwarded += value.decode("latin-1").split(",")
         client = scope.get("client") or ("",)
-        address = f"address:{self._address(client[0], forwarded)}"
+        anybody = _anybody(self._address(client[0], forwarded))
         if len(authorization) == 1:
             try:
                 claims = self._tokens.read(bearer(authorization[0]))
             except UnauthorizedError:
                 pass  # a token that does not verify counts for the address
             else:
-                return Caller(f"user:{claims.user_id}", address, claims.tier)
-        return Caller(address, address, FREE)
+                return Caller(f"user:{claims.user_id}", anybody.address, claims.tier)
+        return anybody
 
     def _address(self, client: str, forwarded: list[str]) -> str:
         """Give the address that the last proxy of ours saw; with none of ours, the socket's.
@@ -57,6 +55,12 @@ class Callers:
             if seen is not None:
                 return seen
         return _network(client) or "unknown"
+
+
+@lru_cache(4_096)
+def _anybody(address: str) -> Caller:
+    key = f"address:{address}"
+    return Caller(key, key, FREE)
 
 
 @lru_cache(4_096)

@@ -1,12 +1,11 @@
 """The words of a decision."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 SECOND = 1_000_000  # microseconds: every instant and span here is counted in them
 
 
-@dataclass(frozen=True, slots=True)
-class Policy:
+class Policy(NamedTuple):
     """At most `amount` units within any half-open window of `seconds`."""
 
     amount: int
@@ -18,8 +17,7 @@ class Policy:
         return self.seconds * SECOND
 
 
-@dataclass(frozen=True, slots=True)
-class Claim:
+class Claim(NamedTuple):
     """What a request wants of one log: `cost` units, under all its policies. 0: only to know."""
 
     key: str
@@ -27,8 +25,7 @@ class Claim:
     cost: int = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Standing:
+class Standing(NamedTuple):
     """How a caller stands with a policy: units left, and microseconds until one more is."""
 
     policy: Policy
@@ -36,8 +33,7 @@ class Standing:
     reset: int
 
 
-@dataclass(frozen=True, slots=True)
-class Decision:
+class Decision(NamedTuple):
     """Whether all claims were admitted; if not, after how many microseconds they will be.
 
     stamps: the time of the decision, as each claim's log has it: what `give_back` asks for.

@@ -10,48 +10,77 @@ local MOST_SLOTS = 4096
 
 local now = tonumber(ARGV[1])
 if not now then
-  local time = redis.call('TIME')
+  local time = call('TIME')
   now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 
+-- The log of a key, and one with more room to take its place, if it has not enough.
 local function open(key, largest)
-  local log = {key = key, count = 0}
-  log.grain = math.ceil(largest / MOST_SLOTS)
-  log.slots = math.ceil(largest / log.grain) + 1
-  local head = redis.call('GETRANGE', key, 0, HEAD - 1)
-  if #head == HEAD then
-    local count, slots, grain = struct.unpack('>ddd', head)
-    if slots * grain >= log.slots * log.grain then
-      log.count, log.slots, log.grain = count, slots, grain
-    else
-      log.old = {key = key, count = count, slots = slots, grain = grain}
-      log.count = count
+  local log = {key = key, count = 0, raw = ''}
+  log.grain = ceil(largest / MOST_SLOTS)
+  log.slots = ceil(largest / log.grain) + 1
+  local found = read(key)
+  if not found then
+    return log
+  elseif found.slots * found.grain >= log.slots * log.grain then
+    return found
+  end
+  log.count = found.count
+  return found, log
+end
+
+local function put(log, slot, stamp)
+  call('SETRANGE', log.key, HEAD + slot * WORD, stamp)
+end
+
+-- Writes the units of a log into one with more room.
+local function move(from, to)
+  local stamps = {}
+  for unit = from.count - held(from), from.count - 1 do
+    stamps[floor(unit / to.grain) % to.slots] = at(from, unit)
+  end
+  call('DEL', to.key)
+  for slot, stamp in pairs(stamps) do
+    put(to, slot, pack('>d', stamp))
+  end
+  to.raw = call('GET', to.key) or ''
+end
+
+-- Takes so many units into a log, all of one time.
+local function add(log, units, now)
+  local stamp, first, written = pack('>d', now), log.count, nil
+  for unit = first, first + units - 1 do
+    local slot = floor(unit / log.grain) % log.slots
+    if slot ~= written then
+      put(log, slot, stamp)
+      written = slot
     end
   end
-  return log
+  log.count, log.now = first + units, now
+  log.written = floor(first / log.grain) -- from this block on `raw` is no longer true
+  call('SETRANGE', log.key, 0, pack('>ddd', log.count, log.slots, log.grain))
 end
 
 -- Decides a request, of which so many keys stand before its own; gives also how many it has.
 local function decide(told, before)
-  local claims, requested, place = {}, struct.unpack('>d', told)
+  local claims, requested, place = {}, unpacked('>d', told)
   for index = 1, requested do
     local key = KEYS[before + index]
     local claim, number = {policies = {}}, nil
-    claim.cost, number, place = struct.unpack('>dd', told, place)
+    claim.cost, number, place = unpacked('>dd', told, place)
     local largest, longest = 0, 0
     for n = 1, number do
       local amount, period
-      amount, period, place = struct.unpack('>dd', told, place)
+      amount, period, place = unpacked('>dd', told, place)
       claim.policies[n] = {amount = amount, period = period}
-      largest, longest = math.max(largest, amount), math.max(longest, period)
+      largest, longest = max(largest, amount), max(longest, period)
     end
     claim.longest = longest
-    claim.log = open(key, largest)
-    claim.ring = claim.log.old or claim.log
+    claim.log, claim.larger = open(key, largest)
     claim.held = held(claim.log)
     claim.now = now
     if claim.held > 0 then
-      claim.now = math.max(now, at(claim.ring, claim.ring.count - 1))
+      claim.now = max(now, at(claim.log, claim.log.count - 1))
     end
     claims[index] = claim
   end
@@ -61,10 +90,10 @@ local function decide(told, before)
     for _, policy in ipairs(claim.policies) do
       local room = policy.amount - claim.cost -- units that may stand in the window already
       if room < 0 then
-        wait = math.max(wait, policy.period)
+        wait = max(wait, policy.period)
       elseif claim.held > room then
-        local free = at(claim.ring, claim.ring.count - 1 - room) + policy.period
-        wait = math.max(wait, free - claim.now)
+        local free = at(claim.log, claim.log.count - 1 - room) + policy.period
+        wait = max(wait, free - claim.now)
       end
     end
   end
@@ -72,53 +101,36 @@ local function decide(told, before)
 
   for _, claim in ipairs(claims) do
     if admitted and claim.cost > 0 then
-      local log = claim.log
-      if log.old then
-        local stamps = {}
-        for unit = log.count - claim.held, log.count - 1 do
-          stamps[math.floor(unit / log.grain) % log.slots] = at(log.old, unit)
-        end
-        redis.call('DEL', log.key)
-        for slot, stamp in pairs(stamps) do
-          redis.call('SETRANGE', log.key, HEAD + slot * WORD, struct.pack('>d', stamp))
-        end
-        log.old = nil
+      if claim.larger then
+        move(claim.log, claim.larger)
+        claim.log = claim.larger
       end
-      local stamp, written = struct.pack('>d', claim.now), nil
-      for unit = log.count, log.count + claim.cost - 1 do
-        local slot = math.floor(unit / log.grain) % log.slots
-        if slot ~= written then
-          redis.call('SETRANGE', log.key, HEAD + slot * WORD, stamp)
-          written = slot
-        end
-      end
-      log.count = log.count + claim.cost
-      redis.call('SETRANGE', log.key, 0, struct.pack('>ddd', log.count, log.slots, log.grain))
-      redis.call('PEXPIRE', log.key, math.ceil(claim.longest / 1000))
-      claim.ring, claim.held = log, held(log)
+      add(claim.log, claim.cost, claim.now)
+      call('PEXPIRE', claim.log.key, ceil(claim.longest / 1000))
+      claim.held = held(claim.log)
     end
   end
 
-  local answer = {admitted and 1 or 0, math.max(0, wait)}
+  local answer = {admitted and 1 or 0, max(0, wait)}
   for _, claim in ipairs(claims) do
     answer[#answer + 1] = claim.now
     for _, policy in ipairs(claim.policies) do
       -- The first unit within the window, by halving: times never run back.
-      local low, high = claim.ring.count - claim.held, claim.ring.count
+      local low, high = claim.log.count - claim.held, claim.log.count
       while low < high do
-        local middle = math.floor((low + high) / 2)
-        if at(claim.ring, middle) + policy.period > claim.now then
+        local middle = floor((low + high) / 2)
+        if at(claim.log, middle) + policy.period > claim.now then
           high = middle
         else
           low = middle + 1
         end
       end
-      local used = claim.ring.count - low
-      answer[#answer + 1] = math.max(0, policy.amount - used)
-      answer[#answer + 1] = used > 0 and at(claim.ring, low) + policy.period - claim.now or 0
+      local used = claim.log.count - low
+      answer[#answer + 1] = max(0, policy.amount - used)
+      answer[#answer + 1] = used > 0 and at(claim.log, low) + policy.period - claim.now or 0
     end
   end
-  return struct.pack('>' .. string.rep('d', #answer), unpack(answer)), requested
+  return pack('>' .. string.rep('d', #answer), unpack(answer)), requested
 end
 
 local answers, decided = {}, 0

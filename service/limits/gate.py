@@ -1,8 +1,8 @@
 """The gate before the framework: whether a request may pass now, and how its caller stands."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, cast
 
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
 from quart import Quart
@@ -11,41 +11,27 @@ from werkzeug.exceptions import HTTPException
 from service.cors import Origins
 from service.errors import RateLimitedError, ResourceNotFoundError
 from service.front import ROUTE
+from service.limits.claims import Decision
 from service.limits.limiter import UNKNOWN, Limiter
 from service.limits.wording import headers
 from service.web import LIMITED_VARY, STANDINGS
 
-
-class Answer(NamedTuple):
-    """An answer that is at hand."""
-
-    status: int
-    headers: list[tuple[bytes, bytes]]
-    body: bytes
+HANDED = "octavo.handed"  # in the scope
 
 
-class Begun(NamedTuple):
-    """A look for an answer that has begun, beside the decision. `finish` gives it, or None."""
+class Handed(NamedTuple):
+    """What somebody before the gate has found out of a request.
 
-    endpoint: str
-    rule: str
-    finish: Callable[[], Awaitable[Answer | None]]
+    decision: of its limits; None: it is yet to be made. fail: tells, from within the request, whom
+    it concerns what did not answer.
+    """
 
-
-class Shortcut(Protocol):
-    """Knows answers that need no framework."""
-
-    def look(self, scope: Any) -> Begun | None:
-        """Begin to look for the answer to a request, if it is one of these."""
-
-    def learn(self, scope: Any) -> None:
-        """Look at a request that was answered the ordinary way."""
+    decision: Decision | None
+    fail: Callable[[], None]
 
 
 class Gate:
     """Wraps an ASGI application: decides before it, and tells how the caller stands afterwards."""
-
-    shortcut: Shortcut | None = None
 
     def __init__(self, app: Quart, inner: ASGIFramework, limiter: Limiter, enabled: bool) -> None:
         self._app = app
@@ -60,52 +46,40 @@ class Gate:
     ) -> None:
         if scope["type"] != "http":
             return await self._inner(scope, receive, send)
-        begun = None if self.shortcut is None else self.shortcut.look(scope)
-        if begun is None:
-            is_known = is_path(scope.get("raw_path") or scope["path"].encode())
-            endpoint = self._endpoint(scope) if is_known else None
-        else:
-            is_known, endpoint = True, begun.endpoint
-            cast(Any, scope)[ROUTE] = begun.rule
-        is_decided = True
+        handed: Handed | None = cast(Any, scope).pop(HANDED, None)
+        if handed is not None:
+            handed.fail()
+        is_known = is_path(scope.get("raw_path") or scope["path"].encode())
+        endpoint = self._endpoint(scope) if is_known else None
         if self._enabled and scope["method"] != "OPTIONS":
-            is_decided = await self._decide(scope, endpoint)
+            await self._decide(scope, endpoint, None if handed is None else handed.decision)
             send = partial(self._send, scope, send)
         if not is_known:
             raise ResourceNotFoundError
-        if begun and is_decided and (answer := await begun.finish()) is not None:
-            status, headers, body = answer
-            await send({"type": "http.response.start", "status": status, "headers": headers})
-            return await send({"type": "http.response.body", "body": body, "more_body": False})
-        await self._inner(scope, receive, send)
-        if self.shortcut is not None:
-            self.shortcut.learn(scope)
-        return None
+        return await self._inner(scope, receive, send)
 
-    async def _decide(self, scope: Any, endpoint: str | None) -> bool:
-        """Count a request. False: its limits are custom, and yet to be decided.
-
-        Raises RateLimitedError.
-        """
+    async def _decide(
+        self, scope: Any, endpoint: str | None, decision: Decision | None = None
+    ) -> None:
+        """Count a request that was not, unless its limits are custom. Raises RateLimitedError."""
         plan = UNKNOWN if endpoint is None else self._limiter.plan(self._app, endpoint)
         if plan.custom or not (plan.names or plan.written):
-            return not plan.custom
-        caller = self._limiter.callers.of(scope)
+            return
         try:
-            await self._limiter.decide(scope, self._limiter.claims(endpoint, plan, caller))
+            if decision is None:
+                caller = self._limiter.callers.of(scope)
+                await self._limiter.decide(scope, self._limiter.claims(endpoint, plan, caller))
+            else:
+                self._limiter.settle(scope, decision)
         except RateLimitedError as refused:
-            told = {"Vary": LIMITED_VARY} | self._origins.headers(scope) | headers(scope[STANDINGS])
+            standing = {key.decode(): value.decode() for key, value in headers(scope[STANDINGS])}
+            told = {"Vary": LIMITED_VARY} | self._origins.headers(scope) | standing
             refused.headers = {**refused.headers, **told}
             raise
-        return True
 
     async def _send(self, scope: Any, send: ASGISendCallable, message: Any) -> None:
         if message["type"] == "http.response.start" and STANDINGS in scope:
-            told = headers(scope[STANDINGS]).items()
-            message["headers"] = [
-                *message["headers"],
-                *((key.lower().encode(), value.encode()) for key, value in told),
-            ]
+            message["headers"] = [*message["headers"], *headers(scope[STANDINGS])]
         await send(message)
 
     def _endpoint(self, scope: Any) -> str | None:

@@ -1,8 +1,9 @@
 """Who decides: Redis if there is one, and each process by itself while it cannot be reached."""
 
+import asyncio
 import logging
 import time
-from dataclasses import replace
+from collections.abc import Sequence
 
 from redis.exceptions import RedisError
 
@@ -46,9 +47,15 @@ class Ledger:
             try:
                 await self._shared.connect()
             except (RedisError, OSError) as error:
-                self._leave(error)
+                self.failed(error)
 
-    async def decide(self, claims: list[Claim]) -> Decision:
+    def begin(self, claims: Sequence[Claim]) -> "Decision | asyncio.Future[Decision]":
+        """Decide, or begin to, while Redis is there. What is waited for may fail: tell `failed`."""
+        if self._shared is None:
+            return self._decide_here(claims)
+        return self._shared.begin(claims)
+
+    async def decide(self, claims: Sequence[Claim]) -> Decision:
         """Admit all claims, or none."""
         if self._shared is not None:
             now = time.monotonic()
@@ -58,18 +65,22 @@ class Ledger:
                 try:
                     decision = await self._shared.decide(claims)
                 except (RedisError, OSError) as error:
-                    self._leave(error)
+                    self.failed(error)
                 else:
                     self._return()
                     return decision
             self.decided_locally += 1
-        parts = [replace(claim, policies=self._parts(claim.policies)) for claim in claims]
+        return self._decide_here(claims)
+
+    def _decide_here(self, claims: Sequence[Claim]) -> Decision:
+        if self._workers == 1:
+            return self._local.decide(claims)
+        parts = [claim._replace(policies=self._parts(claim.policies)) for claim in claims]
         decision = self._local.decide(parts)
         whole = [policy for claim in claims for policy in claim.policies]
-        return replace(
-            decision,
+        return decision._replace(
             standings=tuple(
-                replace(standing, policy=policy)
+                standing._replace(policy=policy)
                 for standing, policy in zip(decision.standings, whole, strict=True)
             ),
         )
@@ -81,14 +92,15 @@ class Ledger:
             try:
                 await self._shared.give_back(key, stamp)
             except (RedisError, OSError) as error:
-                self._leave(error)
+                self.failed(error)
 
     def _parts(self, policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
         return tuple(
-            replace(policy, amount=max(1, policy.amount // self._workers)) for policy in policies
+            policy._replace(amount=max(1, policy.amount // self._workers)) for policy in policies
         )
 
-    def _leave(self, error: Exception) -> None:
+    def failed(self, error: Exception) -> None:
+        """Hear that Redis did not answer: for a while, it is not asked."""
         if not self.is_away:
             self.lost += 1
             self._logger.warning(

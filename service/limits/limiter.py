@@ -1,6 +1,8 @@
 """quart-rate-limiter's surface: its decorators say what a route's limits are; the rest is ours."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from math import ceil
 from typing import Any
 
@@ -16,9 +18,10 @@ from service.limits.wording import refusal
 from service.web import STANDINGS
 
 PREFIX = "octavo:limit"
+CALLERS = 4_096  # who are remembered, to save time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plan:
     """What a request to a route is counted in.
 
@@ -48,6 +51,8 @@ class Limiter(RateLimiter):
         self.ledger = ledger
         self.admitted = self.refused = 0  # requests
         self._plans: dict[str, Plan] = {}
+        # What a caller asks under a plan without custom limits.
+        self.claims = lru_cache(CALLERS)(self._make_claims)
 
     def init_app(self, app: Quart, enabled: bool = True) -> None:
         """Decide within requests what cannot be decided before them."""
@@ -75,12 +80,11 @@ class Limiter(RateLimiter):
             return Plan(names, custom=written)
         return Plan(names, tuple(map(_policy, written)))
 
-    def claims(self, endpoint: str | None, plan: Plan, caller: Caller) -> list[Claim]:
-        """Give what a caller asks under a plan without custom limits."""
+    def _make_claims(self, endpoint: str | None, plan: Plan, caller: Caller) -> tuple[Claim, ...]:
         found = [self.claim(name, caller) for name in plan.names]
         if plan.written:
             found.append(Claim(f"{PREFIX}:{endpoint}:{caller.key}", plan.written))
-        return found
+        return tuple(found)
 
     def claim(self, name: str, caller: Caller, cost: int = 1, account: str = "") -> Claim:
         """Give what a caller asks of a limit of the settings, about an account (or none)."""
@@ -88,7 +92,7 @@ class Limiter(RateLimiter):
         key = f"{PREFIX}:{name}:{whose}{account and ':'}{account}"
         return Claim(key, self.table.policies(name, caller.tier), cost)
 
-    async def decide(self, scope: Any, claims: list[Claim]) -> Decision:
+    async def decide(self, scope: Any, claims: Sequence[Claim]) -> Decision:
         """Admit all claims of a request; its answer will tell. Raises RateLimitedError."""
         if not self._enabled:
             return Decision(True, 0, (), ())
@@ -103,7 +107,7 @@ class Limiter(RateLimiter):
         self.admitted += 1
         return decision
 
-    async def look(self, claims: list[Claim]) -> Decision:
+    async def look(self, claims: Sequence[Claim]) -> Decision:
         """Give how a caller stands with claims of no cost."""
         return await self.ledger.decide(claims)
 

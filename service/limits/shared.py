@@ -3,6 +3,7 @@
 What one tick of the loop asks is decided by one call.
 """
 
+import asyncio
 import struct
 from collections.abc import Sequence
 from functools import lru_cache
@@ -36,9 +37,10 @@ class Decide:
 
     def answers(
         self, asked: Sequence[Sequence[Claim]], replies: Sequence[list[bytes]], who: str
-    ) -> list[bytes]:
-        """Give what the script says of each."""
-        return [answer for reply in replies for answer in reply]
+    ) -> list[Decision]:
+        """Read what the script says of each."""
+        told = [answer for reply in replies for answer in reply]
+        return [decision(claims, answer) for claims, answer in zip(asked, told, strict=True)]
 
 
 DECIDING, GIVING_BACK = Decide(), Script(GIVE_BACK)
@@ -54,9 +56,13 @@ class Shared:
         """Connect beforehand, so that the first request need not wait."""
         await self.wire.load(DECIDING)
 
-    async def decide(self, claims: list[Claim]) -> Decision:
+    def begin(self, claims: Sequence[Claim]) -> asyncio.Future[Decision]:
+        """Admit all claims, or none: in this tick, to be waited for."""
+        return self.wire.ask(DECIDING, claims)
+
+    async def decide(self, claims: Sequence[Claim]) -> Decision:
         """Admit all claims, or none."""
-        return decision(claims, await self.wire.ask(DECIDING, claims))
+        return await self.begin(claims)
 
     async def give_back(self, key: str, stamp: int) -> None:
         """Undo one unit that was admitted at `stamp`."""
@@ -84,11 +90,14 @@ def _told(cost: int, policies: tuple[Policy, ...]) -> bytes:
 
 def decision(claims: Sequence[Claim], answer: bytes) -> Decision:
     """Read what the script answers."""
-    words = map(int, struct.unpack(f">{len(answer) // 8}d", answer))
-    admitted, wait = next(words), next(words)
+    admitted, wait, *words = map(int, struct.unpack(f">{len(answer) // 8}d", answer))
     stamps: list[int] = []
     standings: list[Standing] = []
+    at = 0
     for claim in claims:
-        stamps.append(next(words))
-        standings += [Standing(policy, next(words), next(words)) for policy in claim.policies]
+        stamps.append(words[at])
+        at += 1
+        for policy in claim.policies:
+            standings.append(Standing(policy, words[at], words[at + 1]))
+            at += 2
     return Decision(bool(admitted), wait, tuple(stamps), tuple(standings))

@@ -1,6 +1,6 @@
 """How limits are told: the headers of an answer (IETF draft, and the guide's), and a refusal."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import lru_cache
 
 from service.errors import RateLimitedError
@@ -37,28 +37,37 @@ def tightest(standings: Iterable[Standing]) -> Standing:
     return min(standings, key=lambda standing: (standing.remaining, -standing.reset))
 
 
-def headers(standings: Iterable[Standing]) -> dict[str, str]:
-    """Give the headers that say how a caller stands. Of policies of one name, the tightest."""
-    by_name: dict[str, Standing] = {}
-    for standing in standings:
-        key = name(standing.policy)
-        known = by_name.get(key)
-        by_name[key] = standing if known is None else tightest([known, standing])
-    least = tightest(by_name.values())
-    return {
-        "RateLimit-Policy": _quotas(tuple(one.policy for one in by_name.values())),
-        "RateLimit": ", ".join(
-            f'"{key}";r={one.remaining};t={seconds(one.reset)}' for key, one in by_name.items()
-        ),
-        "RateLimit-Limit": str(least.policy.amount),
-        "RateLimit-Remaining": str(least.remaining),
-        "RateLimit-Reset": str(seconds(least.reset)),
-    }
+def lines(standings: Sequence[Standing]) -> bytes:
+    """Give the header lines that say how a caller stands. Of policies of one name, the tightest."""
+    least = standings[0]
+    if len(standings) > 1:
+        by_name: dict[str, Standing] = {}
+        for standing in standings:
+            key = name(standing.policy)
+            known = by_name.get(key)
+            by_name[key] = standing if known is None else tightest([known, standing])
+        standings = tuple(by_name.values())
+        least = tightest(standings)
+    numbers = [n for one in standings for n in (one.remaining, seconds(one.reset))]
+    policies = tuple([one.policy for one in standings])
+    told = (*numbers, least.policy.amount, least.remaining, seconds(least.reset))
+    return _template(policies) % told
 
 
 @lru_cache
-def _quotas(policies: tuple[Policy, ...]) -> str:
-    return ", ".join(f'"{name(each)}";q={each.amount};w={each.seconds}' for each in policies)
+def _template(policies: tuple[Policy, ...]) -> bytes:
+    quotas = (f'"{name(each)}";q={each.amount};w={each.seconds}' for each in policies)
+    numbers = (f'"{name(each)}";r=%d;t=%d' for each in policies)
+    return (
+        f"ratelimit-policy: {', '.join(quotas)}\r\nratelimit: {', '.join(numbers)}\r\n"
+        "ratelimit-limit: %d\r\nratelimit-remaining: %d\r\nratelimit-reset: %d\r\n"
+    ).encode()
+
+
+def headers(standings: Sequence[Standing]) -> list[tuple[bytes, bytes]]:
+    """Give the same as ASGI has headers."""
+    found = (line.partition(b": ") for line in lines(standings).splitlines())
+    return [(key, value) for key, _, value in found]
 
 
 def refusal(decision: Decision) -> RateLimitedError:

@@ -25,6 +25,7 @@ def configured(app: Quart, sockets: Sequence[socket], settings: Settings) -> Ser
     config.graceful_timeout = settings.grace_seconds
     config.header_seconds = settings.header_seconds
     config.overload = app.extensions["overload"]
+    config.shortcut = app.extensions.get("shortway")
     if settings.tls_certfile is not None:
         config.certfile, config.keyfile = str(settings.tls_certfile), str(settings.tls_keyfile)
         config.alpn_protocols = ["h2", "http/1.1"] if settings.http2 else ["http/1.1"]

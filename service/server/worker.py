@@ -10,12 +10,12 @@ from typing import Any
 
 import hypercorn.asyncio
 import uvloop
-from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable, Scope
 from quart import Quart
 
 from service import figures
 from service.app import create_app
 from service.config import Settings
+from service.front import Seen
 from service.http1 import ServerConfig
 from service.server.channel import Channel, ChannelHandler
 from service.server.hypercorn import configured
@@ -80,9 +80,10 @@ class Worker:
         if self._channel is not None:
             self._do(self._hear(self._channel))
             self._do(self._say_when_ready(self._channel))
-        app = self._counted if self._left else self._app
+        if self._left:
+            self._app.extensions["observers"].append(self._count)
         try:
-            await hypercorn.asyncio.serve(app, self._config, shutdown_trigger=self._stop.wait)
+            await hypercorn.asyncio.serve(self._app, self._config, shutdown_trigger=self._stop.wait)
         finally:
             for task in self._tasks:
                 task.cancel()
@@ -137,17 +138,13 @@ class Worker:
             await asyncio.sleep(0.01)
         await asyncio.to_thread(channel.tell, ready=True)
 
-    async def _counted(
-        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
-    ) -> None:
+    def _count(self, _: Seen) -> None:
         """Ask to be replaced after so many requests."""
-        if scope["type"] == "http":
-            self._left -= 1
-            if self._left == 0 and self._channel is not None:
-                self._do(asyncio.to_thread(self._channel.tell, worn=True))
-            elif self._left == 0:
-                self._drain(0, listening=True)
-        await self._app(scope, receive, send)
+        self._left -= 1
+        if self._left == 0 and self._channel is not None:
+            self._do(asyncio.to_thread(self._channel.tell, worn=True))
+        elif self._left == 0:
+            self._drain(0, listening=True)
 
 
 def serve(settings: Settings, sockets: Sequence[socket], channel: Channel | None) -> None:

@@ -1,21 +1,25 @@
 """What goes the short way: recognised by its bytes, looked up in one tick with its limit."""
 
+import asyncio
 import re
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
-from typing import Any, NamedTuple
+from functools import lru_cache, partial
+from typing import Any
 
 from quart import Quart
 
 from service.books.service import BOOKS
-from service.cache import FAILURES, GEN, Cache, State
+from service.cache import GEN, Cache
 from service.config import Settings
 from service.cors import Origins
-from service.front import CACHED
+from service.front import CACHED, NO_PAGE, ROUTE, Front, Seen, request_name
+from service.http1.config import AtHand
 from service.limits import Limiter
-from service.limits.gate import Answer, Begun
+from service.limits.claims import Decision
+from service.limits.wording import lines
+from service.logs import request_id
+from service.shortway.look import Asker, Found, Look, Ready, Sought, Tell
 from service.shortway.pages import Key, Pages
-from service.web import CACHE_STATUS, JSON, LIMITED_VARY, PUBLIC, Public, etag, is_known
+from service.web import CACHE_STATUS, LIMITED_VARY, PUBLIC, Public, as_lines, etag, is_known, sized
 from service.wire import READ
 
 ITEM = re.compile(rb"/api/books/([1-9][0-9]{0,17})")
@@ -27,26 +31,16 @@ ALWAYS = [
     (b"cache-control", b"no-cache"),
     (b"cache-status", f"Octavo; {CACHE_STATUS['hit']}".encode()),
     (b"vary", LIMITED_VARY.encode()),
+    NO_PAGE,
 ]
-JSON_TYPED = (b"content-type", JSON.encode())
-
-Found = tuple[str, list[bytes | None]]  # who replied, and what stands under the key
-Take = Callable[[bytes | None], Answer | None]  # makes an answer of it, if it is one
-
-
-class Asker(NamedTuple):
-    """What a request says of itself, as far as it matters here."""
-
-    scope: Any
-    host: bytes
-    has_origin: bool
-    tags: list[str]  # If-None-Match, its lines
 
 
 class ShortWay:
     """Looks for answers that are at hand."""
 
     def __init__(self, app: Quart, settings: Settings) -> None:
+        self.front: Front = app.extensions["front"]
+        self.logger = app.logger
         self._app = app
         self._cache: Cache = app.extensions["cache"]
         self._limiter: Limiter = app.extensions["limiter"]
@@ -56,93 +50,126 @@ class ShortWay:
         seconds = min(settings.cache_page_seconds, settings.cache_count_seconds)
         self._pages = Pages(seconds if is_kept else 0)
         self._keeps_items = settings.cache_item_seconds > 0
+        self._is_limited = settings.ratelimit_enabled
         self._rules: dict[str, str] = {}
-        self._store = self._cache.store
+        self._always = as_lines([*ALWAYS, *self.front.protection])
 
-    def look(self, scope: Any) -> Begun | None:
-        """Begin to look for the answer to a request, if it is one of these."""
-        if scope["method"] != "GET" or self._limiter.ledger.is_away:
-            return None
+    def look(self, scope: Any, tell: Tell) -> bool:
+        """Begin to look for the answer to a GET, if it is one of these."""
+        if self._limiter.ledger.is_away:
+            return False
         if scope["raw_path"] == LIST:
-            return self._begin_page(scope)
-        item = ITEM.fullmatch(scope["raw_path"])
-        if item is None or scope["query_string"] or not self._keeps_items:
-            return None
-        asker, state = _read(scope), self._cache.access.enter()
-        if asker is None or state is None:
-            return None
-        book_id = int(item[1])
-        take = partial(self._take_item, asker, state, book_id)
-        return self._begun("books.get_book", state, state.prefix + BOOKS.key(book_id), take)
+            asker, seek = _read(scope), self._seek_page
+        else:
+            item = ITEM.fullmatch(scope["raw_path"])
+            if item is None or scope["query_string"] or not self._keeps_items:
+                return False
+            asker, seek = _read(scope), partial(self._seek_item, int(item[1]))
+        if asker is None or (sought := seek(asker)) is None:
+            return False
+        if self._is_limited and self._limiter.plan(self._app, sought.endpoint).custom:
+            return False
+        Look(self, asker, sought, tell)
+        return True
 
-    def _begin_page(self, scope: Any) -> Begun | None:
-        asker = _read(scope)
-        if asker is None or (page := self._pages.get(self._key(asker))) is None:
-            return None
+    def _seek_item(self, book_id: int, asker: Asker) -> Sought | None:
         if (state := self._cache.access.enter()) is None:
             return None
-        take = partial(self._take_page, asker, page)
-        return self._begun("books.list_books", state, state.prefix + GEN, take)
+        key, take = state.prefix + BOOKS.key(book_id), partial(self._take_item, book_id)
+        return Sought("books.get_book", state, key, take)
 
-    def _begun(self, endpoint: str, state: State, key: str, take: Take) -> Begun:
-        if endpoint not in self._rules:
-            self._rules[endpoint] = next(self._app.url_map.iter_rules(endpoint)).rule
-        wire = self._store.wire  # in one write with the limit, if that is asked there
-        looking = None if wire is None else wire.ask(READ, (key,))
-        finish = partial(self._finish, state, key, looking, take)
-        return Begun(endpoint, self._rules[endpoint], finish)
-
-    async def _finish(
-        self, state: State, key: str, looking: Awaitable[Found] | None, take: Take
-    ) -> Answer | None:
-        try:
-            if looking is None:
-                who, found = state.run_id, await self._store.get(key)
-            else:
-                who, (found,) = await looking
-        except FAILURES as error:
-            self._cache.access.failed(error)  # so the ordinary way does not wait for it again
-            return None
-        now = self._cache.access.enter()
-        if who != state.run_id or now is None or now.token != state.token:
-            return None
-        return take(found)
-
-    def _take_item(
-        self, asker: Asker, state: State, book_id: int, found: bytes | None
-    ) -> Answer | None:
+    def _take_item(self, book_id: int, found: bytes | None) -> Ready | None:
         entry = self._cache.items.hit(BOOKS, book_id, found)
-        return None if entry is None else self._answer(asker, entry.body, etag(entry.body))
+        return None if entry is None else _ready(entry.body)
 
-    def _take_page(self, asker: Asker, page: Public, generation: bytes | None) -> Answer | None:
+    def _seek_page(self, asker: Asker) -> Sought | None:
+        page = self._pages.get(self._key(asker))
+        if page is None or (state := self._cache.access.enter()) is None:
+            return None
+        take = partial(self._take_page, page)
+        return Sought("books.list_books", state, state.prefix + GEN, take)
+
+    def _take_page(self, page: Public, generation: bytes | None) -> Ready | None:
         if not self._cache.lists.hit(page.listing, page.rows, generation):
             return None
-        return self._answer(asker, page.body, page.tag, page.headers)
+        return Ready(page.tag, page.lines, page.body)
 
-    def _answer(
-        self, asker: Asker, body: bytes, tag: str, told: Sequence[tuple[bytes, bytes]] = ()
-    ) -> Answer:
-        asker.scope[CACHED] = "hit"
-        headers = [(b"etag", b'"%b"' % tag.encode()), *ALWAYS]
+    def decide(self, endpoint: str, scope: Any) -> Decision | asyncio.Future[Decision] | None:
+        """Begin to decide the limits of a request. None: it has none."""
+        plan = self._limiter.plan(self._app, endpoint)
+        if not self._is_limited or not (plan.names or plan.written):
+            return None
+        caller = self._limiter.callers.of(scope)
+        return self._limiter.ledger.begin(self._limiter.claims(endpoint, plan, caller))
+
+    def read(self, sought: Sought) -> Found | asyncio.Future[Any]:
+        """Begin to read what stands under a key: in one write with the limit, if that is there."""
+        wire = self._cache.store.wire
+        if wire is None:
+            return sought.state.run_id, [self._cache.store.peek(sought.key)]
+        return wire.ask(READ, (sought.key,))
+
+    def answer(
+        self, asker: Asker, sought: Sought, found: Found, decision: Decision | None
+    ) -> AtHand | None:
+        """Give the answer, if what was found is one, and still is one."""
+        who, (value,) = found
+        now = self._cache.access.enter()
+        if who != sought.state.run_id or now is None or now.token != sought.state.token:
+            return None
+        if (ready := sought.take(value)) is None:
+            return None
+        scope = asker.scope
+        scope[CACHED], scope[ROUTE] = "hit", self._rule(sought.endpoint)
+        allowed = limits = b""
         if asker.has_origin:
-            allowed = self._origins.headers(asker.scope).items()
-            headers += ((name.lower().encode(), value.encode()) for name, value in allowed)
-        if asker.tags and is_known(tag, asker.tags):
-            return Answer(304, headers, b"")
-        size = (b"content-length", b"%d" % len(body))
-        return Answer(200, [JSON_TYPED, size, *told, *headers], body)
+            headers = self._origins.headers(scope).items()
+            allowed = as_lines([(name.lower().encode(), value.encode()) for name, value in headers])
+        if decision is not None:
+            limits = lines(self._limiter.settle(scope, decision).standings)
+        name = request_name(scope)
+        request_id.set(name)
+        is_had = bool(asker.tags) and is_known(ready.tag, asker.tags)
+        told = b'%betag: "%b"\r\n%b%b%bx-request-id: %b\r\n' % (
+            b"" if is_had else ready.lines,
+            ready.tag.encode(),
+            self._always,
+            allowed,
+            limits,
+            name.encode(),
+        )
+        return AtHand(304, told, b"") if is_had else AtHand(200, told, ready.body)
 
-    def learn(self, scope: Any) -> None:
+    def _rule(self, endpoint: str) -> str:
+        if endpoint not in self._rules:
+            self._rules[endpoint] = next(self._app.url_map.iter_rules(endpoint)).rule
+        return self._rules[endpoint]
+
+    def fail(self, undecided: Exception | None, unread: Exception | None) -> None:
+        """Hear, within the request, that Redis did not answer: it is not asked a second time."""
+        if undecided is not None:
+            self._limiter.ledger.failed(undecided)
+        if unread is not None:
+            self._cache.access.failed(unread)
+
+    def learn(self, seen: Seen) -> None:
         """Keep what the ordinary way has answered, if it can be asked for again."""
+        scope, status, _ = seen
         page: Public | None = scope.pop(PUBLIC, None)
-        is_kept = page is not None and scope["raw_path"] == LIST and page.rows.generation
-        if page is not None and is_kept and (asker := _read(scope)) is not None:
+        if page is None or status not in {200, 304} or not page.rows.generation:
+            return
+        if scope["raw_path"] == LIST and (asker := _read(scope)) is not None:
             self._pages.put(self._key(asker), page)
 
     def _key(self, asker: Asker) -> Key:
         """Name a list by all that its answer depends on: links are absolute."""
         base = self._base or b"%b://%b" % (asker.scope["scheme"].encode(), asker.host)
         return asker.scope["query_string"], base
+
+
+@lru_cache(1_024)
+def _ready(body: bytes) -> Ready:
+    return Ready(etag(body), sized(body), body)
 
 
 def _read(scope: Any) -> Asker | None:

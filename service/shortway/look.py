@@ -1,0 +1,96 @@
+"""One look: a limit and an answer's bytes are asked for together, and waited for without a task."""
+
+import asyncio
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from service.cache import State
+from service.front import BEGUN
+from service.http1.config import AtHand
+from service.limits.gate import HANDED, Handed
+
+if TYPE_CHECKING:
+    from service.shortway.way import ShortWay
+
+Found = tuple[str, list[bytes | None]]  # who replied, and what stands under the key
+Tell = Callable[[AtHand | None], None]
+
+
+class Asker(NamedTuple):
+    """What a request says of itself, as far as it matters here."""
+
+    scope: Any
+    host: bytes
+    has_origin: bool
+    tags: list[str]  # If-None-Match, its lines
+
+
+class Ready(NamedTuple):
+    """An answer to anybody who asks for it. `lines`: the headers of a 200 alone."""
+
+    tag: str
+    lines: bytes
+    body: bytes
+
+
+class Sought(NamedTuple):
+    """Where an answer is, if there is one. `take`: makes it of what stands under the key."""
+
+    endpoint: str
+    state: State
+    key: str
+    take: Callable[[bytes | None], Ready | None]
+
+
+class Look:
+    """What is asked for one request. It begins when it is made; `tell` is called later, once."""
+
+    __slots__ = ("_asker", "_begun", "_deciding", "_looking", "_sought", "_tell", "_way")
+
+    def __init__(self, way: "ShortWay", asker: Asker, sought: Sought, tell: Tell) -> None:
+        self._way, self._asker, self._sought, self._tell = way, asker, sought, tell
+        self._begun = time.perf_counter()
+        way.front.in_flight += 1
+        self._deciding = way.decide(sought.endpoint, asker.scope)
+        self._looking = way.read(sought)
+        for one in (self._deciding, self._looking):
+            if isinstance(one, asyncio.Future):
+                one.add_done_callback(self._go_on)
+                break
+        else:  # not at once: who calls is still at the request
+            asyncio.get_running_loop().call_soon(self._end)
+
+    def _go_on(self, _: object) -> None:
+        """End, if the other one is there as well: mostly, as they were asked in one write."""
+        for one in (self._deciding, self._looking):
+            if isinstance(one, asyncio.Future) and not one.done():
+                one.add_done_callback(self._go_on)
+                return
+        self._end()
+
+    def _end(self) -> None:
+        way, scope, told = self._way, self._asker.scope, None
+        way.front.in_flight -= 1
+        decision, undecided = _outcome(self._deciding)
+        found, unread = _outcome(self._looking)
+        if undecided is unread is None and (decision is None or decision.admitted):
+            try:
+                told = way.answer(self._asker, self._sought, found, decision)
+            except Exception:
+                way.logger.exception("The short way")
+        if told is None:
+            scope[BEGUN] = self._begun
+            scope[HANDED] = Handed(decision, partial(way.fail, undecided, unread))
+            return self._tell(None)
+        self._tell(told)
+        return way.front.tell(scope, told.status, self._begun)
+
+
+def _outcome(one: Any) -> tuple[Any, Any]:
+    """Give what came of something, or why nothing did."""
+    if not isinstance(one, asyncio.Future):
+        return one, None
+    error = one.exception()
+    return (one.result(), None) if error is None else (None, error)
