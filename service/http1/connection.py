@@ -171,7 +171,7 @@ class Connection(Wire):
         self._running.add(exchange)
         if self._is_eof:
             exchange.leave()
-        exchange.begin(is_plain=is_plain)
+        exchange.start(is_plain=is_plain)
         return None
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:

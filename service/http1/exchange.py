@@ -46,7 +46,7 @@ class Exchange:
         self.expects = reader.expects and not reader.is_complete
         self._begun_at = time() if connection.server.is_logged else 0.0
 
-    def begin(self, *, is_plain: bool) -> None:
+    def start(self, *, is_plain: bool) -> None:
         """Have it answered: by what is at hand, if it is a GET without a body, or is asked for."""
         server = self._connection.server
         shortcut = server.config.shortcut

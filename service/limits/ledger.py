@@ -49,11 +49,11 @@ class Ledger:
             except (RedisError, OSError) as error:
                 self.failed(error)
 
-    def begin(self, claims: Sequence[Claim]) -> "Decision | asyncio.Future[Decision]":
+    def ask(self, claims: Sequence[Claim]) -> "Decision | asyncio.Future[Decision]":
         """Decide, or begin to, while Redis is there. What is waited for may fail: tell `failed`."""
         if self._shared is None:
             return self._decide_here(claims)
-        return self._shared.begin(claims)
+        return self._shared.ask(claims)
 
     async def decide(self, claims: Sequence[Claim]) -> Decision:
         """Admit all claims, or none."""

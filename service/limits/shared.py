@@ -56,13 +56,13 @@ class Shared:
         """Connect beforehand, so that the first request need not wait."""
         await self.wire.load(DECIDING)
 
-    def begin(self, claims: Sequence[Claim]) -> asyncio.Future[Decision]:
+    def ask(self, claims: Sequence[Claim]) -> asyncio.Future[Decision]:
         """Admit all claims, or none: in this tick, to be waited for."""
         return self.wire.ask(DECIDING, claims)
 
     async def decide(self, claims: Sequence[Claim]) -> Decision:
         """Admit all claims, or none."""
-        return await self.begin(claims)
+        return await self.ask(claims)
 
     async def give_back(self, key: str, stamp: int) -> None:
         """Undo one unit that was admitted at `stamp`."""

@@ -100,7 +100,7 @@ class ShortWay:
         if not self._is_limited or not (plan.names or plan.written):
             return None
         caller = self._limiter.callers.of(scope)
-        return self._limiter.ledger.begin(self._limiter.claims(endpoint, plan, caller))
+        return self._limiter.ledger.ask(self._limiter.claims(endpoint, plan, caller))
 
     def read(self, sought: Sought) -> Found | asyncio.Future[Any]:
         """Begin to read what stands under a key: in one write with the limit, if that is there."""
