@@ -42,7 +42,9 @@ class _Hooks:
     def after_request(self, function: AfterRequest) -> None:
         @self._app.after_request
         async def where_it_applies(response: Response) -> Response:
-            return await function(response) if self._applies(request.path) else response
+            # Who names no origin is told nothing but Vary, which every answer has.
+            is_asked = "Origin" in request.headers and self._applies(request.path)
+            return await function(response) if is_asked else response
 
     def before_websocket(self, function: Any) -> None:
         """There are no websockets here."""

@@ -1,68 +1,93 @@
-"""Lists as the cache reads them: by their ids alone, or with their rows."""
+"""Lists as the cache reads them: by their ids alone, or with their rows.
 
-from collections.abc import Callable, Mapping
+To make a statement costs SQLAlchemy more than to execute it. So each is made once for its shape
+(which filters, what order, on which database), with parameters for all that differs between
+requests; and ids are read without the ORM.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from functools import lru_cache
+from typing import Any, NamedTuple
 
 from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.cache import Found, Kind, Listing
-from service.pagination import Order, Page, count_of, fetch_page
+from service.pagination import LIMIT, Order, Page, count_of, fetch_page, page_query
 
-Where = Callable[[AsyncSession], list[ColumnElement[bool]]]
+SHAPES = 1_000  # statements that are kept
 
 
-def list_page(
-    kind: Kind,
-    model: Any,
-    conditions: Mapping[str, str],
-    where: Where,
-    sort: tuple[str, Order],
-    page: Page,
-    counted: Callable[[], Select[int] | None],
-) -> Listing:
-    """List a page of rows; its total is that of all pages.
+@dataclass(frozen=True, eq=False)
+class Catalogue:
+    """What rows of a kind can be listed by. Filters are known by the names of those that are set.
 
-    conditions: names the rows that `where` chooses. sort: the name of the order, and the order.
-    counted: the query of the total, where it is known without counting the rows.
+    conditions: of names, sort and dialect, with a parameter for each value. order: of a sort.
+    known_count: of names, the number of rows, where it is known without counting them.
     """
-    name, order = sort
+
+    kind: Kind
+    model: Any
+    conditions: Callable[[tuple[str, ...], str, str], Sequence[ColumnElement[bool]]]
+    order: Callable[[str], Order]
+    known_count: Callable[[tuple[str, ...]], Select[int] | None]
+
+
+class Chosen(NamedTuple):
+    """The rows of a list, and their order.
+
+    conditions: each filter that is set, as text. values: of their parameters, on a database.
+    """
+
+    conditions: Mapping[str, str]
+    sort: str
+    values: Callable[[str], Mapping[str, Any]]
+
+
+class _Shape(NamedTuple):
+    catalogue: Catalogue
+    names: tuple[str, ...]
+    sort: str
+    dialect: str
+
+
+def list_page(catalogue: Catalogue, chosen: Chosen, page: Page) -> Listing:
+    """List a page of rows; its total is that of all pages."""
 
     async def find(db: AsyncSession, wanted: tuple[bool, bool]) -> Found:
+        shape, values = _of(db, catalogue, chosen)
         if wanted == (True, True):
-            ids, total = await fetch_page(db, model.id, where(db), order, page, counted())
+            ids, total = await fetch_page(db, _page(shape, True), _count(shape), page, values)
             return Found(tuple(ids), total)
         if wanted[0]:
-            query = order.apply(select(model.id).where(*where(db)))
-            return Found(tuple(await db.scalars(page.cut(query))), None)
-        kept = counted()
-        count = count_of(model, where(db)) if kept is None else kept
-        return Found(None, await db.scalar(count) or 0)
+            found = await db.scalars(_ids(shape), {**values, **page.bounds})
+            return Found(tuple(found), None)
+        return Found(None, await db.scalar(_count(shape), values) or 0)
 
     async def read_all(db: AsyncSession) -> tuple[list[bytes], int, None]:
-        rows, total = await fetch_page(db, model, where(db), order, page, counted())
-        return [kind.write(row) for row in rows], total, None
+        shape, values = _of(db, catalogue, chosen)
+        rows, total = await fetch_page(db, _page(shape, False), _count(shape), page, values)
+        return [catalogue.kind.write(row) for row in rows], total, None
 
-    part = [name, page.number, page.size]
-    return Listing(kind, conditions, part, counted=True, find=find, read_all=read_all)
+    part = [chosen.sort, page.number, page.size]
+    return Listing(
+        catalogue.kind, chosen.conditions, part, counted=True, find=find, read_all=read_all
+    )
 
 
 def list_after(
-    kind: Kind,
-    model: Any,
-    conditions: Mapping[str, str],
-    where: Where,
-    sort: tuple[str, Order],
-    after: tuple[Any, int] | None,
-    limit: int,
+    catalogue: Catalogue, chosen: Chosen, after: tuple[Any, int] | None, limit: int
 ) -> Listing:
     """List `limit` rows behind a key and id; `more` says where to go on, if there are more."""
-    name, order = sort
 
-    async def fetch(db: AsyncSession, what: Any) -> tuple[list[Any], list[Any] | None]:
-        query = select(what, order.key, model.id).where(*where(db))
-        rows = (await db.execute(order.apply(query, after).limit(limit + 1))).all()
+    async def fetch(db: AsyncSession, by_id: bool) -> tuple[list[Any], list[Any] | None]:
+        shape, values = _of(db, catalogue, chosen)
+        told = {**values, "limit": limit + 1}
+        if after is not None:
+            told["after_key"], told["after_id"] = after
+        rows = (await db.execute(_slice(shape, by_id, after is not None), told)).all()
         if len(rows) <= limit:
             return [row[0] for row in rows], None
         _, key, last = rows[limit - 1]
@@ -70,12 +95,52 @@ def list_after(
         return [row[0] for row in rows[:limit]], [spelled, last]
 
     async def find(db: AsyncSession, wanted: tuple[bool, bool]) -> Found:
-        ids, more = await fetch(db, model.id)
+        ids, more = await fetch(db, True)
         return Found(tuple(ids), None, more)
 
     async def read_all(db: AsyncSession) -> tuple[list[bytes], int, Any]:
-        rows, more = await fetch(db, model)
-        return [kind.write(row) for row in rows], 0, more
+        rows, more = await fetch(db, False)
+        return [catalogue.kind.write(row) for row in rows], 0, more
 
-    part = [name, "after", after and [str(after[0]), after[1]], limit]
-    return Listing(kind, conditions, part, counted=False, find=find, read_all=read_all)
+    part = [chosen.sort, "after", after and [str(after[0]), after[1]], limit]
+    return Listing(
+        catalogue.kind, chosen.conditions, part, counted=False, find=find, read_all=read_all
+    )
+
+
+def _of(db: AsyncSession, catalogue: Catalogue, chosen: Chosen) -> tuple[_Shape, Mapping[str, Any]]:
+    dialect = db.get_bind().dialect.name
+    shape = _Shape(catalogue, tuple(chosen.conditions), chosen.sort, dialect)
+    return shape, chosen.values(dialect)
+
+
+def _parts(shape: _Shape) -> tuple[Sequence[ColumnElement[bool]], Order]:
+    where = shape.catalogue.conditions(shape.names, shape.sort, shape.dialect)
+    return where, shape.catalogue.order(shape.sort)
+
+
+@lru_cache(SHAPES)
+def _page(shape: _Shape, by_id: bool) -> Select[Any]:
+    where, order = _parts(shape)
+    what = order.id if by_id else shape.catalogue.model
+    return page_query(what, where, order, _count(shape))
+
+
+@lru_cache(SHAPES)
+def _ids(shape: _Shape) -> Select[Any]:
+    where, order = _parts(shape)
+    return page_query(order.id, where, order)
+
+
+@lru_cache(SHAPES)
+def _count(shape: _Shape) -> Select[int]:
+    kept = shape.catalogue.known_count(shape.names)
+    return count_of(shape.catalogue.model, _parts(shape)[0]) if kept is None else kept
+
+
+@lru_cache(SHAPES)
+def _slice(shape: _Shape, by_id: bool, follows: bool) -> Select[Any]:
+    where, order = _parts(shape)
+    what = order.id if by_id else shape.catalogue.model
+    query = select(what, order.key.label("sort_key"), order.id.label("row_id")).where(*where)
+    return order.apply(query, follows=follows).limit(LIMIT)

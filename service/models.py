@@ -212,10 +212,10 @@ class CacheState(Base):
 
 # A sort key without NULL makes one index serve a whole order, and one comparison a cursor: above
 # every year and price when ascending, below them all when descending, so that NULLs come last.
-YEAR_ASC = func.coalesce(Book.published_year, literal_column("9999"))
-YEAR_DESC = func.coalesce(Book.published_year, literal_column("-1"))
-PRICE_ASC = func.coalesce(Book.price, literal_column("10000000000"))
-PRICE_DESC = func.coalesce(Book.price, literal_column("-1"))
+YEAR_ASC = func.coalesce(Book.__table__.c.published_year, literal_column("9999"))
+YEAR_DESC = func.coalesce(Book.__table__.c.published_year, literal_column("-1"))
+PRICE_ASC = func.coalesce(Book.__table__.c.price, literal_column("10000000000"))
+PRICE_DESC = func.coalesce(Book.__table__.c.price, literal_column("-1"))
 
 # The columns go along so that rows are counted in the index alone: PostgreSQL does not see that
 # the expression is all it needs.

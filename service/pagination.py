@@ -1,27 +1,26 @@
 """Pages and cursors: the same rules for every list."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, Self
 
 from itsdangerous import BadSignature, URLSafeSerializer
 from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
 from quart import current_app
-from sqlalchemy import ColumnElement, Select, SQLColumnExpression, func, literal, select, tuple_
+from sqlalchemy import ColumnElement, Integer, Select, bindparam, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import InstrumentedAttribute
 
 from service.config import Settings
 from service.errors import InvalidInputError
 from service.validation import Int64, QueryCount, QueryFlag, Schema
 from service.web import page_links
 
-T = TypeVar("T")
-
 DEFAULT_SIZE = 20
 MAX_SIZE = 100  # asked for more, a list gives this many
 MAX_OFFSET = 100_000  # rows a page may skip: deeper, a cursor is the way
+LIMIT, OFFSET = bindparam("limit", type_=Integer()), bindparam("offset", type_=Integer())
 
 
 def unsaid_default(schema: JsonDict) -> None:
@@ -99,9 +98,10 @@ class Page:
         """Rows before this page."""
         return (self.number - 1) * self.size
 
-    def cut(self, query: Select[Any]) -> Select[Any]:
-        """Leave of a query the rows of this page."""
-        return query.limit(self.size).offset(self.offset)
+    @property
+    def bounds(self) -> dict[str, int]:
+        """The parameters of a query of pages."""
+        return {"limit": self.size, "offset": self.offset}
 
     def envelope(self, total: int) -> dict[str, Any]:
         """Give what a list's answer holds beside its items: total, pagination and links."""
@@ -132,47 +132,56 @@ class Page:
 class Order:
     """A total order of rows: a key without NULL, then the id, both in one direction."""
 
-    key: SQLColumnExpression[Any]
-    id: InstrumentedAttribute[int]
+    key: ColumnElement[Any]
+    id: ColumnElement[int]
     descending: bool
 
-    def apply(self, query: Select[Any], after: tuple[Any, int] | None = None) -> Select[Any]:
-        """Sort a query, starting behind the row whose key and id are `after`."""
-        if after is not None:
+    def apply(self, query: Select[Any], *, follows: bool = False) -> Select[Any]:
+        """Sort a query; `follows`: behind the row whose key and id are given as parameters."""
+        if follows:
             here = tuple_(self.key, self.id)
-            there = tuple_(*(literal(v, c.type) for v, c in zip(after, here.clauses, strict=True)))
+            key, row_id = (
+                bindparam("after_key", type_=self.key.type),
+                bindparam("after_id", type_=self.id.type),
+            )
+            there = tuple_(key, row_id)
             query = query.where(here < there if self.descending else here > there)
         if self.descending:
             return query.order_by(self.key.desc(), self.id.desc())
         return query.order_by(self.key, self.id)
 
 
+def page_query(
+    what: Any,
+    where: Sequence[ColumnElement[bool]],
+    order: Order,
+    counted: Select[int] | None = None,
+) -> Select[Any]:
+    """Make the query of a page of rows, or of a column; with `counted` each has the total."""
+    total = () if counted is None else (counted.scalar_subquery(),)
+    query = select(what, *total).where(*where)
+    return order.apply(query).limit(LIMIT).offset(OFFSET)
+
+
 async def fetch_page(
     db: AsyncSession,
-    what: type[T] | InstrumentedAttribute[T],
-    where: list[ColumnElement[bool]],
-    order: Order,
+    query: Select[Any],
+    counted: Select[int],
     page: Page,
-    counted: Select[int] | None = None,
-) -> tuple[list[T], int]:
-    """Give a page of rows, or of a column, and how many there are in all: of one snapshot.
-
-    `counted` gives that number where it is known without counting the rows.
-    """
-    if counted is None:
-        counted = count_of(order.id.class_, where)
-    query = order.apply(select(what, counted.scalar_subquery()).where(*where))
-    rows = (await db.execute(page.cut(query))).all()
+    values: Mapping[str, Any] | None = None,
+) -> tuple[list[Any], int]:
+    """Give a page of rows, or of a column, and how many there are in all: of one snapshot."""
+    rows = (await db.execute(query, {**(values or {}), **page.bounds})).all()
     if not rows:
         # Counted a moment later: rows that came in between must not make this page's emptiness
         # a lie.
-        return [], min(await db.scalar(counted) or 0, page.offset)
+        return [], min(await db.scalar(counted, values) or 0, page.offset)
     return [row[0] for row in rows], rows[0][1]
 
 
-def count_of(model: Any, where: list[ColumnElement[bool]]) -> Select[int]:
+def count_of(model: Any, where: Sequence[ColumnElement[bool]]) -> Select[int]:
     """Count the rows."""
-    return select(func.count()).select_from(model).where(*where).correlate(None)
+    return select(func.count()).select_from(model.__table__).where(*where).correlate(None)
 
 
 class Cursors:

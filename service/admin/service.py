@@ -7,14 +7,17 @@ from service.cache import MOST, touch_books
 from service.errors import ConflictError
 from service.guard import CurrentUser, confirm, require_admin
 from service.models import Book, User
-from service.pagination import Order, Page, fetch_page
+from service.pagination import Order, Page, count_of, fetch_page, page_query
 from service.users.service import get_user
+
+COLUMNS = User.__table__.c
+ALL = count_of(User, [])
+NEWEST_FIRST = page_query(User, [], Order(COLUMNS.created_at, COLUMNS.id, descending=True), ALL)
 
 
 async def list_users(db: AsyncSession, page: Page) -> tuple[list[User], int]:
     """Give a page of users, newest first, and how many there are in all."""
-    newest_first = Order(User.created_at, User.id, descending=True)
-    return await fetch_page(db, User, [], newest_first, page)
+    return await fetch_page(db, NEWEST_FIRST, ALL, page)
 
 
 async def update_rights(

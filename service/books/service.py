@@ -1,22 +1,22 @@
 """The rules of books, and their SQL."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Row,
     Select,
-    SQLColumnExpression,
     and_,
     bindparam,
     cast,
     column,
     func,
+    insert,
     select,
     table,
     text,
@@ -25,22 +25,11 @@ from sqlalchemy.dialects.postgresql import TSQUERY
 from sqlalchemy.ext.asyncio import AsyncSession
 from stdnum import isbn as isbn_numbers
 
-from service.books.schemas import (
-    MAX_PRICE,
-    MAX_YEAR,
-    BookCreate,
-    BookFilters,
-    BookOut,
-    BookUpdate,
-)
-from service.cache import Entry, Kind, Listing, shape_of
-from service.errors import (
-    ForbiddenError,
-    InvalidInputError,
-    ResourceNotFoundError,
-)
+from service.books.schemas import MAX_PRICE, MAX_YEAR, BookCreate, BookFilters, BookOut, BookUpdate
+from service.cache import Entry, Kind, Listing, insert_book, shape_of
+from service.errors import ForbiddenError, InvalidInputError, ResourceNotFoundError
 from service.guard import CurrentUser, confirm
-from service.listing import list_after, list_page
+from service.listing import Catalogue, Chosen, list_after, list_page
 from service.models import (
     PRICE_ASC,
     PRICE_DESC,
@@ -54,32 +43,29 @@ from service.models import (
 from service.pagination import Order, Page
 
 CENT = Decimal("0.01")
-MANY = select(Book).where(Book.id.in_(bindparam("ids", expanding=True)))  # made once
+TABLE: Any = Book.__table__
+COLUMNS = Book.__table__.c
+# Made once, and without the ORM: what is shown of a book.
+SHOWN = [COLUMNS[name] for name in BookOut.model_fields]
+NEW = insert(TABLE).returning(*SHOWN)
+MANY = select(*SHOWN).where(COLUMNS.id.in_(bindparam("ids", expanding=True)))
 
 
-@dataclass(frozen=True)
-class _SortKey:
+class _SortKey(NamedTuple):
     """The key of a sort in both directions, and how a cursor spells its values."""
 
-    ascending: SQLColumnExpression[Any]
-    descending: SQLColumnExpression[Any]
+    ascending: ColumnElement[Any]
+    descending: ColumnElement[Any]
     read: Callable[[str], Any]
 
 
 SORTS = {
-    "id": _SortKey(Book.id, Book.id, int),
-    "created_at": _SortKey(Book.created_at, Book.created_at, datetime.fromisoformat),
-    "title": _SortKey(Book.title, Book.title, str),
+    "id": _SortKey(COLUMNS.id, COLUMNS.id, int),
+    "created_at": _SortKey(COLUMNS.created_at, COLUMNS.created_at, datetime.fromisoformat),
+    "title": _SortKey(COLUMNS.title, COLUMNS.title, str),
     "published_year": _SortKey(YEAR_ASC, YEAR_DESC, int),
     "price": _SortKey(PRICE_ASC, PRICE_DESC, Decimal),
 }
-
-
-def order_of(sort: str) -> Order:
-    """Give the order that a `sort` names: `-` for descending, NULLs last in both."""
-    key = SORTS[sort.removeprefix("-")]
-    descending = sort.startswith("-")
-    return Order(key.descending if descending else key.ascending, Book.id, descending)
 
 
 def key_of(sort: str, spelled: str) -> Any:
@@ -89,26 +75,23 @@ def key_of(sort: str, spelled: str) -> Any:
 
 def list_books(filters: BookFilters, sort: str, page: Page) -> Listing:
     """List a page of books."""
-    order, where = order_of(sort), partial(_matching, filters, sort)
-    named = filters.conditions()
-    return list_page(BOOKS, Book, named, where, (sort, order), page, partial(_kept_count, filters))
+    return list_page(CATALOGUE, _chosen(filters, sort), page)
 
 
 def list_books_after(
     filters: BookFilters, sort: str, after: tuple[Any, int] | None, limit: int
 ) -> Listing:
     """List `limit` books behind a key and id."""
-    order, where = order_of(sort), partial(_matching, filters, sort)
-    return list_after(BOOKS, Book, filters.conditions(), where, (sort, order), after, limit)
+    return list_after(CATALOGUE, _chosen(filters, sort), after, limit)
 
 
-def _bytes(book: Book) -> bytes:
+def _bytes(book: Book | Row[Any]) -> bytes:
     return BookOut.model_validate(book).model_dump_json().encode()
 
 
 async def load_books(db: AsyncSession, ids: Sequence[int]) -> dict[int, Entry]:
     """Give the entries of those books that there are."""
-    books = await db.scalars(MANY, {"ids": ids})
+    books = await db.execute(MANY, {"ids": ids})
     return {book.id: Entry(b"%d" % book.version, _bytes(book)) for book in books}
 
 
@@ -125,13 +108,10 @@ def new_book(owner_id: int | None, data: BookCreate) -> Book:
     return Book(**book_values(owner_id, data))
 
 
-async def create_book(db: AsyncSession, data: BookCreate, user: CurrentUser) -> Book:
+async def create_book(db: AsyncSession, data: BookCreate, user: CurrentUser) -> Row[Any]:
     """Add a book, owned by `user`."""
     owner = await confirm(db, user)
-    book = new_book(owner.id, data)
-    db.add(book)
-    await db.flush()
-    return book
+    return await insert_book(db, NEW, book_values(owner.id, data))
 
 
 async def update_book(db: AsyncSession, book_id: int, data: BookUpdate, user: CurrentUser) -> Book:
@@ -175,63 +155,92 @@ def not_found(book_id: int, headers: Mapping[str, str] | None = None) -> Resourc
     return ResourceNotFoundError(f"Book with id {book_id} not found", headers=headers)
 
 
-def _kept_count(filters: BookFilters) -> Select[int] | None:
+EQUAL = {
+    "genre": COLUMNS.genre,
+    "author": COLUMNS.author_key,
+    "isbn": COLUMNS.isbn,
+    "user_id": COLUMNS.user_id,
+}
+BETWEEN: dict[str, tuple[str, Any]] = {
+    "year": ("published_year", MAX_YEAR),
+    "price": ("price", MAX_PRICE),
+}
+
+
+def _order_of(sort: str) -> Order:
+    """Give the order that a `sort` names: `-` for descending, NULLs last in both."""
+    key = SORTS[sort.removeprefix("-")]
+    descending = sort.startswith("-")
+    return Order(key.descending if descending else key.ascending, COLUMNS.id, descending)
+
+
+def _kept_count(names: tuple[str, ...]) -> Select[int] | None:
     """Give the number of books that the database keeps: of all of them, and of a genre."""
-    if filters.conditions().keys() - {"genre"}:
+    if set(names) - {"genre"}:
         return None
-    kept = select(cast(func.coalesce(func.sum(BookCount.n), 0), BigInteger))
-    return kept if filters.genre is None else kept.where(BookCount.genre == filters.genre)
+    counts = BookCount.__table__.c
+    kept = select(cast(func.coalesce(func.sum(counts.n), 0), BigInteger))
+    return kept.where(counts.genre == bindparam("genre")) if names else kept
 
 
-def _matching(filters: BookFilters, sort: str, db: AsyncSession) -> list[ColumnElement[bool]]:
-    """Put filters into SQL."""
-    found: list[ColumnElement[bool]] = []
-    if filters.genre is not None:
-        found.append(Book.genre == filters.genre)
+def _conditions(names: tuple[str, ...], sort: str, dialect: str) -> list[ColumnElement[bool]]:
+    """Put filters into SQL: `_values` has their parameters."""
+    found = [EQUAL[name] == bindparam(name) for name in names if name in EQUAL]
+    bounded = [key for key in BETWEEN if {f"{key}_min", f"{key}_max"}.intersection(names)]
+    found += [_between(key, sort) for key in bounded]
+    return [*found, _found_by(dialect)] if "q" in names else found
+
+
+CATALOGUE = Catalogue(BOOKS, Book, _conditions, _order_of, _kept_count)
+
+
+def _chosen(filters: BookFilters, sort: str) -> Chosen:
+    return Chosen(filters.conditions(), sort, partial(_values, filters))
+
+
+def _values(filters: BookFilters, dialect: str) -> dict[str, Any]:
+    """Give the values of all parameters that filters may have."""
+    found = {name: getattr(filters, name) for name in EQUAL}
     if filters.author is not None:
-        found.append(Book.author_key == fold(filters.author))
-    if filters.isbn is not None:
-        found.append(Book.isbn == filters.isbn)
-    if filters.user_id is not None:
-        found.append(Book.user_id == filters.user_id)
-    if filters.year_min is not None or filters.year_max is not None:
-        years = (filters.year_min, filters.year_max, MAX_YEAR)
-        found.append(_between("published_year", sort, *years))
-    if filters.price_min is not None or filters.price_max is not None:
-        found.append(_between("price", sort, filters.price_min, filters.price_max, MAX_PRICE))
+        found["author"] = fold(filters.author)
+    for name, (_, highest) in BETWEEN.items():
+        # Bounded to what the column can hold: that leaves NULLs out.
+        least, most = getattr(filters, f"{name}_min"), getattr(filters, f"{name}_max")
+        least = 0 if least is None else min(max(least, 0), highest + 1)
+        most = highest if most is None else min(max(most, -1), highest)
+        found[f"{name}_least"] = _whole_cents(least, ROUND_CEILING)
+        found[f"{name}_most"] = _whole_cents(most, ROUND_FLOOR)
     if filters.q is not None:
-        found.append(_found_by(db, words(filters.q)))
+        found["q"] = _query_of(words(filters.q), dialect)
     return found
 
 
-def _between(
-    name: str,
-    sort: str,
-    least: Decimal | int | None,
-    most: Decimal | int | None,
-    highest: Decimal | int,
-) -> ColumnElement[bool]:
-    """Bound a key that is NULL nowhere to what its column can hold: that leaves NULLs out.
+def _between(name: str, sort: str) -> ColumnElement[bool]:
+    """Bound a key that is NULL nowhere.
 
     The key is the one that the list is sorted by, if it is of the same column, so that one walk
     through one index does for both; the planner has statistics of its values.
     """
-    key = SORTS[name]
-    value = key.ascending if sort == name else key.descending
-    lower = 0 if least is None else _whole_cents(min(max(least, 0), highest + 1), ROUND_CEILING)
-    upper = highest if most is None else _whole_cents(min(max(most, -1), highest), ROUND_FLOOR)
-    return and_(value >= lower, value <= upper)
+    column = BETWEEN[name][0]
+    key = SORTS[column]
+    value = key.ascending if sort == column else key.descending
+    return and_(value >= bindparam(f"{name}_least"), value <= bindparam(f"{name}_most"))
 
 
 def _whole_cents(value: Decimal | int, rounding: str) -> Decimal | int:
     return value if isinstance(value, int) else value.quantize(CENT, rounding)
 
 
-def _found_by(db: AsyncSession, terms: list[str]) -> ColumnElement[bool]:
-    """Match books that hold all terms, the last one as a prefix. Terms are letters and digits."""
-    if db.get_bind().dialect.name == "postgresql":
-        query = " & ".join(f"'{term}'" for term in terms) + ":*"
-        return Book.search.bool_op("@@")(cast(query, TSQUERY))
-    match = " ".join(f'"{term}"' for term in terms) + "*"
-    found = text("books_fts MATCH :match").bindparams(match=match)
-    return Book.id.in_(select(column("rowid")).select_from(table("books_fts")).where(found))
+def _found_by(dialect: str) -> ColumnElement[bool]:
+    """Match books that hold all terms of a query."""
+    if dialect == "postgresql":
+        return COLUMNS.search.bool_op("@@")(cast(bindparam("q"), TSQUERY))
+    match = text("books_fts MATCH :q")
+    return COLUMNS.id.in_(select(column("rowid")).select_from(table("books_fts")).where(match))
+
+
+def _query_of(terms: list[str], dialect: str) -> str:
+    """Ask for all terms, the last one as a prefix. Terms are letters and digits."""
+    if dialect == "postgresql":
+        return " & ".join(f"'{term}'" for term in terms) + ":*"
+    return " ".join(f'"{term}"' for term in terms) + "*"

@@ -45,7 +45,7 @@ from service.cache.fence import SharedCacheError
 from service.cache.items import Kind, Status, shape_of
 from service.cache.lists import Found, Listing, Rows
 from service.cache.redis_store import RedisStore
-from service.cache.touched import MOST, WriteSession, touch_books
+from service.cache.touched import MOST, WriteSession, insert_book, touch_books
 from service.cache.writes import Postponed, Writes
 
 __all__ = [
@@ -68,6 +68,7 @@ __all__ = [
     "Status",
     "WriteSession",
     "Writes",
+    "insert_book",
     "of_app",
     "shape_of",
     "touch_books",
