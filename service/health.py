@@ -27,6 +27,8 @@ from service.web import respond, to_bytes
 TIMEOUT = 1.0  # seconds that a check may take, whatever its dependency does
 SHARED_SECONDS = 1.0  # that an outcome is told to whoever asks
 
+ALIVE = b'{"status":"alive"}'
+
 health_bp = Blueprint("health", __name__, url_prefix="/health")
 
 Check = Callable[[], Awaitable[object]]
@@ -198,7 +200,7 @@ async def health() -> Response:
 @never_shed
 async def live() -> Response:
     """Answer as long as the process runs; touch nothing."""
-    return respond(b'{"status":"alive"}')
+    return respond(ALIVE)
 
 
 @health_bp.get("/ready")

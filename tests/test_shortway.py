@@ -176,6 +176,7 @@ class Questions:
         return choice([
             f"/api/books/{item}", f"/api/books/{item}", f"/api/books/{item}{choice(['?', '?a=b'])}",
             *(f"/api/books{choice(lists)}" for _ in range(3)),
+            choice(["/health/live", "/health/live?", "/health/live?x=1", "/health/live/"]),
             choice(["/api//books", "/api/books/", "/api%2Fbooks", "/API/books", "/api/books/1/"]),
         ])  # fmt: skip
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import time
 from functools import lru_cache, partial
 from typing import Any
 
@@ -11,7 +12,8 @@ from service.books.service import BOOKS
 from service.cache import GEN, Cache
 from service.config import Settings
 from service.cors import Origins
-from service.front import CACHED, NO_PAGE, ROUTE, Front, Seen, request_name
+from service.front import CACHED, NO_PAGE, ROUTE, VARY, Front, Seen, request_name
+from service.health import ALIVE
 from service.http1.config import AtHand
 from service.limits import Limiter
 from service.limits.claims import Decision
@@ -23,7 +25,7 @@ from service.web import CACHE_STATUS, LIMITED_VARY, PUBLIC, Public, as_lines, et
 from service.wire import READ
 
 ITEM = re.compile(rb"/api/books/([1-9][0-9]{0,17})")
-LIST = b"/api/books"
+LIST, LIVE = b"/api/books", b"/health/live"
 HOST = re.compile(rb"[A-Za-z0-9.-]{1,255}(:[0-9]{1,5})?")
 # Of a GET: it has a body, or wants what only the framework knows.
 SPECIAL = {b"content-length", b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
@@ -53,9 +55,14 @@ class ShortWay:
         self._is_limited = settings.ratelimit_enabled
         self._rules: dict[str, str] = {}
         self._always = as_lines([*ALWAYS, *self.front.protection])
+        untold = [(b"cache-control", b"no-store"), (b"vary", VARY.encode()), NO_PAGE]
+        self._alive = sized(ALIVE) + as_lines([*untold, *self.front.protection])
 
     def look(self, scope: Any, tell: Tell) -> bool:
         """Begin to look for the answer to a GET, if it is one of these."""
+        if scope["raw_path"] == LIVE and not scope["query_string"] and _read(scope) is not None:
+            asyncio.get_running_loop().call_soon(self._tell_alive, scope, tell, time.perf_counter())
+            return True
         if self._limiter.ledger.is_away:
             return False
         if scope["raw_path"] == LIST:
@@ -71,6 +78,12 @@ class ShortWay:
             return False
         Look(self, asker, sought, tell)
         return True
+
+    def _tell_alive(self, scope: Any, tell: Tell, begun: float) -> None:
+        """Answer in the next turn of the loop: under load, Quart's ten take their time."""
+        scope[ROUTE] = LIVE.decode()
+        tell(AtHand(200, self._alive + _named(scope), ALIVE))
+        self.front.tell(scope, 200, begun)
 
     def _seek_item(self, book_id: int, asker: Asker) -> Sought | None:
         if (state := self._cache.access.enter()) is None:
@@ -127,16 +140,14 @@ class ShortWay:
             allowed = as_lines([(name.lower().encode(), value.encode()) for name, value in headers])
         if decision is not None:
             limits = lines(self._limiter.settle(scope, decision).standings)
-        name = request_name(scope)
-        request_id.set(name)
         is_had = bool(asker.tags) and is_known(ready.tag, asker.tags)
-        told = b'%betag: "%b"\r\n%b%b%bx-request-id: %b\r\n' % (
+        told = b'%betag: "%b"\r\n%b%b%b%b' % (
             b"" if is_had else ready.lines,
             ready.tag.encode(),
             self._always,
             allowed,
             limits,
-            name.encode(),
+            _named(scope),
         )
         return AtHand(304, told, b"") if is_had else AtHand(200, told, ready.body)
 
@@ -165,6 +176,13 @@ class ShortWay:
         """Name a list by all that its answer depends on: links are absolute."""
         base = self._base or b"%b://%b" % (asker.scope["scheme"].encode(), asker.host)
         return asker.scope["query_string"], base
+
+
+def _named(scope: Any) -> bytes:
+    """Give the line of a request's id, which is that of all that is logged from now on."""
+    name = request_name(scope)
+    request_id.set(name)
+    return b"x-request-id: %b\r\n" % name.encode()
 
 
 @lru_cache(1_024)
