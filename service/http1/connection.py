@@ -66,6 +66,7 @@ class Connection(Wire):
         """End."""
         super().connection_lost(error)
         self._is_lost, self._data, self._at = True, b"", 0
+        self._reader.close()
         for exchange in self._running:
             exchange.silence()
         self._exchange = None

@@ -108,6 +108,10 @@ class Reader:
             raise RefusedError(431)
         return end
 
+    def close(self) -> None:
+        """Read no more: the parser calls this reader, which would keep both alive."""
+        del self._parser
+
     def on_header(self, name: bytes, value: bytes) -> None:
         """Take a header field; of trailers there is no use."""
         if not self._in_head:

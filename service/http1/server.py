@@ -88,6 +88,7 @@ class Server(TCPServer):
         if transport.is_closing():
             return None
         connection = Connection(self._serving(self.app.app), client, local)
+        streams: Any = transport.get_protocol()
         transport.set_protocol(connection)
         connection.connection_made(transport)
         if begun:
@@ -98,6 +99,8 @@ class Server(TCPServer):
             await asyncio.shield(connection.ended)
         except asyncio.CancelledError:  # by Hypercorn, which waits for no more than its end
             await connection.cancel()
+        finally:
+            streams.connection_lost(None)  # else these wait in a ring until cycles are looked for
         return None
 
     def _serving(self, app: ASGIFramework) -> Serving:

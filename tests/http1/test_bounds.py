@@ -1,9 +1,11 @@
 """What a connection may cost, whatever its client does. A process of its own is weighed."""
 
 import asyncio
+import gc
 import resource
 import sys
 from asyncio.subprocess import PIPE
+from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -11,6 +13,7 @@ from dataclasses import dataclass
 import psutil
 import pytest
 
+from tests.http1.site import bare, echo
 from tests.http1.test_corpus import next_answer
 
 Pair = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -140,3 +143,33 @@ async def test_who_asks_on_and_never_reads_is_waited_for(weighed: Weighed) -> No
     assert each < 1_024 * KB
     with suppress(ConnectionError):
         close(pairs)
+
+
+async def test_what_ended_leaves_no_cycles() -> None:
+    """They would wait for the full look at all that there is, which is seldom."""
+    async with bare(echo) as site:
+
+        async def ask() -> None:
+            reader, writer = await site.connect()
+            writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
+            await next_answer(reader)
+            writer.close()
+            async with asyncio.timeout(5):
+                while site.config.serving.connections:
+                    await asyncio.sleep(0.01)
+
+        await ask()
+        gc.collect()
+        gc.disable()
+        try:
+            for _ in range(5):
+                await ask()
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            left = Counter(type(one).__name__ for one in gc.garbage)
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    cut = {"Connection", "Reader", "HttpRequestParser", "StreamReaderProtocol", "StreamWriter"}
+    assert not cut.intersection(left), left
