@@ -30,6 +30,7 @@ WAITED_SECONDS = 0.2  # for a database connection
 LEAST = 10  # requests in flight: it is not they that make it late
 FIRST, LESS, MORE = 0.5, 0.8, 1.03  # of the room, by each look
 CALM_SECONDS = 2.0  # without being late, nor turning anybody away: there is room to be found
+KEPT_LENGTH = 100  # characters of a path whose route is remembered: others come once
 LISTS_ALONE = 1.0  # of the strain
 MESSAGE = "There is more to do than can be done at the moment"
 
@@ -61,7 +62,7 @@ class Overload:
             lag.observers.append(self.seen_late)
         self._app = app
         self._match = app.url_map.bind("").match
-        self._is_costly = lru_cache(1_024)(self._find_costly)
+        self._known_costly = lru_cache(1_024)(self._find_costly)
         self._always_told = [
             (b"content-type", MIMETYPE.encode()),
             (b"cache-control", b"no-store"),
@@ -102,6 +103,10 @@ class Overload:
         if strain < 1 or path in self._never:
             return False
         return strain >= 2 or self._is_costly(method, path)
+
+    def _is_costly(self, method: str, path: str) -> bool:
+        find = self._known_costly if len(path) <= KEPT_LENGTH else self._find_costly
+        return find(method, path)
 
     def _find_costly(self, method: str, path: str) -> bool:
         try:

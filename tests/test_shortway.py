@@ -237,6 +237,7 @@ def plain(answer: Answered) -> Any:
     return answer.status, headers, body
 
 
+@pytest.mark.timeout(max(120, QUESTIONS // 10))
 async def test_nobody_can_tell_them_apart(ways: tuple[Asked, Asked]) -> None:
     seed = int(os.environ.get("SEED") or random.randrange(1 << 32))
     print(f"SEED={seed}")
