@@ -201,7 +201,7 @@ def as_api_error(error: Exception) -> APIError:
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Answer every exception with the one shape."""
+    """Answer every exception with the one shape; log ours with its traceback, others in a line."""
     app.debug = False  # else QUART_DEBUG in the environment shows tracebacks to clients
     app.config["PROPAGATE_EXCEPTIONS"] = False
 
@@ -210,8 +210,14 @@ def init_app(app: Quart, settings: Settings) -> None:
         if isinstance(error, NotFound) and _belongs_to_spa(settings):
             return redirect(str(settings.spa_fallback_url))
         rendered = as_api_error(error)
-        if rendered.status_code >= 500 or is_unfit(error):
-            _log(error, rendered)
+        if rendered.status_code == 500 or is_unfit(error):
+            current_app.logger.error("%s", _what(rendered), exc_info=error)
+        else:
+            if rendered.status_code > 500:
+                cause = getattr(error, "orig", None) or error
+                told = (_what(rendered), type(cause).__name__, cause)
+                current_app.logger.warning("%s (%s: %s)", *told)
+            _let_go(error)
         return Response(
             problem(rendered),
             status=rendered.status_code,
@@ -220,14 +226,18 @@ def init_app(app: Quart, settings: Settings) -> None:
         )
 
 
-def _log(error: Exception, rendered: APIError) -> None:
-    """Log a defect of ours with its traceback; a dependency that is down, in one line."""
-    what = f"{request.method} {request.path}: {rendered.error}"
-    if rendered.status_code == 500 or is_unfit(error):
-        current_app.logger.error("%s", what, exc_info=error)
-    else:
-        cause = getattr(error, "orig", None) or error
-        current_app.logger.warning("%s (%s: %s)", what, type(cause).__name__, cause)
+def _what(rendered: APIError) -> str:
+    return f"{request.method} {request.path}: {rendered.error}"
+
+
+def _let_go(error: BaseException | None) -> None:
+    """Drop the frames that an error came through: they hold the request, which holds the error.
+
+    Such a ring would wait, with all that the client sent, until cycles are looked for.
+    """
+    while error is not None:
+        error.__traceback__ = None
+        error = error.__context__
 
 
 def _belongs_to_spa(settings: Settings) -> bool:

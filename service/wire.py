@@ -133,6 +133,7 @@ class Wire:
             await asyncio.wait({self._sending})
         if self._connection is not None:
             await self._leave()
+        self._loop = None
 
     async def _send(self) -> None:
         while self._asked:

@@ -1,15 +1,20 @@
 """Errors: one shape, and nothing of our insides in it."""
 
+import asyncio
+import gc
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
+import quart
 from quart import Quart, abort
 from werkzeug.exceptions import ImATeapot
 
 from service.errors import APIError, ResourceNotFoundError
 from tests.conftest import Site, settings_for, visiting
+from tests.factories import Factory
 from tests.test_web import is_problem
 
 SPA = "https://app.example.org"
@@ -102,3 +107,43 @@ async def test_an_unknown_page_of_the_single_page_application_redirects_there(
         is_problem(await client.post("/shelves", headers=html), 404, "Not Found")
     async with httpx.AsyncClient(base_url=site.url) as client:
         is_problem(await client.get("/shelves", headers=html), 404, "Not Found")
+
+
+async def test_errors_leave_no_cycles(site: Site, make: Factory) -> None:
+    """They would hold all that a client has sent until cycles are looked for, which is seldom."""
+    owner, other = [await make.member() for _ in range(2)]
+    book = await make.book(owner)
+    title, headers = {"title": "x"}, other.headers
+    asked: list[tuple[str, str, dict[str, Any]]] = [
+        ("GET", "/nowhere", {}),
+        ("GET", "/api/nowhere", {}),
+        ("GET", "/api/books/999", {}),
+        ("GET", "/api/books?year_min=x", {}),
+        ("DELETE", "/api/books", {}),
+        ("POST", "/api/books", {"json": title}),
+        ("POST", "/api/books", {"json": {"title": ""}, "headers": headers}),
+        ("POST", "/api/books", {"content": b"{", "headers": headers}),
+        ("PATCH", f"/api/books/{book.id}", {"json": title, "headers": headers}),
+    ]
+    async with httpx.AsyncClient(base_url=site.url) as client:
+
+        async def ask() -> set[int]:
+            answers = [await client.request(method, path, **more) for method, path, more in asked]
+            return {answer.status_code for answer in answers}
+
+        assert await ask() == {400, 401, 403, 404, 405, 415}
+        gc.collect()
+        gc.disable()
+        try:
+            await ask()
+            await asyncio.sleep(0.1)
+            gc.set_debug(gc.DEBUG_SAVEALL)
+            gc.collect()
+            left = Counter(type(one).__name__ for one in gc.garbage)
+            held = [one for one in gc.garbage if isinstance(one, quart.Request)]
+        finally:
+            gc.set_debug(0)
+            gc.garbage.clear()
+            gc.enable()
+    assert not held, left
+    assert not {"traceback", "frame", "RequestContext"}.intersection(left), left

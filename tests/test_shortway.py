@@ -183,6 +183,7 @@ class Questions:
     def _headers(self) -> Iterator[tuple[str, str]]:
         choice, chance = self._chance.choice, self._chance.random
         hosts = ["localhost", "a.example:8080", "a.example:99999", "[::1]:80", "a_b", "a b", "é"]
+        hosts += ["a..b", ".", "a.", "x" * 64, f"{'x' * 63}.a"]
         yield "Host", choice(hosts) if chance() < 0.2 else "books.example.org"
         tag = choice(self.tags)
         known = [tag, f"W/{tag}", "*", f'"x", {tag}', tag.strip('"'), '"', "", f"{tag},,", '"é"']
@@ -192,6 +193,8 @@ class Questions:
                 yield "If-None-Match", choice(known)
         if chance() < 0.3:
             yield "Origin", choice([SHOP, ELSEWHERE, "null", f"{SHOP}.evil.example"])
+            if chance() < 0.1:
+                yield "Origin", SHOP
         if chance() < 0.3:
             yield "X-Request-ID", choice(["mine", "no good", "x" * 65])
         rare = [("Accept", "text/html"), ("Content-Length", "0"), ("Cookie", "session=x")]

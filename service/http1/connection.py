@@ -161,9 +161,10 @@ class Connection(Wire):
         reader, server, self._phase, self._due = self._reader, self.server, BUSY, inf
         scope: Any = scope_of(reader, self)
         config, is_plain = server.config, reader.method == "GET" and reader.is_complete
-        if config.overload is not None and is_plain:
-            if config.overload.turns_away("GET", scope["path"]):  # before it costs a task
-                told = config.overload.refusal(scope)
+        if is_plain:
+            overload = config.overload
+            if overload is not None and overload.turns_away("GET", scope["path"]):
+                told = overload.refusal(scope)  # before it costs a task
                 return self._reply(503, *told, closes=self.closes_after(None))
             scope[LET_IN] = True
         if config.server_names and not server.is_known_host(reader.headers):

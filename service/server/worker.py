@@ -24,7 +24,7 @@ LAST_SECONDS = 0.2  # for who was accepted last to have asked
 # Python's full look for cycles stops 1,500 connections for 0.3 s, and under load there is one a
 # second, which finds next to nothing. So they come by the clock. Nor may young ones grow many: to
 # look at 100,000 took 0.2 s. What a connection or a request leaves behind is no cycle.
-GENERATIONS = (2_000, 5, 1_000_000)
+GENERATIONS = (2_000, 5, 1_000)  # the last one is for a leak: ten million objects more
 COLLECT_SECONDS = 600.0
 
 

@@ -19,7 +19,12 @@ class Ahead:
     async def __call__(
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
-        if scope["type"] == "http" and scope["method"] == "GET" and LET_IN not in scope:
+        if (
+            scope["type"] == "http"
+            and scope["method"] == "GET"
+            and LET_IN not in scope
+            and scope.get("raw_path")  # a server need not give it
+        ):
             told: asyncio.Future[AtHand | None] = asyncio.get_running_loop().create_future()
 
             def tell(found: AtHand | None) -> None:
