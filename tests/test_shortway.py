@@ -287,6 +287,27 @@ async def test_what_is_warm_is_not_seen_by_the_framework(ways: tuple[Asked, Aske
         assert way.lines[-1:] == lines
 
 
+async def test_other_servers_have_it_as_asgi(
+    site: Site, ways: tuple[Asked, Asked], make: Factory, folder: Path
+) -> None:
+    """Those that cannot ask before they make a task: here Hypercorn's own HTTP/1.1."""
+    short, member = ways[0], await make.member()
+    async with asked(site, folder, 3, member, short.books, http1="h11") as other:
+        for target in (f"/api/books/{short.books[0]}", "/api/books?per_page=5", "/health/live"):
+            question = Question(f"GET {target} HTTP/1.1", [("Host", "a")], "own")
+            for way in (short, other):
+                for _ in range(3):
+                    await way.ask(question.by("10.0.0.1"))
+                    await asyncio.sleep(0.05)
+            before = other.framework
+            answers = [
+                await way.ask(question.by(way.address(0), way.token)) for way in (short, other)
+            ]
+            assert plain(answers[0]) == plain(answers[1])
+            assert answers[0].status == 200
+            assert other.framework == before
+
+
 @pytest.mark.parametrize("is_asked", [True, False])
 async def test_a_page_is_of_its_generation(
     site: Site,

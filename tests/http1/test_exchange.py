@@ -422,7 +422,8 @@ async def test_what_takes_too_long_is_cut(monkeypatch: pytest.MonkeyPatch) -> No
         ended = asyncio.ensure_future(reader.read())
         while not ended.done() and loop.time() < begun + 2:
             await asyncio.wait({ended}, timeout=0.1)
-            writer.write(drip)
+            if not writer.is_closing():
+                writer.write(drip)
         ended.cancel()
         writer.close()
         return loop.time() - begun
