@@ -32,7 +32,7 @@ QUESTIONS = 20_000 if os.environ.get("SOAK") else 400
 BOOKS = 12
 SHOP, ELSEWHERE = "https://shop.example.org", "https://elsewhere.example.org"
 RATE = "30 per hour"  # a few of the questions of each caller are refused
-EACH = 100  # questions of a caller
+EACH = 200  # questions of a caller
 TICKING = re.compile(r"(?<=t=)\d+")
 INTERIM = re.compile(rb"\AHTTP/1.1 1.*?\r\n\r\n", re.DOTALL)
 CHANCE = re.compile(r"(cache|user)=\S+ ")  # who comes first finds less; each has its own callers
