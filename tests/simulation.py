@@ -140,6 +140,12 @@ class Wire(Store):
         if server is self._world.server:
             await getattr(server, name)(*values)
 
+    def ask(self, key: str) -> asyncio.Future[Any]:
+        return asyncio.ensure_future(self._replied(key))
+
+    async def _replied(self, key: str) -> Any:
+        return store.run_of(key), [await self._call("get", key)]
+
     async def get(self, key: str) -> Any:
         return await self._call("get", key)
 

@@ -122,7 +122,8 @@ async def test_a_request_waits_in_vain_once(hurt: Hurt, monkeypatch: pytest.Monk
 
 def count_asked(hurt: Hurt, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Give what Redis is asked over its wire from now on."""
-    wire: Any = hurt.cache.store.wire
+    store: Any = hurt.cache.store
+    wire = store.wire
     ask, waits = wire.ask, list[Any]()
 
     def counted(*asked: Any) -> Any:

@@ -45,6 +45,7 @@ from service.cache.fence import SharedCacheError
 from service.cache.items import Kind, Status, shape_of
 from service.cache.lists import Found, Listing, Rows
 from service.cache.redis_store import RedisStore
+from service.cache.store import Replied
 from service.cache.touched import MOST, WriteSession, insert_book, touch_books
 from service.cache.writes import Postponed, Writes
 
@@ -62,6 +63,7 @@ __all__ = [
     "Listing",
     "Postponed",
     "RedisStore",
+    "Replied",
     "Rows",
     "SharedCacheError",
     "State",

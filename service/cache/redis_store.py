@@ -4,6 +4,7 @@ Every key says which Redis it belongs to, and every connection asks the server w
 is opened. A Redis that was started again, from whatever dump, or another master, is another one.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextvars import ContextVar
 from importlib.resources import files
@@ -20,6 +21,7 @@ from service.cache.store import (
     GENERATION_SECONDS,
     MARK_SECONDS,
     AnotherStoreError,
+    Replied,
     Store,
     run_of,
 )
@@ -116,6 +118,10 @@ class RedisStore(Store):
     def wire(self) -> Wire:
         """The way to it."""
         return self._wire
+
+    def ask(self, key: str) -> asyncio.Future[Replied]:
+        """Ask for what stands under a key, in one write with all else of this tick."""
+        return self._wire.ask(READ, (key,))
 
     async def mark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
         """Mark keys, and lists where they change."""

@@ -4,6 +4,7 @@ Single commands are aiocache's; what must happen in one step is a script in Redi
 without `await` in memory.
 """
 
+import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
@@ -16,10 +17,12 @@ from aiocache.serializers import NullSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.cache.entries import GEN, GENERATION, MARK, new_generation
-from service.wire import Wire
 
 MARK_SECONDS = 30.0
 GENERATION_SECONDS = 86_400.0
+
+
+Replied = tuple[str, list[bytes | None]]  # who, by its run id, and what stands under the keys
 
 
 class AnotherStoreError(RedisConnectionError):
@@ -32,14 +35,9 @@ class Store(ABC):
     def __init__(self, aio: BaseCache) -> None:
         self.aio: Any = aio
 
-    @property
-    def wire(self) -> Wire | None:
-        """The way to it, where it is in another process."""
-        return None
-
-    def peek(self, key: str) -> bytes | None:
-        """Give what stands under a key now, where it is in this process."""
-        raise NotImplementedError
+    @abstractmethod
+    def ask(self, key: str) -> "Replied | asyncio.Future[Replied]":
+        """Give who replies, and what stands under a key: now, or to be waited for."""
 
     async def get(self, key: str) -> bytes | None:
         """Give what stands under a key."""
@@ -140,10 +138,9 @@ class MemoryStore(Store):
         self.run_id = f"memory-{uuid4().hex}"
         self._writers: dict[str, float] = {}  # each with its own end
 
-    def peek(self, key: str) -> bytes | None:
+    def ask(self, key: str) -> Replied:
         """Give what stands under a key now."""
-        found: bytes | None = self.aio.peek(key)
-        return found
+        return self.run_id, [self.aio.peek(key)]
 
     async def mark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
         """Mark keys, and lists where they change."""

@@ -10,7 +10,6 @@ from redis.exceptions import RedisError
 from service.limits.claims import Claim, Decision, Policy
 from service.limits.memory import Memory
 from service.limits.shared import Shared
-from service.wire import Wire
 
 PAUSE = 0.25  # seconds that Redis is left alone after a failure; then one request tries it
 
@@ -30,11 +29,6 @@ class Ledger:
         self._retry_at = 0.0
         self.lost = 0  # how often Redis went away
         self.decided_locally = 0  # while it was away
-
-    @property
-    def wire(self) -> Wire | None:
-        """The way to Redis, if there is one."""
-        return None if self._shared is None else self._shared.wire
 
     @property
     def is_away(self) -> bool:

@@ -14,7 +14,6 @@ from service.limits.gate import HANDED, Handed
 if TYPE_CHECKING:
     from service.shortway.way import ShortWay
 
-Found = tuple[str, list[bytes | None]]  # who replied, and what stands under the key
 Tell = Callable[[AtHand | None], None]
 
 
@@ -54,7 +53,7 @@ class Look:
         self._begun = time.perf_counter()
         way.front.in_flight += 1
         self._deciding = way.decide(sought.endpoint, asker.scope)
-        self._looking = way.read(sought)
+        self._looking = way.store.ask(sought.key)
         for one in (self._deciding, self._looking):
             if isinstance(one, asyncio.Future):
                 one.add_done_callback(self._go_on)

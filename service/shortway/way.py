@@ -9,7 +9,7 @@ from typing import Any
 from quart import Quart
 
 from service.books.service import BOOKS
-from service.cache import GEN, Cache
+from service.cache import GEN, Cache, Replied
 from service.config import Settings
 from service.cors import Origins
 from service.front import CACHED, NO_PAGE, ROUTE, VARY, Front, Seen, request_name
@@ -19,10 +19,9 @@ from service.limits import Limiter
 from service.limits.claims import Decision
 from service.limits.wording import lines
 from service.logs import request_id
-from service.shortway.look import Asker, Found, Look, Ready, Sought, Tell
+from service.shortway.look import Asker, Look, Ready, Sought, Tell
 from service.shortway.pages import Key, Pages
 from service.web import CACHE_STATUS, LIMITED_VARY, PUBLIC, Public, as_lines, etag, is_known, sized
-from service.wire import READ
 
 ITEM = re.compile(rb"/api/books/([1-9][0-9]{0,17})")
 LIST, LIVE = b"/api/books", b"/health/live"
@@ -46,6 +45,7 @@ class ShortWay:
         self.logger = app.logger
         self._app = app
         self._cache: Cache = app.extensions["cache"]
+        self.store = self._cache.store
         self._limiter: Limiter = app.extensions["limiter"]
         self._origins: Origins = app.extensions["origins"]
         self._base = None if settings.public_url is None else settings.public_url.encode()
@@ -117,15 +117,8 @@ class ShortWay:
         caller = self._limiter.callers.of(scope)
         return self._limiter.ledger.ask(self._limiter.claims(endpoint, plan, caller))
 
-    def read(self, sought: Sought) -> Found | asyncio.Future[Any]:
-        """Begin to read what stands under a key: in one write with the limit, if that is there."""
-        wire = self._cache.store.wire
-        if wire is None:
-            return sought.state.run_id, [self._cache.store.peek(sought.key)]
-        return wire.ask(READ, (sought.key,))
-
     def answer(
-        self, asker: Asker, sought: Sought, found: Found, decision: Decision | None
+        self, asker: Asker, sought: Sought, found: Replied, decision: Decision | None
     ) -> AtHand | None:
         """Give the answer, if what was found is one, and still is one."""
         who, (value,) = found
