@@ -92,9 +92,13 @@ class Proxy:
         elif mode == "cut" and self._server is not None:
             self._server.close()
             self._server = None
-            for task in self._connections:
-                task.cancel()
-            await asyncio.gather(*self._connections, return_exceptions=True)
+            await self.sever()
+
+    async def sever(self) -> None:
+        """End every connection that there is."""
+        for task in self._connections:
+            task.cancel()
+        await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def close(self) -> None:
         """End every connection, and give the port back."""

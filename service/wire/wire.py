@@ -1,0 +1,109 @@
+"""Asks a Redis: what one tick of the loop wants goes in one write."""
+
+import asyncio
+from contextvars import Context
+from typing import Any
+
+from redis.asyncio import ConnectionPool
+from redis.exceptions import ConnectionError as RedisConnectionError
+
+from service.patience import Patience
+from service.wire.kinds import Kind, Load
+from service.wire.line import Ask, Line, fail
+
+
+class Wire:
+    """Asks one Redis.
+
+    deadline: seconds; whoever has waited longer gets TimeoutError.
+    """
+
+    def __init__(self, pool: ConnectionPool, deadline: float) -> None:
+        self._pool: Any = pool
+        self._deadline = deadline
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._context = Context()  # what is asked for many is in no request's own
+        self._asked: list[Ask] = []
+        self._is_due = False  # what was asked is sent in the next tick
+        self._opening: asyncio.Task[None] | None = None
+        self._line: Line | None = None
+
+    def ask(self, kind: Kind, what: Any) -> asyncio.Future[Any]:
+        """Ask in this tick. The answer, or RedisError, OSError, TimeoutError, is waited for."""
+        loop = self._loop
+        if loop is None:  # asked for once: in Python 3.11 it is a system call
+            loop = self._loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Any] = loop.create_future()
+        self._asked.append((kind, what, answer))
+        if not self._is_due:
+            self._is_due = True
+            loop.call_soon(self.send, context=self._context)
+        return answer
+
+    async def load(self, kind: Kind) -> None:
+        """Connect, and tell Redis the scripts of a kind. Raises as `ask`."""
+        await self.ask(Load(tuple(kind.scripts)), None)
+
+    async def close(self) -> None:
+        """End the connection, once what is under way has its answer."""
+        while waiting := [answer for _, _, answer in self._under_way()]:
+            await asyncio.wait(waiting)
+        self._leave()
+        self._loop = None
+
+    def _under_way(self) -> list[Ask]:
+        sent = [] if self._line is None else self._line.asked()
+        return [*sent, *self._asked]
+
+    def send(self) -> None:
+        """Send what was asked, if there is room for one more batch under way."""
+        self._is_due = False
+        if not self._asked:
+            return
+        line = self._line
+        if line is None:
+            if self._opening is None:
+                self._opening = asyncio.create_task(self._open(), context=Context())
+        elif line.has_room:
+            asked, self._asked = self._asked, []
+            try:
+                line.send(asked)
+            except Exception as error:  # what cannot be put into bytes
+                for _, _, answer in asked:
+                    fail(answer, error)
+
+    async def _open(self) -> None:
+        connection = self._pool.make_connection()  # of its own
+        try:
+            async with Patience(self._deadline):
+                await connection.connect()
+        except Exception as error:
+            self._opening = None
+            self.fail(error)
+            await connection.disconnect(nowait=True)
+        else:
+            self._opening, self._line = None, Line(self, connection, self._deadline)
+            self.send()
+
+    def fail(self, error: Exception) -> None:
+        """Tell all who wait: those queued behind have waited as well."""
+        waiting, self._asked = self._under_way(), []
+        self._leave()
+        for _, _, answer in waiting:
+            fail(answer, error)
+
+    def lost(self, line: Line) -> None:
+        """Hear that a line is broken: if it had been good, that is no outage, and asked anew."""
+        if line is not self._line:
+            return
+        if line.is_proven:
+            self._asked = self._under_way()
+            self._line = None
+            self.send()
+        else:
+            self.fail(RedisConnectionError("Redis closed the connection"))
+
+    def _leave(self) -> None:
+        line, self._line = self._line, None
+        if line is not None:
+            line.end()

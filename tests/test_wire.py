@@ -1,0 +1,116 @@
+"""The line to Redis: several writes under way, and what becomes of them when it breaks."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from redis.asyncio import ConnectionPool, Redis
+from redis.exceptions import RedisError
+
+from service.wire import READ, Script, Wire
+from service.wire.line import UNDER_WAY
+from tests.proxies import Proxy
+
+KEYS = [f"octavo:test:wire:{n}" for n in range(3 * UNDER_WAY)]
+
+
+@pytest.fixture
+async def proxy(redis_url: str) -> AsyncIterator[Proxy]:
+    """A way to Redis, where each key holds its own name."""
+    async with Redis.from_url(redis_url) as client:
+        await client.mset({key: key for key in KEYS})
+        port = int(redis_url.split(":")[2].partition("/")[0])
+        backend: Any = SimpleNamespace(port=port)
+        found = Proxy(backend, random.Random(1))
+        await found.turn("pass")
+        yield found
+        await found.close()
+        await client.delete(*KEYS)
+
+
+@pytest.fixture
+async def wire(proxy: Proxy) -> AsyncIterator[Any]:
+    """A wire over that way."""
+    found = Wire(ConnectionPool.from_url(f"redis://127.0.0.1:{proxy.port}/0"), deadline=2)
+    yield found
+    await found.close()
+
+
+async def ask(wire: Any) -> list[asyncio.Future[Any]]:
+    """Ask for each key in a tick of its own."""
+    asked = []
+    for key in KEYS:
+        asked.append(wire.ask(READ, (key,)))
+        await asyncio.sleep(0.001)
+    return asked
+
+
+async def outcomes(asked: list[asyncio.Future[Any]]) -> list[Any]:
+    """Wait for all: the values, or the kinds of errors."""
+    found: list[Any] = await asyncio.gather(*asked, return_exceptions=True)
+    return [type(one) if isinstance(one, Exception) else one[1][0].decode() for one in found]
+
+
+async def test_several_writes_are_under_way(wire: Any, proxy: Proxy) -> None:
+    await wire.ask(READ, KEYS)
+    await proxy.turn("hold")
+    asked = await ask(wire)
+    assert len(wire._line._batches) == UNDER_WAY
+    assert not any(one.done() for one in asked)
+    await proxy.turn("pass")
+    assert await outcomes(asked) == KEYS
+
+
+async def test_what_is_under_way_on_a_broken_line_is_asked_again(wire: Any, proxy: Proxy) -> None:
+    await wire.ask(READ, KEYS)
+    await proxy.turn("hold")
+    asked = await ask(wire)
+    await proxy.sever()
+    await proxy.turn("pass")
+    assert await outcomes(asked) == KEYS
+
+
+async def test_a_line_that_never_replied_is_an_outage(wire: Any, proxy: Proxy) -> None:
+    asked = await ask(wire)
+    assert await outcomes(asked) == KEYS
+    await proxy.turn("cut")
+    asked = await ask(wire)
+    assert all(issubclass(one, RedisError) for one in await outcomes(asked))
+    await proxy.turn("pass")
+    assert await outcomes(await ask(wire)) == KEYS
+
+
+async def test_a_silent_redis_fails_all_who_wait(wire: Any, proxy: Proxy) -> None:
+    await wire.ask(READ, KEYS)
+    await proxy.turn("mute")
+    assert set(await outcomes(await ask(wire))) == {TimeoutError}
+    await proxy.turn("pass")
+    assert await outcomes(await ask(wire)) == KEYS
+
+
+async def test_unknown_scripts_are_told_in_between(wire: Any, proxy: Proxy) -> None:
+    script = Script(f"return redis.call('GET', KEYS[1]) -- {random.random()}")  # a new one
+    await proxy.turn("hold")
+    called = wire.ask(script, ((KEYS[0],), ()))
+    asked = await ask(wire)
+    await proxy.turn("pass")
+    _, reply = await called
+    assert reply.decode() == KEYS[0]
+    assert await outcomes(asked) == KEYS
+
+
+@pytest.mark.parametrize("reply", [b"no reply at all\r\n", b"+unasked\r\n"])
+async def test_nonsense_ends_the_line(wire: Any, reply: bytes) -> None:
+    await wire.ask(READ, KEYS)
+    wire._line.data_received(reply)
+    assert wire._line is None
+    assert await outcomes(await ask(wire)) == KEYS
+
+
+async def test_what_no_command_can_hold_fails_alone(wire: Any) -> None:
+    with pytest.raises(TypeError):
+        await wire.ask(READ, (object(),))
+    assert await outcomes(await ask(wire)) == KEYS
