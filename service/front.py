@@ -6,7 +6,6 @@ what not to do with an answer, and answers when all else has failed.
 
 import asyncio
 import random
-import re
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -16,10 +15,10 @@ from quart import Quart
 
 from service.config import Settings
 from service.errors import MIMETYPE, as_api_error, problem
+from service.fields import told_by
 from service.logs import request_id
 
 NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
-REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 END = {"type": "http.request", "body": b"", "more_body": False}
 GONE = {"type": "http.disconnect"}
 VARY = "Accept-Encoding, Origin"
@@ -29,11 +28,8 @@ BEGUN = "octavo.begun"  # in the scope: when somebody before the front took it (
 
 
 def request_name(scope: Any) -> str:
-    """Give the request's id: the client's if it is a decent one. Nobody has to trust one."""
-    given: bytes = dict(scope["headers"]).get(b"x-request-id", b"")
-    if REQUEST_ID.fullmatch(given):
-        return given.decode()
-    return f"{random.getrandbits(128):032x}"
+    """Give the request's id: the client's if it is a decent one."""
+    return told_by(scope["headers"]).name or f"{random.getrandbits(128):032x}"
 
 
 class Seen(NamedTuple):

@@ -37,7 +37,7 @@ class Connection(Wire):
         self.local = local
         self.ended = server.loop.create_future()  # it is lost, and nothing runs on
         self._context = contextvars.copy_context()  # each request has one as it was here
-        self._reader = Reader()
+        self._reader = Reader(server.known)
         self._running: set[Exchange] = set()  # whose applications have not ended
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:

@@ -69,7 +69,7 @@ class Http1(H11Protocol):
             h11.Request(
                 method=request.method,
                 target=target,
-                headers=headers,
+                headers=[*headers],
                 http_version=request.http_version,
             )
         )

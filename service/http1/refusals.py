@@ -1,6 +1,7 @@
 """What the server says by itself, in the one shape of errors, and how targets name hosts."""
 
 import re
+from collections.abc import Sequence
 from uuid import uuid4
 
 from service.errors import MIMETYPE, http_error, problem
@@ -25,10 +26,12 @@ def refusal(status_code: int) -> tuple[Headers, bytes]:
     return [(name.encode(), value.encode()) for name, value in headers.items()], body
 
 
-def as_origin(target: bytes, headers: Headers) -> tuple[bytes, Headers]:
+def as_origin(
+    target: bytes, headers: Sequence[tuple[bytes, bytes]]
+) -> tuple[bytes, Sequence[tuple[bytes, bytes]]]:
     """Take the host out of a target that names one: it goes before the header (RFC 9112, 3.2.2)."""
     absolute = ABSOLUTE.fullmatch(target)
     if absolute is None:
         return target, headers
     target = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
-    return target, [(b"host", absolute[1])] + [item for item in headers if item[0] != b"host"]
+    return target, [(b"host", absolute[1]), *(item for item in headers if item[0] != b"host")]

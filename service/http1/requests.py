@@ -11,8 +11,11 @@ import re
 
 import httptools
 
+from service.fields import Fields
+
 HEAD_BYTES = 65_536  # of a request's head: a token of 60,000 bytes is still told that it is none
 MOST_HEADERS = 100
+MOST_KEPT, KEPT_BYTES = 2_048, 1_024  # sets of fields that are remembered, and of each
 LINE_BYTES = 16  # of a chunk beside its data: size, two line ends, and a little
 SPARE_BYTES = 16_384  # on top of that, in a body: extensions and trailers, which nobody reads
 REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/(\d)\.(\d)\r\n")
@@ -32,6 +35,20 @@ class RefusedError(Exception):
         self.status = status
 
 
+class Known(dict[bytes, tuple[Fields, set[bytes]]]):
+    """Header fields that came before, by their bytes, and the connection's options in them.
+
+    Most of what a client sends is what it sent before, and those of one kind send the same.
+    """
+
+    def keep(self, raw: bytes, fields: Fields, options: set[bytes]) -> None:
+        """Remember some, instead of all others if those are too many."""
+        if len(raw) <= KEPT_BYTES:
+            if len(self) >= MOST_KEPT:
+                self.clear()
+            self[raw] = fields, options
+
+
 class Reader:
     """Reads requests, one after the other: `head` once, then `body` until `is_complete`.
 
@@ -40,7 +57,12 @@ class Reader:
     next request begins, and that can wait unread for its turn.
     """
 
-    def __init__(self) -> None:
+    headers = Fields()
+    left: int | None = 0  # of the body; None: it is chunked
+    expects = False
+
+    def __init__(self, known: Known) -> None:
+        self._known = known
         self.version = "1.1"
         self.options: set[bytes] = set()  # of the connection
         self._parser = httptools.HttpRequestParser(self)
@@ -59,11 +81,17 @@ class Reader:
         if self.method != self.method.upper() or self.method == "CONNECT":  # no tunnels here
             raise RefusedError(501)
         self.version = "1.0" if minor == b"0" else "1.1"
+        fields = raw[line.end() :]
+        if minor == b"1" and (known := self._known.get(fields)) is not None:
+            self.headers, self.options = known
+            self.left, self.expects, self.is_complete = 0, False, True
+            return
         self._beside, self._tail = -SPARE_BYTES, b""
         try:
-            self._read_fields(raw[line.end() :])
+            self._read_fields(fields)
         except httptools.HttpParserError:
             raise RefusedError(501 if _is_coded_otherwise(raw) else 400) from None
+        self.headers = Fields(self._found)
         if self.hosts > 1 or (self.hosts == 0 and minor != b"0"):
             raise RefusedError(400)
         if len(self.headers) > MOST_HEADERS:
@@ -73,13 +101,13 @@ class Reader:
                 raise RefusedError(501)
             if minor == b"0":  # whoever sent it may not mean what it says (RFC 9112, 6.1)
                 raise RefusedError(400)
+        if self.is_complete and minor == b"1":
+            self._known.keep(fields, self.headers, self.options)
 
     def _read_fields(self, fields: bytes) -> None:
-        self.headers: list[tuple[bytes, bytes]] = []
+        self._found: list[tuple[bytes, bytes]] = []
         self.hosts = 0
-        self.left: int | None = 0  # of the body; None: it is chunked
-        self.expects = False
-        self.options = set()
+        self.left, self.expects, self.options = 0, False, set()
         self._in_head, self.is_complete = True, False
         try:
             self._parser.feed_data(NOTHING + fields)
@@ -123,7 +151,7 @@ class Reader:
             if name == b"upgrade":  # nothing else is spoken here
                 return
             self._note(name, value)
-        self.headers.append((name, value))
+        self._found.append((name, value))
 
     def _note(self, name: bytes, value: bytes) -> None:
         if name == b"content-length":

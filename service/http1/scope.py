@@ -5,6 +5,7 @@ from urllib.parse import unquote
 
 from hypercorn.typing import ConnectionState, HTTPScope
 
+from service.fields import Fields
 from service.http1.refusals import as_origin
 from service.http1.requests import Reader
 
@@ -16,7 +17,8 @@ def scope_of(reader: Reader, connection: "Connection") -> HTTPScope:
     """Describe the request that was read."""
     target, server = reader.target, connection.server
     if not target.startswith(b"/"):
-        target, reader.headers = as_origin(target, reader.headers)
+        target, fields = as_origin(target, reader.headers)
+        reader.headers = Fields(fields)
     raw_path, _, query = target.partition(b"?")
     path = raw_path.decode()
     return {

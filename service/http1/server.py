@@ -14,10 +14,11 @@ from hypercorn.protocol.events import Request
 from hypercorn.typing import ASGIFramework, ConnectionState, LifespanState
 from hypercorn.utils import parse_socket_addr, valid_server_name
 
+from service.fields import Fields
 from service.http1.config import ServerConfig
 from service.http1.connection import Connection
 from service.http1.h11 import Http1
-from service.http1.refusals import Headers
+from service.http1.requests import Known
 
 
 class Serving:
@@ -37,6 +38,7 @@ class Serving:
         self.loop = loop
         self.state = state
         self.connections: set[Connection] = set()
+        self.known = Known()
         self.is_logged = config.log.access_logger is not None
         self.counts_or_logs = self.is_logged or context.max_requests is not None  # by the request
         self._told = (0, b"")
@@ -56,9 +58,9 @@ class Serving:
             self._told = now, b"".join(lines) + b"\r\n"
         return self._told[1]
 
-    def is_known_host(self, headers: Headers) -> bool:
+    def is_known_host(self, headers: Fields) -> bool:
         """Tell whether a request is for a name of this server."""
-        asked = Request(1, headers, "1.1", "GET", b"/", ConnectionState({}))
+        asked = Request(1, [*headers], "1.1", "GET", b"/", ConnectionState({}))
         return valid_server_name(self.config, asked)
 
 

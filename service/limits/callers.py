@@ -5,6 +5,7 @@ from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any, NamedTuple
 
 from service.errors import UnauthorizedError
+from service.fields import told_by
 from service.security import Tokens, bearer
 
 FREE = "free"
@@ -27,18 +28,12 @@ class Callers:
 
     def of(self, scope: Any) -> Caller:
         """Give the caller of an ASGI request."""
-        authorization: list[str] = []
-        forwarded: list[str] = []
-        for name, value in scope["headers"]:
-            if name == b"authorization":
-                authorization.append(value.decode("latin-1"))
-            elif name == b"x-forwarded-for":
-                forwarded += value.decode("latin-1").split(",")
+        told = told_by(scope["headers"])
         client = scope.get("client") or ("",)
-        anybody = _anybody(self._address(client[0], forwarded))
-        if len(authorization) == 1:
+        anybody = _anybody(self._address(client[0], told.forwarded))
+        if len(told.authorization) == 1:
             try:
-                claims = self._tokens.read(bearer(authorization[0]))
+                claims = self._tokens.read(bearer(told.authorization[0]))
             except UnauthorizedError:
                 pass  # a token that does not verify counts for the address
             else:

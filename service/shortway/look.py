@@ -17,15 +17,6 @@ if TYPE_CHECKING:
 Tell = Callable[[AtHand | None], None]
 
 
-class Asker(NamedTuple):
-    """What a request says of itself, as far as it matters here."""
-
-    scope: Any
-    host: bytes
-    has_origin: bool
-    tags: list[str]  # If-None-Match, its lines
-
-
 class Ready(NamedTuple):
     """An answer to anybody who asks for it. `lines`: the headers of a 200 alone."""
 
@@ -46,13 +37,13 @@ class Sought(NamedTuple):
 class Look:
     """What is asked for one request. It begins when it is made; `tell` is called later, once."""
 
-    __slots__ = ("_asker", "_begun", "_deciding", "_looking", "_sought", "_tell", "_way")
+    __slots__ = ("_begun", "_deciding", "_looking", "_scope", "_sought", "_tell", "_way")
 
-    def __init__(self, way: "ShortWay", asker: Asker, sought: Sought, tell: Tell) -> None:
-        self._way, self._asker, self._sought, self._tell = way, asker, sought, tell
+    def __init__(self, way: "ShortWay", scope: Any, sought: Sought, tell: Tell) -> None:
+        self._way, self._scope, self._sought, self._tell = way, scope, sought, tell
         self._begun = time.perf_counter()
         way.front.in_flight += 1
-        self._deciding = way.decide(sought.endpoint, asker.scope)
+        self._deciding = way.decide(sought.endpoint, scope)
         self._looking = way.store.ask(sought.key)
         for one in (self._deciding, self._looking):
             if isinstance(one, asyncio.Future):
@@ -70,13 +61,13 @@ class Look:
         self._end()
 
     def _end(self) -> None:
-        way, scope, told = self._way, self._asker.scope, None
+        way, scope, told = self._way, self._scope, None
         way.front.in_flight -= 1
         decision, undecided = _outcome(self._deciding)
         found, unread = _outcome(self._looking)
         if undecided is unread is None and (decision is None or decision.admitted):
             try:
-                told = way.answer(self._asker, self._sought, found, decision)
+                told = way.answer(scope, self._sought, found, decision)
             except Exception:
                 way.logger.exception("The short way")
         if told is None:

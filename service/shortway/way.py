@@ -12,6 +12,7 @@ from service.books.service import BOOKS
 from service.cache import GEN, Cache, Replied
 from service.config import Settings
 from service.cors import Origins
+from service.fields import Told, told_by
 from service.front import CACHED, NO_PAGE, ROUTE, VARY, Front, Seen, request_name
 from service.health import ALIVE
 from service.http1.config import AtHand
@@ -19,16 +20,12 @@ from service.limits import Limiter
 from service.limits.claims import Decision
 from service.limits.wording import lines
 from service.logs import request_id
-from service.shortway.look import Asker, Look, Ready, Sought, Tell
+from service.shortway.look import Look, Ready, Sought, Tell
 from service.shortway.pages import Key, Pages
 from service.web import CACHE_STATUS, LIMITED_VARY, PUBLIC, Public, as_lines, etag, is_known, sized
 
 ITEM = re.compile(rb"/api/books/([1-9][0-9]{0,17})")
 LIST, LIVE = b"/api/books", b"/health/live"
-LABEL = rb"[A-Za-z0-9-]{1,63}"
-HOST = re.compile(rb"(%b\.)*%b\.?(:[0-9]{1,5})?" % (LABEL, LABEL))
-# Of a GET: it has a body, or wants what only the framework knows.
-SPECIAL = {b"content-length", b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
 ALWAYS = [
     (b"cache-control", b"no-cache"),
     (b"cache-status", f"Octavo; {CACHE_STATUS['hit']}".encode()),
@@ -62,23 +59,26 @@ class ShortWay:
     def look(self, scope: Any, tell: Tell) -> bool:
         """Begin to look for the answer to a GET, if it is one of these."""
         raw_path = scope["raw_path"]
-        if raw_path == LIVE and not scope["query_string"] and _read(scope) is not None:
+        told = told_by(scope["headers"])
+        if told.is_special or not told.host:
+            return False
+        if raw_path == LIVE and not scope["query_string"]:
             asyncio.get_running_loop().call_soon(self._tell_alive, scope, tell, time.perf_counter())
             return True
         if self._limiter.ledger.is_away:
             return False
         if raw_path == LIST:
-            asker, seek = _read(scope), self._seek_page
+            sought = self._seek_page(self._key(scope, told))
         else:
             item = ITEM.fullmatch(raw_path)
             if item is None or scope["query_string"] or not self._keeps_items:
                 return False
-            asker, seek = _read(scope), partial(self._seek_item, int(item[1]))
-        if asker is None or (sought := seek(asker)) is None:
+            sought = self._seek_item(int(item[1]))
+        if sought is None:
             return False
         if self._is_limited and self._limiter.plan(self._app, sought.endpoint).custom:
             return False
-        Look(self, asker, sought, tell)
+        Look(self, scope, sought, tell)
         return True
 
     def _tell_alive(self, scope: Any, tell: Tell, begun: float) -> None:
@@ -87,7 +87,7 @@ class ShortWay:
         tell(AtHand(200, self._alive + _named(scope), ALIVE))
         self.front.tell(scope, 200, begun)
 
-    def _seek_item(self, book_id: int, asker: Asker) -> Sought | None:
+    def _seek_item(self, book_id: int) -> Sought | None:
         if (state := self._cache.access.enter()) is None:
             return None
         key, take = state.prefix + BOOKS.key(book_id), partial(self._take_item, book_id)
@@ -97,8 +97,8 @@ class ShortWay:
         entry = self._cache.items.hit(BOOKS, book_id, found)
         return None if entry is None else _ready(entry.body)
 
-    def _seek_page(self, asker: Asker) -> Sought | None:
-        page = self._pages.get(self._key(asker))
+    def _seek_page(self, key: Key) -> Sought | None:
+        page = self._pages.get(key)
         if page is None or (state := self._cache.access.enter()) is None:
             return None
         take = partial(self._take_page, page)
@@ -118,7 +118,7 @@ class ShortWay:
         return self._limiter.ledger.ask(self._limiter.claims(endpoint, plan, caller))
 
     def answer(
-        self, asker: Asker, sought: Sought, found: Replied, decision: Decision | None
+        self, scope: Any, sought: Sought, found: Replied, decision: Decision | None
     ) -> AtHand | None:
         """Give the answer, if what was found is one, and still is one."""
         who, (value,) = found
@@ -127,15 +127,15 @@ class ShortWay:
             return None
         if (ready := sought.take(value)) is None:
             return None
-        scope = asker.scope
         scope[CACHED], scope[ROUTE] = "hit", self._rule(sought.endpoint)
         allowed = limits = b""
-        if asker.has_origin:
+        asked = told_by(scope["headers"])
+        if asked.has_origin:
             headers = self._origins.headers(scope).items()
             allowed = as_lines([(name.lower().encode(), value.encode()) for name, value in headers])
         if decision is not None:
             limits = lines(self._limiter.settle(scope, decision).standings)
-        is_had = bool(asker.tags) and is_known(ready.tag, asker.tags)
+        is_had = bool(asked.tags) and is_known(ready.tag, asked.tags)
         told = b'%betag: "%b"\r\n%b%b%b%b' % (
             b"" if is_had else ready.lines,
             ready.tag.encode(),
@@ -164,13 +164,14 @@ class ShortWay:
         page: Public | None = scope.pop(PUBLIC, None)
         if page is None or status not in {200, 304} or not page.rows.generation:
             return
-        if scope["raw_path"] == LIST and (asker := _read(scope)) is not None:
-            self._pages.put(self._key(asker), page)
+        told = told_by(scope["headers"])
+        if scope["raw_path"] == LIST and told.host and not told.is_special:
+            self._pages.put(self._key(scope, told), page)
 
-    def _key(self, asker: Asker) -> Key:
+    def _key(self, scope: Any, told: Told) -> Key:
         """Name a list by all that its answer depends on: links are absolute."""
-        base = self._base or b"%b://%b" % (asker.scope["scheme"].encode(), asker.host)
-        return asker.scope["query_string"], base
+        base = self._base or b"%b://%b" % (scope["scheme"].encode(), told.host)
+        return scope["query_string"], base
 
 
 def _named(scope: Any) -> bytes:
@@ -183,22 +184,3 @@ def _named(scope: Any) -> bytes:
 @lru_cache(1_024)
 def _ready(body: bytes) -> Ready:
     return Ready(etag(body), sized(body), body)
-
-
-def _read(scope: Any) -> Asker | None:
-    """Read the headers of a GET. None: one of them is for the ordinary way."""
-    hosts: list[bytes] = []
-    tags: list[str] = []
-    has_origin = False
-    for name, value in scope["headers"]:
-        if name == b"host":
-            hosts.append(value)
-        elif name == b"if-none-match":
-            tags.append(value.decode("latin-1"))
-        elif name == b"origin" and not has_origin:
-            has_origin = True
-        elif name in SPECIAL or name == b"origin":  # a second one
-            return None
-    if len(hosts) != 1 or HOST.fullmatch(hosts[0]) is None:
-        return None
-    return Asker(scope, hosts[0], has_origin, tags)

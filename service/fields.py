@@ -1,0 +1,78 @@
+"""The header fields of a request, and what they tell: read once, also where many send the same."""
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+Pairs = Iterable[tuple[bytes, bytes]]
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+LABEL = rb"[A-Za-z0-9-]{1,63}"
+HOST = re.compile(rb"(%b\.)*%b\.?(:[0-9]{1,5})?" % (LABEL, LABEL))
+# Of a GET: it has a body, or wants what only the framework knows.
+SPECIAL = {b"content-length", b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
+
+
+class Told(NamedTuple):
+    """What the fields of a request tell.
+
+    host: the one that is asked, if it is a decent name; else empty. is_special: it is for the
+    framework. name: of the request, if the client gave it a decent one; nobody has to trust one.
+    """
+
+    host: bytes
+    is_special: bool
+    has_origin: bool
+    tags: list[str]  # If-None-Match, its lines
+    authorization: list[str]  # its lines
+    forwarded: list[str]  # X-Forwarded-For, address by address
+    name: str
+
+
+class Fields(tuple[tuple[bytes, bytes], ...]):
+    """Header fields, which keep what was found in them. Names are in small letters."""
+
+    told: Told | None = None
+
+
+def told_by(headers: Any) -> Told:
+    """Give what the headers of an ASGI request tell."""
+    if not isinstance(headers, Fields):
+        return _read(headers)
+    if headers.told is None:
+        headers.told = _read(headers)
+    return headers.told
+
+
+def _read(headers: Pairs) -> Told:
+    hosts: list[bytes] = []
+    tags: list[str] = []
+    authorization: list[str] = []
+    forwarded: list[str] = []
+    is_special = has_origin = False
+    name = b""
+    for key, value in headers:
+        if key == b"host":
+            hosts.append(value)
+        elif key == b"if-none-match":
+            tags.append(value.decode("latin-1"))
+        elif key == b"authorization":
+            authorization.append(value.decode("latin-1"))
+        elif key == b"x-forwarded-for":
+            forwarded += value.decode("latin-1").split(",")
+        elif key == b"x-request-id":
+            name = value
+        elif key == b"origin":
+            is_special |= has_origin  # a second one
+            has_origin = True
+        elif key in SPECIAL:
+            is_special = True
+    return Told(
+        hosts[0] if len(hosts) == 1 and HOST.fullmatch(hosts[0]) else b"",
+        is_special,
+        has_origin,
+        tags,
+        authorization,
+        forwarded,
+        name.decode() if REQUEST_ID.fullmatch(name) else "",
+    )
