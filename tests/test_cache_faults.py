@@ -124,13 +124,13 @@ def count_asked(hurt: Hurt, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Give what Redis is asked over its wire from now on."""
     store: Any = hurt.cache.store
     wire = store.wire
-    ask, waits = wire.ask, list[Any]()
+    call, waits = wire.call, list[Any]()
 
     def counted(*asked: Any) -> Any:
         waits.append(asked)
-        return ask(*asked)
+        return call(*asked)
 
-    monkeypatch.setattr(wire, "ask", counted)
+    monkeypatch.setattr(wire, "call", counted)
     return waits
 
 

@@ -39,16 +39,16 @@ async def wire(proxy: Proxy) -> AsyncIterator[Any]:
     await found.close()
 
 
-async def ask(wire: Any) -> list[asyncio.Future[Any]]:
+async def ask(wire: Any) -> list[asyncio.Task[Any]]:
     """Ask for each key in a tick of its own."""
     asked = []
     for key in KEYS:
-        asked.append(wire.ask(READ, (key,)))
+        asked.append(asyncio.create_task(wire.ask(READ, (key,))))
         await asyncio.sleep(0.001)
     return asked
 
 
-async def outcomes(asked: list[asyncio.Future[Any]]) -> list[Any]:
+async def outcomes(asked: list[asyncio.Task[Any]]) -> list[Any]:
     """Wait for all: the values, or the kinds of errors."""
     found: list[Any] = await asyncio.gather(*asked, return_exceptions=True)
     return [type(one) if isinstance(one, Exception) else one[1][0].decode() for one in found]
@@ -94,7 +94,7 @@ async def test_a_silent_redis_fails_all_who_wait(wire: Any, proxy: Proxy) -> Non
 async def test_unknown_scripts_are_told_in_between(wire: Any, proxy: Proxy) -> None:
     script = Script(f"return redis.call('GET', KEYS[1]) -- {random.random()}")  # a new one
     await proxy.turn("hold")
-    called = wire.ask(script, ((KEYS[0],), ()))
+    called = asyncio.create_task(wire.ask(script, ((KEYS[0],), ())))
     asked = await ask(wire)
     await proxy.turn("pass")
     _, reply = await called

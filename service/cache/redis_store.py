@@ -4,8 +4,7 @@ Every key says which Redis it belongs to, and every connection asks the server w
 is opened. A Redis that was started again, from whatever dump, or another master, is another one.
 """
 
-import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextvars import ContextVar
 from importlib.resources import files
 from typing import Any
@@ -21,7 +20,6 @@ from service.cache.store import (
     GENERATION_SECONDS,
     MARK_SECONDS,
     AnotherStoreError,
-    Replied,
     Store,
     run_of,
 )
@@ -119,9 +117,9 @@ class RedisStore(Store):
         """The way to it."""
         return self._wire
 
-    def ask(self, key: str) -> asyncio.Future[Replied]:
+    def call(self, key: str, tell: Callable[[Any], None]) -> None:
         """Ask for what stands under a key, in one write with all else of this tick."""
-        return self._wire.ask(READ, (key,))
+        self._wire.call(READ, (key,), tell)
 
     async def mark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
         """Mark keys, and lists where they change."""

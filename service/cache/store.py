@@ -4,11 +4,10 @@ Single commands are aiocache's; what must happen in one step is a script in Redi
 without `await` in memory.
 """
 
-import asyncio
 import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
 
@@ -36,8 +35,8 @@ class Store(ABC):
         self.aio: Any = aio
 
     @abstractmethod
-    def ask(self, key: str) -> "Replied | asyncio.Future[Replied]":
-        """Give who replies, and what stands under a key: now, or to be waited for."""
+    def call(self, key: str, tell: Callable[[Any], None]) -> None:
+        """Tell who replies, and what stands under a key: `Replied`, or the error there is."""
 
     async def get(self, key: str) -> bytes | None:
         """Give what stands under a key."""
@@ -138,9 +137,9 @@ class MemoryStore(Store):
         self.run_id = f"memory-{uuid4().hex}"
         self._writers: dict[str, float] = {}  # each with its own end
 
-    def ask(self, key: str) -> Replied:
-        """Give what stands under a key now."""
-        return self.run_id, [self.aio.peek(key)]
+    def call(self, key: str, tell: Callable[[Any], None]) -> None:
+        """Tell at once what stands under a key."""
+        tell((self.run_id, [self.aio.peek(key)]))
 
     async def mark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
         """Mark keys, and lists where they change."""

@@ -1,9 +1,9 @@
 """Who decides: Redis if there is one, and each process by itself while it cannot be reached."""
 
-import asyncio
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from redis.exceptions import RedisError
 
@@ -43,11 +43,12 @@ class Ledger:
             except (RedisError, OSError) as error:
                 self.failed(error)
 
-    def ask(self, claims: Sequence[Claim]) -> "Decision | asyncio.Future[Decision]":
-        """Decide, or begin to, while Redis is there. What is waited for may fail: tell `failed`."""
+    def call(self, claims: Sequence[Claim], tell: Callable[[Any], None]) -> None:
+        """Decide while Redis is there, and tell the decision; or an error, for `failed`."""
         if self._shared is None:
-            return self._decide_here(claims)
-        return self._shared.ask(claims)
+            tell(self._decide_here(claims))
+        else:
+            self._shared.call(claims, tell)
 
     async def decide(self, claims: Sequence[Claim]) -> Decision:
         """Admit all claims, or none."""

@@ -3,9 +3,8 @@
 What one tick of the loop asks is decided by one call.
 """
 
-import asyncio
 import struct
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from importlib.resources import files
 from typing import Any
@@ -56,13 +55,14 @@ class Shared:
         """Connect beforehand, so that the first request need not wait."""
         await self.wire.load(DECIDING)
 
-    def ask(self, claims: Sequence[Claim]) -> asyncio.Future[Decision]:
-        """Admit all claims, or none: in this tick, to be waited for."""
-        return self.wire.ask(DECIDING, claims)
+    def call(self, claims: Sequence[Claim], tell: Callable[[Any], None]) -> None:
+        """Admit all claims, or none, and tell the decision, or why there is none."""
+        self.wire.call(DECIDING, claims, tell)
 
     async def decide(self, claims: Sequence[Claim]) -> Decision:
         """Admit all claims, or none."""
-        return await self.ask(claims)
+        decision: Decision = await self.wire.ask(DECIDING, claims)
+        return decision
 
     async def give_back(self, key: str, stamp: int) -> None:
         """Undo one unit that was admitted at `stamp`."""

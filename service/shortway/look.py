@@ -6,9 +6,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from service.cache import State
+from service.cache import Replied, State
 from service.front import BEGUN
 from service.http1.config import AtHand
+from service.limits.claims import Decision
 from service.limits.gate import HANDED, Handed
 
 if TYPE_CHECKING:
@@ -37,34 +38,36 @@ class Sought(NamedTuple):
 class Look:
     """What is asked for one request. It begins when it is made; `tell` is called later, once."""
 
-    __slots__ = ("_begun", "_deciding", "_looking", "_scope", "_sought", "_tell", "_way")
+    __slots__ = ("_begun", "_decision", "_found", "_left", "_scope", "_sought", "_tell", "_way")
 
     def __init__(self, way: "ShortWay", scope: Any, sought: Sought, tell: Tell) -> None:
         self._way, self._scope, self._sought, self._tell = way, scope, sought, tell
         self._begun = time.perf_counter()
         way.front.in_flight += 1
-        self._deciding = way.decide(sought.endpoint, scope)
-        self._looking = way.store.ask(sought.key)
-        for one in (self._deciding, self._looking):
-            if isinstance(one, asyncio.Future):
-                one.add_done_callback(self._go_on)
-                break
-        else:  # not at once: who calls is still at the request
+        self._left = 3  # of what is waited for: two answers, and the end of this
+        way.decide(sought.endpoint, scope, self._decided)
+        way.store.call(sought.key, self._replied)
+        self._left -= 1
+        if not self._left:  # not at once: who calls is still at the request
             asyncio.get_running_loop().call_soon(self._end)
 
-    def _go_on(self, _: object) -> None:
-        """End, if the other one is there as well: mostly, as they were asked in one write."""
-        for one in (self._deciding, self._looking):
-            if isinstance(one, asyncio.Future) and not one.done():
-                one.add_done_callback(self._go_on)
-                return
-        self._end()
+    def _decided(self, decision: Decision | Exception | None) -> None:
+        self._decision = decision
+        self._left -= 1
+        if not self._left:
+            self._end()
+
+    def _replied(self, found: Replied | Exception) -> None:
+        self._found = found
+        self._left -= 1
+        if not self._left:
+            self._end()
 
     def _end(self) -> None:
         way, scope, told = self._way, self._scope, None
         way.front.in_flight -= 1
-        decision, undecided = _outcome(self._deciding)
-        found, unread = _outcome(self._looking)
+        decision, undecided = _outcome(self._decision)
+        found, unread = _outcome(self._found)
         if undecided is unread is None and (decision is None or decision.admitted):
             try:
                 told = way.answer(scope, self._sought, found, decision)
@@ -78,9 +81,6 @@ class Look:
         return way.front.tell(scope, told.status, self._begun)
 
 
-def _outcome(one: Any) -> tuple[Any, Any]:
+def _outcome(told: Any) -> tuple[Any, Any]:
     """Give what came of something, or why nothing did."""
-    if not isinstance(one, asyncio.Future):
-        return one, None
-    error = one.exception()
-    return (one.result(), None) if error is None else (None, error)
+    return (None, told) if isinstance(told, Exception) else (told, None)

@@ -3,6 +3,7 @@
 import asyncio
 import re
 import time
+from collections.abc import Callable
 from functools import lru_cache, partial
 from typing import Any
 
@@ -109,13 +110,14 @@ class ShortWay:
             return None
         return Ready(page.tag, page.lines, page.body)
 
-    def decide(self, endpoint: str, scope: Any) -> Decision | asyncio.Future[Decision] | None:
-        """Begin to decide the limits of a request. None: it has none."""
+    def decide(self, endpoint: str, scope: Any, tell: Callable[[Any], None]) -> None:
+        """Begin to decide the limits of a request, and tell. None: it has none."""
         plan = self._limiter.plan(self._app, endpoint)
-        if not self._is_limited or not (plan.names or plan.written):
-            return None
-        caller = self._limiter.callers.of(scope)
-        return self._limiter.ledger.ask(self._limiter.claims(endpoint, plan, caller))
+        if self._is_limited and (plan.names or plan.written):
+            claims = self._limiter.claims(endpoint, plan, self._limiter.callers.of(scope))
+            self._limiter.ledger.call(claims, tell)
+        else:
+            tell(None)
 
     def answer(
         self, scope: Any, sought: Sought, found: Replied, decision: Decision | None

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from itertools import repeat
 from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -19,7 +19,8 @@ if TYPE_CHECKING:
 UNDER_WAY = 4  # batches: Redis has some to answer while this process reads others
 NOTHING = object()  # no whole reply
 
-Ask = tuple[Kind, Any, asyncio.Future[Any]]
+Tell = Callable[[Any], None]  # is told the answer, or the error that there is instead
+Ask = tuple[Kind, Any, Tell]
 
 
 class Part(NamedTuple):
@@ -27,7 +28,7 @@ class Part(NamedTuple):
 
     kind: Kind
     asked: list[Any]
-    waiting: list[asyncio.Future[Any]]
+    tellers: list[Tell]
     number: int
 
 
@@ -70,24 +71,24 @@ class Line(asyncio.Protocol):
     def asked(self) -> list[Ask]:
         """Give what has no answer yet."""
         return [
-            (part.kind, what, answer)
+            (part.kind, what, tell)
             for batch in self._batches
             for part in batch.parts
-            for what, answer in zip(part.asked, part.waiting, strict=True)
+            for what, tell in zip(part.asked, part.tellers, strict=True)
         ]
 
     def send(self, asked: Sequence[Ask], *, is_again: bool = False) -> None:
         """Ask all of it in one write."""
-        kinds: dict[Kind, tuple[list[Any], list[asyncio.Future[Any]]]] = {}
-        for kind, what, answer in asked:
+        kinds: dict[Kind, tuple[list[Any], list[Tell]]] = {}
+        for kind, what, tell in asked:
             if (of_kind := kinds.get(kind)) is None:
                 of_kind = kinds[kind] = ([], [])
             of_kind[0].append(what)
-            of_kind[1].append(answer)
+            of_kind[1].append(tell)
         parts, packed = [], []
-        for kind, (told, waiting) in kinds.items():
+        for kind, (told, tellers) in kinds.items():
             commands = kind.commands(told)
-            parts.append(Part(kind, told, waiting, len(commands)))
+            parts.append(Part(kind, told, tellers, len(commands)))
             packed += [pack_command(command) for command in commands]
         self._batches.append(Batch(parts, len(packed), self._ticks, is_again))
         self._transport.write(b"".join(packed))
@@ -130,25 +131,22 @@ class Line(asyncio.Protocol):
         self._wire.send()
 
     def _tell(self, part: Part, replies: Sequence[Any], *, is_again: bool) -> None:
-        kind, asked, waiting, _ = part
+        kind, asked, tellers, _ = part
         answers: Sequence[Any]
         failed = next((reply for reply in replies if isinstance(reply, Exception)), None)
         if isinstance(failed, NoScriptError) and not is_again:
             # A new Redis, or one that was flushed.
-            load = (Load(tuple(kind.scripts)), None, self._loop.create_future())
-            asks = zip(repeat(kind), asked, waiting)
-            return self.send([load, *asks], is_again=True)
+            load = (Load(tuple(kind.scripts)), None, _ignore)
+            return self.send([load, *zip(repeat(kind), asked, tellers)], is_again=True)
         try:
             answers = [failed] * len(asked) if failed else kind.answers(asked, replies, self._who)
         except Exception as error:
             answers = [error] * len(asked)
-        for answer, future in zip(answers, waiting, strict=True):
-            if future.done():
-                continue  # nobody waits for it any more
-            if isinstance(answer, Exception):
-                fail(future, answer)
-            else:
-                future.set_result(answer)
+        for answer, tell in zip(answers, tellers, strict=True):
+            try:
+                tell(answer)
+            except Exception as error:  # of one, and the others have their answers
+                self._loop.call_exception_handler({"message": "Redis's answer", "exception": error})
         return None
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -167,8 +165,5 @@ def _refused(told: str) -> RedisError:
     return (NoScriptError if told.startswith("NOSCRIPT") else ResponseError)(told)
 
 
-def fail(answer: asyncio.Future[Any], error: Exception) -> None:
-    """Tell whoever still waits for an answer that there is none."""
-    if not answer.done():
-        answer.set_exception(error)
-        answer.exception()  # seen, should its request have ended otherwise
+def _ignore(answer: Any) -> None:
+    """Be told of what comes before something else, and fails with it."""
