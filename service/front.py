@@ -29,7 +29,7 @@ BEGUN = "octavo.begun"  # in the scope: when somebody before the front took it (
 
 def request_name(scope: Any) -> str:
     """Give the request's id: the client's if it is a decent one."""
-    return told_by(scope["headers"]).name or f"{random.getrandbits(128):032x}"
+    return told_by(scope["headers"]).name or random.getrandbits(128).to_bytes(16).hex()
 
 
 class Seen(NamedTuple):

@@ -296,7 +296,7 @@ class Worker:
         self.cache.epochs._engine = SimpleNamespace(  # type: ignore[assignment]  # a stand-in
             dialect=SimpleNamespace(name="postgresql")
         )
-        self.cache.access.sampled = 0.2
+        self.cache.access.sampled, self.cache.access.sampling_seconds = 0.2, 0.0
         self.database = Database(settings, self.cache)
         self.database._write = lambda: Session(self)  # type: ignore[assignment]  # a stand-in
 

@@ -355,6 +355,7 @@ async def test_the_sampler_finds_what_is_stale(
     cache, counted = cache_of(site), Counters()  # those of the site never fall
     monkeypatch.setattr(cache.access, "counters", counted)
     monkeypatch.setattr(cache.access, "sampled", 1.0)
+    monkeypatch.setattr(cache.access, "sampling_seconds", 0.0)
     book = await make.book(owner)
     path = f"/api/books/{book.id}"
     assert [await status(client, path) for _ in range(3)] == [MISS, HIT, HIT]
@@ -371,6 +372,9 @@ async def test_the_sampler_finds_what_is_stale(
     shelf = f"/api/users/{owner.id}/books"
     assert await status(client, shelf) == HIT
     assert counted.stale == 2, "its row was known"
+    monkeypatch.setattr(cache.access, "sampling_seconds", 60.0)
+    assert await status(client, shelf) == HIT
+    assert counted.stale == 2, "it was compared just now"
 
 
 @pytest.mark.parametrize("is_checked", [True, False])

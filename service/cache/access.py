@@ -3,9 +3,11 @@
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractAsyncContextManager
 from contextvars import ContextVar
+from math import inf
 from typing import Any, TypeVar
 
 from sqlalchemy.exc import SQLAlchemyError
@@ -37,6 +39,8 @@ class Access:
 
     failures = FAILURES
     sampled = 0.001  # of all hits
+    sampling_seconds = 0.1  # at least between two of them: each costs what twenty hits do
+    _sampled_at = -inf
 
     def __init__(
         self,
@@ -101,7 +105,13 @@ class Access:
 
     def is_sampled(self) -> bool:
         """Whether a hit is one of those that are compared with the database."""
-        return random.random() < self.sampled  # noqa: S311  (a sample, not a secret)
+        if random.random() >= self.sampled:  # noqa: S311  (a sample, not a secret)
+            return False
+        now = time.monotonic()
+        if now < self._sampled_at + self.sampling_seconds:
+            return False
+        self._sampled_at = now
+        return True
 
     def stale(self, what: str) -> None:
         """Count a hit that was older than an answer before it: promised never to be."""

@@ -18,6 +18,7 @@ DECIDE, GIVE_BACK = (
     LOG + (ROOM / name).read_text(encoding="utf-8") for name in ("decide.lua", "give_back.lua")
 )
 DECIDE_DIGEST = digest_of(DECIDE)
+ONE = struct.Struct(">5d")  # what is said of one claim under one policy, as most are
 AT_ONCE = 100  # decisions of one call: Redis does nothing else meanwhile
 
 
@@ -90,6 +91,10 @@ def _told(cost: int, policies: tuple[Policy, ...]) -> bytes:
 
 def decision(claims: Sequence[Claim], answer: bytes) -> Decision:
     """Read what the script answers."""
+    if len(answer) == ONE.size:
+        admitted, wait, stamp, remaining, reset = map(int, ONE.unpack(answer))
+        standing = Standing(claims[0].policies[0], remaining, reset)
+        return Decision(bool(admitted), wait, (stamp,), (standing,))
     admitted, wait, *words = map(int, struct.unpack(f">{len(answer) // 8}d", answer))
     stamps: list[int] = []
     standings: list[Standing] = []

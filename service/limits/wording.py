@@ -39,23 +39,24 @@ def tightest(standings: Iterable[Standing]) -> Standing:
 
 def lines(standings: Sequence[Standing]) -> bytes:
     """Give the header lines that say how a caller stands. Of policies of one name, the tightest."""
-    least = standings[0]
-    if len(standings) > 1:
-        by_name: dict[str, Standing] = {}
-        for standing in standings:
-            key = name(standing.policy)
-            known = by_name.get(key)
-            by_name[key] = standing if known is None else tightest([known, standing])
-        standings = tuple(by_name.values())
-        least = tightest(standings)
+    if len(standings) == 1:
+        policy, remaining, reset = standings[0]
+        reset = seconds(reset)
+        return _template(policy) % (remaining, reset, policy.amount, remaining, reset)
+    by_name: dict[str, Standing] = {}
+    for standing in standings:
+        key = name(standing.policy)
+        known = by_name.get(key)
+        by_name[key] = standing if known is None else tightest([known, standing])
+    standings = tuple(by_name.values())
+    least = tightest(standings)
     numbers = [n for one in standings for n in (one.remaining, seconds(one.reset))]
-    policies = tuple([one.policy for one in standings])
     told = (*numbers, least.policy.amount, least.remaining, seconds(least.reset))
-    return _template(policies) % told
+    return _template(*(one.policy for one in standings)) % told
 
 
 @lru_cache
-def _template(policies: tuple[Policy, ...]) -> bytes:
+def _template(*policies: Policy) -> bytes:
     quotas = (f'"{name(each)}";q={each.amount};w={each.seconds}' for each in policies)
     numbers = (f'"{name(each)}";r=%d;t=%d' for each in policies)
     return (

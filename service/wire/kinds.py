@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from hashlib import sha1
+from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
 AT_ONCE = 500  # keys of one command
@@ -33,27 +34,32 @@ class Read:
 
     def commands(self, asked: Sequence[Sequence[str]]) -> list[Command]:
         """Ask for each key once, for so many keys at a time: Redis does nothing else meanwhile."""
-        return [("MGET", *keys) for _, keys in _groups(asked)]
+        return [("MGET", *dict.fromkeys(chain.from_iterable(own))) for own in _groups(asked)]
 
     def answers(
         self, asked: Sequence[Sequence[str]], replies: Sequence[Any], who: str
     ) -> list[tuple[str, list[bytes | None]]]:
         """Give each its values."""
         found = []
-        for (askers, keys), reply in zip(_groups(asked), replies, strict=True):
+        for askers, reply in zip(_groups(asked), replies, strict=True):
+            keys = dict.fromkeys(chain.from_iterable(askers))
             values = dict(zip(keys, reply, strict=True))
             found += [(who, [values[key] for key in own]) for own in askers]
         return found
 
 
-def _groups(asked: Sequence[Sequence[str]]) -> list[tuple[list[Sequence[str]], dict[str, None]]]:
-    """Put askers together, each whole, and the keys of all of them."""
-    groups: list[tuple[list[Sequence[str]], dict[str, None]]] = [([], {})]
+def _groups(asked: Sequence[Sequence[str]]) -> Sequence[Sequence[Sequence[str]]]:
+    """Put askers together, each whole, as long as they have not too many keys."""
+    if sum(map(len, asked)) <= AT_ONCE:
+        return [asked]
+    groups: list[list[Sequence[str]]] = [[]]
+    number = 0
     for own in asked:
-        if len(groups[-1][1]) >= AT_ONCE:
-            groups.append(([], {}))
-        groups[-1][0].append(own)
-        groups[-1][1].update(dict.fromkeys(own))
+        if number >= AT_ONCE:
+            groups.append([])
+            number = 0
+        groups[-1].append(own)
+        number += len(own)
     return groups
 
 
