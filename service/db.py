@@ -103,10 +103,13 @@ class Database:
         while True:
             begun = time.monotonic()
             try:
-                async with self._write() as db:
+                db = self._write()
+                try:
                     result = await work(db)
                     mark = await self._writes.before_commit(db, begun)
                     await db.commit()
+                finally:
+                    await db.close()  # not by `async with`: nobody cancels this, it needs no task
             except Postponed as postponed:
                 await self._writes.postponed(postponed, since)
             except DBAPIError as error:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from quart import request
 from quart_schema import security_scheme
-from sqlalchemy import bindparam, select
+from sqlalchemy import bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.cache import Entry, Kind
@@ -51,6 +51,18 @@ class Account(NamedTuple):
 _ROWS = select(*(User.__table__.c[name] for name in Account._fields))
 MANY = _ROWS.where(User.__table__.c.id.in_(bindparam("ids", expanding=True)))
 ONE = _ROWS.where(User.__table__.c.id == bindparam("id"))
+# Who acts, in a statement that does nothing once they may no longer: `acting` has its parameters.
+ACTING = (
+    select(User.__table__.c.id)
+    .where(
+        User.__table__.c.id == bindparam("acting_id"),
+        or_(
+            User.__table__.c.token_version == bindparam("acting_ver"),
+            User.__table__.c.kept_jti == bindparam("acting_jti"),
+        ),
+    )
+    .with_for_update(read=True)
+)
 TO_READ, TO_CHANGE = ONE.with_for_update(read=True), ONE.with_for_update()
 
 
@@ -95,6 +107,11 @@ async def confirm(db: AsyncSession, user: CurrentUser, *, to_change: bool = Fals
     """
     row = (await db.execute(TO_CHANGE if to_change else TO_READ, {"id": user.id})).one_or_none()
     return _recognise(None if row is None else Account(*row), user.jti, user.ver)
+
+
+def acting(user: CurrentUser) -> dict[str, Any]:
+    """Give the parameters of ACTING. Where that has found nobody, `confirm` says why."""
+    return {"acting_id": user.id, "acting_ver": user.ver, "acting_jti": user.jti}
 
 
 def _recognise(user: Account | None, jti: str, ver: int) -> CurrentUser:

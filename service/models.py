@@ -48,6 +48,14 @@ def words(*values: str) -> list[str]:
     return [part[:MAX_WORD] for part in parts]
 
 
+def query_of(text: str, dialect: str) -> str:
+    """Ask for all words of a text, the last one as a prefix. Words are letters and digits."""
+    terms = words(text)
+    if dialect == "postgresql":
+        return " & ".join(f"'{term}'" for term in terms) + ":*"
+    return " ".join(f'"{term}"' for term in terms) + "*"
+
+
 class Base(DeclarativeBase):
     """Names every constraint, so that errors and migrations can speak of it."""
 

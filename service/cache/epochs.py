@@ -6,14 +6,14 @@ off, and nobody commits a write until every lease on it has ended.
 
 import asyncio
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
 from functools import lru_cache
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
-from sqlalchemy import TextClause, text
+from sqlalchemy import Insert, Row, TextClause, literal_column, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
@@ -53,22 +53,31 @@ class State:
         return f"octavo:cache:{self.run_id}:{self.token}:"
 
 
-def _state_query(dialect: str) -> str:
-    return (
-        f"SELECT epoch, token, mode = 'on', run_id, {CLOCK[dialect]} - changed_at FROM cache_state"  # noqa: S608  (no input)
-    )
+def _state_columns(dialect: str) -> list[str]:
+    return ["epoch", "token", "mode = 'on'", "run_id", f"{CLOCK[dialect]} - changed_at"]
+
+
+@lru_cache
+def _state_query(dialect: str) -> TextClause:
+    """Make it once: most writes ask."""
+    return text(f"SELECT {', '.join(_state_columns(dialect))} FROM cache_state")  # noqa: S608  (no input)
+
+
+@lru_cache
+def with_state(statement: Insert, dialect: str) -> Insert:
+    """Let a statement read the row as it begins: `told_state` takes it from what it returns."""
+    columns = (f"(SELECT {column} FROM cache_state)" for column in _state_columns(dialect))  # noqa: S608  (no input)
+    return statement.returning(*(literal_column(column) for column in columns))
+
+
+def told_state(row: Row[Any]) -> State:
+    """Give the row of the epoch that a statement has read besides."""
+    return _state(row[-len(fields(State)) :])
 
 
 async def read_within(db: AsyncSession) -> State:
     """Read the row within a write, after its changes."""
-    query = _state_query(db.get_bind().dialect.name)
-    return _state((await db.execute(_statement(query))).one())
-
-
-@lru_cache
-def _statement(query: str) -> TextClause:
-    """Make a statement once: every write asks."""
-    return text(query)
+    return _state((await db.execute(_state_query(db.get_bind().dialect.name))).one())
 
 
 def _state(row: Any) -> State:
@@ -108,7 +117,7 @@ class Epochs:
 
     async def read(self) -> State:
         """Read the row."""
-        row = await self._ask(_state_query(self._engine.dialect.name))
+        row = await self._ask(_state_query(self._engine.dialect.name).text)
         state = _state(row)
         if state.age < -2 * UNSEEN:  # the database's clock was set back: the age begins anew
             await self._renew(state.epoch)

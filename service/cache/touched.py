@@ -9,6 +9,7 @@ from sqlalchemy import Insert, Row, TextClause, event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import ORMExecuteState, Session
 
+from service.cache.epochs import State, told_state, with_state
 from service.models import Base, Book, User
 
 CACHED: dict[type[Base], str] = {Book: "book", User: "user"}
@@ -21,10 +22,14 @@ MOST = 500  # keys of one write; beyond that the whole cache goes
 
 @dataclass
 class Touched:
-    """Keys of the rows that change; `many`: more than could be named."""
+    """Keys of the rows that change; `many`: more than could be named.
+
+    state: the row of the epoch, if the last statement has read it.
+    """
 
     keys: set[str] = field(default_factory=set)
     many: bool = False
+    state: State | None = None
 
     @property
     def lists(self) -> bool:
@@ -48,10 +53,19 @@ def touch_books(db: AsyncSession, ids: Any) -> None:
     found.many |= len(found.keys) > MOST
 
 
-async def insert_book(db: AsyncSession, statement: Insert, values: Mapping[str, Any]) -> Row[Any]:
-    """Insert one book without the ORM, which costs more than all the rest; give what it returns."""
-    row = (await db.execute(statement, values, execution_options={TOLD: True})).one()
-    touch_books(db, [row.id])
+async def insert_book(
+    db: AsyncSession, statement: Insert, values: Mapping[str, Any]
+) -> Row[Any] | None:
+    """Insert one book, as the last of a write: give what its statement returns, if it does.
+
+    It goes without the ORM, which costs more than all the rest, and reads the row of the epoch in
+    the same statement. That is as good as after it: nobody else has had this row.
+    """
+    telling = with_state(statement, db.get_bind().dialect.name)
+    row = (await db.execute(telling, values, execution_options={TOLD: True})).one_or_none()
+    if row is not None:
+        touch_books(db, [row.id])
+        touched(db).state = told_state(row)
     return row
 
 

@@ -71,7 +71,7 @@ class Writes:
         changed = touched(db)
         mark = None
         if changed.keys or changed.many:
-            state = await read_within(db)
+            state = changed.state or await read_within(db)
             if not state.on:
                 await hold_off_recovery(db)
                 state = await read_within(db)
