@@ -21,6 +21,7 @@ from service import (
     web,
 )
 from service.admin import admin_bp
+from service.asgi import Application
 from service.auth import auth_bp
 from service.books import books_bp
 from service.config import Settings, load
@@ -41,7 +42,7 @@ def create_app(config_name: str | Settings = "development") -> Quart:
     not be served.
     """
     settings = (load(config_name) if isinstance(config_name, str) else config_name).check()
-    app = Quart("service", static_folder=None)
+    app = Application("service", static_folder=None)
     for concern in CONCERNS:
         concern.init_app(app, settings)
     for blueprint in BLUEPRINTS:

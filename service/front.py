@@ -5,7 +5,6 @@ what not to do with an answer, and answers when all else has failed.
 """
 
 import asyncio
-import random
 import time
 from collections.abc import Callable
 from typing import Any, NamedTuple, cast
@@ -17,6 +16,7 @@ from service.config import Settings
 from service.errors import MIMETYPE, as_api_error, problem
 from service.fields import told_by
 from service.logs import request_id
+from service.unique import unique
 
 NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 END = {"type": "http.request", "body": b"", "more_body": False}
@@ -29,7 +29,7 @@ BEGUN = "octavo.begun"  # in the scope: when somebody before the front took it (
 
 def request_name(scope: Any) -> str:
     """Give the request's id: the client's if it is a decent one."""
-    return told_by(scope["headers"]).name or random.getrandbits(128).to_bytes(16).hex()
+    return told_by(scope["headers"]).name or unique()
 
 
 class Seen(NamedTuple):

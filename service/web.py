@@ -16,6 +16,7 @@ from werkzeug.exceptions import NotFound, RequestEntityTooLarge
 from werkzeug.http import parse_etags
 from werkzeug.routing import IntegerConverter
 
+from service.asgi import WHOLE
 from service.cache import Listing, Rows, Status
 from service.config import Settings
 from service.errors import APIError, InvalidInputError, UnsupportedMediaTypeError
@@ -52,7 +53,7 @@ class Request(quart.Request):
             raise UnsupportedMediaTypeError
         if self.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedMediaTypeError("Send the body without a content coding")
-        body = await self.get_data()
+        body = await (self.body if WHOLE in self.scope else self.get_data())
         if self.scope.get(TOO_LARGE):
             raise RequestEntityTooLarge
         try:
@@ -234,8 +235,7 @@ def init_app(app: Quart, settings: Settings) -> None:
         if any(FORBIDDEN.search(part) for pair in pairs for part in pair):
             raise APIError("The query holds a NUL character")
         names = [name for name, _ in pairs]
-        repeated = {name for name in names if names.count(name) > 1}
-        if repeated:
+        if repeated := {name for name in names if names.count(name) > 1}:
             raise InvalidInputError({name: ["Given more than once."] for name in repeated})
         view = app.view_functions[request.url_rule.endpoint]
         if names and not hasattr(view, QUART_SCHEMA_QUERYSTRING_ATTRIBUTE):

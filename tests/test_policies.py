@@ -21,7 +21,7 @@ ROOT = Path(service.__file__).parent
 # From the ground up: a file imports from those before it, never from those behind.
 STOREYS = (
     "__init__", "config_values", "config_cache", "config_limits", "config_serve", "config",
-    "logs", "fields", "column_types", "models",
+    "logs", "unique", "fields", "asgi", "column_types", "models",
     "validation", "db_errors", "engines", "migrations", "errors", "patience", "precedence",
     "wire", "cache", "front", "lag", "web", "openapi", "db", "security", "guard", "pagination",
     "listing", "cors", "overload", "http1", "limits", "access_log", "figures",

@@ -8,7 +8,8 @@ G:<uuid>, W              the generation of all lists, or: a write is under way
 """
 
 from dataclasses import dataclass
-from uuid import uuid4
+
+from service.unique import unique
 
 LEASE, MARK, GENERATION = b"L:", b"W:", b"G:"
 GEN, WRITERS = "gen", "writers"  # the keys of the generation, and of the writes under way
@@ -40,9 +41,9 @@ def read(found: bytes | None, key: str) -> Entry | None:
 
 def new_lease() -> bytes:
     """Give the lease of one reader."""
-    return LEASE + uuid4().bytes.hex().encode()
+    return LEASE + unique().encode()
 
 
 def new_generation() -> bytes:
     """Give a generation that never was."""
-    return GENERATION + uuid4().bytes.hex().encode()
+    return GENERATION + unique().encode()

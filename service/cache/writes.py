@@ -7,7 +7,6 @@ Whatever is in doubt is undone; then the cache goes off for all, and the write b
 
 import time
 from dataclasses import dataclass
-from uuid import uuid4
 
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -24,6 +23,7 @@ from service.cache.store import Store
 from service.cache.touched import Touched, touched
 from service.errors import ServiceUnavailableError
 from service.patience import Patience
+from service.unique import unique
 
 LONGER = 1.5  # than a reader a write waits for its marks
 COMMIT_SECONDS = 10.0  # from BEGIN: far inside the life of a mark
@@ -110,7 +110,7 @@ class Writes:
         store = self._store
         if store is None or changed.many:
             raise Postponed(bump=True)
-        mark = Mark(state.prefix, tuple(sorted(changed.keys)), uuid4().hex, changed.lists)
+        mark = Mark(state.prefix, tuple(sorted(changed.keys)), unique(), changed.lists)
         try:
             async with Patience(self._patience):
                 await store.mark(mark.prefix, mark.keys, mark.token, mark.lists)

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from hypercorn.typing import HTTPScope
 
+from service.asgi import WHOLE
 from service.http1.answers import CONTINUE, Answer, head_at_hand
 from service.http1.config import AtHand
 from service.http1.refusals import refusal
@@ -73,6 +74,8 @@ class Exchange:
     async def run(self) -> None:
         """Have the request answered, whatever the application does."""
         server = self._connection.server
+        if self.is_read:
+            self._scope[WHOLE] = True  # type: ignore[literal-required]  # a key of ours
         try:
             if server.context.max_requests is not None:
                 await server.context.mark_request()

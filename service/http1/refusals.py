@@ -2,10 +2,10 @@
 
 import re
 from collections.abc import Sequence
-from uuid import uuid4
 
 from service.errors import MIMETYPE, http_error, problem
 from service.logs import request_id
+from service.unique import unique
 
 ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE | re.DOTALL)
 Headers = list[tuple[bytes, bytes]]
@@ -13,7 +13,7 @@ Headers = list[tuple[bytes, bytes]]
 
 def refusal(status_code: int) -> tuple[Headers, bytes]:
     """Give headers and body of an answer that ends its connection."""
-    request_id.set(uuid4().hex)
+    request_id.set(unique())
     body = problem(http_error(status_code))
     headers = {
         "content-type": MIMETYPE,

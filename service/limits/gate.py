@@ -8,6 +8,7 @@ from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallabl
 from quart import Quart
 from werkzeug.exceptions import HTTPException
 
+from service.asgi import MATCHED
 from service.cors import Origins
 from service.errors import RateLimitedError, ResourceNotFoundError
 from service.front import ROUTE
@@ -84,9 +85,10 @@ class Gate:
 
     def _endpoint(self, scope: Any) -> str | None:
         try:
-            rule, _ = self._match(scope["path"], scope["method"], return_rule=True)
+            matched = self._match(scope["path"], scope["method"], return_rule=True)
         except HTTPException:
             return None
+        scope[MATCHED], rule = matched, matched[0]
         scope[ROUTE] = rule.rule
         endpoint: str = rule.endpoint
         return endpoint

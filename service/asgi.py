@@ -1,0 +1,84 @@
+"""Quart, where it is asked for a request that is there as a whole, and whose route is known.
+
+Its own way makes four tasks of a request: to read it, to handle it, and to wait for its body and
+for its answer no longer than so long. None is needed where nothing is left to be waited for.
+"""
+
+from typing import Any, cast
+
+from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
+from quart import Quart, Request, Response
+from quart.asgi import ASGIHTTPConnection
+from quart.typing import ResponseTypes
+from quart.utils import encode_headers
+from quart.wrappers.base import BaseRequestWebsocket
+from quart.wrappers.response import DataBody
+from werkzeug.routing import MapAdapter
+
+WHOLE = "octavo.whole"  # in the scope: all of the request has been read
+MATCHED = "octavo.matched"  # in the scope: its rule, and what that finds in the path
+SENT_AT_ONCE = 65_536  # bytes that a transport takes without waiting for who reads them
+
+
+class Connection(ASGIHTTPConnection):
+    """Handles a request in the task that it is called in, if it is there as a whole."""
+
+    async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
+        """Answer a request."""
+        if WHOLE not in self.scope:
+            return await super().__call__(receive, send)
+        request = self._create_request_from_scope(send)
+        message: Any = await receive()
+        request.body.append(message.get("body", b""))
+        request.body.set_complete()
+        return await self.handle_request(request, send)
+
+    async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
+        """Send an answer of bytes as one piece, of which Quart makes two."""
+        if not isinstance(response, Response) or not isinstance(response.response, DataBody):
+            return await super()._send_response(send, response)
+        start: Any = {
+            "type": "http.response.start",
+            "status": response.status_code,
+            "headers": encode_headers(response.headers),
+        }
+        await send(start)
+        body: Any = {"type": "http.response.body", "body": response.response.data}
+        return await send(body)
+
+
+class _Matched:
+    """Quart's adapter to its routes, for a request that was matched already."""
+
+    def __init__(self, app: "Application", request: BaseRequestWebsocket) -> None:
+        self._app, self._request = app, request
+
+    def match(self, **_: object) -> Any:
+        return cast(Any, self._request.scope)[MATCHED]
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._app.bind(self._request), name)  # to build URLs
+
+
+class Application(Quart):
+    """Quart, asked in this way."""
+
+    asgi_http_class = Connection
+
+    async def handle_request(self, request: Request) -> ResponseTypes:
+        """Answer a request; nobody has to wait, with a time-out, for what is sent at once."""
+        response = await super().handle_request(request)
+        body = response.response
+        if isinstance(body, DataBody) and len(body.data) <= SENT_AT_ONCE:
+            cast(Response, response).timeout = None
+        return response
+
+    def bind(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
+        """Give Quart's own adapter."""
+        return super().create_url_adapter(request)
+
+    def create_url_adapter(self, request: BaseRequestWebsocket | None) -> Any:
+        """Give the adapter of a request."""
+        if request is not None and MATCHED in request.scope and not request.root_path:
+            return _Matched(self, request)
+        return self.bind(request)
