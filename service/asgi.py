@@ -4,10 +4,12 @@ Its own way makes four tasks of a request: to read it, to handle it, and to wait
 for its answer no longer than so long. None is needed where nothing is left to be waited for.
 """
 
+from functools import lru_cache
 from typing import Any, cast
 
+import quart
 from hypercorn.typing import ASGIReceiveCallable, ASGISendCallable
-from quart import Quart, Request, Response
+from quart import Quart, Response
 from quart.asgi import ASGIHTTPConnection
 from quart.typing import ResponseTypes
 from quart.utils import encode_headers
@@ -47,6 +49,21 @@ class Connection(ASGIHTTPConnection):
         return await send(body)
 
 
+class Request(quart.Request):
+    """A request that knows its blueprints without looking them up."""
+
+    @property
+    def blueprints(self) -> list[str]:
+        """Name the blueprint of its route, and those around that."""
+        return list(_blueprints(self.endpoint or ""))
+
+
+@lru_cache
+def _blueprints(endpoint: str) -> tuple[str, ...]:
+    names = endpoint.split(".")[:-1]
+    return tuple(".".join(names[:n]) for n in range(len(names), 0, -1))
+
+
 class _Matched:
     """Quart's adapter to its routes, for a request that was matched already."""
 
@@ -65,7 +82,7 @@ class Application(Quart):
 
     asgi_http_class = Connection
 
-    async def handle_request(self, request: Request) -> ResponseTypes:
+    async def handle_request(self, request: quart.Request) -> ResponseTypes:
         """Answer a request; nobody has to wait, with a time-out, for what is sent at once."""
         response = await super().handle_request(request)
         body = response.response

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from typing import Any, TypeVar
 
 from quart import Quart, current_app
@@ -103,13 +103,11 @@ class Database:
         while True:
             begun = time.monotonic()
             try:
-                db = self._write()
-                try:
+                # Nobody cancels this: closing needs no task, which the session itself would make.
+                async with aclosing(self._write()) as db:
                     result = await work(db)
                     mark = await self._writes.before_commit(db, begun)
                     await db.commit()
-                finally:
-                    await db.close()  # not by `async with`: nobody cancels this, it needs no task
             except Postponed as postponed:
                 await self._writes.postponed(postponed, since)
             except DBAPIError as error:

@@ -7,7 +7,6 @@ from hashlib import blake2b
 from typing import Any, cast
 from urllib.parse import parse_qsl, urlencode
 
-import quart
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json
 from quart import Quart, Response, current_app, request
@@ -16,7 +15,7 @@ from werkzeug.exceptions import NotFound, RequestEntityTooLarge
 from werkzeug.http import parse_etags
 from werkzeug.routing import IntegerConverter
 
-from service.asgi import WHOLE
+from service import asgi
 from service.cache import Listing, Rows, Status
 from service.config import Settings
 from service.errors import APIError, InvalidInputError, UnsupportedMediaTypeError
@@ -44,7 +43,7 @@ class Public:
     rows: Rows
 
 
-class Request(quart.Request):
+class Request(asgi.Request):
     """A request whose JSON is read strictly, and of which no more than the cap is read."""
 
     async def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
@@ -53,7 +52,7 @@ class Request(quart.Request):
             raise UnsupportedMediaTypeError
         if self.headers.get("Content-Encoding", "identity").lower() != "identity":
             raise UnsupportedMediaTypeError("Send the body without a content coding")
-        body = await (self.body if WHOLE in self.scope else self.get_data())
+        body = await (self.body if asgi.WHOLE in self.scope else self.get_data())
         if self.scope.get(TOO_LARGE):
             raise RequestEntityTooLarge
         try:

@@ -197,14 +197,17 @@ class Session:
         self.changes: dict[int, Row | None] = {}
         self.sync_session = SimpleNamespace(info={})
         self.index = -1  # of the state that it made
+        worker.sessions.add(self)
 
     async def __aenter__(self) -> "Session":
         await self._worker.alive()
         await self._world.delay()
-        self._worker.sessions.add(self)
         return self
 
     async def __aexit__(self, *error: object) -> None:
+        self.end()
+
+    async def aclose(self) -> None:
         self.end()
 
     def get_bind(self) -> Any:

@@ -53,20 +53,20 @@ class State:
         return f"octavo:cache:{self.run_id}:{self.token}:"
 
 
-def _state_columns(dialect: str) -> list[str]:
-    return ["epoch", "token", "mode = 'on'", "run_id", f"{CLOCK[dialect]} - changed_at"]
+def _state_columns(clock: str) -> list[str]:
+    return ["epoch", "token", "mode = 'on'", "run_id", f"{clock} - changed_at"]
 
 
 @lru_cache
-def _state_query(dialect: str) -> TextClause:
+def _state_query(clock: str) -> TextClause:
     """Make it once: most writes ask."""
-    return text(f"SELECT {', '.join(_state_columns(dialect))} FROM cache_state")  # noqa: S608  (no input)
+    return text(f"SELECT {', '.join(_state_columns(clock))} FROM cache_state")  # noqa: S608  (no input)
 
 
 @lru_cache
-def with_state(statement: Insert, dialect: str) -> Insert:
+def with_state(statement: Insert, clock: str) -> Insert:
     """Let a statement read the row as it begins: `told_state` takes it from what it returns."""
-    columns = (f"(SELECT {column} FROM cache_state)" for column in _state_columns(dialect))  # noqa: S608  (no input)
+    columns = (f"(SELECT {column} FROM cache_state)" for column in _state_columns(clock))  # noqa: S608  (no input)
     return statement.returning(*(literal_column(column) for column in columns))
 
 
@@ -77,7 +77,7 @@ def told_state(row: Row[Any]) -> State:
 
 async def read_within(db: AsyncSession) -> State:
     """Read the row within a write, after its changes."""
-    return _state((await db.execute(_state_query(db.get_bind().dialect.name))).one())
+    return _state((await db.execute(_state_query(CLOCK[db.get_bind().dialect.name]))).one())
 
 
 def _state(row: Any) -> State:
@@ -117,7 +117,7 @@ class Epochs:
 
     async def read(self) -> State:
         """Read the row."""
-        row = await self._ask(_state_query(self._engine.dialect.name).text)
+        row = await self._ask(_state_query(self._clock).text)
         state = _state(row)
         if state.age < -2 * UNSEEN:  # the database's clock was set back: the age begins anew
             await self._renew(state.epoch)

@@ -69,17 +69,21 @@ async def _ask_who(connection: Any) -> str:
 
 
 class _Wired(RedisCache):  # type: ignore[misc]  # aiocache has no types
-    """aiocache's Redis, of which one tick's reads go in one write."""
+    """aiocache's Redis, of which one tick's reads go in one write.
+
+    They are overridden as a whole: plugins, a time-out and a serializer are not used here, and
+    asking for them costs as much as the read.
+    """
 
     wire: Wire
 
-    async def _get(self, key: str, encoding: Any = None, _conn: Any = None) -> bytes | None:
-        (found,) = await self._multi_get([key])
+    async def get(self, key: str, *_: Any, **__: Any) -> bytes | None:
+        """Give what stands under a key."""
+        (found,) = await self.multi_get([key])
         return found
 
-    async def _multi_get(
-        self, keys: Sequence[str], encoding: Any = None, _conn: Any = None
-    ) -> list[bytes | None]:
+    async def multi_get(self, keys: Sequence[str], *_: Any, **__: Any) -> list[bytes | None]:
+        """Give what stands under keys."""
         found: list[bytes | None]
         who, found = await self.wire.ask(READ, keys)
         if who != _meant.get():

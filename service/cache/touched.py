@@ -9,7 +9,7 @@ from sqlalchemy import Insert, Row, TextClause, event
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import ORMExecuteState, Session
 
-from service.cache.epochs import State, told_state, with_state
+from service.cache.epochs import CLOCK, State, told_state, with_state
 from service.models import Base, Book, User
 
 CACHED: dict[type[Base], str] = {Book: "book", User: "user"}
@@ -61,7 +61,7 @@ async def insert_book(
     It goes without the ORM, which costs more than all the rest, and reads the row of the epoch in
     the same statement. That is as good as after it: nobody else has had this row.
     """
-    telling = with_state(statement, db.get_bind().dialect.name)
+    telling = with_state(statement, CLOCK[db.get_bind().dialect.name])
     row = (await db.execute(telling, values, execution_options={TOLD: True})).one_or_none()
     if row is not None:
         touch_books(db, [row.id])
