@@ -83,4 +83,5 @@ ALL = [
         "bare ASGI on uvicorn", CEILING, (*UVICORN, "--no-proxy-headers", "bench.peers.bare:app")
     ),
     Contestant("bare ASGI on Granian", CEILING, (*GRANIAN, "bench.peers.bare:app")),
+    Contestant("sockets and Redis alone", CEILING, ("python", "-m", "bench.peers.floor", "{port}")),
 ]

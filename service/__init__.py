@@ -6,6 +6,7 @@
       -> shortway/       what is warm is answered here, and goes no further
       -> front.py        ASGI: request id, body cap, protection, the answer of last resort
       -> limits/gate.py  ASGI: may this request pass now?
+      -> asgi.py         Quart, in the task that asks
       -> app.py          create_app: every concern, then every blueprint
       -> */routes.py     speaks HTTP: parse (web.py), guard (guard.py), respond (web.py)
       -> cache/          what is known already; what is not, the service loads

@@ -4,6 +4,8 @@ Its own way makes four tasks of a request: to read it, to handle it, and to wait
 for its answer no longer than so long. None is needed where nothing is left to be waited for.
 """
 
+import asyncio
+from contextlib import suppress
 from functools import lru_cache
 from typing import Any, cast
 
@@ -19,7 +21,8 @@ from werkzeug.routing import MapAdapter
 
 WHOLE = "octavo.whole"  # in the scope: all of the request has been read
 MATCHED = "octavo.matched"  # in the scope: its rule, and what that finds in the path
-SENT_AT_ONCE = 65_536  # bytes that a transport takes without waiting for who reads them
+SENT_AT_ONCE = 65_536  # bytes that our own server takes without waiting for who reads them
+SEND_SECONDS = 60.0  # that others may wait: with HTTP/2 even for a client that has gone
 
 
 class Connection(ASGIHTTPConnection):
@@ -45,7 +48,8 @@ class Connection(ASGIHTTPConnection):
             "headers": encode_headers(response.headers),
         }
         await send(start)
-        body: Any = {"type": "http.response.body", "body": response.response.data}
+        data = response.response.data[response.response.begin : response.response.end]
+        body: Any = {"type": "http.response.body", "body": data}
         return await send(body)
 
 
@@ -86,7 +90,8 @@ class Application(Quart):
         """Answer a request; nobody has to wait, with a time-out, for what is sent at once."""
         response = await super().handle_request(request)
         body = response.response
-        if isinstance(body, DataBody) and len(body.data) <= SENT_AT_ONCE:
+        is_short = isinstance(body, DataBody) and len(body.data) <= SENT_AT_ONCE
+        if is_short and WHOLE in request.scope:
             cast(Response, response).timeout = None
         return response
 
@@ -99,3 +104,15 @@ class Application(Quart):
         if request is not None and MATCHED in request.scope and not request.root_path:
             return _Matched(self, request)
         return self.bind(request)
+
+
+async def answer(
+    send: ASGISendCallable, status: int, headers: list[tuple[bytes, bytes]], body: bytes
+) -> None:
+    """Send an answer without Quart, and wait no longer for it than Quart does."""
+    start: Any = {"type": "http.response.start", "status": status, "headers": headers}
+    end: Any = {"type": "http.response.body", "body": body, "more_body": False}
+    with suppress(TimeoutError):
+        async with asyncio.timeout(SEND_SECONDS):
+            await send(start)
+            await send(end)

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, cast
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
 from quart import Quart
 
+from service.asgi import answer
 from service.config import Settings
 from service.errors import MIMETYPE, as_api_error, problem
 from service.fields import told_by
@@ -124,14 +125,8 @@ class Front:
                 "Vary": VARY,
                 **rendered.headers,
             }
-            await send_with_id(
-                {
-                    "type": "http.response.start",
-                    "status": rendered.status_code,
-                    "headers": [(k.lower().encode(), v.encode()) for k, v in headers.items()],
-                }
-            )
-            await send_with_id({"type": "http.response.body", "body": body, "more_body": False})
+            told = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+            await answer(cast(Any, send_with_id), rendered.status_code, told, body)
         finally:
             self.in_flight -= 1
             self.tell(scope, status, begun)

@@ -17,6 +17,7 @@ from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallabl
 from quart import Quart
 from werkzeug.exceptions import HTTPException
 
+from service.asgi import answer
 from service.config import Settings
 from service.cors import Origins
 from service.engines import Waits
@@ -143,10 +144,7 @@ class Overload:
         ):
             return await self._inner(scope, receive, send)
         headers, body = self.refusal(scope)
-        start: Any = {"type": "http.response.start", "status": 503, "headers": headers}
-        await send(start)
-        await send({"type": "http.response.body", "body": body, "more_body": False})
-        return None
+        return await answer(send, 503, headers, body)
 
 
 def init_app(app: Quart, settings: Settings) -> None:

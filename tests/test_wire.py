@@ -2,6 +2,7 @@
 
 import asyncio
 import random
+import time
 from collections.abc import AsyncIterator
 from types import SimpleNamespace
 from typing import Any
@@ -14,6 +15,7 @@ from service.wire import READ, Script, Wire
 from service.wire.line import UNDER_WAY
 from tests.proxies import Proxy
 
+DEADLINE = 1.0
 KEYS = [f"octavo:test:wire:{n}" for n in range(3 * UNDER_WAY)]
 
 
@@ -34,7 +36,7 @@ async def proxy(redis_url: str) -> AsyncIterator[Proxy]:
 @pytest.fixture
 async def wire(proxy: Proxy) -> AsyncIterator[Any]:
     """A wire over that way."""
-    found = Wire(ConnectionPool.from_url(f"redis://127.0.0.1:{proxy.port}/0"), deadline=2)
+    found = Wire(ConnectionPool.from_url(f"redis://127.0.0.1:{proxy.port}/0"), deadline=DEADLINE)
     yield found
     await found.close()
 
@@ -71,6 +73,40 @@ async def test_what_is_under_way_on_a_broken_line_is_asked_again(wire: Any, prox
     await proxy.sever()
     await proxy.turn("pass")
     assert await outcomes(asked) == KEYS
+    line = wire._line
+    await asyncio.sleep(1.5 * DEADLINE)  # what was asked on the old line had no answer there
+    assert await outcomes(await ask(wire)) == KEYS
+    assert wire._line is line
+
+
+async def test_what_is_asked_again_has_no_more_patience(wire: Any, proxy: Proxy) -> None:
+    await wire.ask(READ, KEYS)
+    await proxy.turn("hold")
+    begun = time.monotonic()
+    asked = await ask(wire)
+    await asyncio.sleep(0.8 * DEADLINE)
+    await proxy.turn("mute")
+    await proxy.sever()
+    assert set(await outcomes(asked)) == {TimeoutError}
+    assert time.monotonic() - begun < 1.7 * DEADLINE
+    await proxy.turn("pass")
+
+
+async def test_closing_waits_for_all(wire: Any, proxy: Proxy) -> None:
+    script = Script(f"return 1 -- {random.random()}")  # it has to be told, and asked again
+    await wire.ask(READ, KEYS)
+    await proxy.turn("hold")
+    asked = [asyncio.create_task(wire.ask(script, ((KEYS[0],), ())))]
+    await asyncio.sleep(0.01)
+    closed = asyncio.create_task(wire.close())
+    await asyncio.sleep(0.01)
+    await proxy.turn("pass")
+    while not closed.done():
+        asked.append(asyncio.create_task(wire.ask(READ, (KEYS[0],))))
+        await asyncio.sleep(0)
+    _, waiting = await asyncio.wait(asked, timeout=3 * DEADLINE)
+    assert not waiting, "who asks meanwhile is told as well"
+    assert asked[0].exception() is None
 
 
 async def test_a_line_that_never_replied_is_an_outage(wire: Any, proxy: Proxy) -> None:

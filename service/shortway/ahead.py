@@ -1,10 +1,10 @@
 """The short way under any ASGI server. Our own HTTP/1.1 asks it without an application."""
 
 import asyncio
-from typing import Any, cast
 
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
 
+from service.asgi import answer
 from service.http1.config import AtHand, Shortcut
 from service.precedence import LET_IN
 
@@ -32,15 +32,5 @@ class Ahead:
                     told.set_result(found)
 
             if self._shortcut.look(scope, tell) and (found := await told) is not None:
-                return await _send(found, send)
+                return await answer(send, found.status, found.headers, found.body)
         return await self._inner(scope, receive, send)
-
-
-async def _send(found: AtHand, send: ASGISendCallable) -> None:
-    start: Any = {
-        "type": "http.response.start",
-        "status": found.status,
-        "headers": found.headers,
-    }
-    await send(start)
-    await send(cast(Any, {"type": "http.response.body", "body": found.body, "more_body": False}))

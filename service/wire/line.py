@@ -3,14 +3,11 @@
 import asyncio
 from collections import deque
 from collections.abc import Callable, Sequence
-from itertools import repeat
-from math import ceil
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from hiredis import PushNotification, Reader, pack_command
 from redis.exceptions import InvalidResponse, NoScriptError, RedisError, ResponseError
 
-from service.patience import SLEEP
 from service.wire.kinds import Kind, Load
 
 if TYPE_CHECKING:
@@ -20,24 +17,30 @@ UNDER_WAY = 4  # batches: Redis has some to answer while this process reads othe
 NOTHING = object()  # no whole reply
 
 Tell = Callable[[Any], None]  # is told the answer, or the error that there is instead
-Ask = tuple[Kind, Any, Tell]
+
+
+class Ask(NamedTuple):
+    """A question. since: the tick of the wire in which it came."""
+
+    kind: Kind
+    what: Any
+    tell: Tell
+    since: int
 
 
 class Part(NamedTuple):
     """What was asked of one kind, by so many commands."""
 
     kind: Kind
-    asked: list[Any]
-    tellers: list[Tell]
+    asks: list[Ask]
     number: int
 
 
 class Batch(NamedTuple):
-    """What went in one write. since: the tick of its line; is_again: its scripts were just told."""
+    """What went in one write. is_again: its scripts were just told."""
 
     parts: list[Part]
     number: int
-    since: int
     is_again: bool
 
 
@@ -46,8 +49,9 @@ class Line(asyncio.Protocol):
 
     is_proven = False  # it has replied
 
-    def __init__(self, wire: "Wire", connection: Any, deadline: float) -> None:
+    def __init__(self, wire: "Wire", connection: Any) -> None:
         self._wire = wire
+        is_ended = connection._reader.at_eof()  # by Redis, before anybody was told
         self._who = getattr(connection, "octavo_run_id", "")
         # Held, as it closes the transport when it goes (Python 3.12).
         self._writer, connection._writer = connection._writer, None
@@ -57,11 +61,9 @@ class Line(asyncio.Protocol):
         )
         self._replies: list[Any] = []
         self._batches: deque[Batch] = deque()
-        self._patience = ceil(deadline / SLEEP)
-        self._ticks = 0
-        self._clock: asyncio.TimerHandle | None = None
-        self._loop = asyncio.get_running_loop()
         self._transport.set_protocol(self)
+        if is_ended:
+            self._transport.abort()
 
     @property
     def has_room(self) -> bool:
@@ -70,39 +72,27 @@ class Line(asyncio.Protocol):
 
     def asked(self) -> list[Ask]:
         """Give what has no answer yet."""
-        return [
-            (part.kind, what, tell)
-            for batch in self._batches
-            for part in batch.parts
-            for what, tell in zip(part.asked, part.tellers, strict=True)
-        ]
+        return [ask for batch in self._batches for part in batch.parts for ask in part.asks]
+
+    @property
+    def oldest(self) -> int | None:
+        """When the oldest of that came."""
+        return self._batches[0].parts[0].asks[0].since if self._batches else None
 
     def send(self, asked: Sequence[Ask], *, is_again: bool = False) -> None:
         """Ask all of it in one write."""
-        kinds: dict[Kind, tuple[list[Any], list[Tell]]] = {}
-        for kind, what, tell in asked:
-            if (of_kind := kinds.get(kind)) is None:
-                of_kind = kinds[kind] = ([], [])
-            of_kind[0].append(what)
-            of_kind[1].append(tell)
+        kinds: dict[Kind, list[Ask]] = {}
+        for ask in asked:
+            if (of_kind := kinds.get(ask.kind)) is None:
+                of_kind = kinds[ask.kind] = []
+            of_kind.append(ask)
         parts, packed = [], []
-        for kind, (told, tellers) in kinds.items():
-            commands = kind.commands(told)
-            parts.append(Part(kind, told, tellers, len(commands)))
+        for kind, asks in kinds.items():
+            commands = kind.commands([ask.what for ask in asks])
+            parts.append(Part(kind, asks, len(commands)))
             packed += [pack_command(command) for command in commands]
-        self._batches.append(Batch(parts, len(packed), self._ticks, is_again))
+        self._batches.append(Batch(parts, len(packed), is_again))
         self._transport.write(b"".join(packed))
-        if self._clock is None:
-            self._clock = self._loop.call_later(SLEEP, self._tick)
-
-    def _tick(self) -> None:
-        """Count as Patience does: while the loop is late, replies that are there are not read."""
-        self._clock = None
-        self._ticks += 1
-        if self._batches and self._ticks - self._batches[0].since >= self._patience:
-            self._wire.fail(TimeoutError())
-        elif self._batches:
-            self._clock = self._loop.call_later(SLEEP, self._tick)
 
     def data_received(self, data: bytes) -> None:
         """Read what Redis replies."""
@@ -131,22 +121,20 @@ class Line(asyncio.Protocol):
         self._wire.send()
 
     def _tell(self, part: Part, replies: Sequence[Any], *, is_again: bool) -> None:
-        kind, asked, tellers, _ = part
+        kind, asks, _ = part
         answers: Sequence[Any]
         failed = next((reply for reply in replies if isinstance(reply, Exception)), None)
-        if isinstance(failed, NoScriptError) and not is_again:
-            # A new Redis, or one that was flushed.
-            load = (Load(tuple(kind.scripts)), None, _ignore)
-            return self.send([load, *zip(repeat(kind), asked, tellers)], is_again=True)
         try:
-            answers = [failed] * len(asked) if failed else kind.answers(asked, replies, self._who)
+            if isinstance(failed, NoScriptError) and not is_again:
+                # A new Redis, or one that was flushed.
+                load = Ask(Load(tuple(kind.scripts)), None, _ignore, asks[0].since)
+                return self.send([load, *asks], is_again=True)
+            whats = [ask.what for ask in asks]
+            answers = [failed] * len(asks) if failed else kind.answers(whats, replies, self._who)
         except Exception as error:
-            answers = [error] * len(asked)
-        for answer, tell in zip(answers, tellers, strict=True):
-            try:
-                tell(answer)
-            except Exception as error:  # of one, and the others have their answers
-                self._loop.call_exception_handler({"message": "Redis's answer", "exception": error})
+            answers = [error] * len(asks)
+        for ask, answer in zip(asks, answers, strict=True):
+            tell(ask, answer)
         return None
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -155,9 +143,16 @@ class Line(asyncio.Protocol):
 
     def end(self) -> None:
         """Close it now."""
-        if self._clock is not None:
-            self._clock.cancel()
         self._transport.abort()
+
+
+def tell(ask: Ask, answer: Any) -> None:
+    """Tell one: what goes wrong there is not for the others to bear."""
+    try:
+        ask.tell(answer)
+    except Exception as error:
+        told = {"message": "Who had asked Redis", "exception": error}
+        asyncio.get_running_loop().call_exception_handler(told)
 
 
 def _refused(told: str) -> RedisError:

@@ -4,15 +4,16 @@ import asyncio
 from contextlib import suppress
 from contextvars import Context
 from functools import partial
+from math import ceil
 from typing import Any
 
 from redis.asyncio import ConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from service.patience import Patience
+from service.patience import SLEEP, Patience
 from service.wire.kinds import READ, Kind, Load
-from service.wire.line import Ask, Line, Tell
+from service.wire.line import Ask, Line, Tell, tell
 
 ENOUGH = 32  # questions, to send them before the tick ends: Redis works while this process reads on
 
@@ -26,6 +27,9 @@ class Wire:
     def __init__(self, pool: ConnectionPool, deadline: float) -> None:
         self._pool: Any = pool
         self._deadline = deadline
+        self._patience = ceil(deadline / SLEEP)
+        self._ticks = 0
+        self._clock: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context = Context()  # what is asked for many is in no request's own
         self._asked: list[Ask] = []
@@ -38,7 +42,7 @@ class Wire:
 
         That costs a third of what a future does.
         """
-        self._asked.append((kind, what, tell))
+        self._asked.append(Ask(kind, what, tell, self._ticks))
         if not self._is_due:
             self._is_due = True
             if self._loop is None:  # asked for once: in Python 3.11 it is a system call
@@ -59,11 +63,14 @@ class Wire:
 
     async def close(self) -> None:
         """End the connection, once what is under way has its answer."""
-        if self._under_way():
-            with suppress(RedisError, OSError):
-                await self.ask(READ, ("octavo",))  # whose answer comes after all others
-        self._leave()
-        self._loop = None
+        for _ in range(2):  # a script that had to be told is asked a second time
+            if self._under_way():
+                with suppress(RedisError, OSError):
+                    await self.ask(READ, ("octavo",))  # whose answer comes after theirs
+        self.fail(RedisConnectionError("Redis is not asked any more"))
+        if self._clock is not None:
+            self._clock.cancel()
+        self._loop = self._clock = None
 
     def _under_way(self) -> list[Ask]:
         sent = [] if self._line is None else self._line.asked()
@@ -77,17 +84,37 @@ class Wire:
         """Send what was asked, if there is room for one more batch under way."""
         if not self._asked:
             return
+        if self._clock is None:
+            self._wind()
         line = self._line
         if line is None:
-            if self._opening is None:
+            if self._opening is None or self._opening.done():
                 self._opening = asyncio.create_task(self._open(), context=Context())
         elif line.has_room:
             asked, self._asked = self._asked, []
             try:
                 line.send(asked)
             except Exception as error:  # what cannot be put into bytes
-                for _, _, tell in asked:
-                    tell(error)
+                for ask in asked:
+                    tell(ask, error)
+
+    def _wind(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._clock = loop.call_later(SLEEP, self._tick, context=self._context)
+
+    def _tick(self) -> None:
+        """Count as Patience does: while the loop is late, replies that are there are not read."""
+        self._clock = None
+        self._ticks += 1
+        oldest = None if self._line is None else self._line.oldest
+        if oldest is None:
+            if not self._asked:
+                return
+            oldest = self._asked[0].since
+        if self._ticks - oldest >= self._patience:
+            self.fail(TimeoutError())
+        else:
+            self._wind()
 
     async def _open(self) -> None:
         connection = self._pool.make_connection()  # of its own
@@ -99,15 +126,15 @@ class Wire:
             self.fail(error)
             await connection.disconnect(nowait=True)
         else:
-            self._opening, self._line = None, Line(self, connection, self._deadline)
+            self._opening, self._line = None, Line(self, connection)
             self.send()
 
     def fail(self, error: Exception) -> None:
         """Tell all who wait: those queued behind have waited as well."""
         waiting, self._asked = self._under_way(), []
         self._leave()
-        for _, _, tell in waiting:
-            tell(error)
+        for ask in waiting:
+            tell(ask, error)
 
     def lost(self, line: Line) -> None:
         """Hear that a line is broken: if it had been good, that is no outage, and asked anew."""
