@@ -48,7 +48,7 @@ class Connection(ASGIHTTPConnection):
             "headers": encode_headers(response.headers),
         }
         await send(start)
-        data = response.response.data[response.response.begin : response.response.end]
+        data = b"".join([piece async for piece in response.response])
         body: Any = {"type": "http.response.body", "body": data}
         return await send(body)
 

@@ -7,7 +7,7 @@ W:<uuid>                 a write is under way
 G:<uuid>, W              the generation of all lists, or: a write is under way
 """
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from service.unique import unique
 
@@ -16,8 +16,7 @@ GEN, WRITERS = "gen", "writers"  # the keys of the generation, and of the writes
 LINE = b"\n"
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A value and what it was true of. `body` is empty if there is no such row."""
 
     stamp: bytes
