@@ -109,6 +109,7 @@ class Proxy:
         task = asyncio.create_task(self._connect(reader, writer))
         self._connections.add(task)
         task.add_done_callback(self._connections.discard)
+        task.add_done_callback(lambda _: writer.close())  # it may have ended before it began
 
     async def _connect(self, reader: StreamReader, writer: StreamWriter) -> None:
         try:
