@@ -146,6 +146,16 @@ async def test_nonsense_ends_the_line(wire: Any, reply: bytes) -> None:
     assert await outcomes(await ask(wire)) == KEYS
 
 
+async def test_what_comes_late_on_a_line_that_was_left_is_not_read(wire: Any) -> None:
+    await wire.ask(READ, KEYS)
+    left = wire._line
+    wire.fail(TimeoutError())
+    await wire.ask(READ, KEYS)
+    line = wire._line
+    left.data_received(b"+late\r\n")
+    assert wire._line is line is not left
+
+
 async def test_what_no_command_can_hold_fails_alone(wire: Any) -> None:
     with pytest.raises(TypeError):
         await wire.ask(READ, (object(),))

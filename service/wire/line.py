@@ -48,6 +48,7 @@ class Line(asyncio.Protocol):
     """A connection that redis-py has made, greeted, and given away: no task waits for replies."""
 
     is_proven = False  # it has replied
+    _is_over = False
 
     def __init__(self, wire: "Wire", connection: Any) -> None:
         self._wire = wire
@@ -96,6 +97,8 @@ class Line(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Read what Redis replies."""
+        if self._is_over:  # who waited has been told, and the wire has another line
+            return
         gets, replies = self._replier.gets, self._replies
         self._replier.feed(data)
         try:
@@ -143,6 +146,7 @@ class Line(asyncio.Protocol):
 
     def end(self) -> None:
         """Close it now."""
+        self._is_over = True
         self._transport.abort()
 
 
