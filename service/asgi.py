@@ -86,6 +86,11 @@ class Application(Quart):
 
     asgi_http_class = Connection
 
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        once: Any = lru_cache(1_024)  # each request looks at the same hooks and views
+        self.ensure_async = once(self.ensure_async)  # type: ignore[method-assign]  # Quart's, kept
+
     async def handle_request(self, request: quart.Request) -> ResponseTypes:
         """Answer a request; nobody has to wait, with a time-out, for what is sent at once."""
         response = await super().handle_request(request)

@@ -9,7 +9,7 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar
 
 from quart import Quart, current_app
@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from service import migrations
-from service.cache import Cache, Counters, Epochs, Postponed, Writes, WriteSession
+from service.cache import Cache, Counters, Epochs, Mark, Postponed, Writes, WriteSession
 from service.config import Settings
 from service.db_errors import may_be_tried_again
 from service.engines import Waits, make_engine
@@ -103,11 +103,7 @@ class Database:
         while True:
             begun = time.monotonic()
             try:
-                # Nobody cancels this: closing needs no task, which the session itself would make.
-                async with aclosing(self._write()) as db:
-                    result = await work(db)
-                    mark = await self._writes.before_commit(db, begun)
-                    await db.commit()
+                result, mark = await self._attempt(work, begun)
             except Postponed as postponed:
                 await self._writes.postponed(postponed, since)
             except DBAPIError as error:
@@ -117,6 +113,17 @@ class Database:
             else:
                 await self._writes.after_commit(mark)
                 return result
+
+    async def _attempt(self, work: Work[T], begun: float) -> tuple[T, Mark | None]:
+        db = self._write()
+        try:
+            result = await work(db)
+            mark = await self._writes.before_commit(db, begun)
+            await db.commit()  # it lets go of the connection: nothing is left to close
+        except BaseException:
+            await db.close()
+            raise
+        return result, mark
 
     def _forget(self, unit: asyncio.Task[Any]) -> None:
         self._units.discard(unit)

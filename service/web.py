@@ -186,17 +186,15 @@ def absolute(path: str) -> str:
 def page_links(page: int, *, last: int | None, has_next: bool) -> dict[str, str]:
     """Give the links of a page, other parameters kept. `last` is None where it is too far."""
 
-    def to(number: int) -> str:
-        others = [(k, v) for k, v in request.args.items(multi=True) if k != "page"]
-        return absolute(f"{request.path}?{urlencode([*others, ('page', number)])}")
-
-    links = {"self": to(page), "first": to(1)}
+    others = [(k, v) for k, v in request.args.items(multi=True) if k != "page"]
+    before = absolute(f"{request.path}?{urlencode([*others, ('page', '')])}")
+    links = {"self": f"{before}{page}", "first": f"{before}1"}
     if last is not None:
-        links["last"] = to(last)
+        links["last"] = f"{before}{last}"
     if has_next:
-        links["next"] = to(page + 1)
+        links["next"] = f"{before}{page + 1}"
     if page > 1:
-        links["prev"] = to(page - 1)
+        links["prev"] = f"{before}{page - 1}"
     return links
 
 

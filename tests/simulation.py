@@ -196,8 +196,13 @@ class Session:
         self.committing = False
         self.changes: dict[int, Row | None] = {}
         self.sync_session = SimpleNamespace(info={})
+        self.new = self.deleted = ()
         self.index = -1  # of the state that it made
         worker.sessions.add(self)
+
+    @property
+    def dirty(self) -> object:
+        return self.changes
 
     async def __aenter__(self) -> "Session":
         await self._worker.alive()
@@ -207,7 +212,7 @@ class Session:
     async def __aexit__(self, *error: object) -> None:
         self.end()
 
-    async def aclose(self) -> None:
+    async def close(self) -> None:
         self.end()
 
     def get_bind(self) -> Any:
@@ -242,6 +247,7 @@ class Session:
         self.apply()
         await self._world.delay()
         await self._worker.alive()
+        self.end()
 
     def apply(self) -> None:
         """Make the next state, unless the worker was killed before."""

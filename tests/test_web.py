@@ -8,7 +8,9 @@ from pathlib import Path
 import httpx
 import pytest
 from quart import Quart
+from quart_schema import conversion
 
+from service.books.schemas import BookCreate
 from tests.conftest import Site, serving, settings_for
 from tests.factories import Factory
 
@@ -38,6 +40,16 @@ def is_problem(answer: httpx.Response, status: int, error: str) -> None:
     assert (body["status"], body["error"]) == (status, error)
     assert body["detail"] == body["message"]
     assert body["request_id"] == answer.headers["X-Request-ID"]
+
+
+def test_what_validates_a_body_is_made_once() -> None:
+    """By quart-schema itself for each request: should it look elsewhere, that is back."""
+    made = vars(conversion)["TypeAdapter"]
+    before = made.cache_info().misses
+    for title in ("one", "two", "three"):
+        load = conversion.model_load({"title": title, "author": "x"}, BookCreate, ValueError)
+        assert load.title == title
+    assert made.cache_info().misses <= before + 1
 
 
 @pytest.mark.parametrize(

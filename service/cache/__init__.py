@@ -47,7 +47,7 @@ from service.cache.lists import Found, Listing, Rows
 from service.cache.redis_store import RedisStore
 from service.cache.store import Replied
 from service.cache.touched import MOST, WriteSession, insert_book, touch_books
-from service.cache.writes import Postponed, Writes
+from service.cache.writes import Mark, Postponed, Writes
 
 __all__ = [
     "FAILURES",
@@ -61,6 +61,7 @@ __all__ = [
     "Found",
     "Kind",
     "Listing",
+    "Mark",
     "Postponed",
     "RedisStore",
     "Replied",

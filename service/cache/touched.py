@@ -16,7 +16,6 @@ CACHED: dict[type[Base], str] = {Book: "book", User: "user"}
 TABLES = {model.__table__: name for model, name in CACHED.items()}
 LISTED = "book"  # what lists are made of
 CHANGES = re.compile(r"\s*(insert|update|delete|merge|truncate|with)\b", re.IGNORECASE)
-TOLD = "octavo_told"  # an option of a statement: who executes it says what it changes
 MOST = 500  # keys of one write; beyond that the whole cache goes
 
 
@@ -58,15 +57,20 @@ async def insert_book(
 ) -> Row[Any] | None:
     """Insert one book, as the last of a write: give what its statement returns, if it does.
 
-    It goes without the ORM, which costs more than all the rest, and reads the row of the epoch in
+    It goes around the ORM, which costs more than all the rest, and reads the row of the epoch in
     the same statement. That is as good as after it: nobody else has had this row.
     """
-    telling = with_state(statement, CLOCK[db.get_bind().dialect.name])
-    row = (await db.execute(telling, values, execution_options={TOLD: True})).one_or_none()
+    row = await db.run_sync(_insert, statement, values)
     if row is not None:
         touch_books(db, [row.id])
         touched(db).state = told_state(row)
     return row
+
+
+def _insert(session: Session, statement: Insert, values: Mapping[str, Any]) -> Row[Any] | None:
+    connection = session.connection()
+    telling = with_state(statement, CLOCK[connection.dialect.name])
+    return connection.execute(telling, values).one_or_none()
 
 
 def _of(session: Session) -> Touched:
@@ -86,8 +90,6 @@ def _flushed(session: Session, context: Any) -> None:
 @event.listens_for(WriteSession, "do_orm_execute")
 def _executed(state: ORMExecuteState) -> None:
     """Statements about many rows do not say which."""
-    if TOLD in state.execution_options:
-        return
     if state.is_insert or state.is_update or state.is_delete:
         table: Any = getattr(state.statement, "table", None)
         _of(state.session).many |= getattr(table, "element", table) in TABLES

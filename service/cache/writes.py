@@ -67,7 +67,8 @@ class Writes:
 
         Raises Postponed; ServiceUnavailableError if it took too long to be let in.
         """
-        await db.flush()
+        if db.new or db.dirty or db.deleted:
+            await db.flush()
         changed = touched(db)
         mark = None
         if changed.keys or changed.many:
