@@ -2,11 +2,12 @@
 
 import logging
 import random
+from typing import Any
 
 from quart import Quart
 
 from service.config import Settings
-from service.front import CACHED, ROUTE, USER, Seen
+from service.front import CACHED, ROUTE, USER
 from service.web import STANDINGS
 
 
@@ -17,9 +18,8 @@ class AccessLog:
         self._logger = logger
         self._sample = sample
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, scope: Any, status: int, seconds: float) -> None:
         """Write a line, or leave it."""
-        scope, status, seconds = seen
         if 200 <= status < 400 and random.random() >= self._sample:  # noqa: S311  (no secret)
             return
         refused = "refused" if status == 429 else "admitted"

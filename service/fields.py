@@ -25,7 +25,7 @@ class Told(NamedTuple):
     has_origin: bool
     tags: list[str]  # If-None-Match, its lines
     authorization: list[str]  # its lines
-    forwarded: list[str]  # X-Forwarded-For, address by address
+    forwarded: list[str]  # X-Forwarded-For, address by address, as far as one is worth reading
     name: str
 
 
@@ -59,7 +59,7 @@ def _read(headers: Pairs) -> Told:
         elif key == b"authorization":
             authorization.append(value.decode("latin-1"))
         elif key == b"x-forwarded-for":
-            forwarded += value.decode("latin-1").split(",")
+            forwarded += [one.strip()[:64] for one in value.decode("latin-1").split(",")]
         elif key == b"x-request-id":
             name = value
         elif key == b"origin":

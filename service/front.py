@@ -7,7 +7,7 @@ what not to do with an answer, and answers when all else has failed.
 import asyncio
 import time
 from collections.abc import Callable
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
 from quart import Quart
@@ -15,7 +15,7 @@ from quart import Quart
 from service.asgi import answer
 from service.config import Settings
 from service.errors import MIMETYPE, as_api_error, problem
-from service.fields import told_by
+from service.fields import Told, told_by
 from service.logs import request_id
 from service.unique import unique
 
@@ -28,17 +28,14 @@ TOO_LARGE = "octavo.too_large"  # in the scope: the body went over the cap
 BEGUN = "octavo.begun"  # in the scope: when somebody before the front took it (perf_counter)
 
 
-def request_name(scope: Any) -> str:
+# Is told of a request that is over: its scope, the status (0: there was no answer), and how many
+# seconds it took.
+Observe = Callable[[Any, int, float], None]
+
+
+def request_name(told: Told) -> str:
     """Give the request's id: the client's if it is a decent one."""
-    return told_by(scope["headers"]).name or unique()
-
-
-class Seen(NamedTuple):
-    """A request that is over. `status` is 0 if there was no answer."""
-
-    scope: Any
-    status: int
-    seconds: float
+    return told.name or unique()
 
 
 class Front:
@@ -48,7 +45,7 @@ class Front:
         self._app = app
         self._inner = inner
         self._max_body_bytes = settings.max_body_bytes
-        self._observers: list[Callable[[Seen], None]] = app.extensions.setdefault("observers", [])
+        self._observers: list[Observe] = app.extensions.setdefault("observers", [])
         self.in_flight = 0
         self.protection = [
             (b"x-content-type-options", b"nosniff"),
@@ -65,7 +62,7 @@ class Front:
             return await self._inner(scope, receive, send)
         if scope["type"] == "websocket":  # there are none here
             return await send({"type": "websocket.close", "code": 1000, "reason": ""})
-        name = request_name(scope)
+        name = request_name(told_by(scope["headers"]))
         request_id.set(name)
         begun, status = cast(Any, scope).pop(BEGUN, 0.0) or time.perf_counter(), 0
         started = complete = gone = False
@@ -134,9 +131,9 @@ class Front:
 
     def tell(self, scope: Any, status: int, begun: float) -> None:
         """Tell all who want to know that a request is over."""
-        seen = Seen(scope, status, time.perf_counter() - begun)
+        seconds = time.perf_counter() - begun
         for observe in self._observers:
-            observe(seen)
+            observe(scope, status, seconds)
 
 
 def _alone(error: Exception) -> Exception:

@@ -25,7 +25,7 @@ from service.config import Settings
 from service.db import Database
 from service.errors import ResourceNotFoundError
 from service.figures import FOLDER
-from service.front import ROUTE, Front, Seen
+from service.front import ROUTE, Front
 from service.lag import Lag
 from service.limits import Limiter
 from service.openapi.answers import answers, fails
@@ -75,16 +75,16 @@ class Metrics:
         )
         build.labels(__version__).set(1)
 
-    def observe(self, seen: Seen) -> None:
+    def observe(self, scope: Any, status: int, seconds: float) -> None:
         """Count a request that was answered."""
-        method = seen.scope["method"]
-        key = (method, seen.scope.get(ROUTE, "unknown"), seen.status)
+        method = scope["method"]
+        key = (method, scope.get(ROUTE, "unknown"), status)
         child = self._children.get(key)
         if child is None:
             if method not in METHODS:
                 key = ("other", *key[1:])
             child = self._children[key] = self._requests.labels(*key)
-        child.observe(seen.seconds)
+        child.observe(seconds)
 
     def look(self) -> None:
         """Read what others have counted."""

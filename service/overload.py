@@ -22,6 +22,7 @@ from service.config import Settings
 from service.cors import Origins
 from service.engines import Waits
 from service.errors import MIMETYPE, ServiceUnavailableError, problem
+from service.fields import told_by
 from service.front import NO_PAGE, VARY, Front, request_name
 from service.lag import Lag
 from service.logs import request_id
@@ -121,7 +122,7 @@ class Overload:
         self.shed += 1
         # It is in time because it refuses: without a bound all of them would be let in at once.
         self._strained_at = time.monotonic()
-        request_id.set(request_name(scope))
+        request_id.set(request_name(told_by(scope["headers"])))
         refused = ServiceUnavailableError(MESSAGE)
         body = problem(refused)
         told = {

@@ -21,8 +21,8 @@ from quart_rate_limiter import rate_limit
 
 from service.cache import Rows
 from service.cache.lists import Lists
-from service.shortway.pages import LARGEST, MOST, Pages
-from service.web import Public
+from service.shortway.look import Ready
+from service.shortway.pages import LARGEST, MOST, Page, Pages
 from tests.conftest import Site, serving, settings_for, visiting
 from tests.factories import Factory, Member
 
@@ -334,8 +334,8 @@ async def test_pages_are_bounded() -> None:
     listing: Any = None
     pages = Pages(60)
 
-    def answer(size: int) -> Public:
-        return Public(b"x" * size, "tag", b"", listing, Rows((), 0, None, "hit"))
+    def answer(size: int) -> Page:
+        return Page(Ready("tag", b"", b"", b"x" * size), listing, Rows((), 0, None, "hit"))
 
     for n in range(MOST + 10):
         pages.put((b"%d" % n, b""), answer(1))

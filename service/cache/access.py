@@ -70,6 +70,11 @@ class Access:
             return None
         return self._fence.lease()
 
+    def is_still(self, state: State) -> bool:
+        """Whether what a read has found in an epoch may be used now."""
+        now = self._fence.lease()
+        return now is not None and now.token == state.token
+
     async def sql(self, name: str, load: Callable[[AsyncSession], Awaitable[T]]) -> T:
         """Read from the database; who asks for the same before it has begun gets the same.
 

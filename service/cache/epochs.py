@@ -8,7 +8,7 @@ import asyncio
 from contextlib import suppress
 from dataclasses import dataclass, fields
 from fcntl import LOCK_EX, LOCK_NB, LOCK_SH, flock
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
@@ -34,7 +34,7 @@ CLOCK = {  # the database's, in seconds: the one clock that all processes have
 }
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class State:
     """The row: `age` is the time since the epoch changed, in seconds.
 
@@ -47,7 +47,7 @@ class State:
     run_id: str
     age: float
 
-    @property
+    @cached_property
     def prefix(self) -> str:
         """What every key of this epoch begins with."""
         return f"octavo:cache:{self.run_id}:{self.token}:"

@@ -83,25 +83,19 @@ class Items:
             access.failed(error)
             return await self._load(kind, row_id), access.count("bypass")
         if entry is not None:
-            return self._hit(kind, row_id, entry), access.count("hit")
+            self.hit(kind, row_id, entry)
+            return entry, "hit"
         entry = await self._load(kind, row_id)
         if lease is None:
             return entry, access.count("bypass")
         access.later(self._fill(key, entry.write(own_key), bool(entry.body), lease))
         return entry, access.count("miss")
 
-    def hit(self, kind: Kind, row_id: int, found: bytes | None) -> Entry | None:
-        """Take what a read has found by itself, within an epoch, if it is a row: then it counts."""
-        entry = read(found, kind.own_key(row_id))
-        if entry is None or not entry.body:
-            return None
+    def hit(self, kind: Kind, row_id: int, entry: Entry) -> None:
+        """Count what a read has found, also one that has looked by itself, within an epoch."""
         self._access.count("hit")
-        return self._hit(kind, row_id, entry)
-
-    def _hit(self, kind: Kind, row_id: int, entry: Entry) -> Entry:
         if self._access.is_sampled():
             self._access.later(self._compare(kind, row_id, entry))
-        return entry
 
     async def read_missing(
         self, kind: Kind, state: State, found: dict[int, bytes | None], patience: Patience

@@ -90,7 +90,7 @@ class Connection(Wire):
         config, reader = self.server.config, self._reader
         return (
             b"close" in reader.options
-            or (reader.version == "1.0" and b"keep-alive" not in reader.options)
+            or (reader.line.version == "1.0" and b"keep-alive" not in reader.options)
             or self._is_ending
             or config.draining
             or self._count >= config.keep_alive_max_requests
@@ -160,7 +160,7 @@ class Connection(Wire):
     def _take(self) -> None:
         reader, server, self._phase, self._due = self._reader, self.server, BUSY, inf
         scope: Any = scope_of(reader, self)
-        config, is_plain = server.config, reader.method == "GET" and reader.is_complete
+        config, is_plain = server.config, reader.line.method == "GET" and reader.is_complete
         if is_plain:
             overload = config.overload
             if overload is not None and overload.turns_away("GET", scope["path"]):
@@ -204,7 +204,7 @@ class Connection(Wire):
         """Answer without asking the application."""
         answer = Answer(status, headers, is_head=False)
         answer.closes = closes
-        head = answer.head(body, False, self._reader.version, self.server.told())
+        head = answer.head(body, False, self._reader.line.version, self.server.told())
         self.write([head, *answer.piece(body, False)])
         if answer.closes:
             self._close(lingers=True)

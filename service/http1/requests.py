@@ -8,6 +8,9 @@ says nothing.
 """
 
 import re
+from functools import lru_cache
+from typing import NamedTuple
+from urllib.parse import unquote
 
 import httptools
 
@@ -19,6 +22,7 @@ MOST_KEPT, KEPT_BYTES = 2_048, 1_024  # sets of fields that are remembered, and 
 LINE_BYTES = 16  # of a chunk beside its data: size, two line ends, and a little
 SPARE_BYTES = 16_384  # on top of that, in a body: extensions and trailers, which nobody reads
 REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/(\d)\.(\d)\r\n")
+LINE_END = b"\r\n"
 BEGINNING = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]|\r?\Z")
 NOTHING = b"POST / HTTP/1.1\r\n"
 CODINGS = re.compile(rb"(?im)^(transfer-encoding|content-length):[ \t]*([^\r\n]*?)[ \t]*\r$")
@@ -33,6 +37,49 @@ class RefusedError(Exception):
     def __init__(self, status: int) -> None:
         super().__init__(status)
         self.status = status
+
+
+class Target(NamedTuple):
+    """What is asked for, as ASGI has it."""
+
+    raw_path: bytes
+    query: bytes
+    path: str
+
+
+class Line(NamedTuple):
+    """A request line. target: as it stands there. asked: what that is, if it is a path."""
+
+    method: str
+    target: bytes
+    version: str
+    minor: bytes
+    asked: Target
+
+
+@lru_cache(MOST_KEPT)
+def read_line(raw: bytes) -> Line:
+    """Read a request line with its end. Raises RefusedError."""
+    found = REQUEST_LINE.fullmatch(raw)
+    if found is None:
+        raise RefusedError(400)
+    method, target, major, minor = found.groups()
+    if major != b"1":
+        raise RefusedError(505)
+    if method != method.upper() or method == b"CONNECT":  # no tunnels here
+        raise RefusedError(501)
+    version = "1.0" if minor == b"0" else "1.1"
+    return Line(method.decode(), target, version, minor, read_target(target))
+
+
+def read_target(target: bytes) -> Target:
+    """Take a path and its query apart."""
+    raw_path, _, query = target.partition(b"?")
+    path = raw_path.decode()
+    return Target(raw_path, query, unquote(path) if "%" in path else path)
+
+
+ANY = read_line(b"GET / HTTP/1.1\r\n")  # before there is one
 
 
 class Known(dict[bytes, tuple[Fields, set[bytes]]]):
@@ -63,7 +110,7 @@ class Reader:
 
     def __init__(self, known: Known) -> None:
         self._known = known
-        self.version = "1.1"
+        self.line = ANY
         self.options: set[bytes] = set()  # of the connection
         self._parser = httptools.HttpRequestParser(self)
         self.is_complete = True
@@ -71,17 +118,10 @@ class Reader:
 
     def head(self, raw: bytes) -> None:
         """Read a head, from its first byte to its empty line. Raises RefusedError."""
-        line = REQUEST_LINE.match(raw)
-        if line is None:
-            raise RefusedError(400)
-        method, target, major, minor = line.groups()
-        if major != b"1":
-            raise RefusedError(505)
-        self.method, self.target = method.decode(), target
-        if self.method != self.method.upper() or self.method == "CONNECT":  # no tunnels here
-            raise RefusedError(501)
-        self.version = "1.0" if minor == b"0" else "1.1"
-        fields = raw[line.end() :]
+        end = raw.find(LINE_END) + len(LINE_END)
+        line, fields = raw[:end], raw[end:]
+        self.line = read_line(line) if end <= KEPT_BYTES else read_line.__wrapped__(line)
+        minor = self.line.minor
         if minor == b"1" and (known := self._known.get(fields)) is not None:
             self.headers, self.options = known
             self.left, self.expects, self.is_complete = 0, False, True
@@ -159,7 +199,7 @@ class Reader:
         elif name == b"transfer-encoding":
             self.left = None
         elif name == b"expect":
-            self.expects = value.lower() == b"100-continue" and self.version != "1.0"
+            self.expects = value.lower() == b"100-continue" and self.line.version != "1.0"
         else:
             self.options.update(token.strip() for token in value.lower().split(b","))
 

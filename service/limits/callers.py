@@ -29,8 +29,10 @@ class Callers:
     def of(self, scope: Any) -> Caller:
         """Give the caller of an ASGI request."""
         told = told_by(scope["headers"])
-        client = scope.get("client") or ("",)
-        anybody = _anybody(self._address(client[0], told.forwarded))
+        client, forwarded = scope.get("client") or ("",), told.forwarded
+        # Each proxy adds to the right whom it saw, so what a client makes up stands to the left.
+        hops = min(self._hops, len(forwarded))
+        anybody = _anybody(client[0], forwarded[-hops] if hops else "")
         if len(told.authorization) == 1:
             try:
                 claims = self._tokens.read(bearer(told.authorization[0]))
@@ -40,25 +42,14 @@ class Callers:
                 return Caller(f"user:{claims.user_id}", anybody.address, claims.tier)
         return anybody
 
-    def _address(self, client: str, forwarded: list[str]) -> str:
-        """Give the address that the last proxy of ours saw; with none of ours, the socket's.
-
-        Each proxy adds to the right whom it saw, so what a client makes up stands to the left.
-        """
-        if self._hops and forwarded:
-            seen = _network(forwarded[-min(self._hops, len(forwarded))].strip()[:64])
-            if seen is not None:
-                return seen
-        return _network(client) or "unknown"
-
 
 @lru_cache(4_096)
-def _anybody(address: str) -> Caller:
-    key = f"address:{address}"
+def _anybody(client: str, seen: str) -> Caller:
+    """Give who has the address that the last proxy of ours saw; without one, the socket's."""
+    key = f"address:{_network(seen) or _network(client) or 'unknown'}"
     return Caller(key, key, FREE)
 
 
-@lru_cache(4_096)
 def _network(text: str) -> str | None:
     """Give an address as it is counted: IPv4 whole, IPv6 by its /64. None if it is none."""
     host, colon, port = text.rpartition(":")

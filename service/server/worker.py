@@ -15,7 +15,6 @@ from quart import Quart
 from service import figures
 from service.app import create_app
 from service.config import Settings
-from service.front import Seen
 from service.http1 import ServerConfig
 from service.server.channel import Channel, ChannelHandler
 from service.server.hypercorn import configured
@@ -138,7 +137,7 @@ class Worker:
             await asyncio.sleep(0.01)
         await asyncio.to_thread(channel.tell, ready=True)
 
-    def _count(self, _: Seen) -> None:
+    def _count(self, *_: object) -> None:
         """Ask to be replaced after so many requests."""
         self._left -= 1
         if self._left == 0 and self._channel is not None:

@@ -11,6 +11,7 @@ from service.front import BEGUN
 from service.http1.config import AtHand
 from service.limits.claims import Decision
 from service.limits.gate import HANDED, Handed
+from service.limits.limiter import Plan
 
 if TYPE_CHECKING:
     from service.shortway.way import ShortWay
@@ -19,17 +20,29 @@ Tell = Callable[[AtHand | None], None]
 
 
 class Ready(NamedTuple):
-    """An answer to anybody who asks for it. `lines`: the headers of a 200 alone."""
+    """An answer to anybody who asks for it.
+
+    shown, had: its header lines as a 200, and as a 304; those are there that all of them have.
+    """
 
     tag: str
-    lines: bytes
+    shown: bytes
+    had: bytes
     body: bytes
+
+
+class Route(NamedTuple):
+    """A route that goes this way. plan: its limits; None: there are none."""
+
+    endpoint: str
+    rule: str
+    plan: Plan | None
 
 
 class Sought(NamedTuple):
     """Where an answer is, if there is one. `take`: makes it of what stands under the key."""
 
-    endpoint: str
+    route: Route
     state: State
     key: str
     take: Callable[[bytes | None], Ready | None]
@@ -45,7 +58,7 @@ class Look:
         self._begun = time.perf_counter()
         way.front.in_flight += 1
         self._left = 3  # of what is waited for: two answers, and the end of this
-        way.decide(sought.endpoint, scope, self._decided)
+        way.decide(sought.route, scope, self._decided)
         way.store.call(sought.key, self._replied)
         self._left -= 1
         if not self._left:  # not at once: who calls is still at the request
@@ -66,16 +79,17 @@ class Look:
     def _end(self) -> None:
         way, scope, told = self._way, self._scope, None
         way.front.in_flight -= 1
-        decision, undecided = _outcome(self._decision)
-        found, unread = _outcome(self._found)
-        if undecided is unread is None and (decision is None or decision.admitted):
+        decision, found = self._decision, self._found
+        if not (isinstance(decision, Exception) or isinstance(found, Exception)):
             try:
-                told = way.answer(scope, self._sought, found, decision)
+                if decision is None or decision.admitted:
+                    told = way.answer(scope, self._sought, found, decision)
             except Exception:
                 way.logger.exception("The short way")
         if told is None:
             scope[BEGUN] = self._begun
-            scope[HANDED] = Handed(decision, partial(way.fail, undecided, unread))
+            decided, undecided = _outcome(decision)
+            scope[HANDED] = Handed(decided, partial(way.fail, undecided, _outcome(found)[1]))
             return self._tell(None)
         self._tell(told)
         return way.front.tell(scope, told.status, self._begun)

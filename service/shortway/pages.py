@@ -2,9 +2,10 @@
 
 import time
 from collections import OrderedDict
-from dataclasses import dataclass
+from typing import NamedTuple
 
-from service.web import Public
+from service.cache import Listing, Rows
+from service.shortway.look import Ready
 
 MOST = 512  # pages
 LARGEST = 65_536  # bytes of a page: 100 books seldom have more
@@ -12,12 +13,12 @@ LARGEST = 65_536  # bytes of a page: 100 books seldom have more
 Key = tuple[bytes, bytes]
 
 
-@dataclass(frozen=True, slots=True)
-class Page:
-    """An answer, and until when it may be used (monotonic, seconds)."""
+class Page(NamedTuple):
+    """A list that was answered, and how it may be answered again."""
 
-    answer: Public
-    until: float
+    ready: Ready
+    listing: Listing
+    rows: Rows
 
 
 class Pages:
@@ -28,24 +29,24 @@ class Pages:
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
-        self._pages: OrderedDict[Key, Page] = OrderedDict()
+        self._pages: OrderedDict[Key, tuple[Page, float]] = OrderedDict()
 
-    def get(self, key: Key) -> Public | None:
+    def get(self, key: Key) -> Page | None:
         """Give what was answered, if it may still be true."""
-        page = self._pages.get(key)
+        page, until = self._pages.get(key, (None, 0.0))
         if page is None:
             return None
-        if page.until < time.monotonic():
+        if until < time.monotonic():
             del self._pages[key]
             return None
         self._pages.move_to_end(key)
-        return page.answer
+        return page
 
-    def put(self, key: Key, answer: Public) -> None:
+    def put(self, key: Key, page: Page) -> None:
         """Keep an answer, in place of the one that was used least lately."""
-        if len(answer.body) > LARGEST or not self._seconds:
+        if len(page.ready.body) > LARGEST or not self._seconds:
             return
-        self._pages[key] = Page(answer, time.monotonic() + self._seconds)
+        self._pages[key] = page, time.monotonic() + self._seconds
         self._pages.move_to_end(key)
         if len(self._pages) > MOST:
             self._pages.popitem(last=False)

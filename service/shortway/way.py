@@ -5,34 +5,45 @@ import re
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any
+from typing import Any, NamedTuple
 
 from quart import Quart
 
 from service.books.service import BOOKS
-from service.cache import GEN, Cache, Replied
+from service.cache import GEN, Cache, Entry, Replied
+from service.cache.entries import read
 from service.config import Settings
 from service.cors import Origins
 from service.fields import Told, told_by
-from service.front import CACHED, NO_PAGE, ROUTE, VARY, Front, Seen, request_name
+from service.front import CACHED, NO_PAGE, ROUTE, VARY, Front, request_name
 from service.health import ALIVE
 from service.http1.config import AtHand
 from service.limits import Limiter
 from service.limits.claims import Decision
 from service.limits.wording import lines
 from service.logs import request_id
-from service.shortway.look import Look, Ready, Sought, Tell
-from service.shortway.pages import Key, Pages
+from service.shortway.look import Look, Ready, Route, Sought, Tell
+from service.shortway.pages import Key, Page, Pages
 from service.web import CACHE_STATUS, LIMITED_VARY, PUBLIC, Public, as_lines, etag, is_known, sized
 
 ITEM = re.compile(rb"/api/books/([1-9][0-9]{0,17})")
 LIST, LIVE = b"/api/books", b"/health/live"
+LONGEST = 30  # bytes of the path of a book
+KEPT = 2_048  # books that are remembered, by their paths and by their bytes
 ALWAYS = [
     (b"cache-control", b"no-cache"),
     (b"cache-status", f"Octavo; {CACHE_STATUS['hit']}".encode()),
     (b"vary", LIMITED_VARY.encode()),
     NO_PAGE,
 ]
+
+
+class Wanted(NamedTuple):
+    """A book that is asked for: its key in the cache, and the one that stands in its entry."""
+
+    id: int
+    key: str
+    own_key: str
 
 
 class ShortWay:
@@ -52,7 +63,8 @@ class ShortWay:
         self._pages = Pages(seconds if is_kept else 0)
         self._keeps_items = settings.cache_item_seconds > 0
         self._is_limited = settings.ratelimit_enabled
-        self._rules: dict[str, str] = {}
+        self._book = lru_cache(KEPT)(self._read_book)
+        self._route = lru_cache(self._find_route)
         self._always = as_lines([*ALWAYS, *self.front.protection])
         untold = [(b"cache-control", b"no-store"), (b"vary", VARY.encode()), NO_PAGE]
         self._alive = sized(ALIVE) + as_lines([*untold, *self.front.protection])
@@ -70,14 +82,11 @@ class ShortWay:
             return False
         if raw_path == LIST:
             sought = self._seek_page(self._key(scope, told))
-        else:
-            item = ITEM.fullmatch(raw_path)
-            if item is None or scope["query_string"] or not self._keeps_items:
-                return False
-            sought = self._seek_item(int(item[1]))
-        if sought is None:
+        elif len(raw_path) > LONGEST or scope["query_string"] or not self._keeps_items:
             return False
-        if self._is_limited and self._limiter.plan(self._app, sought.endpoint).custom:
+        else:
+            sought = self._seek_book(_wanted(raw_path))
+        if sought is None or (sought.route.plan is not None and sought.route.plan.custom):
             return False
         Look(self, scope, sought, tell)
         return True
@@ -85,51 +94,66 @@ class ShortWay:
     def _tell_alive(self, scope: Any, tell: Tell, begun: float) -> None:
         """Answer in the next turn of the loop: under load, Quart's ten take their time."""
         scope[ROUTE] = LIVE.decode()
-        tell(AtHand(200, self._alive + _named(scope), ALIVE))
+        tell(AtHand(200, self._alive + _named(told_by(scope["headers"])), ALIVE))
         self.front.tell(scope, 200, begun)
 
-    def _seek_item(self, book_id: int) -> Sought | None:
-        if (state := self._cache.access.enter()) is None:
+    def _seek_book(self, wanted: Wanted | None) -> Sought | None:
+        if wanted is None or (state := self._cache.access.enter()) is None:
             return None
-        key, take = state.prefix + BOOKS.key(book_id), partial(self._take_item, book_id)
-        return Sought("books.get_book", state, key, take)
+        take = partial(self._take_book, wanted)
+        return Sought(self._route("books.get_book"), state, state.prefix + wanted.key, take)
 
-    def _take_item(self, book_id: int, found: bytes | None) -> Ready | None:
-        entry = self._cache.items.hit(BOOKS, book_id, found)
-        return None if entry is None else _ready(entry.body)
+    def _take_book(self, wanted: Wanted, found: bytes | None) -> Ready | None:
+        entry, ready = self._book(found, wanted.own_key)
+        if entry is not None:
+            self._cache.items.hit(BOOKS, wanted.id, entry)
+        return ready
+
+    def _read_book(self, found: bytes | None, key: str) -> tuple[Entry | None, Ready | None]:
+        entry = read(found, key)
+        if entry is None or not entry.body:
+            return None, None
+        return entry, self._ready(etag(entry.body), sized(entry.body), entry.body)
+
+    def _ready(self, tag: str, lines: bytes, body: bytes) -> Ready:
+        had = b'etag: "%b"\r\n%b' % (tag.encode(), self._always)
+        return Ready(tag, lines + had, had, body)
 
     def _seek_page(self, key: Key) -> Sought | None:
         page = self._pages.get(key)
         if page is None or (state := self._cache.access.enter()) is None:
             return None
         take = partial(self._take_page, page)
-        return Sought("books.list_books", state, state.prefix + GEN, take)
+        return Sought(self._route("books.list_books"), state, state.prefix + GEN, take)
 
-    def _take_page(self, page: Public, generation: bytes | None) -> Ready | None:
-        if not self._cache.lists.hit(page.listing, page.rows, generation):
-            return None
-        return Ready(page.tag, page.lines, page.body)
+    def _take_page(self, page: Page, generation: bytes | None) -> Ready | None:
+        return page.ready if self._cache.lists.hit(page.listing, page.rows, generation) else None
 
-    def decide(self, endpoint: str, scope: Any, tell: Callable[[Any], None]) -> None:
-        """Begin to decide the limits of a request, and tell. None: it has none."""
+    def _find_route(self, endpoint: str) -> Route:
+        rule = next(self._app.url_map.iter_rules(endpoint)).rule
         plan = self._limiter.plan(self._app, endpoint)
-        if self._is_limited and (plan.names or plan.written):
-            claims = self._limiter.claims(endpoint, plan, self._limiter.callers.of(scope))
-            self._limiter.ledger.call(claims, tell)
-        else:
-            tell(None)
+        is_limited = self._is_limited and (plan.names or plan.written or plan.custom)
+        return Route(endpoint, rule, plan if is_limited else None)
+
+    def decide(self, route: Route, scope: Any, tell: Callable[[Any], None]) -> None:
+        """Begin to decide the limits of a request, and tell. None: it has none."""
+        if route.plan is None:
+            return tell(None)
+        limiter = self._limiter
+        claims = limiter.claims(route.endpoint, route.plan, limiter.callers.of(scope))
+        return limiter.ledger.call(claims, tell)
 
     def answer(
         self, scope: Any, sought: Sought, found: Replied, decision: Decision | None
     ) -> AtHand | None:
         """Give the answer, if what was found is one, and still is one."""
         who, (value,) = found
-        now = self._cache.access.enter()
-        if who != sought.state.run_id or now is None or now.token != sought.state.token:
+        state = sought.state
+        if who != state.run_id or not self._cache.access.is_still(state):
             return None
         if (ready := sought.take(value)) is None:
             return None
-        scope[CACHED], scope[ROUTE] = "hit", self._rule(sought.endpoint)
+        scope[CACHED], scope[ROUTE] = "hit", sought.route.rule
         allowed = limits = b""
         asked = told_by(scope["headers"])
         if asked.has_origin:
@@ -137,21 +161,9 @@ class ShortWay:
             allowed = as_lines([(name.lower().encode(), value.encode()) for name, value in headers])
         if decision is not None:
             limits = lines(self._limiter.settle(scope, decision).standings)
-        is_had = bool(asked.tags) and is_known(ready.tag, asked.tags)
-        told = b'%betag: "%b"\r\n%b%b%b%b' % (
-            b"" if is_had else ready.lines,
-            ready.tag.encode(),
-            self._always,
-            allowed,
-            limits,
-            _named(scope),
-        )
-        return AtHand(304, told, b"") if is_had else AtHand(200, told, ready.body)
-
-    def _rule(self, endpoint: str) -> str:
-        if endpoint not in self._rules:
-            self._rules[endpoint] = next(self._app.url_map.iter_rules(endpoint)).rule
-        return self._rules[endpoint]
+        if asked.tags and is_known(ready.tag, asked.tags):
+            return AtHand(304, ready.had + allowed + limits + _named(asked), b"")
+        return AtHand(200, ready.shown + allowed + limits + _named(asked), ready.body)
 
     def fail(self, undecided: Exception | None, unread: Exception | None) -> None:
         """Hear, within the request, that Redis did not answer: it is not asked a second time."""
@@ -160,15 +172,15 @@ class ShortWay:
         if unread is not None:
             self._cache.access.failed(unread)
 
-    def learn(self, seen: Seen) -> None:
+    def learn(self, scope: Any, status: int, _: float) -> None:
         """Keep what the ordinary way has answered, if it can be asked for again."""
-        scope, status, _ = seen
         page: Public | None = scope.pop(PUBLIC, None)
         if page is None or status not in {200, 304} or not page.rows.generation:
             return
         told = told_by(scope["headers"])
         if scope["raw_path"] == LIST and told.host and not told.is_special:
-            self._pages.put(self._key(scope, told), page)
+            ready = self._ready(page.tag, page.lines, page.body)
+            self._pages.put(self._key(scope, told), Page(ready, page.listing, page.rows))
 
     def _key(self, scope: Any, told: Told) -> Key:
         """Name a list by all that its answer depends on: links are absolute."""
@@ -176,13 +188,18 @@ class ShortWay:
         return scope["query_string"], base
 
 
-def _named(scope: Any) -> bytes:
+def _named(told: Told) -> bytes:
     """Give the line of a request's id, which is that of all that is logged from now on."""
-    name = request_name(scope)
+    name = request_name(told)
     request_id.set(name)
     return b"x-request-id: %b\r\n" % name.encode()
 
 
-@lru_cache(1_024)
-def _ready(body: bytes) -> Ready:
-    return Ready(etag(body), sized(body), body)
+@lru_cache(KEPT)
+def _wanted(raw_path: bytes) -> Wanted | None:
+    """Recognise a book by its path."""
+    found = ITEM.fullmatch(raw_path)
+    if found is None:
+        return None
+    book_id = int(found[1])
+    return Wanted(book_id, BOOKS.key(book_id), BOOKS.own_key(book_id))

@@ -17,29 +17,19 @@ UNDER_WAY = 4  # batches: Redis has some to answer while this process reads othe
 NOTHING = object()  # no whole reply
 
 Tell = Callable[[Any], None]  # is told the answer, or the error that there is instead
-
-
-class Ask(NamedTuple):
-    """A question. since: the tick of the wire in which it came."""
-
-    kind: Kind
-    what: Any
-    tell: Tell
-    since: int
-
-
-class Part(NamedTuple):
-    """What was asked of one kind, by so many commands."""
-
-    kind: Kind
-    asks: list[Ask]
-    number: int
+# A question: what is asked, who is told, and the tick of the wire in which it came. A plain tuple:
+# there are two for each request.
+Ask = tuple[Any, Tell, int]
+Asks = dict[Kind, list[Ask]]  # by kind, in the order in which each came
 
 
 class Batch(NamedTuple):
-    """What went in one write. is_again: its scripts were just told."""
+    """What went in one write. numbers: of the commands of each kind. is_again: its scripts were
+    just told.
+    """
 
-    parts: list[Part]
+    asks: Asks
+    numbers: list[int]
     number: int
     is_again: bool
 
@@ -71,28 +61,27 @@ class Line(asyncio.Protocol):
         """Whether another batch may go."""
         return len(self._batches) < UNDER_WAY
 
-    def asked(self) -> list[Ask]:
+    def asked(self) -> Asks:
         """Give what has no answer yet."""
-        return [ask for batch in self._batches for part in batch.parts for ask in part.asks]
+        found: Asks = {}
+        for batch in self._batches:
+            for kind, asks in batch.asks.items():
+                found.setdefault(kind, []).extend(asks)
+        return found
 
     @property
     def oldest(self) -> int | None:
         """When the oldest of that came."""
-        return self._batches[0].parts[0].asks[0].since if self._batches else None
+        return oldest(self._batches[0].asks) if self._batches else None
 
-    def send(self, asked: Sequence[Ask], *, is_again: bool = False) -> None:
+    def send(self, asked: Asks, *, is_again: bool = False) -> None:
         """Ask all of it in one write."""
-        kinds: dict[Kind, list[Ask]] = {}
-        for ask in asked:
-            if (of_kind := kinds.get(ask.kind)) is None:
-                of_kind = kinds[ask.kind] = []
-            of_kind.append(ask)
-        parts, packed = [], []
-        for kind, asks in kinds.items():
-            commands = kind.commands([ask.what for ask in asks])
-            parts.append(Part(kind, asks, len(commands)))
+        numbers, packed = [], []
+        for kind, asks in asked.items():
+            commands = kind.commands([what for what, _, _ in asks])
+            numbers.append(len(commands))
             packed += [pack_command(command) for command in commands]
-        self._batches.append(Batch(parts, len(packed), is_again))
+        self._batches.append(Batch(asked, numbers, len(packed), is_again))
         self._transport.write(b"".join(packed))
 
     def data_received(self, data: bytes) -> None:
@@ -117,22 +106,21 @@ class Line(asyncio.Protocol):
     def _deliver(self, batch: Batch, replies: list[Any]) -> None:
         self.is_proven = True
         begin = 0
-        for part in batch.parts:
-            end = begin + part.number
-            self._tell(part, replies[begin:end], is_again=batch.is_again)
+        for (kind, asks), number in zip(batch.asks.items(), batch.numbers, strict=True):
+            end = begin + number
+            self._tell(kind, asks, replies[begin:end], is_again=batch.is_again)
             begin = end
         self._wire.send()
 
-    def _tell(self, part: Part, replies: Sequence[Any], *, is_again: bool) -> None:
-        kind, asks, _ = part
+    def _tell(self, kind: Kind, asks: list[Ask], replies: Sequence[Any], *, is_again: bool) -> None:
         answers: Sequence[Any]
         failed = next((reply for reply in replies if isinstance(reply, Exception)), None)
         try:
             if isinstance(failed, NoScriptError) and not is_again:
                 # A new Redis, or one that was flushed.
-                load = Ask(Load(tuple(kind.scripts)), None, _ignore, asks[0].since)
-                return self.send([load, *asks], is_again=True)
-            whats = [ask.what for ask in asks]
+                load: Ask = (None, _ignore, asks[0][2])
+                return self.send({Load(tuple(kind.scripts)): [load], kind: asks}, is_again=True)
+            whats = [what for what, _, _ in asks]
             answers = [failed] * len(asks) if failed else kind.answers(whats, replies, self._who)
         except Exception as error:
             answers = [error] * len(asks)
@@ -150,10 +138,15 @@ class Line(asyncio.Protocol):
         self._transport.abort()
 
 
+def oldest(asks: Asks) -> int:
+    """Give when the oldest of some questions came."""
+    return min(of_kind[0][2] for of_kind in asks.values())
+
+
 def tell(ask: Ask, answer: Any) -> None:
     """Tell one: what goes wrong there is not for the others to bear."""
     try:
-        ask.tell(answer)
+        ask[1](answer)
     except Exception as error:
         told = {"message": "Who had asked Redis", "exception": error}
         asyncio.get_running_loop().call_exception_handler(told)

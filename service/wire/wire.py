@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from service.patience import SLEEP, Patience
 from service.wire.kinds import READ, Kind, Load
-from service.wire.line import Ask, Line, Tell, tell
+from service.wire.line import Asks, Line, Tell, oldest, tell
 
 ENOUGH = 32  # questions, to send them before the tick ends: Redis works while this process reads on
 
@@ -32,7 +32,8 @@ class Wire:
         self._clock: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
         self._context = Context()  # what is asked for many is in no request's own
-        self._asked: list[Ask] = []
+        self._asked: Asks = {}
+        self._number = 0  # of questions in it
         self._is_due = False  # what was asked is sent in the next tick
         self._opening: asyncio.Task[None] | None = None
         self._line: Line | None = None
@@ -42,13 +43,16 @@ class Wire:
 
         That costs a third of what a future does.
         """
-        self._asked.append(Ask(kind, what, tell, self._ticks))
+        if (of_kind := self._asked.get(kind)) is None:
+            of_kind = self._asked[kind] = []
+        of_kind.append((what, tell, self._ticks))
+        self._number += 1
         if not self._is_due:
             self._is_due = True
             if self._loop is None:  # asked for once: in Python 3.11 it is a system call
                 self._loop = asyncio.get_running_loop()
             self._loop.call_soon(self._end_tick, context=self._context)
-        elif len(self._asked) >= ENOUGH:
+        elif self._number >= ENOUGH:
             self.send()
 
     async def ask(self, kind: Kind, what: Any) -> Any:
@@ -72,9 +76,11 @@ class Wire:
             self._clock.cancel()
         self._loop = self._clock = None
 
-    def _under_way(self) -> list[Ask]:
-        sent = [] if self._line is None else self._line.asked()
-        return [*sent, *self._asked]
+    def _under_way(self) -> Asks:
+        found = {} if self._line is None else self._line.asked()
+        for kind, asks in self._asked.items():
+            found.setdefault(kind, []).extend(asks)
+        return found
 
     def _end_tick(self) -> None:
         self._is_due = False
@@ -91,12 +97,11 @@ class Wire:
             if self._opening is None or self._opening.done():
                 self._opening = asyncio.create_task(self._open(), context=Context())
         elif line.has_room:
-            asked, self._asked = self._asked, []
+            asked, self._asked, self._number = self._asked, {}, 0
             try:
                 line.send(asked)
             except Exception as error:  # what cannot be put into bytes
-                for ask in asked:
-                    tell(ask, error)
+                _tell_all(asked, error)
 
     def _wind(self) -> None:
         loop = asyncio.get_running_loop()
@@ -106,12 +111,12 @@ class Wire:
         """Count as Patience does: while the loop is late, replies that are there are not read."""
         self._clock = None
         self._ticks += 1
-        oldest = None if self._line is None else self._line.oldest
-        if oldest is None:
+        since = None if self._line is None else self._line.oldest
+        if since is None:
             if not self._asked:
                 return
-            oldest = self._asked[0].since
-        if self._ticks - oldest >= self._patience:
+            since = oldest(self._asked)
+        if self._ticks - since >= self._patience:
             self.fail(TimeoutError())
         else:
             self._wind()
@@ -131,10 +136,9 @@ class Wire:
 
     def fail(self, error: Exception) -> None:
         """Tell all who wait: those queued behind have waited as well."""
-        waiting, self._asked = self._under_way(), []
+        waiting, self._asked, self._number = self._under_way(), {}, 0
         self._leave()
-        for ask in waiting:
-            tell(ask, error)
+        _tell_all(waiting, error)
 
     def lost(self, line: Line) -> None:
         """Hear that a line is broken: if it had been good, that is no outage, and asked anew."""
@@ -151,6 +155,12 @@ class Wire:
         line, self._line = self._line, None
         if line is not None:
             line.end()
+
+
+def _tell_all(asked: Asks, error: Exception) -> None:
+    for asks in asked.values():
+        for ask in asks:
+            tell(ask, error)
 
 
 def _settle(answer: asyncio.Future[Any], found: Any) -> None:

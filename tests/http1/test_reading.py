@@ -16,7 +16,7 @@ def found(known: Known, head: bytes) -> Any:
     except RefusedError as refused:
         return refused.status
     waits = reader.expects and not reader.is_complete
-    named = (reader.method, reader.target, reader.version, reader.headers, reader.options)
+    named = (reader.line, reader.headers, reader.options)
     return *named, reader.left, reader.is_complete, waits
 
 
