@@ -71,8 +71,7 @@ class Connection(Wire):
             exchange.silence()
         self._exchange = None
         self.server.connections.discard(self)
-        if not self._running:
-            self._end()
+        self._end()
 
     def pause_writing(self) -> None:
         """Let the application wait, and what was asked beyond."""
@@ -121,11 +120,10 @@ class Connection(Wire):
     def left(self, exchange: Exchange) -> None:
         """Forget an exchange whose application has ended."""
         self._running.discard(exchange)
-        if self._is_lost and not self._running:
-            self._end()
+        self._end()
 
     def _end(self) -> None:
-        if not self.ended.done():
+        if self._is_lost and not self._running and not self.ended.done():
             self.ended.set_result(None)
 
     def _advance(self) -> None:
@@ -139,6 +137,9 @@ class Connection(Wire):
                 return self._refuse(refused.status)
         if self._at == len(self._data):
             self._data, self._at = b"", 0
+            is_answering = self._phase == BUSY and self._exchange is not None
+            if is_answering and self._reader.is_complete and not self._is_paused:
+                return None  # nothing is left to be waited for
         if self._is_eof and self._exchange is None:
             return self._close(lingers=False)
         return self.balance()
@@ -162,8 +163,7 @@ class Connection(Wire):
         scope: Any = scope_of(reader, self)
         config, is_plain = server.config, reader.line.method == "GET" and reader.is_complete
         if is_plain:
-            overload = config.overload
-            if overload is not None and overload.turns_away("GET", scope["path"]):
+            if (overload := config.overload) and overload.turns_away("GET", scope["path"]):
                 told = overload.refusal(scope)  # before it costs a task
                 return self._reply(503, *told, closes=self.closes_after(None))
             scope[LET_IN] = True
@@ -191,7 +191,7 @@ class Connection(Wire):
         if exchange is not None:
             exchange.take(reader.pieces, is_read=reader.is_complete)
         reader.pieces = []
-        self._phase = BUSY  # it is no longer as it was, should it stall again
+        self._phase, self._due = BUSY, inf  # should it stall again, that begins anew
         return None
 
     def _refuse(self, status: int) -> None:

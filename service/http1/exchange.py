@@ -137,6 +137,7 @@ class Exchange:
                 self._connection.balance()
             await self._news.wait()
             self.is_awaited = False
+            self._connection.balance()  # from now on nobody waits for the client
 
     def _next_of_body(self) -> Message:
         body = b"".join(self._pieces or ())

@@ -445,6 +445,28 @@ async def test_what_takes_too_long_is_cut(monkeypatch: pytest.MonkeyPatch) -> No
         assert want - 0.05 < seconds < want + 0.6
 
 
+async def test_an_application_may_think_longer_than_a_client(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also about a body that it had to wait for."""
+    monkeypatch.setattr(wire, "STALL_SECONDS", 0.3)
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        body = await read(receive)
+        await asyncio.sleep(1)
+        await answer(send, 200, body or b"")
+
+    async with bare(app) as site:
+        reader, writer = await site.connect()
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\n")
+        await asyncio.sleep(0.1)
+        writer.write(b"abc")
+        found = await next_answer(reader)
+        assert found is not None
+        assert found[1] == b"abc"
+        writer.close()
+
+
 async def test_who_does_not_read_is_cut_and_who_reads_slowly_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
