@@ -31,11 +31,7 @@ class Breaker:
         self._logger = logger
         self._failures: deque[float] = deque(maxlen=TIMES)
         self._probing: asyncio.Task[None] | None = None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether the store is to be left alone."""
-        return self._probing is not None
+        self.is_open = False  # the store is to be left alone
 
     def failed(self, error: Exception) -> None:
         """Count a failure."""
@@ -49,6 +45,7 @@ class Breaker:
             self._logger.warning(
                 "The cache's Redis is away (%s): reads go to the database", type(error).__name__
             )
+            self.is_open = True
             self._probing = asyncio.create_task(self._probe_until_well())
 
     async def close(self) -> None:
@@ -68,5 +65,5 @@ class Breaker:
                 self._logger.exception("The cache's Redis cannot be asked")
                 continue
             break
-        self._probing = None
+        self._probing, self.is_open = None, False
         self._logger.warning("The cache's Redis is back")

@@ -25,6 +25,12 @@ class Claim(NamedTuple):
     cost: int = 1
 
 
+class Claims(tuple[Claim, ...]):
+    """All that a request wants. told: that as decide.lua reads it, once it was written."""
+
+    told = b""
+
+
 class Standing(NamedTuple):
     """How a caller stands with a policy: units left, and microseconds until one more is."""
 

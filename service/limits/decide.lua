@@ -3,9 +3,9 @@
 -- KEYS: a log for each claim. ARGV: the time in microseconds ('' for Redis's own clock); then, for
 -- each request, doubles in one string: the number of its claims, and for each its cost, its number of
 -- policies, and amount and period (microseconds) of each.
--- Gives, for each request, in the same way: 1 or 0 (admitted), the wait in microseconds, then for each
--- claim the time of the decision, and for each of its policies what is left and how long until one
--- more is.
+-- Gives, for each request, whole numbers of eight bytes in one string: 1 or 0 (admitted), the wait in
+-- microseconds, then for each claim the time of the decision, and for each of its policies what is
+-- left and how long until one more is.
 local MOST_SLOTS = 4096
 
 local now = tonumber(ARGV[1])
@@ -130,7 +130,7 @@ local function decide(told, before)
       answer[#answer + 1] = used > 0 and at(claim.log, low) + policy.period - claim.now or 0
     end
   end
-  return pack('>' .. string.rep('d', #answer), unpack(answer)), requested
+  return pack('>' .. string.rep('i8', #answer), unpack(answer)), requested
 end
 
 local answers, decided = {}, 0

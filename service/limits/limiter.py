@@ -11,7 +11,7 @@ from quart_rate_limiter import QUART_RATE_LIMITER_EXEMPT_ATTRIBUTE as EXEMPT
 from quart_rate_limiter import RateLimit, RateLimiter
 
 from service.limits.callers import Caller, Callers
-from service.limits.claims import Claim, Decision, Policy
+from service.limits.claims import Claim, Claims, Decision, Policy
 from service.limits.ledger import Ledger
 from service.limits.table import BY_ADDRESS, DEFAULT, NamedLimit, Table
 from service.limits.wording import refusal
@@ -80,11 +80,11 @@ class Limiter(RateLimiter):
             return Plan(names, custom=written)
         return Plan(names, tuple(map(_policy, written)))
 
-    def _make_claims(self, endpoint: str | None, plan: Plan, caller: Caller) -> tuple[Claim, ...]:
+    def _make_claims(self, endpoint: str | None, plan: Plan, caller: Caller) -> Claims:
         found = [self.claim(name, caller) for name in plan.names]
         if plan.written:
             found.append(Claim(f"{PREFIX}:{endpoint}:{caller.key}", plan.written))
-        return tuple(found)
+        return Claims(found)
 
     def claim(self, name: str, caller: Caller, cost: int = 1, account: str = "") -> Claim:
         """Give what a caller asks of a limit of the settings, about an account (or none)."""

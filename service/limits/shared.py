@@ -9,7 +9,7 @@ from functools import lru_cache
 from importlib.resources import files
 from typing import Any
 
-from service.limits.claims import Claim, Decision, Policy, Standing
+from service.limits.claims import Claim, Claims, Decision, Policy, Standing
 from service.wire import Command, Script, Wire, digest_of
 
 ROOM = files("service.limits")
@@ -18,7 +18,7 @@ DECIDE, GIVE_BACK = (
     LOG + (ROOM / name).read_text(encoding="utf-8") for name in ("decide.lua", "give_back.lua")
 )
 DECIDE_DIGEST = digest_of(DECIDE)
-ONE = struct.Struct(">5d")  # what is said of one claim under one policy, as most are
+ONE = struct.Struct(">5q")  # what is said of one claim under one policy, as most are
 AT_ONCE = 100  # decisions of one call: Redis does nothing else meanwhile
 
 
@@ -75,16 +75,21 @@ def arguments(
 ) -> tuple[list[str], list[Any]]:
     """Give the keys and arguments of decide.lua. `now` (microseconds) is for tests."""
     keys = [claim.key for claims in requests for claim in claims]
-    told = [
-        struct.pack(">d", len(claims))
-        + b"".join([_told(claim.cost, claim.policies) for claim in claims])
-        for claims in requests
-    ]
-    return keys, ["" if now is None else now, *told]
+    return keys, ["" if now is None else now, *map(_told, requests)]
+
+
+def _told(claims: Sequence[Claim]) -> bytes:
+    if isinstance(claims, Claims) and claims.told:
+        return claims.told
+    parts = [_told_one(claim.cost, claim.policies) for claim in claims]
+    told = struct.pack(">d", len(claims)) + b"".join(parts)
+    if isinstance(claims, Claims):
+        claims.told = told
+    return told
 
 
 @lru_cache
-def _told(cost: int, policies: tuple[Policy, ...]) -> bytes:
+def _told_one(cost: int, policies: tuple[Policy, ...]) -> bytes:
     numbers = [number for policy in policies for number in (policy.amount, policy.period)]
     return struct.pack(f">{2 + len(numbers)}d", cost, len(policies), *numbers)
 
@@ -92,10 +97,10 @@ def _told(cost: int, policies: tuple[Policy, ...]) -> bytes:
 def decision(claims: Sequence[Claim], answer: bytes) -> Decision:
     """Read what the script answers."""
     if len(answer) == ONE.size:
-        admitted, wait, stamp, remaining, reset = map(int, ONE.unpack(answer))
+        admitted, wait, stamp, remaining, reset = ONE.unpack(answer)
         standing = Standing(claims[0].policies[0], remaining, reset)
         return Decision(bool(admitted), wait, (stamp,), (standing,))
-    admitted, wait, *words = map(int, struct.unpack(f">{len(answer) // 8}d", answer))
+    admitted, wait, *words = struct.unpack(f">{len(answer) // 8}q", answer)
     stamps: list[int] = []
     standings: list[Standing] = []
     at = 0

@@ -192,7 +192,7 @@ def _named(told: Told) -> bytes:
     """Give the line of a request's id, which is that of all that is logged from now on."""
     name = request_name(told)
     request_id.set(name)
-    return b"x-request-id: %b\r\n" % name.encode()
+    return f"x-request-id: {name}\r\n".encode()
 
 
 @lru_cache(KEPT)
