@@ -34,8 +34,7 @@ class Connection(ASGIHTTPConnection):
             return await super().__call__(receive, send)
         request = self._create_request_from_scope(send)
         message: Any = await receive()
-        request.body.append(message.get("body", b""))
-        request.body.set_complete()
+        request.body.set_result(message.get("body", b""))
         return await self.handle_request(request, send)
 
     async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
@@ -49,7 +48,7 @@ class Connection(ASGIHTTPConnection):
         }
         await send(start)
         data = b"".join([piece async for piece in response.response])
-        body: Any = {"type": "http.response.body", "body": data}
+        body: Any = {"type": "http.response.body", "body": data, "more_body": False}
         return await send(body)
 
 

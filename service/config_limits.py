@@ -5,6 +5,8 @@ from pydantic_settings import BaseSettings
 
 from service.config_values import Rates, StorageUrl
 
+MOST_HOPS = 10
+
 
 class LimitSettings(BaseSettings):
     """How much may be asked, and by whom it is counted."""
@@ -23,7 +25,7 @@ class LimitSettings(BaseSettings):
     trusted_proxy_hops: int = Field(
         0,
         ge=0,
-        le=10,
+        le=MOST_HOPS,
         description="proxies in front whose `X-Forwarded-For` is believed",
     )
     ratelimit_enabled: bool = Field(True, description="`false`: no limits, for load tests")

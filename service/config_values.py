@@ -20,6 +20,7 @@ ASYNC_DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
 }
+MOST = 1_000_000_000  # units of a limit, and its seconds: whatever is counted of it is exact
 DATABASE_FORMS = "write postgresql://user:password@host/name or sqlite:///file.db"
 
 
@@ -90,6 +91,8 @@ def parse_rates(value: str) -> list[tuple[int, int]]:
         raise ValueError("write limits as `10 per minute;100 per hour`") from None
     if not all(amount and seconds for amount, seconds in limits):
         raise ValueError("a limit is at least 1; RATELIMIT_ENABLED=false is none at all")
+    if any(number > MOST for limit in limits for number in limit):
+        raise ValueError(f"a limit is at most {MOST:,} in as many seconds")
     return limits
 
 

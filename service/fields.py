@@ -4,6 +4,8 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
+from service.config_limits import MOST_HOPS
+
 Pairs = Iterable[tuple[bytes, bytes]]
 
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
@@ -25,7 +27,7 @@ class Told(NamedTuple):
     has_origin: bool
     tags: list[str]  # If-None-Match, its lines
     authorization: list[str]  # its lines
-    forwarded: list[str]  # X-Forwarded-For, address by address, as far as one is worth reading
+    forwarded: list[str]  # X-Forwarded-For, its last addresses, as far as one is worth reading
     name: str
 
 
@@ -59,7 +61,8 @@ def _read(headers: Pairs) -> Told:
         elif key == b"authorization":
             authorization.append(value.decode("latin-1"))
         elif key == b"x-forwarded-for":
-            forwarded += [one.strip()[:64] for one in value.decode("latin-1").split(",")]
+            last = value.decode("latin-1").rsplit(",", MOST_HOPS)
+            forwarded += [one.strip()[:64] for one in last]
         elif key == b"x-request-id":
             name = value
         elif key == b"origin":

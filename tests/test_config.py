@@ -149,6 +149,8 @@ def test_every_problem_is_told_at_once() -> None:
         ("RATELIMIT_DEFAULT", "often", "10 per minute;100 per hour"),
         ("RATELIMIT_DEFAULT", "10 per minute;", "10 per minute;100 per hour"),
         ("RATELIMIT_LOGIN", "0 per minute", "at least 1"),
+        ("RATELIMIT_LOGIN", "1000000001 per minute", "at most 1,000,000,000"),
+        ("RATELIMIT_LOGIN", "10 per 40 years", "at most 1,000,000,000"),
         ("TOTAL_WORKERS", "0", "1"),
         ("REDIS_URL", "redis://:pw@h:abc/0", "Port"),
         ("REFRESH_TOKEN_SECONDS", "999999999999", "less than"),

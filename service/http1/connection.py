@@ -137,7 +137,7 @@ class Connection(Wire):
                 return self._refuse(refused.status)
         if self._at == len(self._data):
             self._data, self._at = b"", 0
-            is_answering = self._phase == BUSY and self._exchange is not None
+            is_answering = self._exchange is not None and self._phase == BUSY and self._is_writable
             if is_answering and self._reader.is_complete and not self._is_paused:
                 return None  # nothing is left to be waited for
         if self._is_eof and self._exchange is None:

@@ -467,6 +467,25 @@ async def test_an_application_may_think_longer_than_a_client(
         writer.close()
 
 
+async def test_who_does_not_read_is_cut_whatever_they_send(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The rest of a body that nobody asked for is no sign of reading."""
+    monkeypatch.setattr(wire, "STALL_SECONDS", 0.4)
+    loop = asyncio.get_running_loop()
+    app = saying(start(), *[part(b"a" * 100_000, True)] * 300, part(b""))
+    async with bare(app) as site:
+        _, writer = await asyncio.open_connection("127.0.0.1", site.port, limit=1_000)
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 3\r\n\r\nab")
+        await asyncio.sleep(0.2)
+        writer.write(b"c")
+        begun = loop.time()
+        while site.config.serving.connections and loop.time() < begun + 3:
+            await asyncio.sleep(0.02)
+        assert not site.config.serving.connections
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
+
+
 async def test_who_does_not_read_is_cut_and_who_reads_slowly_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -2,7 +2,17 @@
 
 from typing import Any
 
-from service.http1.requests import KEPT_BYTES, MOST_KEPT, Known, Reader, RefusedError, end_of_head
+from service.config_limits import MOST_HOPS
+from service.fields import told_by
+from service.http1.requests import (
+    KEPT_BYTES,
+    MOST_KEPT,
+    Known,
+    Reader,
+    RefusedError,
+    end_of_head,
+    read_line,
+)
 from tests.http1.corpus import CASES
 
 LINES = [b"GET / HTTP/1.1\r\n", b"POST /a?b HTTP/1.1\r\n", b"HEAD / HTTP/1.0\r\n"]
@@ -57,3 +67,18 @@ def test_it_is_bounded() -> None:
     assert len(known) == 1
     found(known, LINES[0] + b"Host: x\r\nX: " + b"y" * KEPT_BYTES + b"\r\n\r\n")
     assert len(known) == 1
+
+
+def test_of_a_line_only_what_is_short_is_remembered() -> None:
+    before = read_line.cache_info().currsize
+    for n in range(3):
+        found(Known(), b"GET /%d%b HTTP/1.1\r\nHost: x\r\n\r\n" % (n, b"y" * KEPT_BYTES))
+    assert read_line.cache_info().currsize == before
+
+
+def test_of_a_chain_of_proxies_the_end_is_read() -> None:
+    """Whatever stands before it, a client made up: it is not worth a millisecond."""
+    chain = b"1.1.1.1," * 8_000 + b" 2.2.2.2 , 3.3.3.3"
+    told = told_by([(b"x-forwarded-for", chain)])
+    assert len(told.forwarded) == MOST_HOPS + 1
+    assert told.forwarded[-2:] == ["2.2.2.2", "3.3.3.3"]
