@@ -109,7 +109,7 @@ class Front:
         try:
             await self._inner(scope, receive_capped, send_with_id)
         except Exception as error:
-            rendered = as_api_error(_alone(error))
+            rendered = as_api_error(error)
             if started or rendered.status_code >= 500:
                 self._app.logger.exception("%s %s", scope["method"], scope["path"])
             if started:
@@ -134,13 +134,6 @@ class Front:
         seconds = time.perf_counter() - begun
         for observe in self._observers:
             observe(scope, status, seconds)
-
-
-def _alone(error: Exception) -> Exception:
-    """Take an error out of the group that a task group put it into (Quart 0.23)."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
 
 
 def init_app(app: Quart, settings: Settings) -> None:
