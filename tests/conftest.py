@@ -5,6 +5,7 @@ from wheels unless TEST_DATABASE_URL or TEST_REDIS_URL name others.
 """
 
 import asyncio
+import atexit
 import fcntl
 import gc
 import os
@@ -174,6 +175,8 @@ def folder() -> Iterator[Path]:
     """A folder with a short path (sockets have little room), gone after the tests."""
     path = Path(tempfile.mkdtemp(prefix="octavo-"))
     path.chmod(0o755)
+    # PostgreSQL's starter locks there once more as the process ends: before this, as it came later.
+    atexit.register(shutil.rmtree, path, ignore_errors=True)
     yield path
     shutil.rmtree(path, ignore_errors=True)
 
