@@ -31,7 +31,7 @@ class Callers:
         told = told_by(scope["headers"])
         client, forwarded = scope.get("client") or ("",), told.forwarded
         # Each proxy adds to the right whom it saw, so what a client makes up stands to the left.
-        hops = self._hops if self._hops <= len(forwarded) else len(forwarded)
+        hops = min(self._hops, len(forwarded))
         anybody = _anybody(client[0], forwarded[-hops] if hops else "")
         if len(told.authorization) == 1:
             try:

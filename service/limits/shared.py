@@ -79,13 +79,12 @@ def arguments(
 
 
 def _told(claims: Sequence[Claim]) -> bytes:
-    if isinstance(claims, Claims) and claims.told:
-        return claims.told
-    parts = [_told_one(claim.cost, claim.policies) for claim in claims]
-    told = struct.pack(">d", len(claims)) + b"".join(parts)
-    if isinstance(claims, Claims):
-        claims.told = told
-    return told
+    if not isinstance(claims, Claims):
+        claims = Claims(claims)
+    if not claims.told:
+        parts = [_told_one(claim.cost, claim.policies) for claim in claims]
+        claims.told = struct.pack(">d", len(claims)) + b"".join(parts)
+    return claims.told
 
 
 @lru_cache

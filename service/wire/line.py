@@ -63,11 +63,7 @@ class Line(asyncio.Protocol):
 
     def asked(self) -> Asks:
         """Give what has no answer yet."""
-        found: Asks = {}
-        for batch in self._batches:
-            for kind, asks in batch.asks.items():
-                found.setdefault(kind, []).extend(asks)
-        return found
+        return together(*(batch.asks for batch in self._batches))
 
     @property
     def oldest(self) -> int | None:
@@ -136,6 +132,15 @@ class Line(asyncio.Protocol):
         """Close it now."""
         self._is_over = True
         self._transport.abort()
+
+
+def together(*several: Asks) -> Asks:
+    """Put questions together, in lists of their own."""
+    found: Asks = {}
+    for asked in several:
+        for kind, asks in asked.items():
+            found.setdefault(kind, []).extend(asks)
+    return found
 
 
 def oldest(asks: Asks) -> int:

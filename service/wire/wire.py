@@ -13,7 +13,7 @@ from redis.exceptions import RedisError
 
 from service.patience import SLEEP, Patience
 from service.wire.kinds import READ, Kind, Load
-from service.wire.line import Asks, Line, Tell, oldest, tell
+from service.wire.line import Asks, Line, Tell, oldest, tell, together
 
 ENOUGH = 32  # questions, to send them before the tick ends: Redis works while this process reads on
 
@@ -77,10 +77,7 @@ class Wire:
         self._loop = self._clock = None
 
     def _under_way(self) -> Asks:
-        found = {} if self._line is None else self._line.asked()
-        for kind, asks in self._asked.items():
-            found.setdefault(kind, []).extend(asks)
-        return found
+        return together({} if self._line is None else self._line.asked(), self._asked)
 
     def _end_tick(self) -> None:
         self._is_due = False
