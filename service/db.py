@@ -21,6 +21,7 @@ from service.cache import Cache, Counters, Epochs, Mark, Postponed, Writes, Writ
 from service.config import Settings
 from service.db_errors import may_be_tried_again
 from service.engines import Waits, make_engine
+from service.group_commit import Given, GroupCommit, Made, Together
 
 T = TypeVar("T")
 Work = Callable[[AsyncSession], Awaitable[T]]
@@ -37,6 +38,7 @@ class Database:
         self.epochs = Epochs(Counters()) if cache is None else cache.epochs
         self._writes = Writes(None, self.epochs, Counters()) if cache is None else cache.writes
         self._units: set[asyncio.Task[Any]] = set()
+        self._groups: dict[Any, GroupCommit[Any, Any]] = {}
         self._private_folder: str | None = None
         self.url = settings.database
         self.waits = Waits()
@@ -93,10 +95,20 @@ class Database:
         `work` holds SQL alone: it may run more than once. Once begun it ends, by commit or
         rollback, even if the caller is cancelled.
         """
+        return await asyncio.shield(self._begin(work))
+
+    async def write_together(self, work: Together[Given, Made], one: Given) -> Made:
+        """Run `work` in a transaction with this, and with what others give it at this time."""
+        if work not in self._groups:
+            self._groups[work] = GroupCommit(self._begin, work)
+        made: Made = await self._groups[work].write(one)
+        return made
+
+    def _begin(self, work: Work[T]) -> asyncio.Task[T]:
         unit = asyncio.create_task(self._unit(work))
         self._units.add(unit)
         unit.add_done_callback(self._forget)
-        return await asyncio.shield(unit)
+        return unit
 
     async def _unit(self, work: Work[T]) -> T:
         undone, since = 0, time.monotonic()
@@ -175,3 +187,8 @@ def session() -> AbstractAsyncContextManager[AsyncSession]:
 async def write(work: Work[T]) -> T:
     """Run `work` in a transaction of the current application's database and commit it."""
     return await of_app().write(work)
+
+
+async def write_together(work: Together[Given, Made], one: Given) -> Made:
+    """Write one as `write` does, in one transaction with others that come at this time."""
+    return await of_app().write_together(work, one)

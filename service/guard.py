@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from quart import request
 from quart_schema import security_scheme
-from sqlalchemy import bindparam, or_, select
+from sqlalchemy import Select, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.cache import Entry, Kind
@@ -51,18 +51,11 @@ class Account(NamedTuple):
 _ROWS = select(*(User.__table__.c[name] for name in Account._fields))
 MANY = _ROWS.where(User.__table__.c.id.in_(bindparam("ids", expanding=True)))
 ONE = _ROWS.where(User.__table__.c.id == bindparam("id"))
-# Who acts, in a statement that does nothing once they may no longer: `acting` has its parameters.
-ACTING = (
-    select(User.__table__.c.id)
-    .where(
-        User.__table__.c.id == bindparam("acting_id"),
-        or_(
-            User.__table__.c.token_version == bindparam("acting_ver"),
-            User.__table__.c.kept_jti == bindparam("acting_jti"),
-        ),
-    )
-    .with_for_update(read=True)
-)
+ACTING = {
+    "acting_id": User.__table__.c.id.type,
+    "acting_ver": User.__table__.c.token_version.type,
+    "acting_jti": User.__table__.c.kept_jti.type,
+}
 TO_READ, TO_CHANGE = ONE.with_for_update(read=True), ONE.with_for_update()
 
 
@@ -110,8 +103,19 @@ async def confirm(db: AsyncSession, user: CurrentUser, *, to_change: bool = Fals
 
 
 def acting(user: CurrentUser) -> dict[str, Any]:
-    """Give the parameters of ACTING. Where that has found nobody, `confirm` says why."""
+    """Give what `who_acts` knows a user by."""
     return {"acting_id": user.id, "acting_ver": user.ver, "acting_jti": user.jti}
+
+
+def who_acts(given: Any) -> Select[tuple[int]]:
+    """Select the users of `given` rows, by the columns of ACTING: those who still may act.
+
+    It is for a statement that writes for them. Where one is missing, `confirm` says why.
+    """
+    users = User.__table__.c
+    is_valid = or_(users.token_version == given.acting_ver, users.kept_jti == given.acting_jti)
+    found = select(users.id).where(users.id == given.acting_id, is_valid)
+    return found.with_for_update(read=True, of=User.__table__)
 
 
 def _recognise(user: Account | None, jti: str, ver: int) -> CurrentUser:

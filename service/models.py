@@ -1,6 +1,5 @@
 """The tables. The database checks what the wire checks, and decides what is unique."""
 
-import re
 import unicodedata
 from datetime import datetime
 from decimal import Decimal
@@ -23,37 +22,16 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from service.column_types import Money, SearchWords, UtcDateTime, UtcNow
+from service.search import words
 
 GENRES = ("Fiction", "Non-Fiction", "Science", "History")
 TIERS = ("free", "standard", "premium", "service")
-ASCII_WORD = re.compile("[a-z0-9]+")
-MAX_WORD = 100  # characters of a word that count in a search; PostgreSQL refuses over 2,046 bytes
 Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by INTEGER alone
 
 
 def fold(value: str) -> str:
     """Give the form in which names, authors and addresses are compared without case."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", value).casefold())
-
-
-def words(*values: str) -> list[str]:
-    """Split texts into the words they are searched by: folded, without accents, in order."""
-    text = " ".join(values)
-    if text.isascii():  # most are, and then there is little to do
-        return [part[:MAX_WORD] for part in ASCII_WORD.findall(text.lower())]
-    plain = unicodedata.normalize("NFKD", text).casefold()
-    plain = unicodedata.normalize("NFKD", plain)
-    kept = "".join(c for c in plain if not unicodedata.combining(c))
-    parts = "".join(c if c.isalnum() else " " for c in kept).split()
-    return [part[:MAX_WORD] for part in parts]
-
-
-def query_of(text: str, dialect: str) -> str:
-    """Ask for all words of a text, the last one as a prefix. Words are letters and digits."""
-    terms = words(text)
-    if dialect == "postgresql":
-        return " & ".join(f"'{term}'" for term in terms) + ":*"
-    return " ".join(f'"{term}"' for term in terms) + "*"
 
 
 class Base(DeclarativeBase):

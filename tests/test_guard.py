@@ -11,7 +11,7 @@ import pytest
 from service.admin.service import delete_user, update_rights
 from service.auth.service import logout
 from service.books.schemas import BookCreate, BookUpdate
-from service.books.service import create_book, delete_book, update_book
+from service.books.service import create_books, delete_book, update_book
 from service.errors import APIError
 from service.guard import CurrentUser
 from service.users.service import update_profile
@@ -21,8 +21,9 @@ from tests.test_auth import alive
 
 Act = Callable[[Any, CurrentUser, int, int], Awaitable[object]]
 
+BOOK = BookCreate(title="T", author="A")
 ACTS: dict[str, Act] = {
-    "create": lambda db, who, book, user: create_book(db, BookCreate(title="T", author="A"), who),
+    "create": lambda db, who, book, user: create_books(db, [(BOOK, who)]),
     "update": lambda db, who, book, user: update_book(db, book, BookUpdate(title="New"), who),
     "delete": lambda db, who, book, user: delete_book(db, book, who),
     "profile": lambda db, who, book, user: update_profile(

@@ -12,8 +12,9 @@ from sqlalchemy.exc import IntegrityError
 from service.books.schemas import BookFilters
 from service.books.service import list_books, list_books_after
 from service.db_errors import violated
-from service.models import Base, Book, User, fold, words
+from service.models import Base, Book, User, fold
 from service.pagination import Page
+from service.search import words
 from tests.conftest import Site
 from tests.factories import Factory
 

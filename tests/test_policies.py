@@ -21,10 +21,10 @@ ROOT = Path(service.__file__).parent
 # From the ground up: a file imports from those before it, never from those behind.
 STOREYS = (
     "__init__", "config_values", "config_cache", "config_limits", "config_serve", "config",
-    "logs", "unique", "fields", "asgi", "column_types", "models",
-    "validation", "db_errors", "engines", "migrations", "errors", "patience", "precedence",
-    "wire", "cache", "front", "lag", "web", "openapi", "db", "security", "guard", "pagination",
-    "listing", "cors", "overload", "http1", "limits", "access_log", "figures",
+    "logs", "unique", "fields", "asgi", "column_types", "json_rows", "search", "models",
+    "validation", "db_errors", "group_commit", "engines", "migrations", "errors", "patience",
+    "precedence", "wire", "cache", "front", "lag", "web", "openapi", "db", "security", "guard",
+    "pagination", "listing", "cors", "overload", "http1", "limits", "access_log", "figures",
     "metrics", "health", "home", "books", "users", "auth", "admin", "shortway", "importer", "seed",
     "plausible", "app", "server", "cli", "__main__",
 )  # fmt: skip

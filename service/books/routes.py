@@ -15,7 +15,7 @@ from service.books.schemas import (
     BookUpdate,
 )
 from service.cache import of_app as cache
-from service.db import write
+from service.db import write, write_together
 from service.errors import InvalidInputError
 from service.guard import CurrentUser, token_required
 from service.limits import named
@@ -99,7 +99,7 @@ async def get_book(book_id: int) -> Response:
 async def create_book(data: BookCreate, current_user: CurrentUser) -> Response:
     """Add a book, owned by the caller."""
     _check_isbn(data)
-    book = await write(lambda db: service.create_book(db, data, current_user))
+    book = await write_together(service.create_books, (data, current_user))
     body = to_bytes(BookOut.model_validate(book))
     return respond(body, 201, tagged=True, headers={"Location": absolute(f"/api/books/{book.id}")})
 

@@ -20,7 +20,6 @@ from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypeAliasType
 
-from service.models import words
 from service.pagination import (
     DEFAULT_SIZE,
     MAX_SIZE,
@@ -29,6 +28,7 @@ from service.pagination import (
     Pagination,
     unsaid_default,
 )
+from service.search import words
 from service.validation import (
     Instant,
     Int64,

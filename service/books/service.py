@@ -3,32 +3,31 @@
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
 from decimal import ROUND_CEILING, ROUND_FLOOR, Decimal
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any, NamedTuple
 
 from sqlalchemy import (
     BigInteger,
     ColumnElement,
+    Insert,
     Row,
     Select,
     and_,
     bindparam,
     cast,
-    column,
     func,
     insert,
     select,
-    table,
-    text,
 )
-from sqlalchemy.dialects.postgresql import TSQUERY
 from sqlalchemy.ext.asyncio import AsyncSession
 from stdnum import isbn as isbn_numbers
 
 from service.books.schemas import MAX_PRICE, MAX_YEAR, BookCreate, BookFilters, BookOut, BookUpdate
-from service.cache import Entry, Kind, Listing, insert_book, shape_of
+from service.cache import Entry, Kind, Listing, insert_books, shape_of
 from service.errors import ForbiddenError, InvalidInputError, ResourceNotFoundError
-from service.guard import ACTING, CurrentUser, acting, confirm
+from service.group_commit import ApartError
+from service.guard import ACTING, CurrentUser, acting, confirm, who_acts
+from service.json_rows import ORDER, JsonRows
 from service.listing import Catalogue, Chosen, list_after, list_page
 from service.models import (
     PRICE_ASC,
@@ -38,9 +37,9 @@ from service.models import (
     Book,
     BookCount,
     fold,
-    query_of,
 )
 from service.pagination import Order, Page
+from service.search import found_by, query_of
 
 CENT = Decimal("0.01")
 TABLE: Any = Book.__table__
@@ -48,14 +47,7 @@ COLUMNS = Book.__table__.c
 # Made once, and without the ORM: what is shown of a book.
 SHOWN = [COLUMNS[name] for name in BookOut.model_fields]
 GIVEN = [*BookCreate.model_fields, *Book.derived("", "")]
-NEW = (
-    insert(TABLE)
-    .from_select(
-        ["user_id", *GIVEN],
-        ACTING.add_columns(*(bindparam(f"new_{name}", type_=COLUMNS[name].type) for name in GIVEN)),
-    )
-    .returning(*SHOWN)
-)
+NEW = JsonRows("new", {**ACTING, **{name: COLUMNS[name].type for name in GIVEN}})
 MANY = select(*SHOWN).where(COLUMNS.id.in_(bindparam("ids", expanding=True)))
 
 
@@ -116,13 +108,25 @@ def new_book(owner_id: int | None, data: BookCreate) -> Book:
     return Book(**book_values(owner_id, data))
 
 
-async def create_book(db: AsyncSession, data: BookCreate, user: CurrentUser) -> Row[Any]:
-    """Add a book, owned by `user`."""
-    given = book_values(user.id, data)
-    values = acting(user) | {f"new_{name}": given[name] for name in GIVEN}
-    while (book := await insert_book(db, NEW, values)) is None:
-        await confirm(db, user)  # says why, or that they may again, until this has ended
-    return book
+async def create_books(
+    db: AsyncSession, given: Sequence[tuple[BookCreate, CurrentUser]]
+) -> Sequence[Row[Any]]:
+    """Add books, each owned by its user. Raises ApartError if one of several may not any more."""
+    dialect = db.get_bind().dialect
+    rows = [acting(user) | book_values(user.id, data) for data, user in given]
+    told = NEW.write(rows, dialect)
+    while len(books := await insert_books(db, _insert(dialect.name), told)) < len(given):
+        if len(given) > 1:
+            raise ApartError
+        await confirm(db, given[0][1])  # says why, or that they may again, until this has ended
+    return sorted(books, key=lambda book: book.id)  # ids are given out in the order of the rows
+
+
+@lru_cache
+def _insert(dialect: str) -> Insert:
+    new = NEW.read(dialect).c
+    what = who_acts(new).add_columns(*(new[name] for name in GIVEN)).order_by(new[ORDER])
+    return insert(TABLE).from_select(["user_id", *GIVEN], what).returning(*SHOWN)
 
 
 async def update_book(db: AsyncSession, book_id: int, data: BookUpdate, user: CurrentUser) -> Book:
@@ -199,7 +203,7 @@ def _conditions(names: tuple[str, ...], sort: str, dialect: str) -> list[ColumnE
     found = [EQUAL[name] == bindparam(name) for name in names if name in EQUAL]
     bounded = [key for key in BETWEEN if {f"{key}_min", f"{key}_max"}.intersection(names)]
     found += [_between(key, sort) for key in bounded]
-    return [*found, _found_by(dialect)] if "q" in names else found
+    return [*found, found_by(COLUMNS, dialect)] if "q" in names else found
 
 
 CATALOGUE = Catalogue(BOOKS, Book, _conditions, _order_of, _kept_count)
@@ -240,11 +244,3 @@ def _between(name: str, sort: str) -> ColumnElement[bool]:
 
 def _whole_cents(value: Decimal | int, rounding: str) -> Decimal | int:
     return value if isinstance(value, int) else value.quantize(CENT, rounding)
-
-
-def _found_by(dialect: str) -> ColumnElement[bool]:
-    """Match books that hold all terms of a query."""
-    if dialect == "postgresql":
-        return COLUMNS.search.bool_op("@@")(cast(bindparam("q"), TSQUERY))
-    match = text("books_fts MATCH :q")
-    return COLUMNS.id.in_(select(column("rowid")).select_from(table("books_fts")).where(match))

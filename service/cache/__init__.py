@@ -46,7 +46,7 @@ from service.cache.items import Kind, Status, shape_of
 from service.cache.lists import Found, Listing, Rows
 from service.cache.redis_store import RedisStore
 from service.cache.store import Replied
-from service.cache.touched import MOST, WriteSession, insert_book, touch_books
+from service.cache.touched import MOST, WriteSession, insert_books, touch_books
 from service.cache.writes import Mark, Postponed, Writes
 
 __all__ = [
@@ -71,7 +71,7 @@ __all__ = [
     "Status",
     "WriteSession",
     "Writes",
-    "insert_book",
+    "insert_books",
     "of_app",
     "shape_of",
     "touch_books",

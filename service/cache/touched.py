@@ -1,7 +1,7 @@
 """What a write touches, as its session sees it: no write can forget to say so."""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -52,25 +52,25 @@ def touch_books(db: AsyncSession, ids: Any) -> None:
     found.many |= len(found.keys) > MOST
 
 
-async def insert_book(
+async def insert_books(
     db: AsyncSession, statement: Insert, values: Mapping[str, Any]
-) -> Row[Any] | None:
-    """Insert one book, as the last of a write: give what its statement returns, if it does.
+) -> Sequence[Row[Any]]:
+    """Insert books, as the last of a write: give what its statement returns.
 
     It goes around the ORM, which costs more than all the rest, and reads the row of the epoch in
-    the same statement. That is as good as after it: nobody else has had this row.
+    the same statement. That is as good as after it: nobody else has had these rows.
     """
-    row = await db.run_sync(_insert, statement, values)
-    if row is not None:
-        touch_books(db, [row.id])
-        touched(db).state = told_state(row)
-    return row
+    rows = await db.run_sync(_insert, statement, values)
+    if rows:
+        touch_books(db, [row.id for row in rows])
+        touched(db).state = told_state(rows[0])
+    return rows
 
 
-def _insert(session: Session, statement: Insert, values: Mapping[str, Any]) -> Row[Any] | None:
+def _insert(session: Session, statement: Insert, values: Mapping[str, Any]) -> Sequence[Row[Any]]:
     connection = session.connection()
     telling = with_state(statement, CLOCK[connection.dialect.name])
-    return connection.execute(telling, values).one_or_none()
+    return connection.execute(telling, values).all()
 
 
 def _of(session: Session) -> Touched:
