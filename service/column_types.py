@@ -37,7 +37,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return None if value is None else value.astimezone(UTC)
 
     def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
-        return None if value is None else value.replace(tzinfo=value.tzinfo or UTC)
+        return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
 
 
 class Money(TypeDecorator[Decimal]):

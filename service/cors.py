@@ -7,6 +7,7 @@ from quart import Quart, Response, request
 from quart_cors import cors
 
 from service.config import Settings
+from service.fields import told_by
 
 PATHS = {
     "auth": ("/api/auth",),
@@ -43,7 +44,7 @@ class _Hooks:
         @self._app.after_request
         async def where_it_applies(response: Response) -> Response:
             # Who names no origin is told nothing but Vary, which every answer has.
-            is_asked = "Origin" in request.headers and self._applies(request.path)
+            is_asked = told_by(request.scope["headers"]).has_origin and self._applies(request.path)
             return await function(response) if is_asked else response
 
     def before_websocket(self, function: Any) -> None:

@@ -50,13 +50,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
     NaN and Infinity, NUL and lone surrogates, numbers that no column holds, deep nesting.
     """
     try:
-        value = json.loads(
-            body.decode("utf-8"),
-            object_pairs_hook=_no_duplicates,
-            parse_constant=_refuse_constant,
-            parse_int=_integer,
-            parse_float=_decimal,
-        )
+        value = _JSON.decode(body.decode("utf-8"))
     except UnicodeDecodeError:
         raise ValueError("The body is not UTF-8") from None
     except json.JSONDecodeError as error:
@@ -110,6 +104,14 @@ def _look_through(value: Any, depth: int) -> None:
                 _look_through(part, depth - 1)
 
 
+_JSON = json.JSONDecoder(
+    object_pairs_hook=_no_duplicates,
+    parse_constant=_refuse_constant,
+    parse_int=_integer,
+    parse_float=_decimal,
+)
+
+
 def _query_integer(value: Any) -> Any:
     if isinstance(value, str):
         if not INTEGER.fullmatch(value) or abs(int(value)) > INT64:
@@ -142,7 +144,9 @@ def not_blank(value: str) -> str:
 
 
 def _rfc3339(value: datetime) -> str:
-    return value.astimezone(UTC).isoformat(timespec="microseconds").replace("+00:00", "Z")
+    if value.tzinfo is not UTC:
+        value = value.astimezone(UTC)
+    return value.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 # Always with six digits of a second, so that instants sort as text, too.

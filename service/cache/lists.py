@@ -3,7 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from hashlib import blake2b
 from typing import Any, Literal, Protocol
 
@@ -68,12 +68,12 @@ class Listing:
     find: Find
     read_all: Callable[[AsyncSession], Awaitable[tuple[Sequence[bytes], int, Any]]]
 
-    @property
+    @cached_property
     def page(self) -> str:
         """Name the ids."""
         return f"page {self.kind.name} {json.dumps([self.conditions, self.part], sort_keys=True)}"
 
-    @property
+    @cached_property
     def count(self) -> str:
         """Name the total."""
         return f"count {self.kind.name} {json.dumps(self.conditions, sort_keys=True)}"
