@@ -4,14 +4,14 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from quart import request
 from quart_schema import security_scheme
 from sqlalchemy import Select, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.cache import Entry, Kind
+from service.cache import Entry, Items, Kind
 from service.cache import of_app as cache
 from service.errors import APIError, ForbiddenError, UnauthorizedError
 from service.front import USER
@@ -19,6 +19,8 @@ from service.models import User
 from service.openapi.answers import fails
 from service.security import bearer, tokens
 
+ASKED = "octavo.asked"  # in the scope: the account of who will be recognised
+RECOGNISES = "_octavo_recognises"  # at a view: it calls `authenticate`
 BEARER: list[dict[str, list[str]]] = [{"bearer": []}]
 
 Handler = Callable[..., Awaitable[Any]]
@@ -72,6 +74,11 @@ def _bytes(row: Any) -> bytes:
 USERS = Kind("user", ",".join(Account._fields), load_users, _bytes)
 
 
+def expect(scope: Any, items: Items, user_id: int) -> None:
+    """Ask for who will be recognised in a request, before it is let in: with its limits."""
+    scope[ASKED] = items.ask(USERS, user_id)
+
+
 async def authenticate() -> CurrentUser:
     """Recognise the bearer of the Authorization header, with or without `Bearer ` (guide).
 
@@ -85,7 +92,8 @@ async def authenticate() -> CurrentUser:
     if not token:
         raise UnauthorizedError("Token is missing")
     claims = tokens().read(token)
-    entry, _ = await cache().items.read(USERS, claims.user_id)
+    asked = cast(Any, request.scope).pop(ASKED, None)
+    entry, _ = await cache().items.read(USERS, claims.user_id, asked)
     account = Account(*json.loads(entry.body)) if entry.body else None
     user = _recognise(account, claims.jti, claims.ver)
     request.scope[USER] = user.id  # type: ignore[literal-required]  # a key of ours
@@ -139,7 +147,7 @@ def token_required(handler: Handler) -> Handler:
     async def guarded(*args: Any, **kwargs: Any) -> Any:
         return await handler(*args, current_user=await authenticate(), **kwargs)
 
-    return security_scheme(BEARER)(guarded)
+    return _recognising(guarded)
 
 
 def admin_required(handler: Handler) -> Handler:
@@ -151,4 +159,9 @@ def admin_required(handler: Handler) -> Handler:
         require_admin(user)
         return await handler(*args, current_user=user, **kwargs)
 
-    return fails(403)(security_scheme(BEARER)(guarded))
+    return fails(403)(_recognising(guarded))
+
+
+def _recognising(guarded: Handler) -> Handler:
+    vars(guarded)[RECOGNISES] = True
+    return security_scheme(BEARER)(guarded)

@@ -2,17 +2,23 @@
 
 import asyncio
 import random
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 import pytest
 from redis.asyncio import Redis
+from redis.exceptions import RedisError
 from sqlalchemy import event
 
 from service.cache import Cache, Counters, Entry, entries, items
+from service.guard import USERS
+from service.limits.shared import DECIDING
+from service.wire import READ
+from service.wire.line import Line
 from tests.conformance import violations as documented_violations
 from tests.conftest import Site, patient_client, serving, settings_for
 from tests.factories import Factory, Member
@@ -28,12 +34,14 @@ def statements(site: Site) -> Iterator[list[str]]:
     def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
         seen.append(statement)
 
-    engine = site.database.reader.sync_engine
+    engine, access = site.database.reader.sync_engine, cache_of(site).access
+    sampled, access.sampled = access.sampled, 0  # a sample is a reading as well
     event.listen(engine, "before_cursor_execute", note)
     try:
         yield seen
     finally:
         event.remove(engine, "before_cursor_execute", note)
+        access.sampled = sampled
 
 
 def cache_of(site: Site) -> Cache:
@@ -243,6 +251,57 @@ async def test_what_a_read_may_cost_of_redis(
     assert await commands(item) == {"mget": 1}
     assert await commands("/api/books") == {"mget": 2}
     await redis.aclose()
+
+
+async def test_who_asks_is_read_together_with_their_limit(
+    site: Site, folder: Path, owner: Member, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = site.app.extensions["settings"].redis_url
+    if url is None:
+        pytest.skip("memory has no round trips")
+    sent: list[set[Any]] = []
+    send = Line.send
+
+    def note(line: Line, asked: Any, **more: Any) -> None:
+        sent.append(set(asked))
+        send(line, asked, **more)
+
+    settings = settings_for(site.another_url, folder, redis_url=url)
+    async with serving(settings) as served, patient_client(served) as client:
+        await client.get("/api/profile", headers=owner.headers)
+        monkeypatch.setattr(Line, "send", note)
+        assert (await client.get("/api/profile", headers=owner.headers)).status_code == 200
+        assert sent == [{READ, DECIDING}]
+
+
+SPOILT: dict[str, Callable[[items.Asked], None]] = {
+    "by another Redis": lambda asked: setattr(
+        asked, "state", replace(asked.state, run_id="another")
+    ),
+    "in another epoch": lambda asked: setattr(asked, "state", replace(asked.state, token="over")),
+    "of another row": lambda asked: setattr(asked, "key", "user:0"),
+    "not yet": lambda asked: setattr(asked, "found", None),
+    "by an error": lambda asked: setattr(asked, "found", RedisError()),
+}
+
+
+@pytest.mark.parametrize("how", ["well", *SPOILT])
+async def test_what_was_asked_for_beforehand_is_taken_if_it_still_holds(
+    site: Site, client: httpx.AsyncClient, owner: Member, how: str
+) -> None:
+    cache = cache_of(site)
+    true, _ = await cache.items.read(USERS, owner.id)
+    state = cache.access.enter()
+    assert state is not None
+    asked = items.Asked(cache.store, state, USERS, owner.id)
+    while asked.found is None:
+        await asyncio.sleep(0.001)
+    false = Entry(true.stamp, b"made up")
+    asked.found = (state.run_id, [false.write(USERS.own_key(owner.id))])
+    if how in SPOILT:
+        SPOILT[how](asked)
+    entry, _ = await cache.items.read(USERS, owner.id, asked)
+    assert entry == (false if how == "well" else true)
 
 
 async def test_clearing_takes_the_cache_alone(

@@ -42,7 +42,7 @@ from service.cache.counters import Counters
 from service.cache.entries import GEN, NONE, Entry
 from service.cache.epochs import Epochs, State
 from service.cache.fence import SharedCacheError
-from service.cache.items import Kind, Status, shape_of
+from service.cache.items import Items, Kind, Status, shape_of
 from service.cache.lists import Found, Listing, Rows
 from service.cache.redis_store import RedisStore
 from service.cache.store import Replied
@@ -59,6 +59,7 @@ __all__ = [
     "Entry",
     "Epochs",
     "Found",
+    "Items",
     "Kind",
     "Listing",
     "Mark",

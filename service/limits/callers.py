@@ -17,6 +17,7 @@ class Caller(NamedTuple):
     key: str
     address: str
     tier: str
+    user_id: int | None = None
 
 
 class Callers:
@@ -39,7 +40,8 @@ class Callers:
             except UnauthorizedError:
                 pass  # a token that does not verify counts for the address
             else:
-                return Caller(f"user:{claims.user_id}", anybody.address, claims.tier)
+                key = f"user:{claims.user_id}"
+                return Caller(key, anybody.address, claims.tier, claims.user_id)
         return anybody
 
 

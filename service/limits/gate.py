@@ -9,9 +9,11 @@ from quart import Quart
 from werkzeug.exceptions import HTTPException
 
 from service.asgi import MATCHED
+from service.cache import Items
 from service.cors import Origins
 from service.errors import RateLimitedError, ResourceNotFoundError
 from service.front import ROUTE
+from service.guard import RECOGNISES, expect
 from service.limits.claims import Decision
 from service.limits.limiter import UNKNOWN, Limiter
 from service.limits.wording import headers
@@ -41,6 +43,7 @@ class Gate:
         self._enabled = enabled
         self._match = app.url_map.bind("").match
         self._origins: Origins = app.extensions["origins"]
+        self._items: Items = app.extensions["cache"].items
 
     async def __call__(
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
@@ -69,6 +72,8 @@ class Gate:
         try:
             if decision is None:
                 caller = self._limiter.callers.of(scope)
+                if caller.user_id is not None and self._recognises(endpoint):
+                    expect(scope, self._items, caller.user_id)
                 await self._limiter.decide(scope, self._limiter.claims(endpoint, plan, caller))
             else:
                 self._limiter.settle(scope, decision)
@@ -77,6 +82,9 @@ class Gate:
             told = {"Vary": LIMITED_VARY} | self._origins.headers(scope) | standing
             refused.headers = {**refused.headers, **told}
             raise
+
+    def _recognises(self, endpoint: str | None) -> bool:
+        return hasattr(self._app.view_functions.get(endpoint or ""), RECOGNISES)
 
     async def _send(self, scope: Any, send: ASGISendCallable, message: Any) -> None:
         if message["type"] == "http.response.start" and STANDINGS in scope:
