@@ -113,6 +113,7 @@ class Wire(Store):
     def __init__(self, worker: "Worker") -> None:
         self._worker = worker
         self._world = worker.world
+        self._asking: set[asyncio.Task[None]] = set()
         self.cut = False
 
     async def _call(self, name: str, *values: Any) -> Any:
@@ -141,7 +142,17 @@ class Wire(Store):
             await getattr(server, name)(*values)
 
     def call(self, key: str, tell: Callable[[Any], None]) -> None:
-        raise AssertionError("Nobody goes the short way here")
+        async def ask() -> None:
+            try:
+                tell((store.run_of(key), [await self.get(key)]))
+            except AnotherStoreError:
+                tell((self._world.server.run_id, [None]))
+            except ConnectionError as error:
+                tell(error)
+
+        asking = asyncio.create_task(ask())
+        self._asking.add(asking)
+        asking.add_done_callback(self._asking.discard)
 
     async def get(self, key: str) -> Any:
         return await self._call("get", key)
