@@ -11,7 +11,7 @@
       -> */routes.py     speaks HTTP: parse (web.py), guard (guard.py), respond (web.py)
       -> cache/          what is known already; what is not, the service loads
       -> */service.py    rules and SQL, given a session and typed values
-      -> db.py           session() to read, write() to change
+      -> db.py           session() to read, write() to change, alone or with others
 
 A room (`auth`, `books`, `users`, `admin`) always holds the same files: `__init__` (the
 blueprint), `routes` (HTTP), `schemas` (the wire), `service` (rules and SQL). One file for
