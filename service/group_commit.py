@@ -5,18 +5,18 @@ While some are under way, those who come wait, and go together into the next.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from functools import partial
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
 
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.db_errors import may_be_tried_again
+from service.db_errors import is_unavailable
 
 Given = TypeVar("Given")
 Made = TypeVar("Made")
-Together = Callable[[AsyncSession, Sequence[Given]], Awaitable[Sequence[Made]]]
+Together = Callable[[AsyncSession, Sequence[Given], bool], Awaitable[Sequence[Made]]]
 Unit = asyncio.Task[Sequence[Made]]
 Begin = Callable[[Callable[[AsyncSession], Awaitable[Sequence[Made]]]], Unit[Made]]
 Waiting = tuple[Given, asyncio.Future[Made]]
@@ -27,14 +27,20 @@ SLOW_SECONDS = 0.1  # after which another begins all the same: those may be wait
 
 
 class ApartError(Exception):
-    """Some cannot be written together: each has to be written, or refused, alone."""
+    """Some cannot be written together with the others: by their places in the group."""
+
+    def __init__(self, which: Collection[int]) -> None:
+        super().__init__(which)
+        self.which = which
 
 
 class GroupCommit(Generic[Given, Made]):
     """Gathers what is to be written.
 
     begin: begins a transaction, which ends whoever waits for it.
-    together: writes some, and gives what came of each in their order. Raises ApartError.
+    together: writes some, and gives what came of each in their order. It waits for nobody, and
+    raises ApartError for those who would have to be waited for, or be refused; they come again,
+    each `apart`.
     """
 
     def __init__(self, begin: Begin[Made], together: Together[Given, Made]) -> None:
@@ -66,35 +72,43 @@ class GroupCommit(Generic[Given, Made]):
 
     def _next(self) -> None:
         group, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
-        self._write(group)
-
-    def _write(self, group: list[Waiting[Given, Made]]) -> None:
         self._under_way += 1
-        unit = self._begin(partial(self._work, [one for one, _ in group]))
+        unit = self._begin(partial(self._write_all, [one for one, _ in group]))
         unit.add_done_callback(partial(self._ended, group))
 
-    async def _work(self, some: Sequence[Given], db: AsyncSession) -> Sequence[Made]:
+    async def _write_all(self, some: Sequence[Given], db: AsyncSession) -> Sequence[Made]:
         try:
-            return await self._together(db, some)
-        except DBAPIError as error:  # nothing of it is written: see who it is that cannot be
-            if len(some) == 1 or may_be_tried_again(error):
-                raise
-            raise ApartError from error
+            return await self._together(db, some, False)
+        except DBAPIError as error:  # nothing of it is written
+            if is_unavailable(error) and not error.connection_invalidated:
+                raise  # and nobody could be, for now
+            raise ApartError(range(len(some))) from error
 
     def _ended(self, group: list[Waiting[Given, Made]], unit: Unit[Made]) -> None:
         self._under_way -= 1
-        error: BaseException | None = (
-            asyncio.CancelledError() if unit.cancelled() else unit.exception()
-        )
+        error = None if unit.cancelled() else unit.exception()
         if isinstance(error, ApartError):
-            for one in group:
-                self._write([one])
-        elif error is not None:
-            for _, answer in group:
-                if not answer.done():
-                    answer.set_exception(error)
+            for place in error.which:
+                self._write_apart(group[place])
+            left = [one for place, one in enumerate(group) if place not in error.which]
+            self._waiting[:0] = left
         else:
-            for (_, answer), made in zip(group, unit.result(), strict=True):
-                if not answer.done():
-                    answer.set_result(made)
+            _tell(group, unit)
         self._go_on()
+
+    def _write_apart(self, one: Waiting[Given, Made]) -> None:
+        unit = self._begin(lambda db: self._together(db, [one[0]], True))
+        unit.add_done_callback(partial(_tell, [one]))
+
+
+def _tell(group: list[Waiting[Given, Made]], unit: Unit[Made]) -> None:
+    """Tell all of a group, as far as they are there, what came of it."""
+    error = asyncio.CancelledError() if unit.cancelled() else unit.exception()
+    made: Sequence[Any] = [None] * len(group) if error is not None else unit.result()
+    for (_, answer), one in zip(group, made, strict=True):
+        if answer.done():
+            continue
+        if error is None:
+            answer.set_result(one)
+        else:
+            answer.set_exception(error)

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, cast
 
 from quart import request
 from quart_schema import security_scheme
-from sqlalchemy import Select, bindparam, or_, select
+from sqlalchemy import ScalarSelect, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.cache import Entry, Items, Kind
@@ -115,15 +115,15 @@ def acting(user: CurrentUser) -> dict[str, Any]:
     return {"acting_id": user.id, "acting_ver": user.ver, "acting_jti": user.jti}
 
 
-def who_acts(given: Any) -> Select[tuple[int]]:
-    """Select the users of `given` rows, by the columns of ACTING: those who still may act.
+def who_acts(given: Any) -> ScalarSelect[int]:
+    """Select the user of a row, by its columns of ACTING: NULL if they may not act any more.
 
-    It is for a statement that writes for them. Where one is missing, `confirm` says why.
+    NULL as well if somebody is changing them just now: it waits for nobody. `confirm` does.
     """
     users = User.__table__.c
     is_valid = or_(users.token_version == given.acting_ver, users.kept_jti == given.acting_jti)
     found = select(users.id).where(users.id == given.acting_id, is_valid)
-    return found.with_for_update(read=True, of=User.__table__)
+    return found.with_for_update(read=True, skip_locked=True).scalar_subquery()
 
 
 def _recognise(user: Account | None, jti: str, ver: int) -> CurrentUser:

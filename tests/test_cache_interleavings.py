@@ -103,8 +103,9 @@ def shelf(name: str) -> Listing:
     return Listing(BOOKS, {"shelf": name}, [], counted=True, find=find, read_all=read_all)
 
 
-async def create(db: Any, given: Sequence[tuple[int, str]]) -> list[Session]:
+async def create(db: Any, given: Sequence[tuple[int, str]], apart: bool) -> list[Session]:
     """Add rows, all in one transaction."""
+    assert not apart, "none of them can be refused"
     for row_id, name in given:
         db.changes[row_id] = Row(1, name)
         touched(db).keys.add(BOOKS.key(row_id))

@@ -49,12 +49,12 @@ class Bench:
         """Begin a transaction."""
         return asyncio.create_task(work(None))
 
-    async def together(self, _: Any, some: Sequence[int]) -> list[str]:
+    async def together(self, _: Any, some: Sequence[int], apart: bool) -> list[str]:
         """Write some numbers as text."""
         self.groups.append(list(some))
         await self.may_end.wait()
-        if self.refused.intersection(some):
-            raise ApartError if len(some) > 1 else LookupError(some[0])
+        if refused := {place for place, one in enumerate(some) if one in self.refused}:
+            raise LookupError(some[0]) if apart else ApartError(refused)
         return [str(one) for one in some]
 
 
@@ -147,6 +147,32 @@ async def test_one_who_may_not_any_more_is_refused_alone(
     assert (await client.get("/api/books")).json()["total"] == UNDER_WAY + 8
 
 
+async def test_who_is_being_changed_holds_up_nobody_else(
+    site: Site, client: httpx.AsyncClient, make: Factory
+) -> None:
+    if site.database.writer.dialect.name == "sqlite":
+        pytest.skip("one writes at a time")
+    locked, others = await make.member(), [await make.member() for _ in range(5)]
+    held, go_on = asyncio.Event(), asyncio.Event()
+
+    async def change(db: Any) -> None:
+        await db.get(User, locked.id, with_for_update=True)
+        held.set()
+        await go_on.wait()
+
+    changing = asyncio.ensure_future(site.database.write(change))
+    await held.wait()
+    waiting = [asyncio.ensure_future(post(client, locked, f"Waits {n}")) for n in range(3)]
+    async with asyncio.timeout(10 * SLOW_SECONDS):
+        for _ in range(3):
+            answers = await asyncio.gather(*(post(client, who, "Goes on") for who in others))
+            assert [answer.status_code for answer in answers] == [201] * len(others)
+    assert not any(one.done() for one in waiting)
+    go_on.set()
+    await changing
+    assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [201] * 3
+
+
 async def test_a_value_that_the_database_refuses_is_nobody_elses_fault(
     site: Site, client: httpx.AsyncClient, make: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -199,6 +225,8 @@ async def test_what_cannot_be_written_together_is_written_apart() -> None:
     asked = [bench.commit.write(n) for n in range(12)]
     told = await asyncio.gather(*asked, return_exceptions=True)
     assert [*map(type, told)] == [LookupError if n in {5, 9} else str for n in range(12)]
+    alone, others = [[5], [9]], [n for n in range(UNDER_WAY, 12) if n not in bench.refused]
+    assert sorted(bench.groups[UNDER_WAY + 1 :]) == sorted([*alone, others])
     assert await bench.commit.write(12) == "12"  # nothing is left under way
 
 

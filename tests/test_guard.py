@@ -23,7 +23,7 @@ Act = Callable[[Any, CurrentUser, int, int], Awaitable[object]]
 
 BOOK = BookCreate(title="T", author="A")
 ACTS: dict[str, Act] = {
-    "create": lambda db, who, book, user: create_books(db, [(BOOK, who)]),
+    "create": lambda db, who, book, user: create_books(db, [(BOOK, who)], True),
     "update": lambda db, who, book, user: update_book(db, book, BookUpdate(title="New"), who),
     "delete": lambda db, who, book, user: delete_book(db, book, who),
     "profile": lambda db, who, book, user: update_profile(

@@ -109,23 +109,27 @@ def new_book(owner_id: int | None, data: BookCreate) -> Book:
 
 
 async def create_books(
-    db: AsyncSession, given: Sequence[tuple[BookCreate, CurrentUser]]
+    db: AsyncSession, given: Sequence[tuple[BookCreate, CurrentUser]], apart: bool
 ) -> Sequence[Row[Any]]:
-    """Add books, each owned by its user. Raises ApartError if one of several may not any more."""
+    """Add books, each owned by its user. Raises ApartError if some may not act, or are locked.
+
+    apart: it is one, and what has to be waited for is waited for.
+    """
+    if apart:
+        await confirm(db, given[0][1])
     dialect = db.get_bind().dialect
     rows = [acting(user) | book_values(user.id, data) for data, user in given]
-    told = NEW.write(rows, dialect)
-    while len(books := await insert_books(db, _insert(dialect.name), told)) < len(given):
-        if len(given) > 1:
-            raise ApartError
-        await confirm(db, given[0][1])  # says why, or that they may again, until this has ended
-    return sorted(books, key=lambda book: book.id)  # ids are given out in the order of the rows
+    found = await insert_books(db, _insert(dialect.name), NEW.write(rows, dialect))
+    books = sorted(found, key=lambda book: book.id)  # ids are given out in the order of the rows
+    if orphans := {n for n, book in enumerate(books) if book.user_id is None}:
+        raise ApartError(orphans)
+    return books
 
 
 @lru_cache
 def _insert(dialect: str) -> Insert:
-    new = NEW.read(dialect).c
-    what = who_acts(new).add_columns(*(new[name] for name in GIVEN)).order_by(new[ORDER])
+    new = NEW.read(dialect)
+    what = select(who_acts(new.c), *(new.c[name] for name in GIVEN)).order_by(new.c[ORDER])
     return insert(TABLE).from_select(["user_id", *GIVEN], what).returning(*SHOWN)
 
 
