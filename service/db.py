@@ -98,7 +98,10 @@ class Database:
         return await asyncio.shield(self._begin(work))
 
     async def write_together(self, work: Together[Given, Made], one: Given) -> Made:
-        """Run `work` in a transaction with this, and with what others give it at this time."""
+        """Run `work` in a transaction with this, and with what others give it at this time.
+
+        As with `write`, what has begun ends, even if the caller is cancelled.
+        """
         if work not in self._groups:
             self._groups[work] = GroupCommit(self._begin, work)
         made: Made = await self._groups[work].write(one)

@@ -23,7 +23,7 @@ Waiting = tuple[Given, asyncio.Future[Made]]
 
 UNDER_WAY = 2  # transactions: one is worked at here while the database works at the other
 MOST = 64  # in one
-SLOW_SECONDS = 0.1  # after which another begins all the same: those may be waiting for a lock
+SLOW_SECONDS = 0.1  # after which another begins all the same: whatever it is that those wait for
 
 
 class ApartError(Exception):

@@ -53,6 +53,7 @@ class Account(NamedTuple):
 _ROWS = select(*(User.__table__.c[name] for name in Account._fields))
 MANY = _ROWS.where(User.__table__.c.id.in_(bindparam("ids", expanding=True)))
 ONE = _ROWS.where(User.__table__.c.id == bindparam("id"))
+# What `who_acts` knows a user by, and the types of that.
 ACTING = {
     "acting_id": User.__table__.c.id.type,
     "acting_ver": User.__table__.c.token_version.type,
