@@ -86,8 +86,13 @@ class Database:
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:
         """Give a session to read with: each statement sees one snapshot and holds no locks."""
-        async with self._read() as db:
+        db = self._read()
+        try:
             yield db
+        except BaseException:
+            await asyncio.shield(db.close())
+            raise
+        await db.close()  # nothing is under way: SQLAlchemy would make a task to shield it
 
     async def write(self, work: Work[T]) -> T:
         """Run `work` in a transaction, commit, and give its result.

@@ -1,12 +1,12 @@
 """Reading lists: ids and totals of one generation, and the rows as entries of their own."""
 
-import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from hashlib import blake2b
 from typing import Any, Literal, Protocol
 
+from pydantic_core import from_json, to_json
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.cache.access import Access
@@ -56,7 +56,8 @@ class Find(Protocol):
 class Listing:
     """A list of rows, and how to read it.
 
-    conditions: which rows. part: which of them, in what order; together they name the list.
+    conditions: which rows, always in one order. part: which of them, in what order; together they
+    name the list.
     counted: whether its total is wanted.
     read_all: gives the bytes of rows, the total, and what more there is, in one snapshot.
     """
@@ -71,12 +72,12 @@ class Listing:
     @cached_property
     def page(self) -> str:
         """Name the ids."""
-        return f"page {self.kind.name} {json.dumps([self.conditions, self.part], sort_keys=True)}"
+        return f"page {self.kind.name} {to_json([self.conditions, self.part]).decode()}"
 
     @cached_property
     def count(self) -> str:
         """Name the total."""
-        return f"count {self.kind.name} {json.dumps(self.conditions, sort_keys=True)}"
+        return f"count {self.kind.name} {to_json(self.conditions).decode()}"
 
 
 class _ChangedError(Exception):
@@ -146,7 +147,7 @@ class Lists:
         if self._count_seconds == 0 or (count and count.stamp != generation):
             count = None
         status: Status = "hit"
-        ids, more = json.loads(page.body) if page else ((), None)
+        ids, more = from_json(page.body) if page else ((), None)
         total = int(count.body) if count else 0
         wanted = (page is None, listing.counted and count is None)
         if any(wanted):
@@ -168,7 +169,7 @@ class Lists:
         found: Found = await access.sql(f"{wanted} {listing.page}", find)
         values = []
         if found.ids is not None and self._page_seconds:
-            body = json.dumps([found.ids, found.more]).encode()
+            body = to_json([found.ids, found.more])
             entry = Entry(generation, body).write(listing.page)
             values.append((keys[0], entry, float(self._page_seconds)))
         if found.total is not None and self._count_seconds:
