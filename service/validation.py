@@ -8,6 +8,7 @@ from datetime import UTC, datetime
 from decimal import Decimal, InvalidOperation
 from functools import lru_cache
 from typing import Annotated, Any
+from urllib.parse import parse_qsl
 
 from pydantic import (
     BaseModel,
@@ -21,6 +22,7 @@ from pydantic import (
 )
 from quart_schema import conversion
 
+MAX_PARAMETERS = 50  # of a query
 MAX_DEPTH = 32  # of nested arrays and objects
 MAX_DIGITS = 64  # of one number: beyond every column, and cheap to read
 INT64 = 2**63 - 1
@@ -62,6 +64,22 @@ def parse_json(body: bytes) -> dict[str, Any]:
     if b"\\" in body or body.count(b"{") + body.count(b"[") > MAX_DEPTH:
         _look_through(value, MAX_DEPTH)  # JSON has what is looked for as an escape alone
     return value
+
+
+def parse_query(query: bytes) -> list[tuple[str, str]]:
+    """Read the parameters of a query; ValueError says what is wrong with it.
+
+    Werkzeug would put U+FFFD in the place of what is no UTF-8.
+    """
+    try:
+        pairs = parse_qsl(
+            query.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS
+        )
+    except ValueError:
+        raise ValueError("The query is not UTF-8, or too long") from None
+    if any(FORBIDDEN.search(part) for pair in pairs for part in pair):
+        raise ValueError("The query holds a NUL character")
+    return pairs
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

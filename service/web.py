@@ -5,27 +5,28 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, cast
-from urllib.parse import parse_qsl, urlencode
+from urllib.parse import urlencode
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json
 from quart import Quart, Response, current_app, request
 from quart_schema.validation import QUART_SCHEMA_QUERYSTRING_ATTRIBUTE
+from werkzeug.datastructures import ImmutableMultiDict, MultiDict
 from werkzeug.exceptions import NotFound, RequestEntityTooLarge
 from werkzeug.http import parse_etags
 from werkzeug.routing import IntegerConverter
+from werkzeug.utils import cached_property
 
 from service import asgi
 from service.cache import Listing, Rows, Status
 from service.config import Settings
 from service.errors import APIError, InvalidInputError, UnsupportedMediaTypeError
 from service.front import CACHED, TOO_LARGE, VARY
-from service.validation import FORBIDDEN, ID, INT64, parse_json
+from service.validation import ID, INT64, parse_json, parse_query
 
 JSON = "application/json"
 HTML = "text/html; charset=utf-8"
 JSON_TYPE = re.compile(r"application/(json|[a-z0-9.+-]+\+json)")
-MAX_PARAMETERS = 50  # of a query
 LIMITED_VARY = f"{VARY}, Authorization"
 CACHE_STATUS = {"hit": "hit", "miss": "fwd=miss", "bypass": "fwd=bypass"}
 STANDINGS = "octavo.limits"  # in the scope of a limited request: how its caller stands
@@ -44,7 +45,15 @@ class Public:
 
 
 class Request(asgi.Request):
-    """A request whose JSON is read strictly, and of which no more than the cap is read."""
+    """A request that is read strictly, and no further than the cap."""
+
+    @cached_property
+    def args(self) -> MultiDict[str, str]:
+        """The parameters. Raises APIError."""
+        try:
+            return ImmutableMultiDict(parse_query(self.query_string))
+        except ValueError as error:
+            raise APIError(str(error)) from None
 
     async def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
         """Give the body as a dict. Raises 400, 413 or 415 as an APIError or HTTP error."""
@@ -185,7 +194,6 @@ def absolute(path: str) -> str:
 
 def page_links(page: int, *, last: int | None, has_next: bool) -> dict[str, str]:
     """Give the links of a page, other parameters kept. `last` is None where it is too far."""
-
     others = [(k, v) for k, v in request.args.items(multi=True) if k != "page"]
     before = absolute(f"{request.path}?{urlencode([*others, ('page', '')])}")
     links = {"self": f"{before}{page}", "first": f"{before}1"}
@@ -219,19 +227,7 @@ def init_app(app: Quart, settings: Settings) -> None:
             raise RequestEntityTooLarge
         if not request.query_string or request.url_rule is None or request.method == "OPTIONS":
             return
-        try:
-            # Werkzeug would put U+FFFD in the place of what is no UTF-8.
-            pairs = parse_qsl(
-                request.query_string.decode(),
-                keep_blank_values=True,
-                errors="strict",
-                max_num_fields=MAX_PARAMETERS,
-            )
-        except ValueError:
-            raise APIError("The query is not UTF-8, or too long") from None
-        if any(FORBIDDEN.search(part) for pair in pairs for part in pair):
-            raise APIError("The query holds a NUL character")
-        names = [name for name, _ in pairs]
+        names = [name for name, _ in request.args.items(multi=True)]
         if repeated := {name for name in names if names.count(name) > 1}:
             raise InvalidInputError({name: ["Given more than once."] for name in repeated})
         view = app.view_functions[request.url_rule.endpoint]
