@@ -37,18 +37,6 @@ class Connection(ASGIHTTPConnection):
         request.body.set_result(message.get("body", b""))
         return await self.handle_request(request, send)
 
-    async def handle_request(self, request: quart.Request, send: ASGISendCallable) -> None:
-        """Answer; nobody has to wait, with a time-out, for what is sent at once."""
-        response = await self.app.handle_request(request)
-        body = response.response
-        if isinstance(body, DataBody) and len(body.data) <= SENT_AT_ONCE and WHOLE in self.scope:
-            return await self._send_response(send, response)
-        timeout: Any = getattr(response, "timeout", Ellipsis)
-        seconds = self.app.config["RESPONSE_TIMEOUT"] if timeout is Ellipsis else timeout
-        with suppress(TimeoutError):
-            await asyncio.wait_for(self._send_response(send, response), seconds)
-        return None
-
     async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
         """Send an answer of bytes as one piece, of which Quart makes two."""
         if not isinstance(response, Response) or not isinstance(response.response, DataBody):
@@ -101,6 +89,15 @@ class Application(Quart):
         super().__init__(*args, **kwargs)
         once: Any = lru_cache(1_024)  # each request looks at the same hooks and views
         self.ensure_async = once(self.ensure_async)  # type: ignore[method-assign]  # Quart's, kept
+
+    async def handle_request(self, request: quart.Request) -> ResponseTypes:
+        """Answer a request; nobody has to wait, with a time-out, for what is sent at once."""
+        response = await super().handle_request(request)
+        body = response.response
+        is_short = isinstance(body, DataBody) and len(body.data) <= SENT_AT_ONCE
+        if is_short and WHOLE in request.scope:
+            cast(Response, response).timeout = None
+        return response
 
     def bind(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
         """Give Quart's own adapter."""

@@ -81,7 +81,7 @@ class GroupCommit(Generic[Given, Made]):
             return await self._together(db, some, False)
         except DBAPIError as error:  # nothing of it is written
             if is_unavailable(error) and not error.connection_invalidated:
-                raise  # and nobody could be, for now
+                raise  # it would be the same for each of them
             raise ApartError(range(len(some))) from error
 
     def _ended(self, group: list[Waiting[Given, Made]], unit: Unit[Made]) -> None:

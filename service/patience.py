@@ -3,7 +3,7 @@
 import asyncio
 from math import ceil
 from types import TracebackType
-from typing import Any, cast
+from typing import Any
 
 SLEEP = 0.002
 
@@ -13,25 +13,21 @@ class Patience:
 
     While the loop itself is late, an answer that has long been there is not read either: a plain
     time-out would take its own lateness for a silence of the other side. Entered again, it goes
-    on with what is left. It cancels as asyncio.timeout does, which costs twice as much.
+    on with what is left.
     """
 
-    _task: asyncio.Task[Any]
-    _handle: asyncio.TimerHandle
-    _cancellations = 0  # of the task, when it was entered
-    _is_over = False
-
-    def __init__(self, seconds: float, sleep: float = SLEEP) -> None:
-        self._left = ceil(seconds / sleep)
-        self._sleep = sleep
+    def __init__(self, seconds: float) -> None:
+        self._left = ceil(seconds / SLEEP)
+        self._timeout: asyncio.Timeout
+        self._handle: asyncio.TimerHandle
 
     async def __aenter__(self) -> None:
         if self._left <= 0:
             raise TimeoutError
-        self._task = cast(asyncio.Task[Any], asyncio.current_task())
-        self._cancellations = self._task.cancelling()
-        self._loop = self._task.get_loop()
-        self._handle = self._loop.call_later(self._sleep, self._tick)
+        self._timeout = asyncio.timeout(None)
+        await self._timeout.__aenter__()
+        self._loop = asyncio.get_running_loop()
+        self._handle = self._loop.call_later(SLEEP, self._tick)
 
     async def __aexit__(
         self,
@@ -40,19 +36,14 @@ class Patience:
         traceback: TracebackType | None,
     ) -> None:
         self._handle.cancel()
-        if self._is_over:
-            self._is_over = False
-            is_ours = self._task.uncancel() <= self._cancellations
-            if is_ours and kind is not None and issubclass(kind, asyncio.CancelledError):
-                raise TimeoutError from error
+        await self._timeout.__aexit__(kind, error, traceback)
 
     def _tick(self) -> None:
         self._left -= 1
         if self._left > 0:
-            self._handle = self._loop.call_later(self._sleep, self._tick)
+            self._handle = self._loop.call_later(SLEEP, self._tick)
         else:
-            self._is_over = True
-            self._task.cancel()
+            self._timeout.reschedule(self._loop.time())
 
 
 async def end(task: asyncio.Task[Any]) -> None:

@@ -127,7 +127,7 @@ class Client:
             await asyncio.sleep(self._chance.expovariate(1 / self._think))
             worker = self._places[self._place]
             ways = (self.item, self.shelf, self.write, self.write_twice, self.create_several)
-            do = self._chance.choices(ways, (40, 30, 5, 5, 1))[0]
+            do = self._chance.choices(ways, (80, 60, 10, 10, 1))[0]
             asking = asyncio.create_task(do(worker))
             await asyncio.wait({asking}, timeout=15)
             asking.cancel()
@@ -280,7 +280,7 @@ def test_every_interleaving_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
         assert not history.violations, f"seed {seed}: {history.violations}"
         reads, hits = reads + history.reads, hits + history.hits
     print(f"{SEEDS} seeds, {reads} reads, {hits} of them hits, 0 violations")
-    assert hits > reads / 8, "a cache that is never asked is never stale"
+    assert hits > reads / 6, "a cache that is never asked is never stale"
 
 
 class _Any(bytes):

@@ -9,6 +9,7 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import event
+from sqlalchemy.exc import DBAPIError
 
 from service.books import service
 from service.books.service import book_values
@@ -43,6 +44,7 @@ class Bench:
         self.groups: list[list[int]] = []
         self.may_end = asyncio.Event()
         self.refused: set[int] = set()
+        self.error: DBAPIError | None = None  # of the database, once there are several
         self.commit = GroupCommit[int, str](self.begin, self.together)
 
     def begin(self, work: Any) -> asyncio.Task[Any]:
@@ -53,6 +55,8 @@ class Bench:
         """Write some numbers as text."""
         self.groups.append(list(some))
         await self.may_end.wait()
+        if self.error is not None and (len(some) > 1 or apart):
+            raise self.error
         if refused := {place for place, one in enumerate(some) if one in self.refused}:
             raise LookupError(some[0]) if apart else ApartError(refused)
         return [str(one) for one in some]
@@ -228,6 +232,26 @@ async def test_what_cannot_be_written_together_is_written_apart() -> None:
     alone, others = [[5], [9]], [n for n in range(UNDER_WAY, 12) if n not in bench.refused]
     assert sorted(bench.groups[UNDER_WAY + 1 :]) == sorted([*alone, others])
     assert await bench.commit.write(12) == "12"  # nothing is left under way
+
+
+@pytest.mark.parametrize(
+    ("state", "is_lost", "is_told_at_once"),
+    [("57014", False, True), ("57P01", True, False), ("23514", False, False)],
+    ids=["took too long", "lost", "refused"],
+)
+async def test_an_error_that_each_would_have_is_told_to_all_at_once(
+    state: str, is_lost: bool, is_told_at_once: bool
+) -> None:
+    """A second wait of as long would come too late; a connection that broke is no wait."""
+    bench, driver = Bench(), Exception()
+    vars(driver)["sqlstate"] = state
+    bench.error = DBAPIError("INSERT", {}, driver, connection_invalidated=is_lost)
+    bench.may_end.set()
+    asked = [bench.commit.write(n) for n in range(UNDER_WAY + 4)]
+    told = await asyncio.gather(*asked, return_exceptions=True)
+    assert told[:UNDER_WAY] == [str(n) for n in range(UNDER_WAY)]
+    assert told[UNDER_WAY:] == [bench.error] * 4
+    assert len(bench.groups) == UNDER_WAY + (1 if is_told_at_once else 5)
 
 
 async def test_who_goes_away_takes_nobody_along() -> None:

@@ -28,7 +28,7 @@ Way = TypeVar("Way", bound=str)
 
 LATER_PATIENCE = 1.0
 _lost: ContextVar[str] = ContextVar("lost", default="")  # the request that the store has failed
-SQL_SECONDS, SQL_SLEEP = 4.5, 0.5  # of a reader's wait, for a connection and for what it says
+SQL_SECONDS = 4.5  # of a reader's wait, for a connection and for what it says
 
 
 class Access:
@@ -86,7 +86,7 @@ class Access:
             async with self.session() as db:
                 return await load(db)
 
-        async with Patience(SQL_SECONDS, SQL_SLEEP):
+        async with asyncio.timeout(SQL_SECONDS):
             return await self._flights.read(name, read)
 
     def failed(self, error: Exception) -> None:

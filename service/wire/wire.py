@@ -49,7 +49,7 @@ class Wire:
         self._number += 1
         if not self._is_due:
             self._is_due = True
-            if self._loop is None:
+            if self._loop is None:  # asked for once: in Python 3.11 it is a system call
                 self._loop = asyncio.get_running_loop()
             self._loop.call_soon(self._end_tick, context=self._context)
         elif self._number >= ENOUGH:
@@ -57,9 +57,7 @@ class Wire:
 
     async def ask(self, kind: Kind, what: Any) -> Any:
         """Ask, and wait for the answer. Raises RedisError, OSError, TimeoutError."""
-        if self._loop is None:  # asked for once: in Python 3.11 it is a system call
-            self._loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Any] = self._loop.create_future()
+        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.call(kind, what, partial(_settle, answer))
         return await answer
 
