@@ -16,6 +16,7 @@ from service import (
     metrics,
     openapi,
     overload,
+    pagination,
     security,
     shortway,
     web,
@@ -28,7 +29,7 @@ from service.config import Settings, load
 from service.users import users_bp
 
 CONCERNS = (
-    logs, web, errors, cors, security, db, lag, health, home, openapi, limits, metrics,
+    logs, web, errors, cors, security, pagination, db, lag, health, home, openapi, limits, metrics,
     access_log, front, shortway, overload,
 )  # fmt: skip
 BLUEPRINTS = (auth_bp, books_bp, users_bp, admin_bp)

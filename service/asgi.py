@@ -32,9 +32,13 @@ class Connection(ASGIHTTPConnection):
         """Answer a request."""
         if WHOLE not in self.scope:
             return await super().__call__(receive, send)
-        request = self._create_request_from_scope(send)
         message: Any = await receive()
-        request.body.set_result(message.get("body", b""))
+        return await self.answer(message.get("body", b""), send)
+
+    async def answer(self, body: bytes, send: ASGISendCallable) -> None:
+        """Answer a request that has this body."""
+        request = self._create_request_from_scope(send)
+        request.body.set_result(body)
         return await self.handle_request(request, send)
 
     async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:

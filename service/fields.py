@@ -11,20 +11,23 @@ Pairs = Iterable[tuple[bytes, bytes]]
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 LABEL = rb"[A-Za-z0-9-]{1,63}"
 HOST = re.compile(rb"(%b\.)*%b\.?(:[0-9]{1,5})?" % (LABEL, LABEL))
-# Of a GET: it has a body, or wants what only the framework knows.
-SPECIAL = {b"content-length", b"transfer-encoding", b"content-encoding", b"expect", b"upgrade"}
+BODY = {b"content-length", b"transfer-encoding"}  # of a request that has one
+SPECIAL = {b"content-encoding", b"expect", b"upgrade"}  # it wants what the framework alone knows
 
 
 class Told(NamedTuple):
     """What the fields of a request tell.
 
     host: the one that is asked, if it is a decent name; else empty. is_special: it is for the
-    framework. name: of the request, if the client gave it a decent one; nobody has to trust one.
+    framework. media: lines of Content-Type. name: of the request, if the client gave it a decent
+    one; nobody has to trust one.
     """
 
     host: bytes
     is_special: bool
+    has_body: bool
     has_origin: bool
+    media: list[bytes]
     tags: list[str]  # If-None-Match, its lines
     authorization: list[str]  # its lines
     forwarded: list[str]  # X-Forwarded-For, its last addresses, as far as one is worth reading
@@ -48,10 +51,11 @@ def told_by(headers: Any) -> Told:
 
 def _read(headers: Pairs) -> Told:
     hosts: list[bytes] = []
+    media: list[bytes] = []
     tags: list[str] = []
     authorization: list[str] = []
     forwarded: list[str] = []
-    is_special = has_origin = False
+    is_special = has_body = has_origin = False
     name = b""
     for key, value in headers:
         if key == b"host":
@@ -68,12 +72,18 @@ def _read(headers: Pairs) -> Told:
         elif key == b"origin":
             is_special |= has_origin  # a second one
             has_origin = True
+        elif key == b"content-type":
+            media.append(value)
+        elif key in BODY:
+            has_body = True
         elif key in SPECIAL:
             is_special = True
     return Told(
         hosts[0] if len(hosts) == 1 and HOST.fullmatch(hosts[0]) else b"",
         is_special,
+        has_body,
         has_origin,
+        media,
         tags,
         authorization,
         forwarded,

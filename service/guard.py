@@ -4,7 +4,7 @@ import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from functools import wraps
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from quart import request
 from quart_schema import security_scheme
@@ -14,10 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.cache import Entry, Items, Kind
 from service.cache import of_app as cache
 from service.errors import APIError, ForbiddenError, UnauthorizedError
+from service.fields import told_by
 from service.front import USER
 from service.models import User
 from service.openapi.answers import fails
-from service.security import bearer, tokens
+from service.security import Claims, Tokens, bearer, tokens
 
 ASKED = "octavo.asked"  # in the scope: the account of who will be recognised
 RECOGNISES = "_octavo_recognises"  # at a view: it calls `authenticate`
@@ -81,23 +82,31 @@ def expect(scope: Any, items: Items, user_id: int) -> None:
 
 
 async def authenticate() -> CurrentUser:
-    """Recognise the bearer of the Authorization header, with or without `Bearer ` (guide).
+    """Recognise who makes the request that is being answered. Raises as `claimed`, `recognise`."""
+    return await recognise(request.scope, claimed(request.scope, tokens()), cache().items)
 
-    Raises UnauthorizedError: no token, one that does not verify or was revoked, or one of a
-    user who is gone. Raises APIError: the header is there twice.
+
+def claimed(scope: Any, tokens: Tokens) -> Claims:
+    """Verify the token of the Authorization header, with or without `Bearer ` (guide).
+
+    Raises UnauthorizedError: no token, or one that does not verify. Raises APIError: the header is
+    there twice.
     """
-    headers = request.headers.getlist("Authorization")
+    headers = told_by(scope["headers"]).authorization
     if len(headers) > 1:
         raise APIError("Authorization is given more than once")
     token = bearer("".join(headers))
     if not token:
         raise UnauthorizedError("Token is missing")
-    claims = tokens().read(token)
-    asked = cast(Any, request.scope).pop(ASKED, None)
-    entry, _ = await cache().items.read(USERS, claims.user_id, asked)
+    return tokens.read(token)
+
+
+async def recognise(scope: Any, claims: Claims, items: Items) -> CurrentUser:
+    """Give the user of a token. Raises UnauthorizedError: it was revoked, or they are gone."""
+    entry, _ = await items.read(USERS, claims.user_id, scope.pop(ASKED, None))
     account = Account(*json.loads(entry.body)) if entry.body else None
     user = _recognise(account, claims.jti, claims.ver)
-    request.scope[USER] = user.id  # type: ignore[literal-required]  # a key of ours
+    scope[USER] = user.id
     return user
 
 

@@ -10,8 +10,9 @@ from quart_rate_limiter import rate_exempt
 
 from service import __version__
 from service.config import Settings
+from service.links import absolute
 from service.openapi.answers import answers
-from service.web import HTML, absolute
+from service.web import HTML
 
 home_bp = Blueprint("home", __name__)
 

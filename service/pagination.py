@@ -8,14 +8,14 @@ from itsdangerous import BadSignature, URLSafeSerializer
 from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
-from quart import current_app
+from quart import Quart, current_app
 from sqlalchemy import ColumnElement, Integer, Select, bindparam, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.config import Settings
 from service.errors import InvalidInputError
+from service.links import Here
 from service.validation import Int64, QueryCount, QueryFlag, Schema
-from service.web import page_links
 
 DEFAULT_SIZE = 20
 MAX_SIZE = 100  # asked for more, a list gives this many
@@ -103,11 +103,11 @@ class Page:
         """The parameters of a query of pages."""
         return {"limit": self.size, "offset": self.offset}
 
-    def envelope(self, total: int) -> dict[str, Any]:
+    def envelope(self, total: int, here: Here) -> dict[str, Any]:
         """Give what a list's answer holds beside its items: total, pagination and links."""
         last = max(1, -(-total // self.size))
         has_next = self.number < last
-        links = page_links(
+        links = here.pages(
             self.number,
             last=last if (last - 1) * self.size <= MAX_OFFSET else None,
             has_next=has_next and self.number * self.size <= MAX_OFFSET,
@@ -196,7 +196,8 @@ class Cursors:
     @classmethod
     def of_app(cls) -> Self:
         """Give those of the current application."""
-        return cls(current_app.extensions["settings"])
+        found: Self = current_app.extensions["cursors"]
+        return found
 
     def write(self, purpose: list[Any], key: str, row_id: int) -> str:
         """Give the cursor behind a row, for the list that `purpose` describes."""
@@ -213,3 +214,8 @@ class Cursors:
             if made_for == purpose and signer.dumps([purpose, key, row_id]) == cursor:
                 return key, row_id
         raise InvalidInputError({"cursor": ["Not a cursor of this list."]})
+
+
+def init_app(app: Quart, settings: Settings) -> None:
+    """Give the application its cursors."""
+    app.extensions["cursors"] = Cursors(settings)

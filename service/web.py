@@ -5,11 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import Any, cast
-from urllib.parse import urlencode
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json
-from quart import Quart, Response, current_app, request
+from quart import Quart, Response, request
 from quart_schema.validation import QUART_SCHEMA_QUERYSTRING_ATTRIBUTE
 from werkzeug.datastructures import ImmutableMultiDict, MultiDict
 from werkzeug.exceptions import NotFound, RequestEntityTooLarge
@@ -35,11 +34,11 @@ PUBLIC = "octavo.public"  # in the scope: the list that it was answered with
 
 @dataclass(frozen=True, slots=True)
 class Public:
-    """A list as it was answered, and what it was made of. `lines`: the headers of a 200 alone."""
+    """A list as it is answered, and what it was made of. `headers`: those of a 200 alone."""
 
     body: bytes
     tag: str
-    lines: bytes
+    headers: Mapping[str, str]
     listing: Listing
     rows: Rows
 
@@ -131,23 +130,26 @@ def respond_public(
     response.set_etag(tag)
     response.headers["Cache-Control"] = "no-cache"
     if cached is not None:
-        response.headers.update(cache_status(cached))
+        response.headers.update(cache_status(request.scope, cached))
     return response
 
 
-def respond_list(
-    body: bytes, listing: Listing, rows: Rows, headers: Mapping[str, str] | None = None
-) -> Response:
+def respond_list(found: Public) -> Response:
     """Answer a list, so that it can be answered again as long as it is true."""
-    told = [(name.lower().encode(), value.encode()) for name, value in (headers or {}).items()]
-    tag, scope = etag(body), cast(Any, request.scope)
-    scope[PUBLIC] = Public(body, tag, sized(body) + as_lines(told), listing, rows)
-    return respond_public(body, tag=tag, headers=headers, cached=rows.status)
+    cast(Any, request.scope)[PUBLIC] = found
+    return respond_public(
+        found.body, tag=found.tag, headers=found.headers, cached=found.rows.status
+    )
 
 
 def sized(body: bytes) -> bytes:
     """Give the header lines that every JSON body has."""
     return b"content-type: %b\r\ncontent-length: %d\r\n" % (JSON.encode(), len(body))
+
+
+def spelled(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+    """Give headers as ASGI has them."""
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
 def as_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
@@ -165,9 +167,9 @@ def is_known(tag: str, lines: Sequence[str]) -> bool:
     return known.contains_weak(tag) or known.star_tag
 
 
-def cache_status(status: Status) -> dict[str, str]:
+def cache_status(scope: Any, status: Status) -> dict[str, str]:
     """Say whether the cache answered (RFC 9211)."""
-    request.scope[CACHED] = status  # type: ignore[literal-required]  # a key of ours
+    scope[CACHED] = status
     return {"Cache-Status": f"Octavo; {CACHE_STATUS[status]}"}
 
 
@@ -182,33 +184,6 @@ def _empty(status: int) -> Response:
     for name in ("Content-Type", "Content-Length"):
         response.headers.remove(name)
     return response
-
-
-def absolute(path: str) -> str:
-    """Give an absolute link: from PUBLIC_URL; without one (development) from the request."""
-    public: str | None = current_app.extensions["settings"].public_url
-    if public is not None:
-        return public + path
-    return f"{request.scheme}://{request.host}{path}" if request.host else path
-
-
-def page_links(page: int, *, last: int | None, has_next: bool) -> dict[str, str]:
-    """Give the links of a page, other parameters kept. `last` is None where it is too far."""
-    others = [(k, v) for k, v in request.args.items(multi=True) if k != "page"]
-    before = absolute(f"{request.path}?{urlencode([*others, ('page', '')])}")
-    links = {"self": f"{before}{page}", "first": f"{before}1"}
-    if last is not None:
-        links["last"] = f"{before}{last}"
-    if has_next:
-        links["next"] = f"{before}{page + 1}"
-    if page > 1:
-        links["prev"] = f"{before}{page - 1}"
-    return links
-
-
-def link_header(links: Mapping[str, str]) -> dict[str, str]:
-    """Give the Link header (RFC 8288) of `links`."""
-    return {"Link": ", ".join(f'<{url}>; rel="{rel}"' for rel, url in links.items())}
 
 
 def init_app(app: Quart, settings: Settings) -> None:

@@ -23,10 +23,10 @@ STOREYS = (
     "__init__", "config_values", "config_cache", "config_limits", "config_serve", "config",
     "logs", "unique", "fields", "asgi", "column_types", "json_rows", "search", "models",
     "validation", "db_errors", "group_commit", "engines", "migrations", "errors", "patience",
-    "precedence", "wire", "cache", "front", "lag", "web", "openapi", "db", "security", "guard",
-    "pagination", "listing", "cors", "overload", "http1", "limits", "access_log", "figures",
-    "metrics", "health", "home", "books", "users", "auth", "admin", "shortway", "importer", "seed",
-    "plausible", "app", "server", "cli", "__main__",
+    "precedence", "wire", "cache", "front", "lag", "web", "links", "openapi", "db", "security",
+    "guard", "pagination", "listing", "cors", "overload", "http1", "limits", "access_log",
+    "figures", "metrics", "health", "home", "books", "users", "auth", "admin", "shortway",
+    "importer", "seed", "plausible", "app", "server", "cli", "__main__",
 )  # fmt: skip
 WITHOUT_BODY = {"/api/auth/logout", "/admin/clear-cache"}
 

@@ -3,11 +3,8 @@
 import asyncio
 import os
 import random
-import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import timedelta
 from itertools import product
 from pathlib import Path
@@ -18,120 +15,21 @@ import pytest
 from quart import Quart
 from quart_rate_limiter import QUART_RATE_LIMITER_LIMITS_ATTRIBUTE as ATTRIBUTE
 from quart_rate_limiter import rate_limit
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from service.cache import Rows
 from service.cache.lists import Lists
 from service.shortway.look import Ready
 from service.shortway.pages import LARGEST, MOST, Page, Pages
-from tests.conftest import Site, serving, settings_for, visiting
-from tests.factories import Factory, Member
+from tests.conftest import Site, settings_for, visiting
+from tests.factories import Factory
+from tests.ways import CHANCE, ELSEWHERE, SHOP, Answered, Asked, Question, asked, plain
 
 pytestmark = pytest.mark.no_cover  # what it runs, others cover, and it is far faster without
 
 QUESTIONS = 20_000 if os.environ.get("SOAK") else 400
 BOOKS = 12
-SHOP, ELSEWHERE = "https://shop.example.org", "https://elsewhere.example.org"
-RATE = "30 per hour"  # a few of the questions of each caller are refused
-EACH = 200  # questions of a caller
-TICKING = re.compile(r"(?<=t=)\d+")
-INTERIM = re.compile(rb"\AHTTP/1.1 1.*?\r\n\r\n", re.DOTALL)
-CHANCE = re.compile(r"(cache|user)=\S+ ")  # who comes first finds less; each has its own callers
-OWN = {"date", "x-request-id"}  # of one answer
-SECONDS = {"ratelimit-reset", "retry-after"}
-
-
-@dataclass(frozen=True)
-class Answered:
-    """What came back."""
-
-    status: int
-    headers: list[tuple[str, str]]
-    body: bytes
-
-    def header(self, name: str) -> str | None:
-        """Give the header of a name, if there is one."""
-        return dict(self.headers).get(name)
-
-
-@dataclass
-class Asked:
-    """One of the two applications, and what was noted beside its answers."""
-
-    site: Site
-    number: int
-    token: str
-    books: list[int]  # their ids
-    framework: int = 0  # requests that it saw
-    lines: list[str] = field(default_factory=list)
-
-    def address(self, n: int) -> str:
-        """Give the address of a caller that asks a few questions of this one alone."""
-        return f"172.16.{n // EACH}.{self.number}"
-
-    @property
-    def hits(self) -> int:
-        """How many reads the cache has answered."""
-        hits: int = self.site.app.extensions["cache"].counters.hits
-        return hits
-
-    async def ask(self, request: bytes) -> Answered:
-        """Send bytes over a connection of their own."""
-        reader, writer = await asyncio.open_connection("127.0.0.1", self.site.port)
-        writer.write(request)
-        async with asyncio.timeout(20):
-            raw = await reader.read()
-        writer.close()
-        head, _, body = INTERIM.sub(b"", raw).partition(b"\r\n\r\n")
-        first, *lines = head.decode("latin-1").split("\r\n")
-        pairs = [line.split(": ", 1) for line in lines]
-        headers = sorted((name.lower(), value) for name, value in pairs)
-        return Answered(int(first.split()[1]), headers, body)
-
-    async def metrics(self) -> Counter[str]:
-        """Give how many requests there were of each kind, and what the cache counted."""
-        metrics = self.site.app.extensions["metrics"]
-        told = (await metrics.text()).decode()
-        found = re.findall(
-            r"(?m)^(octavo_(?:request_seconds_count|limit_dec\w+_total)\S*) (\S+)$", told
-        )
-        return Counter({name: int(float(number)) for name, number in found})
-
-
-@asynccontextmanager
-async def asked(
-    site: Site, folder: Path, number: int, member: Member, books: list[int], **changed: Any
-) -> AsyncIterator[Asked]:
-    """Serve the same catalogue, and note what Quart sees of it, and what is logged."""
-    found = Asked(site, number, member.headers["Authorization"].removeprefix("Bearer "), books)
-
-    def prepare(app: Quart) -> None:
-        @app.before_request
-        async def note() -> None:
-            found.framework += 1
-
-        lines = app.logger.info
-
-        def info(message: str, *told: Any, **more: Any) -> None:
-            if told and isinstance(told[0], dict):
-                kept = {**told[0], "milliseconds": 0.0}
-                found.lines.append(message % kept)
-            lines(message, *told, **more)
-
-        app.logger.info = info  # type: ignore[assignment, method-assign]  # a spy
-
-    settings = settings_for(
-        site.another_url,
-        folder,
-        ratelimit_storage_url=None,
-        ratelimit_books_item=RATE,
-        ratelimit_books_list=f"{RATE};1000 per day",
-        trusted_proxy_hops=1,
-        cors_origins=[SHOP],
-        **changed,
-    )
-    async with serving(settings, prepare) as served:
-        found.site = served
-        yield found
+MOST_BYTES = 4_096  # of a body
 
 
 @pytest.fixture
@@ -143,8 +41,10 @@ async def ways(site: Site, make: Factory, folder: Path) -> AsyncIterator[tuple[A
         for n in range(BOOKS)
     ]
     async with (
-        asked(site, folder, 1, callers[0], books) as short,
-        asked(site, folder, 2, callers[1], books, short_way=False) as ordinary,
+        asked(site, folder, 1, callers[0], books, max_body_bytes=MOST_BYTES) as short,
+        asked(
+            site, folder, 2, callers[1], books, max_body_bytes=MOST_BYTES, short_way=False
+        ) as ordinary,
     ):
         yield short, ordinary
 
@@ -155,7 +55,7 @@ class Questions:
     def __init__(self, chance: random.Random, books: list[int]) -> None:
         self._chance = chance
         self._books = books
-        self.tags: list[str] = ['"0123456789abcdef01234567"']
+        self.tags = {"": '"0123456789abcdef01234567"'}  # by the target that had them last
 
     def _target(self) -> str:
         choice = self._chance.choice
@@ -180,12 +80,12 @@ class Questions:
             choice(["/api//books", "/api/books/", "/api%2Fbooks", "/API/books", "/api/books/1/"]),
         ])  # fmt: skip
 
-    def _headers(self) -> Iterator[tuple[str, str]]:
+    def _headers(self, target: str) -> Iterator[tuple[str, str]]:
         choice, chance = self._chance.choice, self._chance.random
         hosts = ["localhost", "a.example:8080", "a.example:99999", "[::1]:80", "a_b", "a b", "é"]
         hosts += ["a..b", ".", "a.", "x" * 64, f"{'x' * 63}.a"]
         yield "Host", choice(hosts) if chance() < 0.2 else "books.example.org"
-        tag = choice(self.tags)
+        tag = self.tags.get(target, "") if chance() < 0.5 else choice([*self.tags.values()])
         known = [tag, f"W/{tag}", "*", f'"x", {tag}', tag.strip('"'), '"', "", f"{tag},,", '"é"']
         if chance() < 0.4:
             yield "If-None-Match", choice(known)
@@ -203,41 +103,17 @@ class Questions:
         if chance() < 0.2:
             yield choice(rare)
 
-    def ask(self) -> "Question":
+    def ask(self) -> Question:
         """Give a request, whose caller is yet to be said: each application has its own."""
         methods = ("GET", "HEAD", "OPTIONS", "POST", "DELETE")
         (method,) = self._chance.choices(methods, (85, 6, 3, 3, 3))
         tokens = self._chance.choices(("", "own", "false", "two"), (6, 3, 1, 1))[0]
-        return Question(f"{method} {self._target()} HTTP/1.1", [*self._headers()], tokens)
-
-
-@dataclass(frozen=True)
-class Question:
-    """A request, but for who asks."""
-
-    first: str
-    headers: list[tuple[str, str]]
-    tokens: str
-
-    def by(self, address: str, token: str = "") -> bytes:
-        """Give the bytes of it."""
-        tokens = {"": [], "own": [token], "false": [f"{token}x"], "two": [token, token]}
-        lines = [self.first, *(f"{name}: {value}" for name, value in self.headers)]
-        lines += [f"Authorization: Bearer {one}" for one in tokens[self.tokens] if token]
-        return "\r\n".join(
-            [*lines, f"X-Forwarded-For: {address}", "Connection: close", "", ""]
-        ).encode("latin-1")
-
-
-def plain(answer: Answered) -> Any:
-    """Leave out what differs from answer to answer: the time, and an id that was given."""
-    headers = [
-        (name, "s" if name in SECONDS else TICKING.sub("s", value))
-        for name, value in answer.headers
-        if name not in OWN
-    ]
-    body = re.sub(rb'"(request_id":"\w+|retry_after":\d+)"?', b"", answer.body)
-    return answer.status, headers, body
+        target, body = self._target(), b""
+        headers = [*self._headers(target)]
+        if self._chance.random() < 0.03:
+            body = b"x" * self._chance.choice((1, MOST_BYTES, MOST_BYTES + 1))
+            headers.append(("Content-Length", str(len(body))))
+        return Question(f"{method} {target} HTTP/1.1", headers, tokens, body)
 
 
 @pytest.mark.timeout(max(120, QUESTIONS // 10))
@@ -247,9 +123,14 @@ async def test_nobody_can_tell_them_apart(ways: tuple[Asked, Asked]) -> None:
     questions, statuses = Questions(random.Random(seed), ways[0].books), Counter[int]()
     for n in range(QUESTIONS):
         question = questions.ask()
+        if n % 4 == 0:
+            for way in ways:
+                await way.site.app.extensions["cache"].clear()
         # What follows an answer is not waited for: so each is asked until the cache has it.
-        for turn, way in product(range(3), ways):
-            await way.ask(question.by(f"10.{turn}.{n >> 8}.{n & 255}"))
+        for turn in range(3):
+            address = f"0.{turn}.{n >> 8}.{n & 255}"
+            one, other = [await way.ask(question.by(f"1{way.number}{address}")) for way in ways]
+            assert cold(one) == cold(other), question
         for _ in range(3):  # an entry may end between the two
             one, other = [await way.ask(question.by(way.address(n), way.token)) for way in ways]
             if one.header("cache-status") == other.header("cache-status"):
@@ -257,7 +138,7 @@ async def test_nobody_can_tell_them_apart(ways: tuple[Asked, Asked]) -> None:
         assert plain(one) == plain(other), question
         statuses[one.status] += 1
         if (tag := one.header("etag")) is not None:
-            questions.tags = [*questions.tags[-20:], tag]
+            questions.tags[question.first.split()[1]] = tag
     await asyncio.sleep(0.5)  # a line is written after its answer has been sent
     short, ordinary = ways
     print(f"{statuses}, {short.framework} and {ordinary.framework} seen by the framework")
@@ -266,6 +147,12 @@ async def test_nobody_can_tell_them_apart(ways: tuple[Asked, Asked]) -> None:
     assert await short.metrics() == await ordinary.metrics()
     seen = [Counter(CHANCE.sub("", line) for line in way.lines) for way in ways]
     assert seen[0] == seen[1]
+
+
+def cold(answer: Answered) -> Any:
+    """Leave out who was the first to ask."""
+    status, headers, body = plain(answer)
+    return status, [pair for pair in headers if pair[0] != "cache-status"], body
 
 
 async def test_what_is_warm_is_not_seen_by_the_framework(ways: tuple[Asked, Asked]) -> None:
@@ -283,8 +170,33 @@ async def test_what_is_warm_is_not_seen_by_the_framework(ways: tuple[Asked, Aske
         assert way.hits - reads >= 1
     await asyncio.sleep(0.1)
     for way in ways:
-        lines = ["GET /api/books/<id:book_id> 200 0.0 ms user=- cache=hit limit=admitted"]
+        lines = ["info GET /api/books/<id:book_id> 200 0.0 ms user=- cache=hit limit=admitted"]
         assert way.lines[-1:] == lines
+
+
+@pytest.mark.parametrize("error", [TimeoutError(), PoolTimeoutError(), ValueError("a defect")])
+@pytest.mark.parametrize("part", ["items", "lists"])
+async def test_an_error_of_a_read_is_told_in_the_same_way(
+    ways: tuple[Asked, Asked], part: str, error: Exception
+) -> None:
+    target = f"/api/books{'?genre=Science' if part == 'lists' else '/7000'}"
+    question = Question(f"GET {target} HTTP/1.1", [("Host", "a"), ("Origin", SHOP)], "")
+    answers, tried = [], 0
+
+    async def fail(*asked: Any, **more: Any) -> None:
+        nonlocal tried
+        tried += 1
+        raise error
+
+    for way in ways:
+        getattr(way.site.app.extensions["cache"], part).read = fail
+        answers.append(plain(await way.ask(question.by(f"192.168.0.{way.number}"))))
+        assert way.framework == 1
+    await asyncio.sleep(0.05)
+    assert tried == len(ways), "what has failed is not tried a second time"
+    assert answers[0] == answers[1]
+    assert answers[0][0] >= 500
+    assert ways[0].lines == ways[1].lines
 
 
 async def test_other_servers_have_it_as_asgi(

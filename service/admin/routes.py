@@ -10,11 +10,12 @@ from service.cache import of_app as cache
 from service.db import session, write
 from service.errors import ServiceUnavailableError
 from service.guard import CurrentUser, admin_required
+from service.links import here, link_header
 from service.openapi.answers import answers, fails
 from service.pagination import PageQuery
 from service.precedence import costly
 from service.users.schemas import UserOut, UserPage
-from service.web import link_header, no_content, respond, to_bytes, with_items
+from service.web import no_content, respond, to_bytes, with_items
 
 
 @admin_bp.get("/users")
@@ -27,7 +28,7 @@ async def list_users(query_args: PageQuery, current_user: CurrentUser) -> Respon
     page = query_args.to_page()
     async with session() as db:
         found, total = await service.list_users(db, page)
-    envelope = page.envelope(total)
+    envelope = page.envelope(total, here())
     bodies = [to_bytes(UserOut.model_validate(user)) for user in found]
     return respond(with_items(bodies, envelope), headers=link_header(envelope["links"]))
 

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from quart import Response, current_app
+from quart import Response, current_app, request
 from quart_rate_limiter import rate_limit
 from quart_schema import validate_querystring, validate_request
 
@@ -14,19 +14,21 @@ from service.books.schemas import (
     BookQuery,
     BookUpdate,
 )
+from service.cache import Lists
 from service.cache import of_app as cache
 from service.db import write, write_together
 from service.errors import InvalidInputError
 from service.guard import CurrentUser, token_required
 from service.limits import named
+from service.links import Here, absolute, here, link_header
 from service.openapi.answers import answers, fails
 from service.pagination import MAX_SIZE, Cursors
 from service.precedence import costly
 from service.validation import ID, INT64
 from service.web import (
-    absolute,
+    Public,
     cache_status,
-    link_header,
+    etag,
     no_content,
     respond,
     respond_list,
@@ -46,30 +48,39 @@ FOLLOW_UPS = {"get_book": BOOK, "update_book": BOOK, "delete_book": BOOK}
 @costly
 async def list_books(query_args: BookQuery) -> Response:
     """List books: a page (newest first), or what follows a cursor (by id)."""
-    if query_args.by_cursor:
-        return await _list_by_cursor(query_args)
-    page = query_args.to_page()
-    listing = service.list_books(query_args, query_args.sort or "-created_at", page)
-    rows = await cache().lists.read(listing, past=query_args.nocache)
-    envelope = page.envelope(rows.total)
+    return respond_list(await listed(query_args, here(), cache().lists, Cursors.of_app()))
+
+
+async def listed(query: BookQuery, here: Here, lists: Lists, cursors: Cursors) -> Public:
+    """Give what such a list is answered with."""
+    if query.by_cursor:
+        return await _listed_by_cursor(query, lists, cursors)
+    page = query.to_page()
+    listing = service.list_books(query, query.sort or "-created_at", page)
+    rows = await lists.read(listing, past=query.nocache)
+    envelope = page.envelope(rows.total, here)
     body = with_items(rows.bodies, envelope)
-    return respond_list(body, listing, rows, link_header(envelope["links"]))
+    return Public(body, etag(body), link_header(envelope["links"]), listing, rows)
 
 
-async def _list_by_cursor(query: BookQuery) -> Response:
+async def _listed_by_cursor(query: BookQuery, lists: Lists, cursors: Cursors) -> Public:
     sort = query.sort or "id"
     purpose = [sort, query.conditions()]
     limit = min(query.limit, MAX_SIZE)
-    listing = service.list_books_after(query, sort, _start(query.cursor, sort, purpose), limit)
-    rows = await cache().lists.read(listing, past=query.nocache)
+    start = _start(query.cursor, sort, purpose, cursors)
+    listing = service.list_books_after(query, sort, start, limit)
+    rows = await lists.read(listing, past=query.nocache)
     others: dict[str, Any] = {"has_more": rows.more is not None}
     if rows.more is not None:
         key, last = rows.more
-        others["next_cursor"] = last if sort == "id" else Cursors.of_app().write(purpose, key, last)
-    return respond_list(with_items(rows.bodies, others), listing, rows)
+        others["next_cursor"] = last if sort == "id" else cursors.write(purpose, key, last)
+    body = with_items(rows.bodies, others)
+    return Public(body, etag(body), {}, listing, rows)
 
 
-def _start(cursor: str | None, sort: str, purpose: list[Any]) -> tuple[Any, int] | None:
+def _start(
+    cursor: str | None, sort: str, purpose: list[Any], cursors: Cursors
+) -> tuple[Any, int] | None:
     """Give the key and id that a cursor stands for: an id in the default order (guide)."""
     if cursor is None:
         return None
@@ -77,7 +88,7 @@ def _start(cursor: str | None, sort: str, purpose: list[Any]) -> tuple[Any, int]
         if not ID.fullmatch(cursor) or int(cursor) > INT64:
             raise InvalidInputError({"cursor": ["Not a cursor of this list."]})
         return int(cursor), int(cursor)
-    key, book_id = Cursors.of_app().read(cursor, purpose)
+    key, book_id = cursors.read(cursor, purpose)
     return service.key_of(sort, key), book_id
 
 
@@ -88,7 +99,7 @@ async def get_book(book_id: int) -> Response:
     """Give one book."""
     entry, status = await cache().items.read(service.BOOKS, book_id)
     if not entry.body:
-        raise service.not_found(book_id, cache_status(status))
+        raise service.not_found(book_id, cache_status(request.scope, status))
     return respond_public(entry.body, cached=status)
 
 

@@ -43,7 +43,7 @@ from service.cache.entries import GEN, NONE, Entry
 from service.cache.epochs import Epochs, State
 from service.cache.fence import SharedCacheError
 from service.cache.items import Items, Kind, Status, shape_of
-from service.cache.lists import Found, Listing, Rows
+from service.cache.lists import Found, Listing, Lists, Rows
 from service.cache.redis_store import RedisStore
 from service.cache.store import Replied
 from service.cache.touched import MOST, WriteSession, insert_books, touch_books
@@ -62,6 +62,7 @@ __all__ = [
     "Items",
     "Kind",
     "Listing",
+    "Lists",
     "Mark",
     "Postponed",
     "RedisStore",

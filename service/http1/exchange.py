@@ -37,6 +37,7 @@ class Exchange:
     _start: Message = None  # of the answer, whose head waits
     _answer: Answer | None = None  # that has begun
     _pieces: list[bytes] | None = None  # of the body
+    _has_given = False  # some of the body, to the application
     _is_told_end = False
     _news: asyncio.Event | None = None
 
@@ -74,8 +75,7 @@ class Exchange:
     async def run(self) -> None:
         """Have the request answered, whatever the application does."""
         server = self._connection.server
-        if self.is_read:
-            self._scope[WHOLE] = True  # type: ignore[literal-required]  # a key of ours
+        self._tell_whole()
         try:
             if server.context.max_requests is not None:
                 await server.context.mark_request()
@@ -86,6 +86,11 @@ class Exchange:
             if not self.is_answered:
                 await self._fail()
             self._connection.left(self)
+
+    def _tell_whole(self) -> None:
+        """Say, as long as it may come in one piece, that all of the request has been read."""
+        if self.is_read and not self._has_given:
+            self._scope[WHOLE] = True  # type: ignore[literal-required]  # a key of ours
 
     def take_at_hand(self, found: AtHand | None) -> None:
         """Send an answer that needs no application, or have that asked."""
@@ -142,6 +147,7 @@ class Exchange:
     def _next_of_body(self) -> Message:
         body = b"".join(self._pieces or ())
         self._pieces, self.is_full, self._is_told_end = None, False, self.is_read
+        self._has_given = True
         if not self.is_read:
             self._connection.balance()
         return {"type": "http.request", "body": body, "more_body": not self.is_read}
@@ -152,6 +158,7 @@ class Exchange:
         self._pieces = self._pieces + pieces if self._pieces else pieces
         self.is_full = not is_read and sum(map(len, self._pieces)) > MOST_WAITING
         self.is_read = is_read
+        self._tell_whole()
         self._tell()
 
     def leave(self) -> None:

@@ -22,6 +22,7 @@ still true. `SHORT_WAY=false` switches all of it off.
 from quart import Quart
 
 from service.config import Settings
+from service.shortway import plain
 from service.shortway.ahead import Ahead
 from service.shortway.way import ShortWay
 
@@ -34,3 +35,4 @@ def init_app(app: Quart, settings: Settings) -> None:
         way = app.extensions["shortway"] = ShortWay(app, settings)
         app.extensions["observers"].append(way.learn)
         app.asgi_app = Ahead(app.asgi_app, way)  # type: ignore[method-assign]  # Quart's way in
+        plain.init_app(app, settings)

@@ -24,7 +24,17 @@ from service.limits.wording import lines
 from service.logs import request_id
 from service.shortway.look import Look, Ready, Route, Sought, Tell
 from service.shortway.pages import Key, Page, Pages
-from service.web import CACHE_STATUS, LIMITED_VARY, PUBLIC, Public, as_lines, etag, is_known, sized
+from service.web import (
+    CACHE_STATUS,
+    LIMITED_VARY,
+    PUBLIC,
+    Public,
+    as_lines,
+    etag,
+    is_known,
+    sized,
+    spelled,
+)
 
 ITEM = re.compile(rb"/api/books/([1-9][0-9]{0,17})")
 LIST, LIVE = b"/api/books", b"/health/live"
@@ -73,7 +83,7 @@ class ShortWay:
         """Begin to look for the answer to a GET, if it is one of these."""
         raw_path = scope["raw_path"]
         told = told_by(scope["headers"])
-        if told.is_special or not told.host:
+        if told.is_special or told.has_body or not told.host:
             return False
         if raw_path == LIVE and not scope["query_string"]:
             asyncio.get_running_loop().call_soon(self._tell_alive, scope, tell, time.perf_counter())
@@ -157,8 +167,7 @@ class ShortWay:
         allowed = limits = b""
         asked = told_by(scope["headers"])
         if asked.has_origin:
-            headers = self._origins.headers(scope).items()
-            allowed = as_lines([(name.lower().encode(), value.encode()) for name, value in headers])
+            allowed = as_lines(spelled(self._origins.headers(scope)))
         if decision is not None:
             limits = lines(self._limiter.settle(scope, decision).standings)
         if asked.tags and is_known(ready.tag, asked.tags):
@@ -178,8 +187,9 @@ class ShortWay:
         if page is None or status not in {200, 304} or not page.rows.generation:
             return
         told = told_by(scope["headers"])
-        if scope["raw_path"] == LIST and told.host and not told.is_special:
-            ready = self._ready(page.tag, page.lines, page.body)
+        if scope["raw_path"] == LIST and told.host and not (told.is_special or told.has_body):
+            lines = sized(page.body) + as_lines(spelled(page.headers))
+            ready = self._ready(page.tag, lines, page.body)
             self._pages.put(self._key(scope, told), Page(ready, page.listing, page.rows))
 
     def _key(self, scope: Any, told: Told) -> Key:

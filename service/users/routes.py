@@ -9,13 +9,14 @@ from service.cache import of_app as cache
 from service.db import session, write
 from service.errors import InvalidInputError
 from service.guard import CurrentUser, token_required
+from service.links import here, link_header
 from service.openapi.answers import answers
 from service.pagination import CachedPageQuery
 from service.precedence import costly
 from service.security import passwords
 from service.users import service, users_bp
 from service.users.schemas import ProfileUpdate, PublicUser, UserOut
-from service.web import link_header, respond, respond_public, to_bytes
+from service.web import respond, respond_public, to_bytes
 
 
 @users_bp.get("/profile")
@@ -83,7 +84,7 @@ async def list_user_books(user_id: int, query_args: CachedPageQuery) -> Response
     page = query_args.to_page()
     listing = books.list_books(BookFilters(user_id=user_id), "-created_at", page)
     rows = await cache().lists.read(listing, past=query_args.nocache)
-    links = page.envelope(rows.total)["links"]
+    links = page.envelope(rows.total, here())["links"]
     return respond_public(
         b"[%b]" % b",".join(rows.bodies),
         headers={**link_header(links), "X-Total-Count": str(rows.total)},

@@ -271,6 +271,37 @@ async def test_the_application_sees_the_same_over_both(http1: str) -> None:
     }
 
 
+@pytest.mark.parametrize("takes_first", [True, False])
+async def test_a_request_is_called_whole_if_it_can_come_in_one_piece(takes_first: bool) -> None:
+    seen: list[bool] = []
+    bodies: list[bytes] = []
+    come = asyncio.Event()
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        seen.append(WHOLE in scope)
+        if takes_first:
+            bodies.append((await receive())["body"])
+        come.set()
+        while WHOLE not in scope and len(bodies) < 2:
+            await asyncio.sleep(0.01)
+            if takes_first:
+                bodies.append((await receive())["body"])
+        seen.append(WHOLE in scope)
+        if not takes_first:
+            bodies.append((await receive())["body"])
+        await answer(send, 200, b"")
+
+    async with bare(app) as site:
+        reader, writer = await site.connect()
+        writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nab")
+        await come.wait()
+        writer.write(b"cd")
+        await next_answer(reader)
+        writer.close()
+    assert seen == [False, not takes_first]
+    assert bodies == ([b"ab", b"cd"] if takes_first else [b"abcd"])
+
+
 async def test_the_end_of_a_request_is_told_once_and_then_that_all_is_over() -> None:
     told: list[Any] = []
 

@@ -1,0 +1,203 @@
+"""What needs a task, but not the framework: plain reads of books, and plain creates.
+
+The gate has let a request in, and has asked for its user with its limit, as it does for all; the
+work is what the views do. What is not plain has not begun, and is the framework's from the start.
+What was begun is done once: its error is raised again within the framework, which says what it
+means.
+"""
+
+from collections.abc import Callable, Coroutine
+from typing import Any, NamedTuple, cast
+
+from hypercorn.typing import ASGISendCallable
+from quart import Quart, request
+from werkzeug.sansio.utils import get_host
+
+from service.asgi import MATCHED, Connection
+from service.books import service as books
+from service.books.routes import listed
+from service.books.schemas import BookCreate, BookQuery
+from service.cache import Cache, Status
+from service.config import Settings
+from service.cors import Origins
+from service.db import Database
+from service.errors import APIError
+from service.fields import Told, told_by
+from service.guard import CurrentUser, claimed, recognise
+from service.limits import Limiter
+from service.links import Here
+from service.pagination import Cursors
+from service.security import Claims, Tokens
+from service.validation import parse_json, parse_query
+from service.web import (
+    JSON,
+    LIMITED_VARY,
+    PUBLIC,
+    cache_status,
+    etag,
+    is_known,
+    spelled,
+)
+
+FAILED = "octavo.failed"  # in the scope: the error that an answer has come to
+MEDIA = [JSON.encode()]
+TYPE, VARY = (b"content-type", JSON.encode()), (b"vary", LIMITED_VARY.encode())
+NO_CACHE, NO_STORE = (b"cache-control", b"no-cache"), (b"cache-control", b"no-store")
+UNREADABLE = (APIError, TypeError, ValueError)  # pydantic's errors are such, too
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class Answer(NamedTuple):
+    """An answer, but for what the gate and the front add."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+Work = Coroutine[Any, Any, Answer]
+
+
+class Plain:
+    """Answers what is plain."""
+
+    def __init__(self, app: Quart, settings: Settings) -> None:
+        self._app = app
+        self._cache: Cache = app.extensions["cache"]
+        self._cursors: Cursors = app.extensions["cursors"]
+        self._database: Database = app.extensions["database"]
+        self._limiter: Limiter = app.extensions["limiter"]
+        self._origins: Origins = app.extensions["origins"]
+        self._tokens: Tokens = app.extensions["tokens"]
+        self._public_url = settings.public_url
+        self._checks_isbn = settings.isbn_checksum == "strict"
+        self._routes: dict[str, tuple[str, Callable[[Any, Told, bytes], Work | None]]] = {
+            "books.get_book": ("GET", self._begin_book),
+            "books.list_books": ("GET", self._begin_list),
+            "books.create_book": ("POST", self._begin_create),
+        }
+
+    def begin(self, scope: Any, body: bytes) -> Work | None:
+        """Begin to answer a request that is there as a whole, if it is plain."""
+        if MATCHED not in scope or scope[MATCHED][0].endpoint not in self._routes:
+            return None
+        endpoint = scope[MATCHED][0].endpoint
+        method, begin = self._routes[endpoint]
+        told = told_by(scope["headers"])
+        is_odd = scope["method"] != method or told.is_special or not told.host
+        if is_odd or self._limiter.plan(self._app, endpoint).custom:
+            return None
+        return begin(scope, told, body)
+
+    def allowed(self, scope: Any) -> Headers:
+        """Give what browsers of other origins are told."""
+        has_origin = told_by(scope["headers"]).has_origin
+        return spelled(self._origins.headers(scope)) if has_origin else []
+
+    def _begin_book(self, scope: Any, told: Told, _: bytes) -> Work | None:
+        if told.has_body or scope["query_string"]:
+            return None
+        return self._give_book(scope, told, scope[MATCHED][1]["book_id"])
+
+    async def _give_book(self, scope: Any, told: Told, book_id: int) -> Answer:
+        entry, status = await self._cache.items.read(books.BOOKS, book_id)
+        if not entry.body:
+            raise books.not_found(book_id, cache_status(scope, status))
+        return _public(scope, told, entry.body, etag(entry.body), status, [])
+
+    def _begin_list(self, scope: Any, told: Told, _: bytes) -> Work | None:
+        try:
+            args = parse_query(scope["query_string"])
+            given = dict(args)
+            is_odd = told.has_body or len(given) < len(args)
+            query = None if is_odd else BookQuery.model_validate(given)
+        except UNREADABLE:
+            return None
+        if query is None:
+            return None
+        return self._give_list(scope, told, query, Here(self._base(scope), scope["path"], args))
+
+    async def _give_list(self, scope: Any, told: Told, query: BookQuery, here: Here) -> Answer:
+        found = scope[PUBLIC] = await listed(query, here, self._cache.lists, self._cursors)
+        others = spelled(found.headers)
+        return _public(scope, told, found.body, found.tag, found.rows.status, others)
+
+    def _begin_create(self, scope: Any, told: Told, body: bytes) -> Work | None:
+        if scope["query_string"] or told.media != MEDIA:
+            return None
+        try:
+            claims = claimed(scope, self._tokens)
+            book = BookCreate.model_validate(parse_json(body))  # over the cap it comes empty
+            if self._checks_isbn:
+                books.check_isbn(book.isbn)
+        except UNREADABLE:
+            return None
+        return self._create(scope, claims, book)
+
+    async def _create(self, scope: Any, claims: Claims, data: BookCreate) -> Answer:
+        user: CurrentUser = await recognise(scope, claims, self._cache.items)
+        book = await self._database.write_together(books.create_books, (data, user))
+        body = books.BOOKS.write(book)
+        place = (b"location", f"{self._base(scope)}/api/books/{book.id}".encode())
+        return Answer(201, [*_sized(body), place, _tagged(etag(body)), NO_STORE, VARY], body)
+
+    def _base(self, scope: Any) -> str:
+        """Give what links begin with, as the framework does."""
+        if self._public_url is not None:
+            return self._public_url
+        host = get_host(scope["scheme"], told_by(scope["headers"]).host.decode())
+        return f"{scope['scheme']}://{host}" if host else ""
+
+
+def _public(
+    scope: Any, told: Told, body: bytes, tag: str, status: Status, others: Headers
+) -> Answer:
+    """Answer a public GET. `others`: headers of a 200 alone."""
+    headers = [_tagged(tag), NO_CACHE, VARY, *spelled(cache_status(scope, status))]
+    if is_known(tag, told.tags):
+        return Answer(304, headers, b"")
+    return Answer(200, [*_sized(body), *others, *headers], body)
+
+
+def _sized(body: bytes) -> Headers:
+    return [TYPE, (b"content-length", b"%d" % len(body))]
+
+
+def _tagged(tag: str) -> tuple[bytes, bytes]:
+    return b"etag", b'"%b"' % tag.encode()
+
+
+class Plainly(Connection):
+    """A connection to the framework that answers what is plain without it."""
+
+    async def answer(self, body: bytes, send: ASGISendCallable) -> None:
+        """Answer a request."""
+        plain: Plain = self.app.extensions["plain"]
+        scope: Any = self.scope
+        if (work := plain.begin(scope, body)) is None:
+            return await super().answer(body, send)
+        try:
+            found = await work
+        except Exception as error:
+            scope[FAILED] = error
+            return await super().answer(body, send)
+        headers = [*found.headers, *plain.allowed(scope)]
+        start: Any = {"type": "http.response.start", "status": found.status, "headers": headers}
+        end: Any = {"type": "http.response.body", "body": found.body, "more_body": False}
+        await send(start)
+        return await send(end)
+
+
+def init_app(app: Quart, settings: Settings) -> None:
+    """Put it in the place of Quart's connection: within the front and the gate."""
+    app.extensions["plain"] = Plain(app, settings)
+    app.asgi_http_class = Plainly
+
+    async def fail() -> None:
+        """Meet, in the place of the view, the error that an answer has come to."""
+        error: Exception | None = cast(Any, request.scope).pop(FAILED, None)
+        if error is not None:
+            raise error
+
+    app.before_request_funcs["books"].append(fail)
