@@ -109,12 +109,10 @@ class Plain:
     def _begin_list(self, scope: Any, told: Told, _: bytes) -> Work | None:
         try:
             args = parse_query(scope["query_string"])
-            given = dict(args)
-            is_odd = told.has_body or len(given) < len(args)
-            query = None if is_odd else BookQuery.model_validate(given)
+            query = BookQuery.model_validate(dict(args))
         except UNREADABLE:
             return None
-        if query is None:
+        if told.has_body or len(dict(args)) < len(args):
             return None
         return self._give_list(scope, told, query, Here(self._base(scope), scope["path"], args))
 
@@ -181,12 +179,13 @@ class Plainly(Connection):
             found = await work
         except Exception as error:
             scope[FAILED] = error
-            return await super().answer(body, send)
-        headers = [*found.headers, *plain.allowed(scope)]
-        start: Any = {"type": "http.response.start", "status": found.status, "headers": headers}
-        end: Any = {"type": "http.response.body", "body": found.body, "more_body": False}
-        await send(start)
-        return await send(end)
+        else:
+            headers = [*found.headers, *plain.allowed(scope)]
+            start: Any = {"type": "http.response.start", "status": found.status, "headers": headers}
+            end: Any = {"type": "http.response.body", "body": found.body, "more_body": False}
+            await send(start)
+            return await send(end)
+        return await super().answer(body, send)
 
 
 def init_app(app: Quart, settings: Settings) -> None:
