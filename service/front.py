@@ -25,6 +25,7 @@ GONE = {"type": "http.disconnect"}
 VARY = "Accept-Encoding, Origin"
 ROUTE, USER, CACHED = "octavo.route", "octavo.user", "octavo.cache"  # in the scope, once known
 TOO_LARGE = "octavo.too_large"  # in the scope: the body went over the cap
+CUT_SHORT = "octavo.cut_short"  # in the scope: the client left before the end of the body
 BEGUN = "octavo.begun"  # in the scope: when somebody before the front took it (perf_counter)
 
 
@@ -96,6 +97,7 @@ class Front:
                         await answered.wait()
                         return message
                     gone, message = True, END
+                    cast(dict[str, Any], scope)[CUT_SHORT] = True
                 elif complete:
                     continue  # beyond the cap: read, and not kept
                 left -= len(message.get("body", b""))

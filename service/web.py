@@ -20,7 +20,7 @@ from service import asgi
 from service.cache import Listing, Rows, Status
 from service.config import Settings
 from service.errors import APIError, InvalidInputError, UnsupportedMediaTypeError
-from service.front import CACHED, TOO_LARGE, VARY
+from service.front import CACHED, CUT_SHORT, TOO_LARGE, VARY
 from service.validation import ID, INT64, parse_json, parse_query
 
 JSON = "application/json"
@@ -63,6 +63,8 @@ class Request(asgi.Request):
         body = await (self.body if asgi.WHOLE in self.scope else self.get_data())
         if self.scope.get(TOO_LARGE):
             raise RequestEntityTooLarge
+        if self.scope.get(CUT_SHORT):
+            raise APIError("The body ends too early")
         try:
             return parse_json(cast(bytes, body))
         except ValueError as error:

@@ -76,6 +76,18 @@ async def test_a_body_as_it_should_not_be(
         assert json.loads(answer)["request_id"] == headers["x-request-id"]
 
 
+@pytest.mark.parametrize("is_chunked", [False, True])
+async def test_a_body_that_ends_too_early_is_refused_however_whole_it_looks(
+    site: Site, client: httpx.AsyncClient, make: Factory, is_chunked: bool
+) -> None:
+    member, body = await make.member(), b'{"title": "T", "author": "A"}'
+    request = post("/api/books", body, member, length=None if is_chunked else len(body) + 30)
+    request = request.removesuffix(b"0\r\n\r\n")
+    status, _, answer = await raw(site, request, ends=True)
+    assert (status, json.loads(answer)["message"]) == (400, "The body ends too early")
+    assert (await client.get("/api/books")).json()["total"] == 0
+
+
 @pytest.mark.parametrize(
     "kind",
     [

@@ -1,6 +1,7 @@
 """Creates that go the short way, and the ordinary one: nobody can tell which."""
 
 import asyncio
+import gc
 import json
 import os
 import random
@@ -20,7 +21,10 @@ from quart_rate_limiter import rate_limit
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
+from service import web
+from service.asgi import MATCHED
 from service.errors import ServiceUnavailableError, UnauthorizedError
+from service.shortway import plain as plainly
 from tests.conftest import Site
 from tests.factories import Factory, Member
 from tests.ways import CHANCE, ELSEWHERE, RATE, SHOP, Answered, Asked, Question, asked, plain
@@ -29,7 +33,7 @@ pytestmark = pytest.mark.no_cover  # what it runs, others cover, and it is far f
 
 QUESTIONS = 20_000 if os.environ.get("SOAK") else 500
 EACH = 40  # questions of a user: the last of them are refused
-MOST_BYTES = 4_096
+MOST_BYTES = 8_192
 NEW = re.compile(r'"(?:id|user_id|created_at|updated_at)":("[^"]*"|\d+),?')
 PLACE = re.compile(r"/\d+$")
 BOOK: dict[str, Any] = {"title": "A Book", "author": "Somebody"}
@@ -251,6 +255,73 @@ async def test_an_error_of_the_write_is_told_in_the_same_way(
     assert answers[0] == answers[1]
     assert answers[0][0] >= 400
     assert lines(ways[0]) == lines(ways[1])
+
+
+async def test_what_nobody_foresaw_is_the_frameworks(
+    ways: tuple[Asked, Asked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    read: list[int] = []
+
+    def parse(body: bytes) -> Any:
+        read.append(len(body))
+        raise ArithmeticError
+
+    for module in (plainly, web):
+        monkeypatch.setattr(module, "parse_json", parse)
+    for size in (10, 5_000):
+        read.clear()
+        answers = [plain(await way.ask(create(way, title="x" * size))) for way in ways]
+        assert answers[0] == answers[1]
+        assert answers[0][0] == 500
+        # What is larger than any book is not read twice.
+        assert len(read) == (3 if size == 10 else 2)
+    await asyncio.sleep(0.05)
+    assert lines(ways[0]) == lines(ways[1])
+
+
+async def test_an_error_leaves_no_cycle(ways: tuple[Asked, Asked]) -> None:
+    """It would hold all that the client has sent until cycles are looked for, which is seldom."""
+
+    async def fail(*asked: Any) -> None:
+        raise ValueError
+
+    short = ways[0]
+    short.site.app.extensions["database"].write_together = fail
+    assert (await short.ask(create(short))).status == 500
+    gc.collect()
+    gc.disable()
+    try:
+        await short.ask(create(short))
+        await asyncio.sleep(0.1)
+        gc.set_debug(gc.DEBUG_SAVEALL)
+        gc.collect()
+        left = Counter(type(one).__name__ for one in gc.garbage)
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+        gc.enable()
+    assert not {"traceback", "frame", "Request", "ValueError"}.intersection(left), left
+
+
+async def test_below_a_root_path_it_is_the_frameworks(ways: tuple[Asked, Asked]) -> None:
+    app = ways[0].site.app
+    scope: Any = {
+        "method": "GET",
+        "raw_path": b"/api/books/7",
+        "path": "/api/books/7",
+        "query_string": b"",
+        "headers": [(b"host", b"a")],
+        "client": ("127.0.0.1", 1),
+        "scheme": "http",
+        MATCHED: app.url_map.bind("").match("/api/books/7", "GET", return_rule=True),
+    }
+    for root_path in ("", "/x"):
+        scope["root_path"] = root_path
+        answers = app.extensions["shortway"].look(scope, lambda found: None)
+        work = app.extensions["plain"].begin(scope, b"")
+        assert answers is (work is not None) is (not root_path)
+        if work is not None:
+            work.close()
 
 
 @pytest.mark.parametrize("is_gone", [True, False])

@@ -17,10 +17,17 @@ from tests.factories import Factory
 JSON = {"Content-Type": "application/json"}
 
 
-async def raw(site: Site, request: bytes) -> tuple[int, dict[str, str], bytes]:
-    """Send bytes as they are; give status, headers and body of the first answer."""
+async def raw(
+    site: Site, request: bytes, *, ends: bool = False
+) -> tuple[int, dict[str, str], bytes]:
+    """Send bytes as they are; give status, headers and body of the first answer.
+
+    ends: say that nothing more will come.
+    """
     reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
     writer.write(request)
+    if ends:
+        writer.write_eof()
     head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 15)).decode()
     lines = head.split("\r\n")[:-2]
     headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines[1:])}

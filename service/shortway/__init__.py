@@ -12,8 +12,8 @@ header that might matter) goes on, with the limit decided.
 *Plain.* What has come as a whole and asks for nothing unusual is answered without the framework's
 cycle, which costs more than the work does. Whatever is not quite so, or goes wrong, is Quart's.
 
-Nobody can tell the three apart, but by the time they take: `tests/test_shortway.py` and
-`test_shortway_creates.py` ask side by side.
+Nobody can tell the three apart, but by the time they take and the order of headers:
+`tests/test_shortway.py` and `test_shortway_creates.py` ask side by side.
 
     way      what is warm: recognised, where it is, and how it is answered
     look     one request, from its first question to its answer

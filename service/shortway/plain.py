@@ -21,7 +21,6 @@ from service.cache import Cache, Status
 from service.config import Settings
 from service.cors import Origins
 from service.db import Database
-from service.errors import APIError
 from service.fields import Told, told_by
 from service.guard import CurrentUser, claimed, recognise
 from service.limits import Limiter
@@ -43,7 +42,7 @@ FAILED = "octavo.failed"  # in the scope: the error that an answer has come to
 MEDIA = [JSON.encode()]
 TYPE, VARY = (b"content-type", JSON.encode()), (b"vary", LIMITED_VARY.encode())
 NO_CACHE, NO_STORE = (b"cache-control", b"no-cache"), (b"cache-control", b"no-store")
-UNREADABLE = (APIError, TypeError, ValueError)  # pydantic's errors are such, too
+LARGEST = 4_096  # bytes of a body: no book is larger, and what is wrong is read a second time
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -86,7 +85,7 @@ class Plain:
         method, begin = self._routes[endpoint]
         told = told_by(scope["headers"])
         is_odd = scope["method"] != method or told.is_special or not told.host
-        if is_odd or self._limiter.plan(self._app, endpoint).custom:
+        if is_odd or scope.get("root_path") or self._limiter.plan(self._app, endpoint).custom:
             return None
         return begin(scope, told, body)
 
@@ -110,7 +109,7 @@ class Plain:
         try:
             args = parse_query(scope["query_string"])
             query = BookQuery.model_validate(dict(args))
-        except UNREADABLE:
+        except Exception:  # whatever it is: nothing has begun
             return None
         if told.has_body or len(dict(args)) < len(args):
             return None
@@ -122,14 +121,14 @@ class Plain:
         return _public(scope, told, found.body, found.tag, found.rows.status, others)
 
     def _begin_create(self, scope: Any, told: Told, body: bytes) -> Work | None:
-        if scope["query_string"] or told.media != MEDIA:
+        if scope["query_string"] or told.media != MEDIA or len(body) > LARGEST:
             return None
         try:
             claims = claimed(scope, self._tokens)
             book = BookCreate.model_validate(parse_json(body))  # over the cap it comes empty
             if self._checks_isbn:
                 books.check_isbn(book.isbn)
-        except UNREADABLE:
+        except Exception:  # whatever it is: nothing has begun
             return None
         return self._create(scope, claims, book)
 
@@ -196,7 +195,10 @@ def init_app(app: Quart, settings: Settings) -> None:
     async def fail() -> None:
         """Meet, in the place of the view, the error that an answer has come to."""
         error: Exception | None = cast(Any, request.scope).pop(FAILED, None)
-        if error is not None:
-            raise error
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # its traceback holds this frame
 
     app.before_request_funcs["books"].append(fail)

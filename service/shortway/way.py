@@ -83,7 +83,7 @@ class ShortWay:
         """Begin to look for the answer to a GET, if it is one of these."""
         raw_path = scope["raw_path"]
         told = told_by(scope["headers"])
-        if told.is_special or told.has_body or not told.host:
+        if told.is_special or told.has_body or not told.host or scope.get("root_path"):
             return False
         if raw_path == LIVE and not scope["query_string"]:
             asyncio.get_running_loop().call_soon(self._tell_alive, scope, tell, time.perf_counter())
