@@ -1,7 +1,8 @@
 """Group commit: what many ask to have written at one time goes into one transaction.
 
 A transaction costs more than a row of it does: the marks, the commit, triggers once a statement.
-While some are under way, those who come wait, and go together into the next.
+Those who come in one tick go into one; while some are under way, those who come wait, and go
+together into the next.
 """
 
 import asyncio
@@ -52,9 +53,10 @@ class GroupCommit(Generic[Given, Made]):
 
     async def write(self, one: Given) -> Made:
         """Write one, by itself or with others, and give what came of it."""
-        answer: asyncio.Future[Made] = asyncio.get_running_loop().create_future()
+        loop = asyncio.get_running_loop()
+        answer: asyncio.Future[Made] = loop.create_future()
         self._waiting.append((one, answer))
-        self._go_on()
+        loop.call_soon(self._go_on)  # when all have come who come in this tick
         return await answer
 
     def _go_on(self) -> None:

@@ -51,6 +51,15 @@ class Bench:
         """Begin a transaction."""
         return asyncio.create_task(work(None))
 
+    async def occupy(self) -> list[asyncio.Task[str]]:
+        """Begin as many transactions as may be under way, of one each."""
+        asked = []
+        for n in range(UNDER_WAY):
+            asked.append(asyncio.create_task(self.commit.write(n)))
+            await asyncio.sleep(0.01)
+        assert self.groups == [[n] for n in range(UNDER_WAY)]
+        return asked
+
     async def together(self, _: Any, some: Sequence[int], apart: bool) -> list[str]:
         """Write some numbers as text."""
         self.groups.append(list(some))
@@ -198,20 +207,27 @@ async def test_a_value_that_the_database_refuses_is_nobody_elses_fault(
 
 async def test_who_comes_while_others_are_written_goes_into_the_next_transaction() -> None:
     bench = Bench()
-    asked = [asyncio.ensure_future(bench.commit.write(n)) for n in range(2 * MOST)]
-    await asyncio.sleep(0)
-    await asyncio.sleep(0)
-    assert bench.groups == [[n] for n in range(UNDER_WAY)]
+    asked = await bench.occupy()
+    asked += [asyncio.create_task(bench.commit.write(n)) for n in range(UNDER_WAY, 2 * MOST)]
+    await asyncio.sleep(0.01)
+    assert len(bench.groups) == UNDER_WAY
     bench.may_end.set()
     assert await asyncio.gather(*asked) == [str(n) for n in range(2 * MOST)]
     assert bench.groups[UNDER_WAY] == list(range(UNDER_WAY, UNDER_WAY + MOST))
     assert all(one[-1] + 1 == other[0] for one, other in pairwise(bench.groups))
 
 
+async def test_who_comes_in_one_tick_goes_into_one_transaction() -> None:
+    bench = Bench()
+    bench.may_end.set()
+    asked = [asyncio.create_task(bench.commit.write(n)) for n in range(MOST + 3)]
+    assert await asyncio.gather(*asked) == [str(n) for n in range(MOST + 3)]
+    assert bench.groups == [list(range(MOST)), list(range(MOST, MOST + 3))]
+
+
 async def test_those_who_wait_for_a_lock_do_not_hold_up_the_others_for_long() -> None:
     bench = Bench()
-    stuck = [asyncio.ensure_future(bench.commit.write(n)) for n in range(UNDER_WAY)]
-    await asyncio.sleep(0.01)
+    stuck = await bench.occupy()
     waited, bench.may_end = bench.may_end, asyncio.Event()
     bench.may_end.set()
     async with asyncio.timeout(30 * SLOW_SECONDS):
@@ -229,8 +245,8 @@ async def test_what_cannot_be_written_together_is_written_apart() -> None:
     asked = [bench.commit.write(n) for n in range(12)]
     told = await asyncio.gather(*asked, return_exceptions=True)
     assert [*map(type, told)] == [LookupError if n in {5, 9} else str for n in range(12)]
-    alone, others = [[5], [9]], [n for n in range(UNDER_WAY, 12) if n not in bench.refused]
-    assert sorted(bench.groups[UNDER_WAY + 1 :]) == sorted([*alone, others])
+    alone, others = [[5], [9]], [n for n in range(12) if n not in bench.refused]
+    assert sorted(bench.groups[1:]) == sorted([*alone, others])
     assert await bench.commit.write(12) == "12"  # nothing is left under way
 
 
@@ -247,16 +263,16 @@ async def test_an_error_that_each_would_have_is_told_to_all_at_once(
     vars(driver)["sqlstate"] = state
     bench.error = DBAPIError("INSERT", {}, driver, connection_invalidated=is_lost)
     bench.may_end.set()
-    asked = [bench.commit.write(n) for n in range(UNDER_WAY + 4)]
+    asked = [bench.commit.write(n) for n in range(4)]
     told = await asyncio.gather(*asked, return_exceptions=True)
-    assert told[:UNDER_WAY] == [str(n) for n in range(UNDER_WAY)]
-    assert told[UNDER_WAY:] == [bench.error] * 4
-    assert len(bench.groups) == UNDER_WAY + (1 if is_told_at_once else 5)
+    assert told == [bench.error] * 4
+    assert len(bench.groups) == (1 if is_told_at_once else 5)
 
 
 async def test_who_goes_away_takes_nobody_along() -> None:
     bench = Bench()
-    asked = [asyncio.ensure_future(bench.commit.write(n)) for n in range(UNDER_WAY + 3)]
+    asked = await bench.occupy()
+    asked += [asyncio.create_task(bench.commit.write(UNDER_WAY + n)) for n in range(3)]
     await asyncio.sleep(0.01)
     asked[0].cancel()
     asked[UNDER_WAY].cancel()
