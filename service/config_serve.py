@@ -53,7 +53,9 @@ class ServeSettings(BaseSettings):
         "all but health; 0: nothing is turned away",
     )
     short_way: bool = Field(
-        True, description="`false`: every request takes the framework's way, also what is cached"
+        True,
+        description="`false`: every request takes the framework's way, and meets the hooks that "
+        "somebody adds to it: also what is cached, lists, and creates",
     )
     access_log_sample: float = Field(
         1.0,

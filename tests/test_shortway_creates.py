@@ -318,7 +318,7 @@ async def test_below_a_root_path_it_is_the_frameworks(ways: tuple[Asked, Asked])
     for root_path in ("", "/x"):
         scope["root_path"] = root_path
         answers = app.extensions["shortway"].look(scope, lambda found: None)
-        work = app.extensions["plain"].begin(scope, b"")
+        work = app.extensions["plain"].work(scope, b"")
         assert answers is (work is not None) is (not root_path)
         if work is not None:
             work.close()

@@ -72,29 +72,29 @@ class Plain:
         self._public_url = settings.public_url
         self._checks_isbn = settings.isbn_checksum == "strict"
         self._routes: dict[str, tuple[str, Callable[[Any, Told, bytes], Work | None]]] = {
-            "books.get_book": ("GET", self._begin_book),
-            "books.list_books": ("GET", self._begin_list),
-            "books.create_book": ("POST", self._begin_create),
+            "books.get_book": ("GET", self._read_book),
+            "books.list_books": ("GET", self._read_list),
+            "books.create_book": ("POST", self._read_create),
         }
 
-    def begin(self, scope: Any, body: bytes) -> Work | None:
-        """Begin to answer a request that is there as a whole, if it is plain."""
+    def work(self, scope: Any, body: bytes) -> Work | None:
+        """Give the work on a request that has come as a whole, if it is plain: to be done."""
         if MATCHED not in scope or scope[MATCHED][0].endpoint not in self._routes:
             return None
         endpoint = scope[MATCHED][0].endpoint
-        method, begin = self._routes[endpoint]
+        method, read = self._routes[endpoint]
         told = told_by(scope["headers"])
         is_odd = scope["method"] != method or told.is_special or not told.host
         if is_odd or scope.get("root_path") or self._limiter.plan(self._app, endpoint).custom:
             return None
-        return begin(scope, told, body)
+        return read(scope, told, body)
 
     def allowed(self, scope: Any) -> Headers:
         """Give what browsers of other origins are told."""
         has_origin = told_by(scope["headers"]).has_origin
         return spelled(self._origins.headers(scope)) if has_origin else []
 
-    def _begin_book(self, scope: Any, told: Told, _: bytes) -> Work | None:
+    def _read_book(self, scope: Any, told: Told, _: bytes) -> Work | None:
         if told.has_body or scope["query_string"]:
             return None
         return self._give_book(scope, told, scope[MATCHED][1]["book_id"])
@@ -105,7 +105,7 @@ class Plain:
             raise books.not_found(book_id, cache_status(scope, status))
         return _public(scope, told, entry.body, etag(entry.body), status, [])
 
-    def _begin_list(self, scope: Any, told: Told, _: bytes) -> Work | None:
+    def _read_list(self, scope: Any, told: Told, _: bytes) -> Work | None:
         try:
             args = parse_query(scope["query_string"])
             query = BookQuery.model_validate(dict(args))
@@ -120,7 +120,7 @@ class Plain:
         others = spelled(found.headers)
         return _public(scope, told, found.body, found.tag, found.rows.status, others)
 
-    def _begin_create(self, scope: Any, told: Told, body: bytes) -> Work | None:
+    def _read_create(self, scope: Any, told: Told, body: bytes) -> Work | None:
         if scope["query_string"] or told.media != MEDIA or len(body) > LARGEST:
             return None
         try:
@@ -172,7 +172,7 @@ class Plainly(Connection):
         """Answer a request."""
         plain: Plain = self.app.extensions["plain"]
         scope: Any = self.scope
-        if (work := plain.begin(scope, body)) is None:
+        if (work := plain.work(scope, body)) is None:
             return await super().answer(body, send)
         try:
             found = await work
