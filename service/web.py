@@ -144,9 +144,9 @@ def respond_list(found: Public) -> Response:
     )
 
 
-def sized(body: bytes) -> bytes:
-    """Give the header lines that every JSON body has."""
-    return b"content-type: %b\r\ncontent-length: %d\r\n" % (JSON.encode(), len(body))
+def sized(body: bytes) -> list[tuple[bytes, bytes]]:
+    """Give the headers that every JSON body has."""
+    return [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body))]
 
 
 def spelled(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:

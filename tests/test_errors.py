@@ -1,8 +1,6 @@
 """Errors: one shape, and nothing of our insides in it."""
 
 import asyncio
-import gc
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,7 @@ from werkzeug.exceptions import ImATeapot
 
 from service.errors import APIError, ResourceNotFoundError
 from tests.conftest import Site, settings_for, visiting
+from tests.cycles import kinds, left_by
 from tests.factories import Factory
 from tests.test_web import is_problem
 
@@ -127,23 +126,12 @@ async def test_errors_leave_no_cycles(site: Site, make: Factory) -> None:
     ]
     async with httpx.AsyncClient(base_url=site.url) as client:
 
-        async def ask() -> set[int]:
+        async def ask() -> None:
             answers = [await client.request(method, path, **more) for method, path, more in asked]
-            return {answer.status_code for answer in answers}
-
-        assert await ask() == {400, 401, 403, 404, 405, 415}
-        gc.collect()
-        gc.disable()
-        try:
-            await ask()
+            statuses = {answer.status_code for answer in answers}
+            assert statuses == {400, 401, 403, 404, 405, 415}
             await asyncio.sleep(0.1)
-            gc.set_debug(gc.DEBUG_SAVEALL)
-            gc.collect()
-            left = Counter(type(one).__name__ for one in gc.garbage)
-            held = [one for one in gc.garbage if isinstance(one, quart.Request)]
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
-    assert not held, left
-    assert not {"traceback", "frame", "RequestContext"}.intersection(left), left
+
+        left = await left_by(ask)
+    assert not [one for one in left if isinstance(one, quart.Request)]
+    assert not {"traceback", "frame", "RequestContext"} & kinds(left)

@@ -35,12 +35,13 @@ from service.web import (
     cache_status,
     etag,
     is_known,
+    sized,
     spelled,
 )
 
 FAILED = "octavo.failed"  # in the scope: the error that an answer has come to
 MEDIA = [JSON.encode()]
-TYPE, VARY = (b"content-type", JSON.encode()), (b"vary", LIMITED_VARY.encode())
+VARY = (b"vary", LIMITED_VARY.encode())
 NO_CACHE, NO_STORE = (b"cache-control", b"no-cache"), (b"cache-control", b"no-store")
 LARGEST = 4_096  # bytes of a body: no book is larger, and what is wrong is read a second time
 
@@ -137,7 +138,7 @@ class Plain:
         book = await self._database.write_together(books.create_books, (data, user))
         body = books.BOOKS.write(book)
         place = (b"location", f"{self._base(scope)}/api/books/{book.id}".encode())
-        return Answer(201, [*_sized(body), place, _tagged(etag(body)), NO_STORE, VARY], body)
+        return Answer(201, [*sized(body), place, _tagged(etag(body)), NO_STORE, VARY], body)
 
     def _base(self, scope: Any) -> str:
         """Give what links begin with, as the framework does."""
@@ -154,11 +155,7 @@ def _public(
     headers = [_tagged(tag), NO_CACHE, VARY, *spelled(cache_status(scope, status))]
     if is_known(tag, told.tags):
         return Answer(304, headers, b"")
-    return Answer(200, [*_sized(body), *others, *headers], body)
-
-
-def _sized(body: bytes) -> Headers:
-    return [TYPE, (b"content-length", b"%d" % len(body))]
+    return Answer(200, [*sized(body), *others, *headers], body)
 
 
 def _tagged(tag: str) -> tuple[bytes, bytes]:

@@ -77,7 +77,7 @@ class ShortWay:
         self._route = lru_cache(self._find_route)
         self._always = as_lines([*ALWAYS, *self.front.protection])
         untold = [(b"cache-control", b"no-store"), (b"vary", VARY.encode()), NO_PAGE]
-        self._alive = sized(ALIVE) + as_lines([*untold, *self.front.protection])
+        self._alive = as_lines([*sized(ALIVE), *untold, *self.front.protection])
 
     def look(self, scope: Any, tell: Tell) -> bool:
         """Begin to look for the answer to a GET, if it is one of these."""
@@ -123,7 +123,7 @@ class ShortWay:
         entry = read(found, key)
         if entry is None or not entry.body:
             return None, None
-        return entry, self._ready(etag(entry.body), sized(entry.body), entry.body)
+        return entry, self._ready(etag(entry.body), as_lines(sized(entry.body)), entry.body)
 
     def _ready(self, tag: str, lines: bytes, body: bytes) -> Ready:
         had = b'etag: "%b"\r\n%b' % (tag.encode(), self._always)
@@ -188,7 +188,7 @@ class ShortWay:
             return
         told = told_by(scope["headers"])
         if scope["raw_path"] == LIST and told.host and not (told.is_special or told.has_body):
-            lines = sized(page.body) + as_lines(spelled(page.headers))
+            lines = as_lines([*sized(page.body), *spelled(page.headers)])
             ready = self._ready(page.tag, lines, page.body)
             self._pages.put(self._key(scope, told), Page(ready, page.listing, page.rows))
 

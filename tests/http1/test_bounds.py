@@ -1,11 +1,9 @@
 """What a connection may cost, whatever its client does. A process of its own is weighed."""
 
 import asyncio
-import gc
 import resource
 import sys
 from asyncio.subprocess import PIPE
-from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import suppress
 from dataclasses import dataclass
@@ -13,6 +11,7 @@ from dataclasses import dataclass
 import psutil
 import pytest
 
+from tests.cycles import kinds, left_by
 from tests.http1.site import bare, echo
 from tests.http1.test_corpus import next_answer
 
@@ -158,18 +157,10 @@ async def test_what_ended_leaves_no_cycles() -> None:
                 while site.config.serving.connections:
                     await asyncio.sleep(0.01)
 
-        await ask()
-        gc.collect()
-        gc.disable()
-        try:
+        async def ask_often() -> None:
             for _ in range(5):
                 await ask()
-            gc.set_debug(gc.DEBUG_SAVEALL)
-            gc.collect()
-            left = Counter(type(one).__name__ for one in gc.garbage)
-        finally:
-            gc.set_debug(0)
-            gc.garbage.clear()
-            gc.enable()
+
+        left = kinds(await left_by(ask_often))
     cut = {"Connection", "Reader", "HttpRequestParser", "StreamReaderProtocol", "StreamWriter"}
     assert not cut.intersection(left), left
