@@ -72,7 +72,6 @@ class Stage:
             "OCTAVO_ENV": "production",
             **{f"RATELIMIT_{limit}": f"{RATE} per minute" for limit in LIMITS},
             "ACCESS_LOG_SAMPLE": "0",  # the others write none
-            "SHED_LAG_SECONDS": "0",  # nor do they turn anybody away
             "DRAIN_SECONDS": "0",
             "LOG_DIR": "none",
         }

@@ -2,8 +2,8 @@
 
     Hypercorn            server/ keeps workers at work: each one process, on uvloop
       -> http1/          HTTP/1.1 under it: bytes into requests, answers into bytes
-      -> overload.py     is there room for it?
       -> shortway/       what is warm is answered here, and goes no further
+      -> load_shedding.py  ASGI: the request waits for its turn, or is refused
       -> front.py        ASGI: request id, body cap, protection, the answer of last resort
       -> limits/gate.py  ASGI: may this request pass now?
       -> asgi.py         Quart, in the task that asks

@@ -12,10 +12,10 @@ from service import (
     home,
     lag,
     limits,
+    load_shedding,
     logs,
     metrics,
     openapi,
-    overload,
     pagination,
     security,
     shortway,
@@ -30,7 +30,7 @@ from service.users import users_bp
 
 CONCERNS = (
     logs, web, errors, cors, security, pagination, db, lag, health, home, openapi, limits, metrics,
-    access_log, front, shortway, overload,
+    access_log, front, load_shedding, shortway,
 )  # fmt: skip
 BLUEPRINTS = (auth_bp, books_bp, users_bp, admin_bp)
 

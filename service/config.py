@@ -25,6 +25,7 @@ from service.config_values import (
     Origins,
     RedisUrl,
     parse_database_url,
+    warn_of_retired_settings,
 )
 
 DEVELOPMENT_SECRET = "dev-secret-key-for-development-only"  # noqa: S105  (refused in production)
@@ -90,14 +91,10 @@ class Settings(CacheSettings, LimitSettings, ServeSettings):
         2_592_000, ge=1, le=315_360_000, description="life of a refresh token"
     )
     password_workers: int = Field(2, ge=1, le=64, description="threads that hash passwords")
-    password_queue: int = Field(
-        32, ge=1, description="password hashes that may wait; beyond that 503"
-    )
     pool_size: int = Field(15, ge=1, description="database connections a process keeps")
     pool_overflow: int = Field(
         0, ge=0, description="connections beyond that, each made anew and let go after its use"
     )
-    pool_timeout: float = Field(2.0, gt=0, le=60, description="seconds to wait for one; then 503")
     log_dir: Folder = Field(
         Path("logs"),
         description="folder of the rotating `app.log` (outside development); `none`: no file",
@@ -235,6 +232,7 @@ def load(config_name: str) -> Settings:
         known = ", ".join(CONFIGURATIONS)
         raise ConfigurationError([f"OCTAVO_ENV is {config_name!r}: choose one of {known}."])
     try:
+        warn_of_retired_settings()
         return CONFIGURATIONS[config_name]()
     except ValidationError as error:
         raise ConfigurationError(

@@ -46,11 +46,12 @@ class ServeSettings(BaseSettings):
     tls_certfile: Path | None = Field(None, description="certificate chain, PEM: serve HTTPS")
     tls_keyfile: Path | None = Field(None, description="its key, PEM")
     http2: bool = Field(False, description="offer HTTP/2 over TLS, too")
-    shed_lag_seconds: float = Field(
-        0.02,
-        ge=0,
-        description="how late the event loop may be: beyond that lists get 503, beyond twice that "
-        "all but health; 0: nothing is turned away",
+    max_wait_seconds: float = Field(
+        2.0,
+        gt=0,
+        le=600,
+        description="the longest wait of a request: for its turn, for a database connection and "
+        "for a thread that hashes passwords, together; then 503",
     )
     short_way: bool = Field(
         True,

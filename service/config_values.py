@@ -1,11 +1,14 @@
 """How values are written in the environment, and what is made of them."""
 
 import json
+import os
+import warnings
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal
 from urllib.parse import urlsplit
 
+from dotenv import dotenv_values
 from limits import parse_many
 from pydantic import AfterValidator, BeforeValidator
 from pydantic_settings import NoDecode
@@ -21,6 +24,11 @@ ASYNC_DRIVERS = {
     "sqlite+aiosqlite": "sqlite+aiosqlite",
 }
 MOST = 1_000_000_000  # units of a limit, and its seconds: whatever is counted of it is exact
+RETIRED = {
+    "SHED_LAG_SECONDS": "set MAX_WAIT_SECONDS, the longest wait of a request",
+    "POOL_TIMEOUT": "MAX_WAIT_SECONDS bounds the wait for a connection as well",
+    "PASSWORD_QUEUE": "MAX_WAIT_SECONDS bounds the wait for a thread as well",
+}
 DATABASE_FORMS = "write postgresql://user:password@host/name or sqlite:///file.db"
 
 
@@ -103,6 +111,12 @@ def _are_rates(value: str) -> str:
 
 def _none_by_name(value: Any) -> Any:
     return None if isinstance(value, str) and value.lower() == "none" else value
+
+
+def warn_of_retired_settings() -> None:
+    """Warn of each variable in the environment or in `.env` that is not read any more."""
+    for name in RETIRED.keys() & {*os.environ, *dotenv_values(".env")}:
+        warnings.warn(f"{name} is not read any more: {RETIRED[name]}", FutureWarning, stacklevel=3)
 
 
 DatabaseUrl = Annotated[str, AfterValidator(_is_database)]

@@ -165,7 +165,7 @@ class Database:
             waits=self.waits if is_measured else None,
             pool_size=size,
             max_overflow=overflow,
-            pool_timeout=self._settings.pool_timeout,
+            pool_timeout=self._settings.max_wait_seconds,
         )
 
 

@@ -1,13 +1,15 @@
 """Engines: how a connection behaves on each database."""
 
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import asyncpg
 from sqlalchemy import URL, AsyncAdaptedQueuePool, ExceptionContext, event
 from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+
+from service.admission import seconds_left, waiting
 
 SILENCE_SECONDS = 4.5  # of PostgreSQL: longer than it may take itself (`statement_timeout`)
 BUSY_MS = 5_000  # how long SQLite waits for another process's write
@@ -42,39 +44,42 @@ class _Abrupt(asyncpg.Connection):
 
 @dataclass
 class Waits:
-    """For a connection of a pool that has none left: how many there were, and are."""
+    """Waits for a connection of a pool that has none left: how many, how long, and how many now."""
 
     number: int = 0
     seconds: float = 0.0
-    begun: dict[int, float] = field(default_factory=dict)  # of who waits now, the longest first
-
-    @property
-    def waiting(self) -> int:
-        """How many wait now."""
-        return len(self.begun)
-
-    def longest(self, now: float) -> float:
-        """Give for how long the first of them has waited."""
-        return now - next(iter(self.begun.values()), now)
+    waiting: int = 0
 
 
 def _measured(waits: Waits) -> type[AsyncAdaptedQueuePool]:
     class Measured(AsyncAdaptedQueuePool):
-        """Takes the time of who waits."""
+        """Measures how long requests wait for a connection, and lets each wait for its budget.
+
+        The budget of a request is what it has not spent on waiting before. A wait of the
+        application's own tasks is bounded by `pool_timeout`.
+        """
 
         __module__ = AsyncAdaptedQueuePool.__module__  # SQLAlchemy names its logger so
+
+        @property
+        def _timeout(self) -> float:  # SQLAlchemy reads it as a wait begins
+            return seconds_left(self._longest)
+
+        @_timeout.setter
+        def _timeout(self, seconds: float) -> None:
+            self._longest = seconds
 
         def _do_get(self) -> Any:
             if self.checkedout() < self.size() + self._max_overflow:
                 return super()._do_get()
             begun = time.monotonic()
             waits.number += 1
-            waits.begun[waits.number] = begun
-            mine = waits.number
+            waits.waiting += 1
             try:
-                return super()._do_get()
+                with waiting():
+                    return super()._do_get()
             finally:
-                del waits.begun[mine]
+                waits.waiting -= 1
                 waits.seconds += time.monotonic() - begun
 
     return Measured

@@ -26,6 +26,7 @@ VARY = "Accept-Encoding, Origin"
 ROUTE, USER, CACHED = "octavo.route", "octavo.user", "octavo.cache"  # in the scope, once known
 TOO_LARGE = "octavo.too_large"  # in the scope: the body went over the cap
 CUT_SHORT = "octavo.cut_short"  # in the scope: the client left before the end of the body
+SHED = "octavo.shed"  # in the scope: the request waited too long for its turn
 BEGUN = "octavo.begun"  # in the scope: when somebody before the front took it (perf_counter)
 
 

@@ -3,7 +3,7 @@
 import asyncio
 import time
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 
 from quart import Quart
 
@@ -15,15 +15,10 @@ REMEMBERED = 50  # looks: about a second
 
 
 class Lag:
-    """Looks on and on how long it takes to have its turns.
-
-    Observers are given, after each look, what it took at least now and the time before, in
-    seconds: no single pause.
-    """
+    """Measures again and again how long some turns of the loop take."""
 
     def __init__(self) -> None:
         self._seen: deque[float] = deque([0.0, 0.0], maxlen=REMEMBERED)
-        self.observers: list[Callable[[float], None]] = []
 
     async def look_on(self) -> None:
         """Look for ever."""
@@ -32,8 +27,6 @@ class Lag:
             for _ in range(TURNS):
                 await asyncio.sleep(0)
             self._seen.append(time.monotonic() - begun)
-            for observe in self.observers:
-                observe(min(self._seen[-1], self._seen[-2]))
             await asyncio.sleep(PAUSE_SECONDS)
 
     def worst(self) -> float:

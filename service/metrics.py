@@ -28,8 +28,8 @@ from service.figures import FOLDER
 from service.front import ROUTE, Front
 from service.lag import Lag
 from service.limits import Limiter
+from service.load_shedding import LoadShedding
 from service.openapi.answers import answers, fails
-from service.overload import Overload
 from service.precedence import never_shed
 from service.security import Passwords, bearer
 from service.web import respond
@@ -95,7 +95,7 @@ class Metrics:
         passwords: Passwords = extensions["passwords"]
         front: Front = extensions["front"]
         lag: Lag = extensions["lag"]
-        overload: Overload = extensions["overload"]
+        load_shedding: LoadShedding = extensions["load_shedding"]
         counted = asdict(cache.counters)
         totals: dict[tuple[str, str], float] = {
             **{("octavo_cache_reads", one): counted.pop(many) for one, many in READS.items()},
@@ -103,7 +103,7 @@ class Metrics:
             ("octavo_limit_decisions", "admitted"): limiter.admitted,
             ("octavo_limit_decisions", "refused"): limiter.refused,
             ("octavo_limit_decisions_without_redis", ""): limiter.ledger.decided_locally,
-            ("octavo_shed", ""): overload.shed,
+            ("octavo_shed", ""): load_shedding.queue.refused,
             ("octavo_pool_waits", ""): database.waits.number,
             ("octavo_pool_wait_seconds", ""): database.waits.seconds,
         }  # fmt: skip
@@ -113,6 +113,7 @@ class Metrics:
             self._counters[key] = (counter, number)
         now = {
             "octavo_requests_in_flight": front.in_flight,
+            "octavo_requests_waiting": load_shedding.queue.waiting,
             "octavo_event_loop_lag_seconds": lag.worst(),
             "octavo_pool_in_use": database.in_use,
             "octavo_pool_waiting": database.waits.waiting,
@@ -142,7 +143,7 @@ COUNTERS = {
     "octavo_cache_stale": "Hits that were older than an answer before them: promised never to be",
     "octavo_limit_decisions": "What the limits said of requests",
     "octavo_limit_decisions_without_redis": "Decisions of each worker alone, as Redis was away",
-    "octavo_shed": "Requests that were turned away, as there was too much to do",
+    "octavo_shed": "Requests that were refused because they had waited too long",
     "octavo_pool_waits": "Reads and writes that waited for a database connection",
     "octavo_pool_wait_seconds": "How long they waited",
 }
@@ -153,6 +154,7 @@ OUTCOMES = {
 }
 GAUGES: dict[str, tuple[Any, str]] = {
     "octavo_requests_in_flight": ("livesum", "Requests that are being answered"),
+    "octavo_requests_waiting": ("livesum", "Requests that wait for their turn"),
     "octavo_event_loop_lag_seconds": ("livemax", "How late the latest loop was within a second"),
     "octavo_pool_in_use": ("livesum", "Database connections at work"),
     "octavo_pool_waiting": ("livesum", "Reads and writes that wait for a connection now"),

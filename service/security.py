@@ -6,6 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any, TypeVar
@@ -16,6 +17,7 @@ from argon2.exceptions import Argon2Error, InvalidHashError
 from pydantic import BaseModel, ConfigDict, Field
 from quart import Quart, current_app
 
+from service.admission import OVERLOADED, current, seconds_left, waiting
 from service.config import Settings
 from service.errors import ServiceUnavailableError, UnauthorizedError
 from service.models import User
@@ -31,24 +33,25 @@ MOST_TOKENS = 4_096  # whose signatures are remembered, so that each is computed
 
 
 class Passwords:
-    """argon2id (19 MiB, 2 passes: OWASP's first choice), off the loop, in a bounded queue."""
+    """argon2id (19 MiB, 2 passes: OWASP's first choice), in threads of its own."""
 
     def __init__(self, settings: Settings) -> None:
         self._hasher = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
-        self._workers = settings.password_workers
-        self._limit = settings.password_workers + settings.password_queue
+        self._threads = settings.password_workers
+        self._longest_wait = settings.max_wait_seconds
+        self._free = asyncio.Semaphore(self._threads)
         self._pending = 0
         self._pool: ThreadPoolExecutor
         self._nobody: str
 
     @property
     def pending(self) -> int:
-        """How many hashes are under way or wait."""
+        """The number of hashes that run or wait."""
         return self._pending
 
     async def open(self) -> None:
         """Start the threads, and make the hash that unknown users are checked against."""
-        self._pool = ThreadPoolExecutor(self._workers, thread_name_prefix="password")
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="password")
         self._nobody = await self.hash(secrets.token_hex())
 
     async def close(self) -> None:
@@ -56,7 +59,7 @@ class Passwords:
         await asyncio.to_thread(self._pool.shutdown)
 
     async def hash(self, password: str) -> str:
-        """Hash a password. Raises ServiceUnavailableError if too many are waiting."""
+        """Hash a password. Raises ServiceUnavailableError if no thread is free in time."""
         return await self._run(lambda: self._hasher.hash(password))
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
@@ -75,16 +78,31 @@ class Passwords:
         return password_hash is not None
 
     async def _run(self, work: Callable[[], T]) -> T:
-        if self._pending >= self._limit:
-            raise ServiceUnavailableError("Too many sign-ins at the moment")
-        self._pending += 1
-        future = asyncio.get_running_loop().run_in_executor(self._pool, work)
-        # Counted until the thread is done with it, also when the client has gone.
-        future.add_done_callback(self._done)
-        return await asyncio.shield(future)
+        """Run `work` in a thread. Raises ServiceUnavailableError if none is free in time.
+
+        Other requests run meanwhile: hashing costs the event loop nothing.
+        """
+        admission = current.get()
+        with nullcontext() if admission is None else admission.paused():
+            self._pending += 1
+            try:
+                with waiting():
+                    async with asyncio.timeout(seconds_left(self._longest_wait)):
+                        await self._free.acquire()
+            except TimeoutError:
+                self._pending -= 1
+                raise ServiceUnavailableError(OVERLOADED) from None
+            except BaseException:
+                self._pending -= 1
+                raise
+            future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+            # Counted until the thread has ended, also when the client has gone.
+            future.add_done_callback(self._done)
+            return await asyncio.shield(future)
 
     def _done(self, future: "asyncio.Future[Any]") -> None:
         self._pending -= 1
+        self._free.release()
 
 
 def bearer(header: str) -> str:

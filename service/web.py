@@ -17,10 +17,16 @@ from werkzeug.routing import IntegerConverter
 from werkzeug.utils import cached_property
 
 from service import asgi
+from service.admission import OVERLOADED
 from service.cache import Listing, Rows, Status
 from service.config import Settings
-from service.errors import APIError, InvalidInputError, UnsupportedMediaTypeError
-from service.front import CACHED, CUT_SHORT, TOO_LARGE, VARY
+from service.errors import (
+    APIError,
+    InvalidInputError,
+    ServiceUnavailableError,
+    UnsupportedMediaTypeError,
+)
+from service.front import CACHED, CUT_SHORT, SHED, TOO_LARGE, VARY
 from service.validation import ID, INT64, parse_json, parse_query
 
 JSON = "application/json"
@@ -63,6 +69,8 @@ class Request(asgi.Request):
         body = await (self.body if asgi.WHOLE in self.scope else self.get_data())
         if self.scope.get(TOO_LARGE):
             raise RequestEntityTooLarge
+        if self.scope.get(SHED):
+            raise ServiceUnavailableError(OVERLOADED)
         if self.scope.get(CUT_SHORT):
             raise APIError("The body ends too early")
         try:

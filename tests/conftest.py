@@ -314,7 +314,7 @@ def settings_for(database_url: str, folder: Path, **changed: object) -> Testing:
         "ratelimit_storage_url": None if changed.get("redis_url") else "memory://",
         "ratelimit_redis_seconds": 1.0,  # a busy machine is no outage
         "cache_redis_seconds": 2.0,
-        "shed_lag_seconds": 0.0,
+        "max_wait_seconds": 60.0,
         **dict.fromkeys(RATES, "1000000 per minute"),  # the limiter at work, in nobody's way
     }
     return Testing.model_validate(values | changed)

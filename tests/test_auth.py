@@ -341,7 +341,7 @@ async def test_more_sign_ins_than_can_wait_are_told_to_come_back(
 ) -> None:
     member: Member = await make.member()
     url = site.another_url
-    settings = settings_for(url, folder, password_workers=1, password_queue=1)
+    settings = settings_for(url, folder, password_workers=1, max_wait_seconds=0.05)
     async with serving(settings) as small, httpx.AsyncClient(base_url=small.url) as client:
         credentials = {"email": member.email, "password": PASSWORD}
         answers = await asyncio.gather(
@@ -349,7 +349,6 @@ async def test_more_sign_ins_than_can_wait_are_told_to_come_back(
         )
         codes = [answer.status_code for answer in answers]
         assert set(codes) == {200, 503}
-        assert codes.count(200) >= 2
         refused = next(answer for answer in answers if answer.status_code == 503)
         assert refused.headers["Retry-After"] == "1"
         assert refused.json()["error"] == "Service Unavailable"

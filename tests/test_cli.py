@@ -25,7 +25,7 @@ CLEAN = {
     name: value
     for name, value in os.environ.items()
     if name not in {"SECRET_KEY", "DATABASE_URL", "DEV_DATABASE_URL", "PUBLIC_URL", "REDIS_URL"}
-} | {"DRAIN_SECONDS": "0", "SHED_LAG_SECONDS": "0"}  # no load balancer, and a busy machine
+} | {"DRAIN_SECONDS": "0", "MAX_WAIT_SECONDS": "60"}  # no load balancer, and a busy machine
 
 TRACED = {"COVERAGE_PROCESS_CONFIG", "COVERAGE_PROCESS_START"}
 

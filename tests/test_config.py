@@ -154,7 +154,7 @@ def test_every_problem_is_told_at_once() -> None:
         ("TOTAL_WORKERS", "0", "1"),
         ("REDIS_URL", "redis://:pw@h:abc/0", "Port"),
         ("REFRESH_TOKEN_SECONDS", "999999999999", "less than"),
-        ("POOL_TIMEOUT", "inf", "less than"),
+        ("MAX_WAIT_SECONDS", "inf", "less than"),
         ("SPA_FALLBACK_URL", "/app", "http"),
         ("CORS_ORIGINS", "https://a.example/path", "no origin"),
         ("CORS_ORIGINS", "a.example", "no origin"),

@@ -169,7 +169,7 @@ async def test_a_write_that_the_database_undid_for_another_is_done_again(
 
 async def test_an_exhausted_pool_is_503_in_time(site: Site, folder: Path) -> None:
     settings = settings_for(
-        site.another_url, folder, pool_size=1, pool_overflow=0, pool_timeout=0.2
+        site.another_url, folder, pool_size=1, pool_overflow=0, max_wait_seconds=0.2
     )
 
     def prepare(app: Quart) -> None:

@@ -22,11 +22,11 @@ ROOT = Path(service.__file__).parent
 STOREYS = (
     "__init__", "config_values", "config_cache", "config_limits", "config_serve", "config",
     "logs", "unique", "fields", "asgi", "column_types", "json_rows", "search", "models",
-    "validation", "db_errors", "group_commit", "engines", "migrations", "errors", "patience",
-    "precedence", "wire", "cache", "front", "lag", "web", "links", "openapi", "db", "security",
-    "guard", "pagination", "listing", "cors", "overload", "http1", "limits", "access_log",
-    "figures", "metrics", "health", "home", "books", "users", "auth", "admin", "shortway",
-    "importer", "seed", "plausible", "app", "server", "cli", "__main__",
+    "validation", "db_errors", "group_commit", "admission", "engines", "migrations", "errors",
+    "patience", "precedence", "wire", "cache", "front", "lag", "web", "links", "openapi", "db",
+    "security", "guard", "pagination", "listing", "cors", "load_shedding", "http1", "limits",
+    "access_log", "figures", "metrics", "health", "home", "books", "users", "auth", "admin",
+    "shortway", "importer", "seed", "plausible", "app", "server", "cli", "__main__",
 )  # fmt: skip
 WITHOUT_BODY = {"/api/auth/logout", "/admin/clear-cache"}
 

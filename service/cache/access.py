@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from service.admission import current
 from service.cache.breaker import FAILURES, Breaker
 from service.cache.counters import Counters
 from service.cache.epochs import State
@@ -28,7 +29,7 @@ Way = TypeVar("Way", bound=str)
 
 LATER_PATIENCE = 1.0
 _lost: ContextVar[str] = ContextVar("lost", default="")  # the request that the store has failed
-SQL_SECONDS = 4.5  # of a reader's wait, for a connection and for what it says
+SQL_SECONDS = 4.5  # from a reader's arrival: its turn, a connection, and the statement
 
 
 class Access:
@@ -86,7 +87,9 @@ class Access:
             async with self.session() as db:
                 return await load(db)
 
-        async with asyncio.timeout(SQL_SECONDS):
+        admission = current.get()
+        waited = 0.0 if admission is None else admission.waited
+        async with asyncio.timeout(SQL_SECONDS - min(waited, SQL_SECONDS / 2)):
             return await self._flights.read(name, read)
 
     def failed(self, error: Exception) -> None:

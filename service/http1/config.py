@@ -1,12 +1,12 @@
 """Hypercorn's configuration, and what HTTP/1.1 has to know beyond it."""
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 from hypercorn.config import Config
 
-if TYPE_CHECKING:
-    from service.overload import Overload
+# In the scope: the server has asked its Shortcut already.
+LOOKED = "octavo.looked"
 
 
 class AtHand(NamedTuple):
@@ -35,12 +35,31 @@ class Shortcut(Protocol):
         """
 
 
+class Turn(Protocol):
+    """A request that was submitted."""
+
+    def end(self) -> None:
+        """Give it up, when its client has gone before it was started."""
+
+
+class Admission(Protocol):
+    """Decides when the application is called with a request that is complete."""
+
+    def submit(
+        self,
+        scope: Any,
+        start: Callable[[], None],
+        refuse: Callable[[int, list[tuple[bytes, bytes]], bytes], None],
+    ) -> Turn:
+        """Call `start`, now or later, or `refuse` with the status, headers and body to answer."""
+
+
 class ServerConfig(Config):
     """Hypercorn's, with what `service.http1` reads."""
 
     http1: Literal["httptools", "h11"] = "httptools"
     draining = False  # clients are told to close
     header_seconds = 5.0
-    overload: "Overload | None" = None
+    admission: Admission | None = None
     shortcut: Shortcut | None = None
     serving: Any = None  # once there is a connection: what all of them share

@@ -13,7 +13,6 @@ from service.http1.refusals import Headers, refusal
 from service.http1.requests import Reader, RefusedError, end_of_head
 from service.http1.scope import scope_of
 from service.http1.wire import BUSY, IN_HEAD, STALLED, Wire
-from service.precedence import LET_IN
 
 if TYPE_CHECKING:
     from service.http1.server import Serving
@@ -67,7 +66,7 @@ class Connection(Wire):
         super().connection_lost(error)
         self._is_lost, self._data, self._at = True, b"", 0
         self._reader.close()
-        for exchange in self._running:
+        for exchange in [*self._running]:
             exchange.silence()
         self._exchange = None
         self.server.connections.discard(self)
@@ -135,6 +134,8 @@ class Connection(Wire):
                     break
             except RefusedError as refused:
                 return self._refuse(refused.status)
+        if self._exchange is not None:
+            self._exchange.start()  # with as much of its body as came with its head
         if self._at == len(self._data):
             self._data, self._at = b"", 0
             is_answering = self._exchange is not None and self._phase == BUSY and self._is_writable
@@ -162,18 +163,13 @@ class Connection(Wire):
         reader, server, self._phase, self._due = self._reader, self.server, BUSY, inf
         scope: Any = scope_of(reader, self)
         config, is_plain = server.config, reader.line.method == "GET" and reader.is_complete
-        if is_plain:
-            if (overload := config.overload) and overload.turns_away("GET", scope["path"]):
-                told = overload.refusal(scope)  # before it costs a task
-                return self._reply(503, *told, closes=self.closes_after(None))
-            scope[LET_IN] = True
         if config.server_names and not server.is_known_host(reader.headers):
             return self._reply(404, *refusal(404), closes=True)
         exchange = self._exchange = Exchange(self, reader, scope)
         self._running.add(exchange)
         if self._is_eof:
             exchange.leave()
-        exchange.start(is_plain=is_plain)
+        exchange.is_plain = is_plain
         return None
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -196,8 +192,10 @@ class Connection(Wire):
 
     def _refuse(self, status: int) -> None:
         exchange, self._exchange = self._exchange, None
-        if exchange is not None and exchange.silence():
-            return self.abort()  # half an answer has been sent
+        if exchange is not None:
+            if exchange.silence():
+                return self.abort()  # half an answer has been sent
+            exchange.start()  # it is over before it began
         return self._reply(status, *refusal(status), closes=True)
 
     def _reply(self, status: int, headers: Headers, body: bytes, *, closes: bool) -> None:
@@ -246,5 +244,5 @@ class Connection(Wire):
     async def cancel(self) -> None:
         """Close now, cancel what still runs, and wait for its end."""
         self.abort()
-        tasks = [task for exchange in self._running if (task := exchange.cancel())]
+        tasks = [task for exchange in [*self._running] if (task := exchange.cancel())]
         await asyncio.gather(*tasks, return_exceptions=True)

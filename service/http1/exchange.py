@@ -8,8 +8,8 @@ from hypercorn.typing import HTTPScope
 
 from service.asgi import WHOLE
 from service.http1.answers import CONTINUE, Answer, head_at_hand
-from service.http1.config import AtHand
-from service.http1.refusals import refusal
+from service.http1.config import LOOKED, AtHand, Turn
+from service.http1.refusals import Headers, refusal
 from service.http1.requests import Reader
 
 if TYPE_CHECKING:
@@ -28,10 +28,13 @@ class Exchange:
     """
 
     task: asyncio.Task[None] | None = None  # of the application
+    _turn: Turn | None = None  # in the admission queue
     is_awaited = False  # the next of the body is
     is_full = False  # enough of it waits for the application
+    is_plain = False  # a GET without a body
     is_gone = False  # nobody is there any more to ask further
     is_answered = False
+    _is_started = False
     _is_silenced = False  # nothing more may be sent
     _is_cancelled = False
     _start: Message = None  # of the answer, whose head waits
@@ -48,24 +51,54 @@ class Exchange:
         self.expects = reader.expects and not reader.is_complete
         self._begun_at = time() if connection.server.is_logged else 0.0
 
-    def start(self, *, is_plain: bool) -> None:
-        """Have it answered: by what is at hand, if it is a GET without a body, or is asked for."""
+    def start(self) -> None:
+        """Have it answered, once: by what is at hand, if it may be there, or by the application."""
+        if self._is_started:
+            return None
+        self._is_started = True
         server = self._connection.server
         shortcut = server.config.shortcut
-        may_be = is_plain and self._scope["http_version"] == "1.1" and not server.counts_or_logs
-        if shortcut is None or not may_be or not shortcut.look(self._scope, self.take_at_hand):
+        may_be = self.is_plain and self._scope["http_version"] == "1.1" and not server.counts_or_logs
+        if shortcut is None or not may_be or self._is_silenced:
+            return self._ask()
+        scope: Any = self._scope
+        scope[LOOKED] = True
+        if not shortcut.look(scope, self.take_at_hand):
             self._ask()
+        return None
 
     def _ask(self) -> None:
-        if not self._is_cancelled:
-            self.task = self._connection.spawn(self.run())
+        if self._is_cancelled or self._is_silenced:
+            return self._connection.left(self)
+        admission = self._connection.server.config.admission
+        if admission is None or not self.is_read:
+            self._begin()
+        else:
+            self._turn = admission.submit(self._scope, self._begin, self._refuse)
+        return None
+
+    def _begin(self) -> None:
+        self.task = self._connection.spawn(self.run())
+
+    def _refuse(self, status: int, headers: Headers, body: bytes) -> None:
+        """Answer without the application."""
+        self._start = {"status": status, "headers": headers}
+        self._write(body, more=False)
+        self._connection.left(self)
 
     def cancel(self) -> asyncio.Task[None] | None:
         """Let it come to nothing; give what ends soon."""
         self._is_cancelled = True
         if self.task is not None:
             self.task.cancel()
+        self._leave_queue()
         return self.task
+
+    def _leave_queue(self) -> None:
+        """Give up the turn of a request that has not begun."""
+        if self._turn is not None and self.task is None and not self.is_answered:
+            self._turn.end()
+            self._connection.left(self)
 
     def leaves_much(self, reader: Reader) -> bool:
         """Tell whether more of the body may come than one would throw away."""
@@ -170,6 +203,7 @@ class Exchange:
         """Let nothing more be sent; tell whether the answer had begun."""
         self._is_silenced = True
         self.leave()
+        self._leave_queue()
         return self._answer is not None
 
     def _tell(self) -> None:

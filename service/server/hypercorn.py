@@ -24,7 +24,7 @@ def configured(app: Quart, sockets: Sequence[socket], settings: Settings) -> Ser
     config.keep_alive_max_requests = KEEP_ALIVE_REQUESTS
     config.graceful_timeout = settings.grace_seconds
     config.header_seconds = settings.header_seconds
-    config.overload = app.extensions["overload"]
+    config.admission = app.extensions["load_shedding"]
     config.shortcut = app.extensions.get("shortway")
     if settings.tls_certfile is not None:
         config.certfile, config.keyfile = str(settings.tls_certfile), str(settings.tls_keyfile)

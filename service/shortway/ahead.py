@@ -5,8 +5,7 @@ import asyncio
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
 
 from service.asgi import answer
-from service.http1.config import AtHand, Shortcut
-from service.precedence import LET_IN
+from service.http1.config import LOOKED, AtHand, Shortcut
 
 
 class Ahead:
@@ -22,7 +21,7 @@ class Ahead:
         if (
             scope["type"] == "http"
             and scope["method"] == "GET"
-            and LET_IN not in scope
+            and LOOKED not in scope
             and scope.get("raw_path")  # a server need not give it
         ):
             told: asyncio.Future[AtHand | None] = asyncio.get_running_loop().create_future()

@@ -1,0 +1,208 @@
+"""The admission queue, and the turn of one request in it."""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import NamedTuple
+
+from service.admission.timeout import QueueTimeout
+
+AT_ONCE = 100  # refusals in one turn of the event loop
+
+
+class Waiting(NamedTuple):
+    """A request in the queue: when it came (monotonic time), and what is called in the end."""
+
+    arrived: float
+    admission: "Admission"
+    start: Callable[[], None]
+    refuse: Callable[[], None]
+
+
+class AdmissionQueue:
+    """Runs up to `limit` requests at once; the others wait, and are refused after too long.
+
+    The oldest request comes first. While requests are being refused, costly requests come after
+    all others.
+    """
+
+    def __init__(self, limit: int, budget: float) -> None:
+        self.limit = limit
+        self.timeout = QueueTimeout(budget)
+        self.running = self.waiting = 0  # requests, now
+        self.refused = 0  # requests, since the process began
+        self._ordinary: deque[Waiting] = deque()
+        self._costly: deque[Waiting] = deque()
+        self._timer: asyncio.TimerHandle | None = None
+
+    @property
+    def budget(self) -> float:
+        """The longest wait, in seconds."""
+        return self.timeout.budget
+
+    @property
+    def is_full(self) -> bool:
+        """Whether a request that comes now has to wait."""
+        return self.running >= self.limit
+
+    def submit(
+        self,
+        admission: "Admission",
+        start: Callable[[], None],
+        refuse: Callable[[], None],
+        *,
+        is_costly: bool = False,
+    ) -> None:
+        """Call `start` now, or when the turn has come; `refuse` after too long a wait."""
+        if self.running < self.limit:
+            return self._start(admission, start)
+        now = time.monotonic()
+        queue = self._costly if is_costly else self._ordinary
+        queue.append(Waiting(now, admission, start, refuse))
+        admission.is_waiting = True
+        self.waiting += 1
+        before = self.timeout.seconds
+        self.timeout.arrived(now)
+        if self._timer is None or self.timeout.seconds < before:
+            self._set_timer(now)
+        return None
+
+    def release(self) -> None:
+        """Let the next request run in the place of one that has ended, or waits elsewhere."""
+        self.running -= 1
+        now = time.monotonic()
+        while self.running < self.limit and self.waiting:
+            arrived, admission, start, _ = self._next()
+            admission.waited += now - arrived
+            self._start(admission, start)
+        if self._timer is not None and not self.waiting:
+            self._timer.cancel()
+            self._timer = None
+            self.timeout.emptied()
+
+    def resume(self) -> None:
+        """Count a request again that has waited elsewhere: it is not refused any more."""
+        self.running += 1
+
+    def _start(self, admission: "Admission", start: Callable[[], None]) -> None:
+        self.running += 1
+        admission.is_running = True
+        start()
+
+    def _next(self) -> Waiting:
+        ordinary, costly = self._oldest(self._ordinary), self._oldest(self._costly)
+        if costly is None or (
+            ordinary is not None
+            and (self.timeout.is_overloaded or ordinary.arrived <= costly.arrived)
+        ):
+            return self._take(self._ordinary)
+        return self._take(self._costly)
+
+    def _oldest(self, queue: deque[Waiting]) -> Waiting | None:
+        while queue and not queue[0].admission.is_waiting:
+            queue.popleft()  # its client has gone
+        return queue[0] if queue else None
+
+    def _take(self, queue: deque[Waiting]) -> Waiting:
+        waiting = queue.popleft()
+        waiting.admission.is_waiting = False
+        self.waiting -= 1
+        return waiting
+
+    def _set_timer(self, now: float) -> None:
+        """Look again when the oldest request has waited for the timeout."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        oldest = [
+            waiting.arrived
+            for queue in (self._ordinary, self._costly)
+            if (waiting := self._oldest(queue)) is not None
+        ]
+        if oldest:
+            seconds = max(0.0, min(oldest) + self.timeout.seconds - now)
+            self._timer = asyncio.get_running_loop().call_later(seconds, self._refuse_oldest)
+
+    def _refuse_oldest(self) -> None:
+        """Refuse requests that have waited for the timeout: a few at a time, costly ones first."""
+        now, number = time.monotonic(), 0
+        for queue in (self._costly, self._ordinary):
+            while (
+                number < AT_ONCE
+                and (oldest := self._oldest(queue)) is not None
+                and oldest.arrived + self.timeout.seconds <= now
+            ):
+                number += 1
+                self.refused += 1
+                self.timeout.refused(now)
+                self._take(queue).refuse()
+        self._timer = None
+        self._set_timer(now)
+        if not self.waiting:
+            self.timeout.emptied()
+
+
+class Admission:
+    """The turn of one request, and the time that it has spent waiting.
+
+    waited: seconds in the queue, for a database connection and for a thread, together.
+    is_waiting: it is in the queue. is_running: the queue counts it.
+    """
+
+    __slots__ = ("_queue", "is_running", "is_waiting", "waited")
+
+    def __init__(self, queue: AdmissionQueue) -> None:
+        self._queue = queue
+        self.waited = 0.0
+        self.is_waiting = self.is_running = False
+
+    @property
+    def seconds_left(self) -> float:
+        """The part of the budget that has not been spent on waiting."""
+        return max(0.0, self._queue.budget - self.waited)
+
+    def end(self) -> None:
+        """Give the turn to the next request, or leave the queue."""
+        if self.is_waiting:
+            self.is_waiting = False
+            self._queue.waiting -= 1
+        if self.is_running:
+            self.is_running = False
+            self._queue.release()
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """Let another request run while this one waits for something else than the event loop."""
+        is_running, self.is_running = self.is_running, False
+        if is_running:
+            self._queue.release()
+        try:
+            yield
+        finally:
+            if is_running:
+                self._queue.resume()
+                self.is_running = True
+
+
+# Of the request that is being answered; none in a task of the application's own.
+current: ContextVar[Admission | None] = ContextVar("admission", default=None)
+
+
+def seconds_left(budget: float) -> float:
+    """Give how long the present request may still wait; outside a request it is the budget."""
+    admission = current.get()
+    return budget if admission is None else admission.seconds_left
+
+
+@contextmanager
+def waiting() -> Iterator[None]:
+    """Count the time within as waiting of the present request."""
+    admission, begun = current.get(), time.monotonic()
+    try:
+        yield
+    finally:
+        if admission is not None:
+            admission.waited += time.monotonic() - begun

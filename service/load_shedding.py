@@ -1,0 +1,188 @@
+"""Load shedding: an ASGI middleware that runs a bounded number of requests, and queues the others.
+
+The algorithm is in `service.admission`. A request waits here until its turn has come, or until it
+has waited for MAX_WAIT_SECONDS: then it gets 503. Health and metrics never wait. While requests
+are being refused, lists come after all others, because they cost the most. A refusal is counted
+in `octavo_shed_total` and has no line in the log.
+
+A request whose body is still on its way waits for its client, not for this service: it takes its
+turn when the body is complete. Our own server asks before it makes a task for a request
+(`submit`); under another server the middleware asks.
+"""
+
+import asyncio
+from collections.abc import Callable
+from functools import cached_property, lru_cache, partial
+from typing import Any
+
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
+from quart import Quart
+from werkzeug.exceptions import HTTPException
+
+from service.admission import OVERLOADED, Admission, AdmissionQueue, current
+from service.asgi import WHOLE, answer
+from service.config import Settings
+from service.cors import Origins
+from service.errors import MIMETYPE, ServiceUnavailableError, problem
+from service.fields import told_by
+from service.front import END, NO_PAGE, SHED, VARY, Front, request_name
+from service.logs import request_id
+from service.precedence import COSTLY, NEVER_SHED
+
+# Enough to keep the event loop and every database connection busy, and few enough for one turn of
+# the loop to last some milliseconds: measured in docs/decisions.md.
+CONCURRENT_REQUESTS = 64
+ADMISSION = "octavo.admission"  # in the scope: the server has asked for the turn
+LONGEST_KNOWN_PATH = 100  # characters of a path whose priority is remembered
+
+Headers = list[tuple[bytes, bytes]]
+Refuse = Callable[[int, Headers, bytes], None]
+
+
+class LoadShedding:
+    """Wraps an ASGI application, and lets its requests in through an admission queue."""
+
+    def __init__(self, app: Quart, inner: ASGIFramework, budget: float) -> None:
+        self._app = app
+        self._inner = inner
+        self.queue = AdmissionQueue(CONCURRENT_REQUESTS, budget)
+        self._origins: Origins = app.extensions["origins"]
+        front: Front = app.extensions["front"]
+        self._match = app.url_map.bind("").match
+        self._known_costly = lru_cache(1_024)(self._find_costly)
+        self._headers = [
+            (b"content-type", MIMETYPE.encode()),
+            (b"cache-control", b"no-store"),
+            (b"vary", VARY.encode()),
+            *front.protection,
+            NO_PAGE,
+        ]
+
+    async def __call__(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        """Run a request when its turn has come, or refuse it."""
+        if scope["type"] != "http" or scope["path"] in self._never_shed:
+            return await self._inner(scope, receive, send)
+        state: Any = scope
+        admission: Admission | None = state.pop(ADMISSION, None)
+        if admission is None:
+            admission = Admission(self.queue)
+            if WHOLE not in state and told_by(scope["headers"]).has_body:
+                receive = _Body(self, admission, state, receive)
+            elif not await self.enter(state, admission):
+                headers, body = self.refusal(state)
+                return await answer(send, 503, headers, body)
+        token = current.set(admission)
+        try:
+            return await self._inner(scope, receive, send)
+        finally:
+            current.reset(token)
+            admission.end()
+
+    def submit(self, scope: Any, start: Callable[[], None], refuse: Refuse) -> Admission:
+        """Call `start` when the turn of a request has come, or `refuse` with the whole answer.
+
+        What `start` begins calls the application. The admission ends with that, or earlier if the
+        client has gone.
+        """
+        admission = Admission(self.queue)
+        if scope["path"] in self._never_shed:
+            start()
+        else:
+            scope[ADMISSION] = admission
+            self._join(scope, admission, start, lambda: refuse(503, *self.refusal(scope)))
+        return admission
+
+    def _join(
+        self,
+        scope: Any,
+        admission: Admission,
+        start: Callable[[], None],
+        refuse: Callable[[], None],
+    ) -> None:
+        is_costly = self.queue.is_full and self._is_costly(scope["method"], scope["path"])
+        self.queue.submit(admission, start, refuse, is_costly=is_costly)
+
+    async def enter(self, scope: Any, admission: Admission) -> bool:
+        """Wait for the turn of a request; False: it is refused."""
+        turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def settle(is_admitted: bool) -> None:
+            if not turn.done():
+                turn.set_result(is_admitted)
+
+        self._join(scope, admission, partial(settle, True), partial(settle, False))
+        try:
+            return await turn
+        except asyncio.CancelledError:
+            admission.end()
+            raise
+
+    @cached_property
+    def _never_shed(self) -> set[str]:
+        views = self._app.view_functions
+        rules = self._app.url_map.iter_rules()
+        return {rule.rule for rule in rules if hasattr(views[rule.endpoint], NEVER_SHED)}
+
+    def _is_costly(self, method: str, path: str) -> bool:
+        find = self._known_costly if len(path) <= LONGEST_KNOWN_PATH else self._find_costly
+        return find(method, path)
+
+    def _find_costly(self, method: str, path: str) -> bool:
+        try:
+            endpoint, _ = self._match(path, method)
+        except HTTPException:
+            return False
+        return hasattr(self._app.view_functions[endpoint], COSTLY)
+
+    def refusal(self, scope: Any) -> tuple[Headers, bytes]:
+        """Give the headers and the body of a 503."""
+        request_id.set(request_name(told_by(scope["headers"])))
+        error = ServiceUnavailableError(OVERLOADED)
+        body = problem(error)
+        headers = {
+            "content-length": str(len(body)),
+            "x-request-id": request_id.get(),
+            **error.headers,
+            **self._origins.headers(scope),
+        }
+        encoded = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
+        return [*self._headers, *encoded], body
+
+
+class _Body:
+    """Receives a body, and takes the request's turn when the body is complete."""
+
+    def __init__(
+        self,
+        load_shedding: LoadShedding,
+        admission: Admission,
+        scope: Any,
+        receive: ASGIReceiveCallable,
+    ) -> None:
+        self._load_shedding = load_shedding
+        self._admission = admission
+        self._scope = scope
+        self._receive = receive
+        self._is_complete = False
+
+    async def __call__(self) -> Any:
+        """Give the next message. A refused request gets no body: `Request.get_json` raises 503."""
+        message: Any = await self._receive()
+        if self._is_complete or message.get("more_body", False):
+            return message
+        self._is_complete = True
+        if message["type"] != "http.request":
+            return message
+        if await self._load_shedding.enter(self._scope, self._admission):
+            return message
+        self._scope[SHED] = True
+        return END
+
+
+def init_app(app: Quart, settings: Settings) -> None:
+    """Put it before the front, behind what answers from memory."""
+    load_shedding = LoadShedding(app, app.asgi_app, settings.max_wait_seconds)
+    app.extensions["load_shedding"] = load_shedding
+    app.asgi_app = load_shedding  # type: ignore[method-assign]  # Quart's way in
