@@ -58,10 +58,10 @@ class Exchange:
         self._is_started = True
         server = self._connection.server
         shortcut = server.config.shortcut
-        may_be = self.is_plain and self._scope["http_version"] == "1.1" and not server.counts_or_logs
-        if shortcut is None or not may_be or self._is_silenced:
-            return self._ask()
         scope: Any = self._scope
+        is_usual = self.is_plain and scope["http_version"] == "1.1" and not server.counts_or_logs
+        if shortcut is None or not is_usual or self._is_silenced:
+            return self._ask()
         scope[LOOKED] = True
         if not shortcut.look(scope, self.take_at_hand):
             self._ask()

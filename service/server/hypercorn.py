@@ -7,6 +7,7 @@ from quart import Quart
 
 from service.config import Settings
 from service.http1 import ServerConfig, install
+from service.server import http2
 
 KEEP_ALIVE_REQUESTS = 100_000  # of a connection: then it may find another worker
 
@@ -14,6 +15,7 @@ KEEP_ALIVE_REQUESTS = 100_000  # of a connection: then it may find another worke
 def configured(app: Quart, sockets: Sequence[socket], settings: Settings) -> ServerConfig:
     """Give the configuration of Hypercorn for an application on sockets that listen."""
     install()
+    http2.install()
     config = ServerConfig()
     config.bind = [f"fd://{sock.detach()}" for sock in sockets]
     config.errorlog = app.logger

@@ -1,0 +1,63 @@
+"""HTTP/2 for Hypercorn, with a bound on the frames that cost work and ask for nothing.
+
+A client that opens a stream and resets it at once has the server begin a request for 40 bytes
+("rapid reset", CVE-2023-44487); SETTINGS, PING and PRIORITY frames have to be answered or kept in
+order (CVE-2019-9515, -9512, -9513). As nghttp2 does, this closes the connection of such a client.
+Endless CONTINUATION frames and headers that unpack to more than 64 KiB are refused by `h2`.
+"""
+
+import asyncio
+import time
+from typing import Any
+
+import hypercorn.protocol
+from h2.errors import ErrorCodes
+from h2.events import Event as FrameEvent
+from h2.events import PingReceived, PriorityUpdated, RemoteSettingsChanged, StreamReset
+from hypercorn.events import Closed, Event, RawData
+from hypercorn.protocol.h2 import H2Protocol
+
+BURST, PER_SECOND = 200, 33  # frames of these kinds that a connection may send
+COUNTED = (PingReceived, PriorityUpdated, RemoteSettingsChanged, StreamReset)
+PIECE_BYTES = 2_048  # what is read in one turn of the event loop: a hundred frames at most
+
+
+class Http2(H2Protocol):
+    """Hypercorn's own protocol, which ends a connection with ENHANCE_YOUR_CALM after too much."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self._frames_left: float = BURST
+        self._counted_at = time.monotonic()
+
+    async def handle(self, event: Event) -> None:
+        """Read a piece at a time, so that other connections have their turns in between."""
+        if not isinstance(event, RawData):
+            return await super().handle(event)
+        for first in range(0, len(event.data), PIECE_BYTES):
+            if first:
+                await asyncio.sleep(0)
+            if self.closed:
+                break
+            await super().handle(RawData(event.data[first : first + PIECE_BYTES]))
+        return None
+
+    async def _handle_events(self, events: list[FrameEvent]) -> None:
+        number = sum(isinstance(event, COUNTED) for event in events)
+        if number and not self._may_receive(number):
+            self.closed = True
+            self.connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
+            await self._flush()
+            return await self.send(Closed())
+        return await super()._handle_events(events)
+
+    def _may_receive(self, number: int) -> bool:
+        now = time.monotonic()
+        refilled = self._frames_left + PER_SECOND * (now - self._counted_at)
+        self._frames_left, self._counted_at = min(BURST, refilled) - number, now
+        return self._frames_left >= 0
+
+
+def install() -> None:
+    """Take the place of Hypercorn's own protocol, which it looks up for each connection."""
+    hypercorn.protocol.H2Protocol = Http2  # type: ignore[attr-defined]  # its seam
