@@ -25,7 +25,7 @@ from hyperframe.frame import (
     SettingsFrame,
 )
 
-from service.server.http2 import BURST, PIECE_BYTES, Http2
+from service.http1.h2 import BURST, PIECE_BYTES, Http2
 from tests.conftest import Site, serving, settings_for
 
 FRAMES = 3_000  # of an attack

@@ -7,6 +7,7 @@ exchange     a request and its answer for the application: receive, send
 answers      an answer as bytes: its head, and how its end is told
 refusals     what the server says by itself
 h11          Hypercorn's own, for HTTP1=h11
+h2           Hypercorn's own HTTP/2
 """
 
 from service.http1.config import ServerConfig

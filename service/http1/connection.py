@@ -12,7 +12,7 @@ from service.http1.exchange import Exchange
 from service.http1.refusals import Headers, refusal
 from service.http1.requests import Reader, RefusedError, end_of_head
 from service.http1.scope import scope_of
-from service.http1.wire import BUSY, IN_HEAD, STALLED, Wire
+from service.http1.wire import BUSY, IN_HEAD, STALLED, UNREAD, Wire
 
 if TYPE_CHECKING:
     from service.http1.server import Serving
@@ -48,10 +48,10 @@ class Connection(Wire):
 
     def data_received(self, data: bytes) -> None:
         """Read on, if it is its turn."""
-        if not self._is_closing:
-            self._data = self._data[self._at :] + data if self._data else data
-            self._at = 0
-            self._advance()
+        if self._is_closing:
+            return self._discard(len(data))
+        self._data, self._at = self._data[self._at :] + data if self._data else data, 0
+        return self._advance()
 
     def eof_received(self) -> bool:
         """Let what was asked be answered: it may be that only one half is closed."""
@@ -186,8 +186,8 @@ class Connection(Wire):
             raise
         if exchange is not None:
             exchange.take(reader.pieces, is_read=reader.is_complete)
+            self._phase, self._due = BUSY, inf  # should it stall again, that begins anew
         reader.pieces = []
-        self._phase, self._due = BUSY, inf  # should it stall again, that begins anew
         return None
 
     def _refuse(self, status: int) -> None:
@@ -222,12 +222,12 @@ class Connection(Wire):
         exchange, config = self._exchange, self.server.config
         if self._is_closing:
             return
-        if not self._is_writable or (
-            exchange.is_awaited if exchange is not None else not self._reader.is_complete
-        ):
+        if not self._is_writable or (exchange is not None and exchange.is_awaited):
             phase, seconds = STALLED, wire.STALL_SECONDS
         elif exchange is not None:
             phase, seconds = BUSY, inf
+        elif not self._reader.is_complete:  # what comes of the rest is no progress
+            phase, seconds = UNREAD, wire.UNREAD_SECONDS
         elif self._data:
             phase, seconds = IN_HEAD, config.header_seconds
         else:

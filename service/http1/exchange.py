@@ -11,12 +11,13 @@ from service.http1.answers import CONTINUE, Answer, head_at_hand
 from service.http1.config import LOOKED, AtHand, Turn
 from service.http1.refusals import Headers, refusal
 from service.http1.requests import Reader
+from service.http1.wire import UNREAD_BYTES
 
 if TYPE_CHECKING:
     from service.http1.connection import Connection
 
 Message = Any  # of ASGI: a dict by its type
-MOST_THROWN_AWAY = 65_536  # bytes of a body that the answer did not wait for; else it is the last
+REQUEST_TIMEOUT = 408  # ends its connection (RFC 9110, 15.5.9)
 MOST_WAITING = 65_536  # bytes of a body that the application has not taken; then none is read
 
 
@@ -102,7 +103,7 @@ class Exchange:
 
     def leaves_much(self, reader: Reader) -> bool:
         """Tell whether more of the body may come than one would throw away."""
-        is_much = self.expects or reader.left is None or reader.left > MOST_THROWN_AWAY
+        is_much = self.expects or reader.left is None or reader.left > UNREAD_BYTES
         return is_much and not self.is_read
 
     async def run(self) -> None:
@@ -234,7 +235,8 @@ class Exchange:
         else:
             start, scope = self._start, self._scope
             answer = Answer(start["status"], start.get("headers", ()), scope["method"] == "HEAD")
-            answer.closes = answer.closes or connection.closes_after(self)
+            is_late = start["status"] == REQUEST_TIMEOUT
+            answer.closes = answer.closes or is_late or connection.closes_after(self)
             head = answer.head(body, more, scope["http_version"], connection.server.told())
             parts = [head, *answer.piece(body, more)]
             self._answer = answer

@@ -49,9 +49,14 @@ class Http1(H11Protocol):
         self.task_group._task_group.create_task(self.send(Closed()))  # type: ignore[attr-defined]  # its own
 
     async def stream_send(self, event: StreamEvent) -> None:
-        """Send a part of an answer. While draining, it is the last one of its connection."""
-        if self.config.draining and isinstance(event, Response) and event.status_code >= 200:
-            event = replace(event, headers=[*event.headers, (b"connection", b"close")])
+        """Send a part of an answer. Say so if it is the last one of its connection.
+
+        That is so while draining, and before the end of a body: Hypercorn closes then.
+        """
+        if isinstance(event, Response) and event.status_code >= 200:
+            is_early = self.connection.their_state is h11.SEND_BODY
+            if self.config.draining or is_early:
+                event = replace(event, headers=[*event.headers, (b"connection", b"close")])
         await super().stream_send(event)
 
     async def _check_protocol(self, event: h11.Request) -> None:

@@ -17,6 +17,7 @@ from hypercorn.utils import parse_socket_addr, valid_server_name
 from service.fields import Fields
 from service.http1.config import ServerConfig
 from service.http1.connection import Connection
+from service.http1.h2 import Http2
 from service.http1.h11 import Http1
 from service.http1.requests import Known
 
@@ -117,6 +118,7 @@ def install() -> None:
     """Stand where Hypercorn looks up, for each connection, what serves it."""
     hypercorn.asyncio.run.TCPServer = Server  # type: ignore[attr-defined]  # its seam
     hypercorn.protocol.H11Protocol = Http1  # type: ignore[attr-defined]  # its seam
+    hypercorn.protocol.H2Protocol = Http2  # type: ignore[attr-defined]  # its seam
 
 
 def _at_hand(reader: asyncio.StreamReader) -> bytes:

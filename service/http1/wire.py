@@ -3,22 +3,28 @@
 import asyncio
 import socket
 import struct
+from array import array
+from fcntl import ioctl
 from math import inf
+from termios import TIOCOUTQ
 from typing import cast
 
 LINGER_SECONDS = 2.0  # to have read the last answer, for a client that goes on sending
+# What a client may still send of a body after its answer: more ends the connection.
+UNREAD_SECONDS, UNREAD_BYTES = 5.0, 65_536
 # What a client may take to read the next of an answer, or to send the next of a body: longer than
 # an application gives a whole body (Quart here 10 s), which has its say before.
 STALL_SECONDS = 20.0
-BUSY, IN_HEAD, STALLED = -1, -2, -3  # a phase; or a number, when it is idle
+STALL_LOOKS = 4  # within these seconds, at how much of an answer has been read
+BUSY, IN_HEAD, STALLED, UNREAD, ENDING = -1, -2, -3, -4, -5  # a phase; or a number, when it is idle
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: the connection ends by an error
 
 
 class Wire(asyncio.Protocol):
-    """A transport that is closed if nothing happens until `_due`.
+    """A transport that is closed if its phase lasts until `_due`, or if its client stops reading.
 
-    One timer looks at that. It is not made anew for each request, and finds out only then whether
-    what has been written is being read.
+    One timer looks at both. It is not made anew for each request. An answer that the client still
+    reads is not cut, whatever the phase: it has STALL_SECONDS from the last progress that was seen.
     """
 
     _transport: asyncio.Transport
@@ -28,7 +34,9 @@ class Wire(asyncio.Protocol):
     _is_writable = True
     _writable: asyncio.Event | None = None
     _phase = BUSY
-    _unsent = inf  # bytes, when it was last looked
+    _unread = 0  # bytes of answers, when it was last looked; 0: it has not been
+    _unread_due = inf  # by then the client has to have taken more of them
+    _discarded = 0  # bytes that came while closing
     _due = inf
     _timer_due = inf
     _timer: asyncio.TimerHandle | None = None
@@ -80,32 +88,51 @@ class Wire(asyncio.Protocol):
 
     def _enter(self, phase: int, seconds: float) -> None:
         """Begin with a phase, and say how long it may last."""
-        self._phase, self._unsent = phase, inf
-        self._set_due(seconds)
+        now = self._loop.time()
+        self._phase, self._due = phase, now + seconds
+        self._unread, self._unread_due = 0, now + STALL_SECONDS
+        self._wake(now)
 
-    def _set_due(self, seconds: float) -> None:
-        self._due = self._loop.time() + seconds
-        if self._due < self._timer_due:
+    def _wake(self, now: float) -> None:
+        """Look again in time: soon, as long as something is to be sent."""
+        is_sent = not self._transport.get_write_buffer_size()
+        due = self._due if is_sent else min(self._due, now + STALL_SECONDS / STALL_LOOKS)
+        if due < self._timer_due:
             if self._timer is not None:
                 self._timer.cancel()
-            self._timer_due = self._due
-            self._timer = self._loop.call_at(self._due, self._look)
+            self._timer_due = due
+            self._timer = self._loop.call_at(due, self._look)
 
     def _look(self) -> None:
         """Close, if it is time; else look again when it will be."""
         self._timer, self._timer_due = None, inf
-        seconds = self._due - self._loop.time()
-        unsent = self._transport.get_write_buffer_size()
-        if seconds > 0:
-            if seconds < inf:
-                self._set_due(seconds)
-        elif 0 < unsent < self._unsent:  # it reads, slowly as it may be
-            self._unsent = unsent
-            self._set_due(STALL_SECONDS)
+        now, unsent = self._loop.time(), self._transport.get_write_buffer_size()
+        if self._phase == BUSY:
+            return None  # the phase after it wakes this
+        if unsent:
+            before, self._unread = self._unread, unsent + self._unacknowledged()
+            if self._unread < before:
+                self._unread_due = now + STALL_SECONDS
+            if now >= self._unread_due:
+                return self.abort()
+            self._due = max(self._due, now + STALL_SECONDS / STALL_LOOKS)
+        if now < self._due:
+            self._wake(now)
         elif self._phase == STALLED or self._transport.is_closing():
             self.abort()
         else:
             self._leave()
+        return None
+
+    def _unacknowledged(self) -> int:
+        """Give the bytes that were sent, and that the client's system has not taken.
+
+        They tell a slow client from one that stands still: the system takes more to be sent only
+        when megabytes of it have gone.
+        """
+        queued = array("i", [0])
+        ioctl(self._transport.get_extra_info("socket").fileno(), TIOCOUTQ, queued)
+        return queued[0]
 
     def _close(self, *, lingers: bool) -> None:
         """Close when what was sent is read. Who is still sending would not get it otherwise."""
@@ -119,13 +146,19 @@ class Wire(asyncio.Protocol):
             self._pause(False)
         if self._transport.can_write_eof():
             self._transport.write_eof()
-        self._enter(BUSY, LINGER_SECONDS)
+        self._enter(ENDING, LINGER_SECONDS)
+
+    def _discard(self, size: int) -> None:
+        """Throw away what comes while closing; too much of it ends the connection."""
+        self._discarded += size
+        if self._discarded > UNREAD_BYTES and not self._transport.is_closing():
+            self._leave()
 
     def _leave(self) -> None:
         self._is_closing = True
         self._transport.close()
         if self._transport.get_write_buffer_size():
-            self._enter(BUSY, STALL_SECONDS)
+            self._enter(ENDING, STALL_SECONDS)
 
     def abort(self) -> None:
         """Close now."""

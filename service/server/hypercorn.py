@@ -1,21 +1,27 @@
 """Hypercorn as Octavo runs it: its configuration."""
 
+import socket
+import sys
 from collections.abc import Sequence
-from socket import socket
 
 from quart import Quart
 
 from service.config import Settings
 from service.http1 import ServerConfig, install
-from service.server import http2
+from service.http1.wire import STALL_SECONDS
 
 KEEP_ALIVE_REQUESTS = 100_000  # of a connection: then it may find another worker
 
 
-def configured(app: Quart, sockets: Sequence[socket], settings: Settings) -> ServerConfig:
+def configured(app: Quart, sockets: Sequence[socket.socket], settings: Settings) -> ServerConfig:
     """Give the configuration of Hypercorn for an application on sockets that listen."""
     install()
-    http2.install()
+    for sock in sockets:
+        if sys.platform == "linux" and sock.family != socket.AF_UNIX:
+            # Connections inherit it. The system knows what waits within itself for a client that
+            # does not read; Hypercorn's own protocols, HTTP/2 and h11, wait without a bound.
+            milliseconds = int(STALL_SECONDS * 1_000)
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     config = ServerConfig()
     config.bind = [f"fd://{sock.detach()}" for sock in sockets]
     config.errorlog = app.logger

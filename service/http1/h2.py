@@ -1,4 +1,4 @@
-"""HTTP/2 for Hypercorn, with a bound on the frames that cost work and ask for nothing.
+"""Hypercorn's own HTTP/2, made to survive early answers and floods of control frames.
 
 A client that opens a stream and resets it at once has the server begin a request for 40 bytes
 ("rapid reset", CVE-2023-44487); SETTINGS, PING and PRIORITY frames have to be answered or kept in
@@ -8,12 +8,13 @@ Endless CONTINUATION frames and headers that unpack to more than 64 KiB are refu
 
 import asyncio
 import time
+from contextlib import suppress
 from typing import Any
 
-import hypercorn.protocol
 from h2.errors import ErrorCodes
+from h2.events import DataReceived, PingReceived, PriorityUpdated, RemoteSettingsChanged, StreamReset
 from h2.events import Event as FrameEvent
-from h2.events import PingReceived, PriorityUpdated, RemoteSettingsChanged, StreamReset
+from h2.exceptions import ProtocolError
 from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.h2 import H2Protocol
 
@@ -23,7 +24,11 @@ PIECE_BYTES = 2_048  # what is read in one turn of the event loop: a hundred fra
 
 
 class Http2(H2Protocol):
-    """Hypercorn's own protocol, which ends a connection with ENHANCE_YOUR_CALM after too much."""
+    """Takes the place of Hypercorn's.
+
+    Hypercorn's fails at a body that its stream does not wait for, which ends the connection, and
+    with it every other request on it. And it reads whatever frames a client sends, for ever.
+    """
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -49,7 +54,15 @@ class Http2(H2Protocol):
             self.connection.close_connection(ErrorCodes.ENHANCE_YOUR_CALM)
             await self._flush()
             return await self.send(Closed())
-        return await super()._handle_events(events)
+        for event in events:
+            if isinstance(event, DataReceived) and event.stream_id not in self.streams:
+                # It still counts for the connection, whose window would close otherwise.
+                length = event.flow_controlled_length or 0
+                self.connection.acknowledge_received_data(length, event.stream_id)
+                await self._flush()
+            else:
+                await super()._handle_events([event])
+        return None
 
     def _may_receive(self, number: int) -> bool:
         now = time.monotonic()
@@ -57,7 +70,11 @@ class Http2(H2Protocol):
         self._frames_left, self._counted_at = min(BURST, refilled) - number, now
         return self._frames_left >= 0
 
-
-def install() -> None:
-    """Take the place of Hypercorn's own protocol, which it looks up for each connection."""
-    hypercorn.protocol.H2Protocol = Http2  # type: ignore[attr-defined]  # its seam
+    async def _send_data(self, stream_id: int) -> None:
+        """Send the next of an answer. After its last, no more of the request is wanted."""
+        await super()._send_data(stream_id)
+        stream = self.connection.streams.get(stream_id)
+        if stream_id not in self.stream_buffers and stream is not None and not stream.closed:
+            with suppress(ProtocolError):  # RFC 9113, 8.1
+                self.connection.reset_stream(stream_id, ErrorCodes.NO_ERROR)
+            await self._flush()
