@@ -19,12 +19,11 @@ from prometheus_client import (
 from quart import Blueprint, Quart, Response, current_app, request
 from quart_rate_limiter import rate_exempt
 
-from service import __version__
+from service import __version__, figures
 from service.cache import Cache
 from service.config import Settings
 from service.db import Database
 from service.errors import ResourceNotFoundError
-from service.figures import FOLDER
 from service.front import ROUTE, Front
 from service.lag import Lag
 from service.limits import Limiter
@@ -47,6 +46,7 @@ class Metrics:
     def __init__(self, app: Quart) -> None:
         self.registry = CollectorRegistry()
         self._app = app
+        self._has_warned = False
         self._requests = Histogram(
             "octavo_request_seconds",
             "Requests: how many, and how long each took",
@@ -111,6 +111,10 @@ class Metrics:
             counter, before = self._counters[key]
             counter.inc(number - before)
             self._counters[key] = (counter, number)
+        if figures.failures and not self._has_warned:
+            self._has_warned = True
+            text = "Metrics are of this process alone until it is replaced (%s)"
+            self._app.logger.warning(text, figures.failures[0].strerror)
         now = {
             "octavo_requests_in_flight": front.in_flight,
             "octavo_requests_waiting": load_shedding.queue.waiting,
@@ -120,18 +124,30 @@ class Metrics:
             "octavo_cache_on": cache.fence.lease() is not None,
             "octavo_password_jobs": passwords.pending,
             "octavo_workers": 1,
+            "octavo_metrics_alone": bool(figures.failures),
         }
         for name, number in now.items():
             self._gauges[name].set(number)
 
     async def text(self) -> bytes:
-        """Give them all as Prometheus reads them, those of other workers too."""
+        """Give them all as Prometheus reads them, those of other workers too.
+
+        Where they are this process's alone, the first line says so.
+        """
         self.look()
-        registry = self.registry
-        if folder := os.environ.get(FOLDER):
+        return await asyncio.to_thread(self._text)
+
+    def _text(self) -> bytes:
+        problem = figures.failures[0].strerror if figures.failures else None
+        if problem is None and (folder := os.environ.get(figures.FOLDER)):
             registry = CollectorRegistry()
-            multiprocess.MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]  # it has no types
-        return await asyncio.to_thread(generate_latest, registry)
+            try:
+                multiprocess.MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]  # it has no types
+                return generate_latest(registry)
+            except (OSError, ValueError):  # the folder, or a file of it, has gone
+                problem = "the folder of all cannot be read"
+        note = f"# Of process {os.getpid()} alone ({problem})\n" if problem else ""
+        return note.encode() + generate_latest(self.registry)
 
 
 COUNTERS = {
@@ -161,6 +177,7 @@ GAUGES: dict[str, tuple[Any, str]] = {
     "octavo_cache_on": ("livemin", "1: every worker uses the cache, 0: one does not"),
     "octavo_password_jobs": ("livesum", "Password hashes under way or waiting"),
     "octavo_workers": ("livesum", "Processes that serve"),
+    "octavo_metrics_alone": ("livesum", "Processes whose metrics the others cannot read"),
 }
 
 

@@ -5,7 +5,6 @@ import logging
 import os
 import socket
 import sys
-import tempfile
 from functools import partial
 
 import click
@@ -89,10 +88,13 @@ def _watch(settings: Settings, sockets: list[socket.socket]) -> int:
     processes = max(settings.total_workers, settings.workers)
     binds = [word for sock in sockets for word in ("--bind", f"fd://{sock.fileno()}")]
     logger = logging.Logger("supervisor", settings.log_level)
-    with (
-        tempfile.TemporaryDirectory(prefix="octavo-metrics-") as folder,
-        logs.written(logger, logs.handlers(settings)),
-    ):
+    with figures.folder() as folder, logs.written(logger, logs.handlers(settings)):
+        environment = {**os.environ, "TOTAL_WORKERS": str(processes)}
+        if folder is not None:
+            environment[figures.FOLDER] = folder
+        else:
+            environment.pop(figures.FOLDER, None)
+            logger.warning("No temporary folder can be made: each worker has metrics of its own")
         supervisor = Supervisor(
             [sys.executable, "-m", "service", "serve", "--workers", "0", *binds],
             sockets,
@@ -101,11 +103,7 @@ def _watch(settings: Settings, sockets: list[socket.socket]) -> int:
             # In memory, two would each have a cache and limits of their own.
             overlap=settings.redis_url is not None,
             patience=settings.drain_seconds + settings.grace_seconds,
-            environment={
-                **os.environ,
-                "TOTAL_WORKERS": str(processes),
-                figures.FOLDER: folder,
-            },
+            environment=environment,
             forget=partial(figures.forget, folder),
         )
         return asyncio.run(supervisor.run())
