@@ -10,6 +10,7 @@ from sqlalchemy.exc import DataError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from service.admission import seconds_left, waiting
+from service.files import make_database
 
 SILENCE_SECONDS = 4.5  # of PostgreSQL: longer than it may take itself (`statement_timeout`)
 BUSY_MS = 5_000  # how long SQLite waits for another process's write
@@ -121,6 +122,10 @@ def prepare_sqlite(engine: AsyncEngine, begin: str | None, busy_ms: int = BUSY_M
 
     The driver's own, deferred transactions read before they lock, and so lose updates.
     """
+
+    @event.listens_for(engine.sync_engine, "do_connect")
+    def connecting(*_: Any) -> None:
+        make_database(engine.url.database)
 
     @event.listens_for(engine.sync_engine, "connect")
     def connected(connection: Any, record: Any) -> None:

@@ -20,6 +20,8 @@ from io import BytesIO
 from prometheus_client import multiprocess, values
 from prometheus_client.mmap_dict import MmapedDict
 
+from service.files import private
+
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the Prometheus client's own name for it
 SIZE = 65_536  # bytes of a new file; it doubles when it is full
 ENTRY = 32  # bytes of an entry beside its name, at most
@@ -75,7 +77,7 @@ def _make(path: str) -> None:
             return _reserve(file.fileno(), max(SIZE, os.fstat(file.fileno()).st_size))
     new = f"{path}.new"  # others read whatever is called .db, and find it whole
     try:
-        with open(new, "wb", opener=_private) as file:
+        with open(new, "wb", opener=private) as file:
             _reserve(file.fileno(), SIZE)
         os.rename(new, path)
     except OSError:
@@ -83,10 +85,6 @@ def _make(path: str) -> None:
             os.unlink(new)
         raise
     return None
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags, 0o600)
 
 
 def _reserve(file: int, size: int) -> None:

@@ -8,16 +8,19 @@ import errno
 import logging
 import os
 import queue
+import stat
 import sys
 from collections.abc import AsyncGenerator, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from io import TextIOWrapper
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from pythonjsonlogger.json import JsonFormatter
 
+from service import files
 from service.config import ConfigurationError, Settings
 
 if TYPE_CHECKING:
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
 FORMAT = "%(asctime)s %(levelname)s: %(message)s [in %(pathname)s:%(lineno)d] [%(request_id)s]"
 MAX_BYTES = 10_240_000
 BACKUPS = 10
+MOST_WAITING = 10_000  # lines that are to be written
 # A log line is one line: what a client sent cannot begin another.
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 9}
 
@@ -35,7 +39,27 @@ request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
 
 
 class _Queued(QueueHandler):
-    """Hands a record over as it is now: its request, its text, without line breaks."""
+    """Hands a record over as it is now: its request, its text, without line breaks.
+
+    Lines that cannot be written as fast as they come do not pile up: they are counted.
+    """
+
+    _dropped = 0
+
+    def __init__(self, lines: queue.SimpleQueue[logging.LogRecord]) -> None:
+        super().__init__(lines)
+        self._lines = lines
+
+    def enqueue(self, record: logging.LogRecord) -> None:
+        waiting = self._lines.qsize()
+        if waiting >= MOST_WAITING:
+            self._dropped += 1
+            return
+        if self._dropped and waiting < MOST_WAITING // 2:
+            text = f"{self._dropped} lines were dropped: they came faster than they were written"
+            self._dropped = 0
+            self._lines.put(_warning(text))
+        self._lines.put(record)
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
         if not hasattr(record, "request_id"):  # a worker's record has its own
@@ -43,6 +67,65 @@ class _Queued(QueueHandler):
         record.msg = record.getMessage().translate(CONTROLS)
         record.args = None
         return record
+
+
+def _warning(text: str) -> logging.LogRecord:
+    """Make a line that belongs to no request."""
+    record = logging.LogRecord(__name__, logging.WARNING, __file__, 1, text, None, None)
+    record.request_id = NO_REQUEST
+    return record
+
+
+class _File(RotatingFileHandler):
+    """The guide's file. A disk that is full costs lines, one warning, and nothing else.
+
+    A file that is there keeps its mode, also when it is rotated.
+    """
+
+    _mode = files.FILE
+    _lost = 0  # lines, since one was written
+
+    def _open(self) -> TextIOWrapper:
+        path = Path(self.baseFilename)
+        files.make_folder(path.parent)
+        torn = self._lost > 0 and not _ends_a_line(path)
+        stream = open(path, "a", encoding="utf-8", opener=self._opened)  # noqa: SIM115  (kept)
+        self._mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
+        if torn:
+            stream.write("\n")
+        return stream
+
+    def _opened(self, path: str, flags: int) -> int:
+        return os.open(path, flags, self._mode)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        before = self._lost
+        super().emit(record)
+        if before and self._lost == before:
+            self._lost = 0
+            super().emit(_warning(f"{before} lines before this one could not be written"))
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's)
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            return super().handleError(record)
+        self._lost += 1
+        stream, self.stream = self.stream, None  # opened anew
+        with suppress(OSError):
+            if stream is not None:
+                stream.close()
+        if self._lost == 1:
+            text = f"{self.baseFilename} cannot be written ({error.strerror}): lines are lost"
+            with suppress(OSError):
+                sys.stderr.write(f"{text}\n")
+        return None
+
+
+def _ends_a_line(path: Path) -> bool:
+    with suppress(OSError), path.open("rb") as file:
+        file.seek(-1, os.SEEK_END)
+        return file.read(1) == b"\n"
+    return True
 
 
 def handlers(settings: Settings) -> list[logging.Handler]:
@@ -61,12 +144,8 @@ def handlers(settings: Settings) -> list[logging.Handler]:
         )
         made.append(stderr)
     if folder := _made(settings):
-        file = RotatingFileHandler(
-            folder / "app.log",
-            maxBytes=MAX_BYTES,
-            backupCount=BACKUPS,
-            encoding="utf-8",
-        )
+        path = folder / "app.log"
+        file = _File(path, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True)
         file.setFormatter(text)
         made.append(file)
     return made
@@ -75,16 +154,19 @@ def handlers(settings: Settings) -> list[logging.Handler]:
 def _made(settings: Settings) -> Path | None:
     """Make the folder of the guide's file, if there is one.
 
-    None in development, or if LOG_DIR is none. Raises ConfigurationError if it cannot be written.
+    None in development, or if LOG_DIR is none. Raises ConfigurationError if it cannot be written;
+    a full disk is no reason not to serve.
     """
     folder = None if settings.env == "development" else settings.log_dir
     if folder is None:
         return None
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        files.make_folder(folder)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            return folder
         raise ConfigurationError(
             [
                 f"LOG_DIR {folder} cannot be written ({error.strerror}): "

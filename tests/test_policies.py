@@ -20,7 +20,7 @@ from tests.conftest import Site
 ROOT = Path(service.__file__).parent
 # From the ground up: a file imports from those before it, never from those behind.
 STOREYS = (
-    "__init__", "config_values", "config_cache", "config_limits", "config_serve", "config",
+    "__init__", "files", "config_values", "config_cache", "config_limits", "config_serve", "config",
     "logs", "unique", "fields", "asgi", "column_types", "json_rows", "search", "models",
     "validation", "db_errors", "group_commit", "admission", "engines", "migrations", "errors",
     "patience", "precedence", "wire", "cache", "front", "lag", "web", "links", "openapi", "db",

@@ -18,6 +18,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
 from service.cache.counters import Counters
+from service.files import private
 
 LEASE_SECONDS = 2.0  # from the beginning of a reading of the row
 SETTLED_SECONDS = 2.2  # after which no lease on the epoch before is left
@@ -190,7 +191,7 @@ class Epochs:
     def _hold_file(self, *, alone: bool) -> bool:
         if self._file is None:
             file = Path(str(self._engine.url.database)).resolve()  # by whatever path it is opened
-            self._file = open(f"{file}.lock", "a")  # noqa: SIM115  (kept)
+            self._file = open(f"{file}.lock", "a", opener=private)  # noqa: SIM115  (kept)
         try:
             flock(self._file, (LOCK_EX if alone else LOCK_SH) | LOCK_NB)
         except BlockingIOError:

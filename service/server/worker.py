@@ -150,6 +150,7 @@ def serve(settings: Settings, sockets: Sequence[socket], channel: Channel | None
     """Serve in this process until told to end. Raises LifespanFailureError."""
     if channel is not None:
         figures.share(channel.number)
+        settings = settings.model_copy(update={"log_dir": None})  # the supervisor has the file
     app = create_app(settings)
     if channel is not None:
         app.extensions["log_handlers"] = [ChannelHandler(channel)]
