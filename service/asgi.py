@@ -19,6 +19,7 @@ from quart.wrappers.base import BaseRequestWebsocket
 from quart.wrappers.response import DataBody
 from werkzeug.routing import MapAdapter
 
+LONGEST_PATH = 2_048  # bytes of a path: a longer one is no route's, and is not looked at
 WHOLE = "octavo.whole"  # in the scope: all of the request has been read
 MATCHED = "octavo.matched"  # in the scope: its rule, and what that finds in the path
 SENT_AT_ONCE = 65_536  # bytes that our own server takes without waiting for who reads them

@@ -10,7 +10,7 @@ from service.http1 import wire
 from service.http1.answers import Answer
 from service.http1.exchange import Exchange
 from service.http1.refusals import Headers, refusal
-from service.http1.requests import Reader, RefusedError, end_of_head
+from service.http1.requests import Reader, RefusedError
 from service.http1.scope import scope_of
 from service.http1.wire import BUSY, IN_HEAD, STALLED, UNREAD, Wire
 
@@ -150,7 +150,7 @@ class Connection(Wire):
         data, at = self._data, self._at
         if data.startswith(b"\r\n", at):  # one may have strayed there (RFC 9112, 2.2)
             at += 2
-        end = end_of_head(data, at)
+        end = self._reader.find_end(data, at)
         if end is None:
             return False
         self._at = end

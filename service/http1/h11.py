@@ -13,6 +13,7 @@ from hypercorn.typing import H11SendableEvent
 
 from service.http1.config import ServerConfig
 from service.http1.refusals import as_origin, refusal
+from service.http1.requests import RefusedError
 
 
 class Http1(H11Protocol):
@@ -69,7 +70,10 @@ class Http1(H11Protocol):
         if request.method != request.method.upper() or request.method == b"CONNECT":
             return await self._refuse(501)
         offered = [(name, value) for name, value in request.headers if name != b"upgrade"]
-        target, headers = as_origin(request.target, offered)
+        try:
+            target, headers = as_origin(request.target, offered)
+        except RefusedError as refused:
+            return await self._refuse(refused.status)
         return await super()._create_stream(
             h11.Request(
                 method=request.method,

@@ -4,6 +4,7 @@ import re
 from collections.abc import Sequence
 
 from service.errors import MIMETYPE, http_error, problem
+from service.http1.requests import HOST_BYTES, RefusedError
 from service.logs import request_id
 from service.unique import unique
 
@@ -29,9 +30,14 @@ def refusal(status_code: int) -> tuple[Headers, bytes]:
 def as_origin(
     target: bytes, headers: Sequence[tuple[bytes, bytes]]
 ) -> tuple[bytes, Sequence[tuple[bytes, bytes]]]:
-    """Take the host out of a target that names one: it goes before the header (RFC 9112, 3.2.2)."""
+    """Take the host out of a target that names one: it goes before the header (RFC 9112, 3.2.2).
+
+    Raises RefusedError: the host is longer than any is.
+    """
     absolute = ABSOLUTE.fullmatch(target)
-    if absolute is None:
-        return target, headers
-    target = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
-    return target, [(b"host", absolute[1]), *(item for item in headers if item[0] != b"host")]
+    if absolute is not None:
+        target = absolute[2] if absolute[2].startswith(b"/") else b"/" + absolute[2]
+        headers = [(b"host", absolute[1]), *(item for item in headers if item[0] != b"host")]
+    if any(name == b"host" and len(value) > HOST_BYTES for name, value in headers):
+        raise RefusedError(400)
+    return target, headers

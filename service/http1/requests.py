@@ -14,10 +14,14 @@ from urllib.parse import unquote
 
 import httptools
 
+from service.asgi import LONGEST_PATH
 from service.fields import Fields
+from service.http1.codings import FRAMING, are_unknown, codings_of
 
 HEAD_BYTES = 65_536  # of a request's head: a token of 60,000 bytes is still told that it is none
+HOST_BYTES = 260  # of a name (253) and a port
 MOST_HEADERS = 100
+MOST_OPTIONS = 50  # of a connection: what follows is not taken apart
 MOST_KEPT, KEPT_BYTES = 2_048, 1_024  # sets of fields that are remembered, and of each
 LINE_BYTES = 16  # of a chunk beside its data: size, two line ends, and a little
 SPARE_BYTES = 16_384  # on top of that, in a body: extensions and trailers, which nobody reads
@@ -25,8 +29,6 @@ REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/(\d)\.(
 LINE_END = b"\r\n"
 BEGINNING = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]|\r?\Z")
 NOTHING = b"POST / HTTP/1.1\r\n"
-CODINGS = re.compile(rb"(?im)^(transfer-encoding|content-length):[ \t]*([^\r\n]*?)[ \t]*\r$")
-CODING = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+(;.*)?")
 UPGRADE = re.compile(rb"(?im)^upgrade:[^\r\n]*\r\n")
 END = b"\r\n\r\n"  # of a head, and of a chunked body
 
@@ -76,7 +78,8 @@ def read_target(target: bytes) -> Target:
     """Take a path and its query apart."""
     raw_path, _, query = target.partition(b"?")
     path = raw_path.decode()
-    return Target(raw_path, query, unquote(path) if "%" in path else path)
+    is_coded = "%" in path and len(path) <= LONGEST_PATH
+    return Target(raw_path, query, unquote(path) if is_coded else path)
 
 
 ANY = read_line(b"GET / HTTP/1.1\r\n")  # before there is one
@@ -107,6 +110,7 @@ class Reader:
     headers = Fields()
     left: int | None = 0  # of the body; None: it is chunked
     expects = False
+    _searched = 0  # bytes of the next head that hold no end
 
     def __init__(self, known: Known) -> None:
         self._known = known
@@ -126,23 +130,30 @@ class Reader:
             self.headers, self.options = known
             self.left, self.expects, self.is_complete = 0, False, True
             return
+        if fields.count(LINE_END) - 1 > MOST_HEADERS:  # before each of them costs
+            raise RefusedError(431)
         self._beside, self._tail = -SPARE_BYTES, b""
         try:
             self._read_fields(fields)
         except httptools.HttpParserError:
-            raise RefusedError(501 if _is_coded_otherwise(raw) else 400) from None
+            raise RefusedError(501 if are_unknown(codings_of(raw)) else 400) from None
         self.headers = Fields(self._found)
         if self.hosts > 1 or (self.hosts == 0 and minor != b"0"):
             raise RefusedError(400)
-        if len(self.headers) > MOST_HEADERS:
-            raise RefusedError(431)
         if self.left is None:
-            if _is_coded_otherwise(raw):
+            codings = codings_of(raw)
+            if are_unknown(codings):
                 raise RefusedError(501)
-            if minor == b"0":  # whoever sent it may not mean what it says (RFC 9112, 6.1)
+            if minor == b"0" or codings != [b"chunked"]:  # HTTP/1.0 has none (RFC 9112, 6.1)
                 raise RefusedError(400)
         if self.is_complete and minor == b"1":
             self._known.keep(fields, self.headers, self.options)
+
+    def find_end(self, data: bytes, at: int) -> int | None:
+        """Give where the head that begins at `at` ends, as `end_of_head`, and search on later."""
+        end = end_of_head(data, at, self._searched)
+        self._searched = len(data) - at if end is None else 0
+        return end
 
     def _read_fields(self, fields: bytes) -> None:
         self._found: list[tuple[bytes, bytes]] = []
@@ -186,7 +197,7 @@ class Reader:
             return
         name, value = name.lower(), value.rstrip(b" \t")
         if name == b"host":
-            self.hosts += 1
+            self.hosts += 1 if len(value) <= HOST_BYTES else 2  # refused as two are
         elif name in SPECIAL:
             if name == b"upgrade":  # nothing else is spoken here
                 return
@@ -201,46 +212,36 @@ class Reader:
         elif name == b"expect":
             self.expects = value.lower() == b"100-continue" and self.line.version != "1.0"
         else:
-            self.options.update(token.strip() for token in value.lower().split(b","))
+            self.options.update(map(bytes.strip, value.lower().split(b",", MOST_OPTIONS)))
 
     def on_body(self, piece: bytes) -> None:
-        """Take a piece of the body."""
-        self._beside -= len(piece)
+        """Take a piece of the body, and allow for what stands beside a chunk's data."""
+        self._beside -= len(piece) + LINE_BYTES
         self.pieces.append(piece)
-
-    def on_chunk_header(self) -> None:
-        """Allow for what stands beside a chunk's data."""
-        self._beside -= LINE_BYTES
 
     def on_message_complete(self) -> None:
         """Note that the request is whole."""
         self.is_complete = True
 
 
-SPECIAL = frozenset({b"content-length", b"transfer-encoding", b"expect", b"connection", b"upgrade"})
+SPECIAL = FRAMING | {b"expect", b"connection", b"upgrade"}
 
 
-def end_of_head(data: bytes, at: int) -> int | None:
+def end_of_head(data: bytes, at: int, searched: int = 0) -> int | None:
     """Give where the head that begins at `at` ends, if it is whole. Raises RefusedError.
 
-    What cannot become a head any more is not waited for.
+    What cannot become a head any more is not waited for. searched: bytes behind `at` that a search
+    before has seen to hold no end.
     """
-    end = data.find(END, at) + len(END)
+    begin = at + max(0, searched - len(END) + 1)
+    end = data.find(END, begin) + len(END)
     is_whole = end >= len(END)
     if (end if is_whole else len(data)) - at > HEAD_BYTES:
         raise RefusedError(431)
     if is_whole:
         return end
-    is_line = data.find(b"\n", at) < 0 or REQUEST_LINE.match(data, at) is not None
-    if not is_line or BEGINNING.match(data, at) is None:
+    is_new_line = data.find(b"\n", at) >= begin
+    is_refused = is_new_line and REQUEST_LINE.match(data, at) is None
+    if is_refused or BEGINNING.match(data, at) is None:
         raise RefusedError(400)
     return None
-
-
-def _is_coded_otherwise(raw: bytes) -> bool:
-    """Whether the body has a coding that is not known here (RFC 9112, 6.1), which is no mistake."""
-    told = [(name.lower(), value.lower()) for name, value in CODINGS.findall(raw)]
-    codings = [coding.strip() for _, value in told for coding in value.split(b",")]
-    return {name for name, _ in told} == {b"transfer-encoding"} and any(
-        coding != b"chunked" and CODING.fullmatch(coding) for coding in codings
-    )

@@ -8,7 +8,7 @@ from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallabl
 from quart import Quart
 from werkzeug.exceptions import HTTPException
 
-from service.asgi import MATCHED
+from service.asgi import LONGEST_PATH, MATCHED
 from service.cache import Items
 from service.cors import Origins
 from service.errors import RateLimitedError, ResourceNotFoundError
@@ -104,4 +104,6 @@ class Gate:
 
 def is_path(target: bytes) -> bool:
     """Whether a target is a path in its one spelling: Quart takes `x:/a` and `///a` for `/a`."""
+    if len(target) > LONGEST_PATH:
+        return False
     return target.startswith(b"/") and b"//" not in target and b"%2f" not in target.lower()
