@@ -1,7 +1,6 @@
 """Errors: the APIError family, one renderer, one shape (`application/problem+json`).
 
-Services raise; nobody else writes an error body. What a client sees never holds an exception's
-text, SQL or a path: those go to the log, under the request's id.
+Services raise; nobody else writes an error body. Exceptions' texts, SQL and paths go to the log.
 """
 
 import json
@@ -18,6 +17,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 
 from service.config import Settings
 from service.db_errors import is_unavailable, is_unfit, lacks_tables
+from service.findings import shortened
 from service.logs import request_id
 from service.validation import Messages, messages
 
@@ -43,7 +43,7 @@ class Problem(BaseModel):
     error: str = Field(description="the kind of error: what a program may rely on")
     message: str = Field(description="a sentence for people")
     messages: Messages | SkipJsonSchema[None] = Field(
-        None, description="sentences by field, of a 400"
+        None, description="sentences by field, of a 400: the first 20, names cut to 64 characters"
     )
     errors: Messages | SkipJsonSchema[None] = Field(None, description="the same as `messages`")
     retry_after: int | SkipJsonSchema[None] = Field(
@@ -80,13 +80,13 @@ class APIError(Exception):
 
 
 class InvalidInputError(APIError):
-    """Fields of a body or query do not fit: sentences by field."""
+    """Fields of a body or query do not fit: sentences by field; of many, the first."""
 
     error = "Validation Error"
-    message = "The request holds fields that are not valid"
 
     def __init__(self, messages: Messages) -> None:
-        super().__init__(payload={"messages": messages, "errors": messages})
+        kept, message = shortened(messages)
+        super().__init__(message, payload={"messages": kept, "errors": kept})
 
 
 class UnauthorizedError(APIError):

@@ -19,10 +19,16 @@ from pydantic import (
     TypeAdapter,
     ValidationError,
     WithJsonSchema,
+    model_validator,
 )
 from quart_schema import conversion
 
 MAX_PARAMETERS = 50  # of a query
+MAX_QUERY = 8_192  # bytes: our longest cursor, with every filter escaped, has 6,000
+MAX_ESCAPES = 2_048  # percent signs of a query: each is decoded in Python
+MAX_VALUES = 2_000  # of a body: each number calls Python
+MAX_NESTED = 1_000  # arrays and objects of a body: each is looked through
+MAX_MEMBERS = 100  # of an object: pydantic describes each that is unknown
 MAX_DEPTH = 32  # of nested arrays and objects
 MAX_DIGITS = 64  # of one number: beyond every column, and cheap to read
 INT64 = 2**63 - 1
@@ -43,6 +49,14 @@ class Schema(BaseModel):
     model_config = ConfigDict(
         extra="forbid", strict=True, str_strip_whitespace=True, frozen=True, from_attributes=True
     )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _refuse_many_members(cls, data: Any) -> Any:
+        """Refuse an object with far more members than fields as a whole: it costs less."""
+        if isinstance(data, dict) and len(data) > MAX_MEMBERS:
+            raise ValueError(f"Holds {len(data)} fields: {MAX_MEMBERS} are the most.")
+        return data
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
@@ -71,6 +85,8 @@ def parse_query(query: bytes) -> list[tuple[str, str]]:
 
     Werkzeug would put U+FFFD in the place of what is no UTF-8.
     """
+    if len(query) > MAX_QUERY or query.count(b"%") > MAX_ESCAPES:
+        raise ValueError("The query is too long")
     try:
         pairs = parse_qsl(
             query.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS

@@ -50,7 +50,7 @@ ISBN_AS_WRITTEN = "^[- ]*([0-9][- ]*){9}([0-9Xx][- ]*|([0-9][- ]*){4})$"
 
 
 def _isbn(value: str) -> str:
-    compact = re.sub("[- ]", "", value).upper()
+    compact = value.replace("-", "").replace(" ", "").upper()
     if not ISBN.fullmatch(compact):
         raise ValueError("String does not match expected pattern: 10 or 13 digits.")
     return compact

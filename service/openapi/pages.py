@@ -28,7 +28,8 @@ ASSETS = {
 }
 ABOUT = """
 Every error is `application/problem+json` (RFC 9457) of one shape. Unknown fields and parameters
-are refused, nothing is coerced, and what is wrong is said by field.
+are refused, nothing is coerced, and what is wrong is said by field: of many fields the first 20,
+with names of at most 64 characters; `message` counts the rest. No error is larger than 8 KiB.
 
 To sign in, make an account (`register`), exchange e-mail and password for a token (`login`),
 and send it as `Authorization: Bearer ...`; here, **Authorize** does.
@@ -41,7 +42,8 @@ with `Retry-After`.
 Public answers carry an `ETag`: ask again with `If-None-Match`, and get 304 without a body if
 nothing changed. Lists come in pages, or with `limit` and `cursor` for walking through all of them.
 Every other method is 405, with `Allow`; `OPTIONS` answers CORS preflights. What is no HTTP is
-refused by the server, in the same shape: 400, 431 (headers over 64 KiB), 501, 505.
+refused by the server, in the same shape: 400, 431 (headers over 64 KiB, or more than 100), 501,
+505.
 """
 TAGS = [
     Tag("books", "The catalogue"),

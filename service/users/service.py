@@ -16,13 +16,15 @@ from service.db_errors import violated
 from service.errors import InvalidInputError, ResourceNotFoundError
 from service.guard import CurrentUser, confirm
 from service.models import RefreshToken, User, fold
+from service.users.schemas import MAX_EMAIL
 from service.validation import Messages
 
 
 def email_key(email: str) -> str:
     """Give the form in which an address is compared; what is no address stays as it is."""
-    with suppress(ValueError):
-        email = validate_email(email)[1]
+    if len(email) <= MAX_EMAIL:
+        with suppress(ValueError):
+            email = validate_email(email)[1]
     return fold(email)
 
 

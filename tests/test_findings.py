@@ -1,0 +1,97 @@
+"""What an answer says of many mistakes: the first of them, and how many more there are."""
+
+from typing import Any
+
+import httpx
+import pytest
+
+from service.books.schemas import BookQuery
+from service.errors import InvalidInputError
+from service.findings import MOST_FIELDS, MOST_NAME
+from service.validation import MAX_MEMBERS, MAX_PARAMETERS, MAX_VALUES
+from tests.factories import Factory
+from tests.test_web import is_problem
+
+MOST_BYTES = 8_192
+UNKNOWN = ["Unknown field."]
+SENTENCE = "The request holds fields that are not valid"
+GOOD = {"email": "anna@example.org", "password": "correct horse"}
+
+
+def unknown(number: int) -> dict[str, int]:
+    """Make members that no schema has."""
+    return {f"member {n:02}": n for n in range(number)}
+
+
+def told(answer: httpx.Response) -> dict[str, Any]:
+    """Give the body of a refusal that holds findings."""
+    is_problem(answer, 400, "Validation Error")
+    assert len(answer.content) <= MOST_BYTES
+    body: dict[str, Any] = answer.json()
+    assert body["errors"] == body["messages"]
+    assert body["detail"] == body["message"]
+    return body
+
+
+async def test_a_few_mistakes_are_all_listed(client: httpx.AsyncClient) -> None:
+    body = told(await client.post("/api/auth/login", json=GOOD | unknown(MOST_FIELDS)))
+    assert body["errors"] == dict.fromkeys(unknown(MOST_FIELDS), UNKNOWN)
+    assert body["message"] == SENTENCE
+
+
+async def test_of_many_mistakes_the_first_are_listed_and_the_rest_are_counted(
+    client: httpx.AsyncClient,
+) -> None:
+    many = unknown(MAX_MEMBERS - 1)
+    body = told(await client.post("/api/auth/login", json={"email": 7} | many))
+    first = [*many][: MOST_FIELDS - 2]
+    missing = ["Missing data for required field."]
+    wrong = {"email": ["Not a valid string."], "password": missing}
+    assert body["errors"] == wrong | dict.fromkeys(first, UNKNOWN)
+    assert body["message"] == f"{SENTENCE}; {len(many) - len(first)} more are not listed"
+
+
+@pytest.mark.parametrize("path", ["/api/auth/login", "/api/auth/register", "/api/auth/refresh"])
+@pytest.mark.parametrize(
+    ("number", "sentence"),
+    [
+        (MAX_MEMBERS + 1, f"Holds {MAX_MEMBERS + 1} fields: {MAX_MEMBERS} are the most."),
+        (MAX_VALUES + 1, f"Holds {MAX_VALUES + 1} values: {MAX_VALUES} are the most."),
+    ],
+)
+async def test_far_too_many_members_are_refused_as_a_whole(
+    client: httpx.AsyncClient, path: str, number: int, sentence: str
+) -> None:
+    assert told(await client.post(path, json=unknown(number)))["errors"] == {"_schema": [sentence]}
+
+
+@pytest.mark.parametrize("letter", ["a", "é", "書", "\x01", '"', "\U0001f4d6"])
+async def test_long_names_are_cut(client: httpx.AsyncClient, make: Factory, letter: str) -> None:
+    member = await make.member()
+    names = [f"{n:02}" + letter * 100 for n in range(MAX_PARAMETERS)]
+    short = [f"{name[:MOST_NAME]}…" for name in names]
+    books = {"title": "T", "author": "A"} | dict.fromkeys(names, 1)
+    body = told(await client.post("/api/books", json=books, headers=member.headers))
+    listed = len(body["errors"])
+    assert 2 < listed <= MOST_FIELDS
+    assert body["errors"] == dict.fromkeys(short[:listed], UNKNOWN)
+    assert body["message"] == f"{SENTENCE}; {len(names) - listed} more are not listed"
+    for path in ("/api/books", "/health"):
+        body = told(await client.get(path, params=dict.fromkeys(names[:2], 1)))
+        assert body["errors"] == dict.fromkeys(short[:2], UNKNOWN)
+
+
+async def test_every_parameter_of_a_list_may_be_wrong_and_is_listed(
+    client: httpx.AsyncClient,
+) -> None:
+    names = [*BookQuery.model_fields]
+    names.remove("cursor")  # any text may be one
+    body = told(await client.get("/api/books", params=dict.fromkeys(names, "")))
+    assert set(body["errors"]) == set(names)
+    assert body["message"] == SENTENCE
+
+
+def test_findings_have_room_for_every_sentence_that_a_field_has() -> None:
+    error = InvalidInputError({f"{n:02}" + "\x01" * 500: ["x" * 2_000] for n in range(99)})
+    assert len(error.payload["errors"]) == 1
+    assert error.message == f"{SENTENCE}; 98 more are not listed"
