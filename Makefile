@@ -61,9 +61,10 @@ test-all:  ## the suite on Python 3.11 and on 3.13
 check: lint test  ## ruff, mypy and the suite
 
 CASES ?= 100000
-fuzz: dev  ## CASES=100000 requests that the document allows or forbids, in every role, on both databases, and as many damaged streams of bytes
+fuzz: dev  ## CASES=100000 requests that the document allows or forbids, in every role, on both databases, as many damaged streams of bytes, and a search for the dearest request
 	@FUZZ_CASES=$(CASES) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --no-header -rP tests/test_fuzz.py
 	@MUTATIONS=$(CASES) $(BIN)/python -m pytest --no-header -rP tests/http1/test_mutations.py
+	@FUZZ_CASES=$(CASES) $(BIN)/python -m pytest --no-header -rP tests/test_cost.py
 
 soak: dev  ## what takes longer: overload, limits, the cache and workers under faults, and 10,000 interleavings
 	@SOAK=1 $(BIN)/python -m pytest --no-header -rP tests/test_overload.py tests/test_serve.py tests/test_serve_faults.py \

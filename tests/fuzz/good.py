@@ -1,0 +1,89 @@
+"""Good requests for every operation of the document, made from its examples."""
+
+import json
+from collections.abc import Iterator
+from itertools import count
+from typing import Any
+
+from quart import Quart
+
+from service.openapi.pages import document
+from tests.conformance import templated
+from tests.factories import PASSWORD, Factory
+from tests.fuzz.cost import METRICS_TOKEN
+from tests.fuzz.shapes import Case, Operation
+
+FRAMEWORK = (b"Content-Encoding", b"identity")  # has the framework answer: no short way
+_numbers = count(1)
+
+
+def operations(app: Quart) -> Iterator[Operation]:
+    """Give every method of every route, as the document describes it."""
+    schema = json.loads(document(app).as_bytes)
+    models = schema["components"]["schemas"]
+    for rule in app.url_map.iter_rules():
+        path = templated(rule.rule)
+        described = schema["paths"][path]
+        for method in sorted(rule.methods or ()):
+            operation = described.get(method.lower(), {})
+            parameters = described["get"]["parameters"] if "get" in described else []
+            parameters = operation.get("parameters", parameters)
+            names = {
+                place: [parameter for parameter in parameters if parameter["in"] == place]
+                for place in ("path", "query")
+            }
+            # One that the path allows, where it allows only some.
+            values = {one["name"]: one["schema"].get("enum", [1])[0] for one in names["path"]}
+            body = operation.get("requestBody")
+            example = None
+            if body is not None:
+                reference = body["content"]["application/json"]["schema"]["$ref"]
+                example = models[reference.rpartition("/")[2]]["examples"][0]
+            yield Operation(
+                method,
+                rule.rule,
+                path,
+                {"book_id": 1, "user_id": 1} | values,
+                tuple(one["name"] for one in names["query"]),
+                example,
+                is_secured="security" in operation,
+            )
+
+
+async def good(make: Factory, operation: Operation) -> Case:
+    """Make a request that succeeds, once, and the rows that it needs."""
+    admin, member = await make.admin(), await make.member()
+    book = await make.book(admin)
+    values = operation.values | {"book_id": book.id, "user_id": member.id}
+    case = Case(operation, operation.template.format(**values).encode())
+    token = METRICS_TOKEN if operation.rule == "/metrics" else admin.token
+    if operation.is_secured or operation.rule == "/metrics":
+        case.headers.append((b"Authorization", b"Bearer " + token.encode()))
+    case.headers.append(FRAMEWORK)
+    if operation.example is not None:
+        case.body = json.dumps(_fresh(operation.example, admin)).encode()
+    return case
+
+
+def _fresh(example: dict[str, Any], user: Any) -> dict[str, Any]:
+    """Give a body with names that nobody has, and what the user knows."""
+    name = f"somebody{next(_numbers)}"
+    is_new = "username" in example
+    own = {
+        "username": name,
+        "email": f"{name}@example.org" if is_new else user.email,
+        "password": PASSWORD,
+        "refresh_token": user.refresh_token,
+    }
+    return {**example, **{key: value for key, value in own.items() if key in example}}
+
+
+def padded(case: Case, other: Case) -> bytes:
+    """Make a request that is as large as another one, in its head and in its body."""
+    if case.body is not None and other.body is not None:
+        case.body += b" " * (len(other.body) - len(case.body))
+        case.chunk = other.chunk
+    room = len(other.as_bytes()) - len(case.as_bytes()) - len("X-Padding: \r\n")
+    if room > 0:
+        case.headers.append((b"X-Padding", b"x" * room))
+    return case.as_bytes()

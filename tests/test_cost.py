@@ -1,0 +1,190 @@
+"""No request costs much more than a good one of its size, whatever is wrong with it.
+
+`make fuzz` sets FUZZ_CASES: about how many requests the search makes. Then it also holds them to
+milliseconds; else to the cost of good requests alone, in the same process, in turns.
+"""
+
+import asyncio
+import os
+from collections.abc import Callable, Iterator
+from contextlib import AsyncExitStack
+from itertools import islice, product
+from pathlib import Path
+from string import ascii_letters
+from typing import Any
+
+import pytest
+import uvloop
+
+from tests.fuzz.cost import metered
+from tests.fuzz.good import operations
+from tests.fuzz.search import Search
+from tests.fuzz.shapes import PLACES, Case, Operation
+
+pytestmark = pytest.mark.no_cover  # traced, all of it costs several times as much
+
+CASES = int(os.environ.get("FUZZ_CASES", "0"))
+EXAMPLES = max(5, CASES // 250)  # of each place of each operation
+MOST_MS = 5.0  # of CPU for 64 KiB, on a machine of our own
+MOST_RATIO = 3.0
+MOST_BYTES = 8_192
+N = 60_000
+
+
+@pytest.fixture(scope="module")
+def search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Search]:
+    """A search of an application in this process."""
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        stack = AsyncExitStack()
+        folder: Path = tmp_path_factory.mktemp("cost")
+        meter = runner.run(stack.enter_async_context(metered(folder)))
+        found = Search(runner, meter)
+        member = runner.run(found.make.member())
+        runner.run(found.make.book(member))
+        yield found
+        runner.run(stack.aclose())
+
+
+@pytest.mark.timeout(7_200 if CASES else 300)
+def test_the_dearest_request_of_every_operation_costs_little(search: Search) -> None:
+    worst, ratios, beyond = [], [], []
+    for operation in operations(search.meter.app):
+        places = [place for place in PLACES if place != "body" or operation.example is not None]
+        found = [search.dearest(operation, place, EXAMPLES) for place in places]
+        worst += found
+        dearest = max(found, key=lambda each: each.per_unit)
+        if CASES:  # what SQL costs at all does not grow with a request
+            least = search.measure(Case.of(operation), 10)
+            beyond.append(search.measure(dearest.case, 10).per_unit - least.per_unit)
+        ratio = search.ratio(dearest.case, 5)
+        if ratio > MOST_RATIO:
+            ratio = search.ratio(dearest.case, 15)  # what else the machine does is noise
+        ratios.append((ratio, str(dearest)))
+    worst = [search.measure(each.case, 10) for each in worst if each.per_unit > MOST_MS / 3]
+    worst.sort(key=lambda each: each.per_unit, reverse=True)
+    print(f"{search.requests} requests, the largest error {search.largest} bytes. The dearest:")
+    print(*worst[:10], sep="\n")
+    print("Compared with good requests of their size:")
+    print(*(f"{ratio:.2f} {found}" for ratio, found in sorted(ratios, reverse=True)[:10]), sep="\n")
+    assert search.largest <= MOST_BYTES
+    assert max(ratios)[0] <= MOST_RATIO
+    assert not CASES or max(beyond) <= MOST_MS
+
+
+def body(text: bytes) -> Callable[[Case], None]:
+    """Replace a body."""
+
+    def change(case: Case) -> None:
+        case.body = text
+
+    return change
+
+
+def query(text: bytes) -> Callable[[Case], None]:
+    """Add a query."""
+
+    def change(case: Case) -> None:
+        case.target += b"?" + text
+
+    return change
+
+
+def path(text: bytes) -> Callable[[Case], None]:
+    """Replace the target."""
+
+    def change(case: Case) -> None:
+        case.target = text
+
+    return change
+
+
+def header(name: bytes, value: bytes, number: int = 1) -> Callable[[Case], None]:
+    """Add a header, once or many times."""
+
+    def change(case: Case) -> None:
+        case.headers += [(name, value)] * number
+
+    return change
+
+
+def members(number: int, value: bytes) -> bytes:
+    """Make an object of unknown members."""
+    names = islice(product(ascii_letters, repeat=3), number)
+    return b"{%b}" % b",".join(b'"%b":%b' % ("".join(name).encode(), value) for name in names)
+
+
+def many(value: bytes, size: int = N) -> bytes:
+    """Make a body whose address is a list of that size."""
+    values = b",".join([value] * (size // (len(value) + 1)))
+    return b'{"email":[%b],"password":"x"}' % values
+
+
+def address(text: str) -> Callable[[Case], None]:
+    """Make the body of an attempt to sign in."""
+    return body(b'{"email":"%b","password":"x"}' % text.encode())
+
+
+LOGIN, REGISTER, REFRESH = (f"POST /api/auth/{name}" for name in ("login", "register", "refresh"))
+LIST, LIVE, DOCS = "GET /api/books", "GET /health/live", "GET /docs"
+# An operation, a shape, and the ordinary mistake that it is compared with; else a good request is.
+DEAR: dict[str, tuple[Any, ...]] = {
+    "unknown members on login": (LOGIN, body(members(8_187, b"0"))),
+    "unknown members on register": (REGISTER, body(members(8_187, b"0"))),
+    "unknown members on refresh": (REFRESH, body(members(8_187, b"0"))),
+    "unknown members, as many as are read": (REFRESH, body(members(1_999, b'""'))),
+    "integers": (LOGIN, body(many(b"0")), body(b"{}")),
+    "fractions": (LOGIN, body(many(b"1.1")), body(b"{}")),
+    "exponents": (REGISTER, body(many(b"1e9")), body(b"{}")),
+    "objects": (REGISTER, body(many(b'{"":0}')), body(b"{}")),
+    "arrays": (LOGIN, body(many(b"[]")), body(b"{}")),
+    "escapes in strings": (REFRESH, body(many(b'"\\n"')), body(b"{}")),
+    "an address that folds": (LOGIN, address("\u0958" * 990), address("a" * 990)),
+    "a new address that folds": (
+        REGISTER, body(b'{"email":"%b@b.de"}' % ("\u0958" * 2_000).encode()), body(b"{}")),
+    "percent signs": (LIST, query(b"%" * N)),
+    "escapes": (LIST, query(b"q=" + b"%C3%A9" * (N // 6))),
+    "hyphens in an ISBN": (LIST, query(b"isbn=" + b"-" * N)),
+    "long names of parameters": (
+        LIST, query(b"&".join(b"%d" % n + b"k" * 1_000 for n in range(49)))),
+    "escapes in a path": (LIVE, path(b"/health/" + b"%ff" * (N // 3))),
+    "slashes in a path": (LIVE, path(b"/a" * (N // 2))),
+    "a list of tags": (DOCS, header(b"If-None-Match", b", " * (N // 2))),
+    "tags": (DOCS, header(b"If-None-Match", b'"a", ' * (N // 5))),
+    "blanks in a coding": (LIVE, header(b"Transfer-Encoding", b"a" + b" " * N + b"b, chunked")),
+    "a length that is none": (LIVE, header(b"Content-Length", b", " * (N // 2)),
+                              header(b"Content-Length", b",")),
+    "headers": (LIVE, header(b"a", b"", 12_000)),
+    "options of a connection": (LIVE, header(b"Connection", b"," * N)),
+    "a long host": (LIST, path(b"http://" + b"00." * (N // 3) + b"/api/books")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("shape", DEAR)
+def test_what_was_dear_costs_no_more_than_what_is_ordinary(search: Search, shape: str) -> None:
+    label, change, *mistakes = DEAR[shape]
+    operation: Operation = next(
+        each for each in operations(search.meter.app) if each.label == label
+    )
+    case = Case.of(operation)
+    change(case)
+    ordinary = Case.of(operation) if mistakes else None
+    for mistake in mistakes:
+        mistake(ordinary)
+    cost = search.measure(case, 1).cost
+    assert len(cost.head) + len(cost.body) <= MOST_BYTES
+    ratio = search.ratio(case, 5, ordinary)
+    if ratio > MOST_RATIO:
+        ratio = search.ratio(case, 25, ordinary)
+    print(f"{cost.status} in {cost.ms:.2f} ms, {ratio:.2f} times an ordinary one")
+    assert ratio <= MOST_RATIO
+
+
+def test_a_head_in_single_bytes_costs_in_proportion_to_its_length(search: Search) -> None:
+    """What came is not searched again from its beginning with each byte."""
+
+    def cost(size: int) -> float:
+        request = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-A: "
+        request += b"a" * size + b"\r\n\r\n"
+        return search.run(search.meter.least(request, 3, segment=1)).ms
+
+    assert cost(60_000) / cost(10_000) < 9, "six times as many bytes"
