@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AsyncExitStack
 from itertools import islice, product
 from pathlib import Path
+from statistics import median
 from string import ascii_letters
 from typing import Any
 
@@ -45,7 +46,7 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Search]:
         runner.run(stack.aclose())
 
 
-@pytest.mark.timeout(7_200 if CASES else 300)
+@pytest.mark.timeout(7_200 if CASES else 900)
 def test_the_dearest_request_of_every_operation_costs_little(search: Search) -> None:
     worst, ratios, beyond = [], [], []
     for operation in operations(search.meter.app):
@@ -185,6 +186,7 @@ def test_a_head_in_single_bytes_costs_in_proportion_to_its_length(search: Search
     def cost(size: int) -> float:
         request = b"GET /nowhere HTTP/1.1\r\nHost: x\r\nConnection: close\r\nX-A: "
         request += b"a" * size + b"\r\n\r\n"
-        return search.run(search.meter.least(request, 3, segment=1)).ms
+        return search.run(search.meter.ask(request, segment=1)).ms
 
-    assert cost(60_000) / cost(10_000) < 9, "six times as many bytes"
+    ratios = [cost(60_000) / cost(10_000) for _ in range(5)]
+    assert median(ratios) < 12, "six times as many bytes; searched anew each time, it is 20"

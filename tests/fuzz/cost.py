@@ -103,7 +103,7 @@ class Meter:
             await asyncio.sleep(0)
         if not connection._reader.is_complete and not connection.eof_received():
             transport.close()  # nothing more comes
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(90):
             await connection.ended
         ms = (process_time() - begun) * 1_000
         head, _, body = bytes(transport.written).rpartition(b"\r\n\r\n")
