@@ -28,6 +28,8 @@ T = TypeVar("T")
 ALGORITHM = "HS256"  # the one that is signed with and accepted
 ISSUER = AUDIENCE = "octavo"
 CLAIMS = ["user_id", "username", "tier", "iat", "exp", "jti", "iss", "aud", "ver"]
+HEADER = {"alg": ALGORITHM, "typ": "JWT"}  # of every token that is issued here
+LEEWAY = 30  # seconds that the clock of the machine which issued a token may be ahead
 MAX_TOKEN = 4_096  # characters; ours have about 350
 MOST_TOKENS = 4_096  # whose signatures are remembered, so that each is computed once
 
@@ -125,7 +127,11 @@ class Claims(BaseModel):
 
 
 class Tokens:
-    """Access tokens: JWT, HS256. `SECRET_KEY` signs, `SECRET_KEY_PREVIOUS` still verifies."""
+    """Access tokens: JWT, HS256. `SECRET_KEY` signs, `SECRET_KEY_PREVIOUS` still verifies.
+
+    A header with any other member (`kid`, `jku`, `jwk`, `crit`, ...) is refused, signed or not: no
+    token of ours has one, and none of them may choose a key or change the rules.
+    """
 
     def __init__(self, settings: Settings) -> None:
         keys = [settings.secret_key, settings.secret_key_previous]
@@ -155,22 +161,24 @@ class Tokens:
         if len(token) > MAX_TOKEN:
             raise UnauthorizedError
         claims = self._verified(token)
-        if claims.exp <= time.time():  # since it was verified
+        if claims.exp <= time.time():  # exactly, and at each use; `_verify` allows LEEWAY
             raise UnauthorizedError
         return claims
 
     def _verify(self, token: str) -> Claims:
         for key in self._keys:
             try:
-                claims: dict[str, Any] = jwt.decode(
+                decoded = jwt.decode_complete(
                     token,
                     key,
                     algorithms=[ALGORITHM],
                     audience=AUDIENCE,
                     issuer=ISSUER,
+                    leeway=LEEWAY,
                     options={"require": CLAIMS},
                 )
-                return Claims.model_validate(claims)
+                if decoded["header"] == HEADER:
+                    return Claims.model_validate(decoded["payload"])
             except (jwt.PyJWTError, ValueError, OverflowError, RecursionError):
                 continue
         raise UnauthorizedError

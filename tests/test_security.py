@@ -53,7 +53,8 @@ def hostile(member: Member, other: Member) -> dict[str, str]:
     }
     wrong: dict[str, tuple[Any, ...]] = {
         "exp": (now - 1, "soon", None, -1, 1e400),
-        "iat": (now + 3600, "now"),
+        "iat": (now + 3600, now + 60, "now"),
+        "nbf": (now + 60, "now"),
         "iss": ("other", None, ["octavo"]),
         "aud": ("other", None, 7, []),
         "ver": (good["ver"] + 1, "1", 1.0, True, None),
@@ -77,7 +78,6 @@ def hostile(member: Member, other: Member) -> dict[str, str]:
         "jwk inside": signed(HS256 | {"jwk": {"kty": "oct", "k": b64(b"mine")}}, good, "mine" * 9),
         "kid with a path": signed(HS256 | {"kid": "../../dev/null"}, good, ""),
         "kid with sql": signed(HS256 | {"kid": "' OR 1=1"}, good, "x" * 32),
-        "kid no string": signed(HS256 | {"kid": {"a": 1}}, good),
         "no signature": f"{head}.{body}.",
         "two parts": f"{head}.{body}",
         "four parts": f"{member.token}.{signature}",
@@ -100,6 +100,25 @@ def hostile(member: Member, other: Member) -> dict[str, str]:
         "scheme basic": "Basic " + b64(b"anna:secret"),
         "twice": f"{member.token}, {member.token}",
     }
+    # Signed with our own key, and still none of ours: their headers say more, or less.
+    more: dict[str, tuple[Any, ...]] = {
+        "kid": ("1", "", "../../dev/null", None, {"a": 1}),
+        "jku": ("https://keys.example.org/jwks.json",),
+        "jwk": ({"kty": "oct", "k": b64(SECRET.encode())},),
+        "x5u": ("https://keys.example.org/chain.pem",),
+        "x5c": (["MIIB"],),
+        "x5t": ("dGVzdA",),
+        "crit": (["exp"], [], None),
+        "b64": (True,),
+        "zip": ("DEF",),
+        "cty": ("JWT",),
+        "unknown": (1,),
+        "typ": ("at+jwt", "jwt", "", None, 7),
+    }
+    for name, values in more.items():
+        for value in values:
+            tokens[f"header {name} {value!r}"] = signed(HS256 | {name: value}, good)
+    tokens["header without typ"] = signed({"alg": "HS256"}, good)
     return tokens
 
 
@@ -128,6 +147,21 @@ async def test_a_token_that_was_good_ends(client: httpx.AsyncClient, make: Facto
     assert (await client.get("/api/profile", headers=headers)).status_code == 200
     await asyncio.sleep(2.1)
     assert (await client.get("/api/profile", headers=headers)).status_code == 401
+
+
+async def test_a_clock_may_be_half_a_minute_ahead_where_a_token_was_issued(
+    client: httpx.AsyncClient, make: Factory
+) -> None:
+    good, now = claims_of(await make.member()), int(time.time())
+    for claims, status in (
+        ({"iat": now + 20}, 200),
+        ({"iat": now + 20, "nbf": now + 20}, 200),
+        ({"nbf": now + 60}, 401),
+        ({"iat": now - 60, "exp": now - 1}, 401),  # no leeway at its end
+    ):
+        headers = {"Authorization": signed(HS256, good | claims)}
+        answer = await client.get("/api/profile", headers=headers)
+        assert answer.status_code == status, claims
 
 
 @pytest.mark.parametrize("header", ["", " ", "Bearer", "bearer ", None])
