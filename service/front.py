@@ -113,7 +113,7 @@ class Front:
             await self._inner(scope, receive_capped, send_with_id)
         except Exception as error:
             rendered = as_api_error(error)
-            if started or rendered.status_code >= 500:
+            if started or (rendered.status_code >= 500 and rendered is not error):
                 self._app.logger.exception("%s %s", scope["method"], scope["path"])
             if started:
                 raise  # the server closes the connection: half an answer must not look whole

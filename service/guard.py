@@ -3,7 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import wraps
+from functools import lru_cache, wraps
 from typing import Any, NamedTuple
 
 from quart import request
@@ -11,17 +11,24 @@ from quart_schema import security_scheme
 from sqlalchemy import ScalarSelect, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.cache import Entry, Items, Kind
+from service.cache import Entry, Kind
 from service.cache import of_app as cache
+from service.cache.entries import read
 from service.errors import APIError, ForbiddenError, UnauthorizedError
 from service.fields import told_by
 from service.front import USER
 from service.models import User
 from service.openapi.answers import fails
-from service.security import Claims, Tokens, bearer, tokens
+from service.security import (
+    MOST_TOKENS,
+    Claims,
+    InvalidTokenError,
+    Tokens,
+    bearer,
+    tokens,
+)
 
-ASKED = "octavo.asked"  # in the scope: the account of who will be recognised
-RECOGNISES = "_octavo_recognises"  # at a view: it calls `authenticate`
+CURRENT_USER = "octavo.current_user"  # in the scope: the user of its token, once it was checked
 BEARER: list[dict[str, list[str]]] = [{"bearer": []}]
 
 Handler = Callable[..., Awaitable[Any]]
@@ -48,6 +55,11 @@ class Account(NamedTuple):
     is_admin: bool
     token_version: int
     kept_jti: str | None
+
+    def accepts(self, claims: Claims) -> bool:
+        """Whether a token of this user is valid: neither revoked, nor of another tier."""
+        is_current = claims.ver == self.token_version or claims.jti == self.kept_jti
+        return is_current and claims.tier == self.tier
 
 
 # Made once, and without the ORM: nearly every request asks one of these.
@@ -76,21 +88,25 @@ def _bytes(row: Any) -> bytes:
 USERS = Kind("user", ",".join(Account._fields), load_users, _bytes)
 
 
-def expect(scope: Any, items: Items, user_id: int) -> None:
-    """Ask for who will be recognised in a request, before it is let in: with its limits."""
-    scope[ASKED] = items.ask(USERS, user_id)
-
-
 async def authenticate() -> CurrentUser:
-    """Recognise who makes the request that is being answered. Raises as `claimed`, `recognise`."""
-    return await recognise(request.scope, claimed(request.scope, tokens()), cache().items)
+    """Give the user of the request that is being answered. Raises as `claimed`, `recognise`.
+
+    The gate has checked the token before, except on routes that it leaves alone.
+    """
+    scope: Any = request.scope
+    if CURRENT_USER not in scope:
+        claims = claimed(scope, tokens())
+        entry, _ = await cache().items.read(USERS, claims.user_id)
+        recognise(scope, claims, entry)
+    user: CurrentUser = scope[CURRENT_USER]
+    return user
 
 
 def claimed(scope: Any, tokens: Tokens) -> Claims:
     """Verify the token of the Authorization header, with or without `Bearer ` (guide).
 
-    Raises UnauthorizedError: no token, or one that does not verify. Raises APIError: the header is
-    there twice.
+    Raises UnauthorizedError: there is no token. Raises InvalidTokenError: it does not verify.
+    Raises APIError: the header is there twice.
     """
     headers = told_by(scope["headers"]).authorization
     if len(headers) > 1:
@@ -101,13 +117,28 @@ def claimed(scope: Any, tokens: Tokens) -> Claims:
     return tokens.read(token)
 
 
-async def recognise(scope: Any, claims: Claims, items: Items) -> CurrentUser:
-    """Give the user of a token. Raises UnauthorizedError: it was revoked, or they are gone."""
-    entry, _ = await items.read(USERS, claims.user_id, scope.pop(ASKED, None))
-    account = Account(*json.loads(entry.body)) if entry.body else None
+def recognise(scope: Any, claims: Claims, entry: Entry) -> None:
+    """Note the user of a token in its request, by the entry of their account.
+
+    Raises InvalidTokenError: the token was revoked, the user is gone, or their tier is another one
+    than the token's, which the limits of the request are taken from.
+    """
+    account = _account(entry)
     user = _recognise(account, claims.jti, claims.ver)
-    scope[USER] = user.id
-    return user
+    if user.tier != claims.tier:
+        raise InvalidTokenError
+    scope[CURRENT_USER], scope[USER] = user, user.id
+
+
+def _account(entry: Entry) -> Account | None:
+    return Account(*json.loads(entry.body)) if entry.body else None
+
+
+@lru_cache(MOST_TOKENS)
+def account_in(value: bytes | None, own_key: str) -> tuple[Entry | None, Account | None]:
+    """Read what stands under the key of an account: its entry, and the account, if it is one."""
+    entry = read(value, own_key)
+    return entry, None if entry is None else _account(entry)
 
 
 async def confirm(db: AsyncSession, user: CurrentUser, *, to_change: bool = False) -> CurrentUser:
@@ -138,9 +169,9 @@ def who_acts(given: Any) -> ScalarSelect[int]:
 
 def _recognise(user: Account | None, jti: str, ver: int) -> CurrentUser:
     if user is None:
-        raise UnauthorizedError("User not found")
+        raise InvalidTokenError("User not found")
     if ver != user.token_version and jti != user.kept_jti:
-        raise UnauthorizedError
+        raise InvalidTokenError
     return CurrentUser(user.id, user.username, user.tier, user.is_admin, jti, ver)
 
 
@@ -157,7 +188,7 @@ def token_required(handler: Handler) -> Handler:
     async def guarded(*args: Any, **kwargs: Any) -> Any:
         return await handler(*args, current_user=await authenticate(), **kwargs)
 
-    return _recognising(guarded)
+    return security_scheme(BEARER)(guarded)
 
 
 def admin_required(handler: Handler) -> Handler:
@@ -169,9 +200,4 @@ def admin_required(handler: Handler) -> Handler:
         require_admin(user)
         return await handler(*args, current_user=user, **kwargs)
 
-    return fails(403)(_recognising(guarded))
-
-
-def _recognising(guarded: Handler) -> Handler:
-    vars(guarded)[RECOGNISES] = True
-    return security_scheme(BEARER)(guarded)
+    return fails(403)(security_scheme(BEARER)(guarded))

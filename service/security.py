@@ -107,6 +107,14 @@ class Passwords:
         self._free.release()
 
 
+class InvalidTokenError(UnauthorizedError):
+    """The access token does not verify, has expired or was revoked (RFC 6750, 3.1)."""
+
+    def __init__(self, error: str | None = None) -> None:
+        super().__init__(error)
+        self.headers = {"WWW-Authenticate": 'Bearer error="invalid_token"'}
+
+
 def bearer(header: str) -> str:
     """Give the token of an Authorization header, with or without `Bearer ` (guide)."""
     scheme, _, rest = header.strip().partition(" ")
@@ -157,12 +165,12 @@ class Tokens:
         return jwt.encode(claims, self._keys[0], algorithm=ALGORITHM), jti
 
     def read(self, token: str) -> Claims:
-        """Verify a token. Raises UnauthorizedError, whatever is wrong with it."""
+        """Verify a token. Raises InvalidTokenError, whatever is wrong with it."""
         if len(token) > MAX_TOKEN:
-            raise UnauthorizedError
+            raise InvalidTokenError
         claims = self._verified(token)
         if claims.exp <= time.time():  # exactly, and at each use; `_verify` allows LEEWAY
-            raise UnauthorizedError
+            raise InvalidTokenError
         return claims
 
     def _verify(self, token: str) -> Claims:
@@ -181,7 +189,7 @@ class Tokens:
                     return Claims.model_validate(decoded["payload"])
             except (jwt.PyJWTError, ValueError, OverflowError, RecursionError):
                 continue
-        raise UnauthorizedError
+        raise InvalidTokenError
 
 
 def new_refresh_token() -> str:

@@ -39,6 +39,7 @@ JSON = "application/json"
 HTML = "text/html; charset=utf-8"
 JSON_TYPE = re.compile(r"application/(json|[a-z0-9.+-]+\+json)")
 LIMITED_VARY = f"{VARY}, Authorization"
+PERSONAL = ("/api/", "/admin/")  # where every token is checked, and answers may depend on it
 CACHE_STATUS = {"hit": "hit", "miss": "fwd=miss", "bypass": "fwd=bypass"}
 STANDINGS = "octavo.limits"  # in the scope of a limited request: how its caller stands
 PUBLIC = "octavo.public"  # in the scope: the list that it was answered with
@@ -235,6 +236,6 @@ def init_app(app: Quart, settings: Settings) -> None:
     async def mark(response: Response) -> Response:
         """Say who may keep an answer: by default nobody."""
         response.headers.setdefault("Cache-Control", "no-store")
-        personal = request.path.startswith(("/api/", "/admin/")) or STANDINGS in request.scope
+        personal = request.path.startswith(PERSONAL) or STANDINGS in request.scope
         response.headers["Vary"] = LIMITED_VARY if personal else VARY
         return response

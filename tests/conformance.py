@@ -15,7 +15,11 @@ from service.limits.gate import is_path
 from service.openapi.pages import document
 
 # What HTTP, the server and CORS say about themselves.
-TURNED_AWAY = {429: "TooManyRequests", 503: "ServiceUnavailable"}  # before a route is known
+TURNED_AWAY = {
+    401: "Unauthorized",
+    429: "TooManyRequests",
+    503: "ServiceUnavailable",
+}  # before a route is known
 UNDOCUMENTED = {"content-type", "content-length", "date", "server", "connection", "allow"}
 
 violations: list[str] = []

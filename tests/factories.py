@@ -39,7 +39,7 @@ class Factory:
     """Makes rows in the database of one application."""
 
     def __init__(self, app: Quart) -> None:
-        self._app = app
+        self.app = app
         self._database = app.extensions["database"]
 
     async def member(
@@ -62,7 +62,7 @@ class Factory:
     async def _password_hash(self) -> str:
         """Hash PASSWORD, once for all tests: it takes longer than what most of them do."""
         if PASSWORD not in _hashes:
-            _hashes[PASSWORD] = await self._app.extensions["passwords"].hash(PASSWORD)
+            _hashes[PASSWORD] = await self.app.extensions["passwords"].hash(PASSWORD)
         return _hashes[PASSWORD]
 
     async def admin(self) -> Member:
@@ -71,7 +71,7 @@ class Factory:
 
     async def signed_in(self, user: User | Member) -> Member:
         """Open another session of a user."""
-        tokens = self._app.extensions["tokens"]
+        tokens = self.app.extensions["tokens"]
 
         async def work(db: Any) -> Any:
             row = await db.get(User, user.id)

@@ -141,12 +141,12 @@ class Wire(Store):
         if server is self._world.server:
             await getattr(server, name)(*values)
 
-    def call(self, key: str, tell: Callable[[Any], None]) -> None:
+    def call(self, keys: Sequence[str], tell: Callable[[Any], None]) -> None:
         async def ask() -> None:
             try:
-                tell((store.run_of(key), [await self.get(key)]))
+                tell((store.run_of(keys[0]), await self.get_many(keys)))
             except AnotherStoreError:
-                tell((self._world.server.run_id, [None]))
+                tell((self._world.server.run_id, [None for _ in keys]))
             except ConnectionError as error:
                 tell(error)
 

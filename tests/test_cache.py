@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import event
 
-from service.cache import Cache, Counters, Entry, entries, items
+from service.cache import Cache, Counters, Entry, Prefetch, entries, items
 from service.guard import USERS
 from service.limits.shared import DECIDING
 from service.wire import READ
@@ -274,14 +274,18 @@ async def test_who_asks_is_read_together_with_their_limit(
         assert sent == [{READ, DECIDING}]
 
 
-SPOILT: dict[str, Callable[[items.Asked], None]] = {
-    "by another Redis": lambda asked: setattr(
-        asked, "state", replace(asked.state, run_id="another")
+SPOILT: dict[str, Callable[[Prefetch], None]] = {
+    "by another Redis": lambda prefetch: setattr(
+        prefetch, "state", replace(prefetch.state, run_id="another")
     ),
-    "in another epoch": lambda asked: setattr(asked, "state", replace(asked.state, token="over")),
-    "of another row": lambda asked: setattr(asked, "key", "user:0"),
-    "not yet": lambda asked: setattr(asked, "found", None),
-    "by an error": lambda asked: setattr(asked, "found", RedisError()),
+    "in another epoch": lambda prefetch: setattr(
+        prefetch, "state", replace(prefetch.state, token="over")
+    ),
+    "of another row": lambda prefetch: prefetch.receive(
+        (prefetch.state.run_id, [Entry(b"1", b"made up").write(USERS.own_key(0))])
+    ),
+    "not yet": lambda prefetch: setattr(prefetch, "reply", None),
+    "by an error": lambda prefetch: prefetch.receive(RedisError()),
 }
 
 
@@ -293,15 +297,17 @@ async def test_what_was_asked_for_beforehand_is_taken_if_it_still_holds(
     true, _ = await cache.items.read(USERS, owner.id)
     state = cache.access.enter()
     assert state is not None
-    asked = items.Asked(cache.store, state, USERS, owner.id)
-    while asked.found is None:
+    prefetch = cache.items.prefetch(USERS, owner.id)
+    assert prefetch is not None
+    while prefetch.reply is None:
         await asyncio.sleep(0.001)
+    assert cache.items.take(prefetch, USERS, owner.id) == true
     false = Entry(true.stamp, b"made up")
-    asked.found = (state.run_id, [false.write(USERS.own_key(owner.id))])
+    prefetch.receive((state.run_id, [false.write(USERS.own_key(owner.id))]))
     if how in SPOILT:
-        SPOILT[how](asked)
-    entry, _ = await cache.items.read(USERS, owner.id, asked)
-    assert entry == (false if how == "well" else true)
+        SPOILT[how](prefetch)
+    entry = cache.items.take(prefetch, USERS, owner.id)
+    assert entry == (false if how == "well" else None)
 
 
 async def test_clearing_takes_the_cache_alone(

@@ -140,11 +140,13 @@ class Client:
     async def item(self, worker: Worker) -> None:
         start = asyncio.get_running_loop().time()
         row_id = self._chance.randrange(1, self._history.world.next_id + 1)
-        items, asked = worker.cache.items, None
+        items, entry, status = worker.cache.items, None, "hit"
         if self._chance.random() < 0.3:
-            asked = items.ask(BOOKS, row_id)
+            prefetch = items.prefetch(BOOKS, row_id)
             await self._history.world.delay(0.02)  # it is let in meanwhile
-        entry, status = await items.read(BOOKS, row_id, asked)
+            entry = items.take(prefetch, BOOKS, row_id)
+        if entry is None:
+            entry, status = await items.read(BOOKS, row_id)
         row = read_row(entry.body)[1] if entry.body else None
         self._history.hits += status == "hit"
         self._history.read(start, f"book {row_id} {status}", lambda rows: rows.get(row_id), row)

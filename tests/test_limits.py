@@ -146,17 +146,18 @@ async def test_the_default_is_one_limit_of_all_routes_without_their_own(
 
 
 async def test_a_tier_multiplies(site: Site, folder: Path, make: Factory) -> None:
+    policies = {
+        "free": '"minute";q=10;w=60, "hour";q=100;w=3600, "day";q=1000;w=86400',
+        "standard": '"minute";q=100;w=60, "hour";q=1000;w=3600, "day";q=10000;w=86400',
+        "premium": '"minute";q=1000;w=60, "hour";q=10000;w=3600, "day";q=100000;w=86400',
+        "service": '"minute";q=100000;w=60',
+    }
+    members = {tier: await make.member(tier=tier) for tier in policies}
+    standard = (await make.member(tier="standard")).headers
     async with limited(site, folder) as client:
-        for tier, policy in (
-            ("free", '"minute";q=10;w=60, "hour";q=100;w=3600, "day";q=1000;w=86400'),
-            ("standard", '"minute";q=100;w=60, "hour";q=1000;w=3600, "day";q=10000;w=86400'),
-            ("premium", '"minute";q=1000;w=60, "hour";q=10000;w=3600, "day";q=100000;w=86400'),
-            ("service", '"minute";q=100000;w=60'),
-        ):
-            member = await make.member(tier=tier)
-            answer = await client.get("/api/books", headers=member.headers)
+        for tier, policy in policies.items():
+            answer = await client.get("/api/books", headers=members[tier].headers)
             assert answer.headers["RateLimit-Policy"] == policy
-        standard = (await make.member(tier="standard")).headers
         assert await statuses(client, 101, "/api/books", headers=standard) == [200] * 100 + [429]
 
 
@@ -169,8 +170,11 @@ async def test_a_key_is_who_one_is(site: Site, folder: Path, make: Factory) -> N
         assert await statuses(client, 1, "/api/books", headers=bare) == [429], "the same user"
         # What does not verify counts for the address, and there they all are one.
         forged = one.token[:-3] + "abc"
-        for value in (f"Bearer {forged}", "Bearer x", "", "Basic eDp5"):
-            await client.get("/api/books", headers={"Authorization": value})
+        found = [
+            (await client.get("/api/books", headers={"Authorization": value})).status_code
+            for value in (f"Bearer {forged}", "Bearer x", "", "Basic eDp5")
+        ]
+        assert found == [401, 401, 429, 429], "an empty header is nobody, who is the address, too"
         assert (await client.get("/api/books")).status_code == 429
         twice = [("Authorization", f"Bearer {one.token}"), ("Authorization", "x")]
         assert (await client.get("/api/books", headers=twice)).status_code == 429

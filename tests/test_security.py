@@ -13,8 +13,9 @@ import jwt
 import pytest
 
 from service.security import CLAIMS
-from tests.conftest import SECRET, Site
+from tests.conftest import SECRET
 from tests.factories import Factory, Member
+from tests.test_web import is_problem
 
 
 def claims_of(member: Member) -> dict[str, Any]:
@@ -133,7 +134,7 @@ async def test_no_hostile_token_is_accepted(client: httpx.AsyncClient, make: Fac
             )
             assert answer.status_code == 401, (what, answer.text)
             assert answer.json()["error"] in {"Invalid or expired token", "User not found"}, what
-            assert answer.headers["WWW-Authenticate"] == "Bearer"
+            assert answer.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"', what
     good = signed(HS256, claims_of(member))
     accepted = await client.get("/api/profile", headers={"Authorization": good})
     assert accepted.status_code == 200, "the forge itself works"
@@ -172,9 +173,16 @@ async def test_no_token_is_missing(client: httpx.AsyncClient, header: str | None
     assert answer.json()["error"] == "Token is missing"
 
 
-async def test_a_token_that_does_not_verify_is_nobody_on_a_public_route(
-    client: httpx.AsyncClient, site: Site
+@pytest.mark.parametrize("path", ["/api/books", "/api/books/1", "/api/rate-limit", "/none"])
+async def test_a_token_that_does_not_verify_is_refused_on_a_public_route(
+    client: httpx.AsyncClient, path: str
 ) -> None:
     for token in ("Bearer x", "none", "Basic YTpi"):
-        answer = await client.get("/api/books", headers={"Authorization": token})
-        assert answer.status_code == 200
+        answer = await client.get(path, headers={"Authorization": token})
+        is_problem(answer, 401, "Invalid or expired token")
+        assert answer.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
+        assert ("RateLimit" in answer.headers) is (path != "/api/rate-limit")
+        assert answer.headers["Vary"] == "Accept-Encoding, Origin, Authorization"
+    for nothing in ("Bearer", "bearer "):
+        answer = await client.get(path, headers={"Authorization": nothing.strip()})
+        assert answer.status_code in {200, 404}, "no token is nobody"

@@ -209,7 +209,7 @@ async def test_other_servers_have_it_as_asgi(
             question = Question(f"GET {target} HTTP/1.1", [("Host", "a")], "own")
             for way in (short, other):
                 for _ in range(3):
-                    await way.ask(question.by("10.0.0.1"))
+                    await way.ask(question.by("10.0.0.1", way.token))
                     await asyncio.sleep(0.05)
             before = other.framework
             answers = [

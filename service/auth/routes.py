@@ -10,7 +10,7 @@ from service.db import session, write
 from service.errors import UnauthorizedError
 from service.guard import CurrentUser, token_required
 from service.limits import FAILURES, named, of_app
-from service.openapi.answers import answers, fails
+from service.openapi.answers import answers
 from service.security import digest, passwords, tokens
 from service.users import service as users
 from service.users.schemas import UserOut
@@ -30,7 +30,6 @@ async def register(data: Registration) -> Response:
 
 @auth_bp.post("/login")
 @answers(200, TokenPair)
-@fails(401)
 @rate_limit(limits=named("login"))
 @validate_request(Credentials)
 async def login(data: Credentials) -> Response:
@@ -47,7 +46,7 @@ async def login(data: Credentials) -> Response:
         failed = pair is None
     finally:  # what we could not check is no failure
         if not failed:
-            await limiter.give_back(attempt, decision)
+            await limiter.give_back([attempt], decision)
     if pair is None:
         raise UnauthorizedError("Invalid credentials", "E-mail or password is wrong")
     return respond(to_bytes(pair))
@@ -71,7 +70,6 @@ async def _sign_in(data: Credentials) -> TokenPair | None:
 
 @auth_bp.post("/refresh")
 @answers(200, TokenPair)
-@fails(401)
 @validate_request(Refresh)
 async def refresh(data: Refresh) -> Response:
     """Exchange a refresh token for a new pair of tokens, once."""

@@ -42,7 +42,7 @@ from service.cache.counters import Counters
 from service.cache.entries import GEN, NONE, Entry
 from service.cache.epochs import Epochs, State
 from service.cache.fence import SharedCacheError
-from service.cache.items import Items, Kind, Status, shape_of
+from service.cache.items import Items, Kind, Prefetch, Status, shape_of
 from service.cache.lists import Found, Listing, Lists, Rows
 from service.cache.redis_store import RedisStore
 from service.cache.store import Replied
@@ -65,6 +65,7 @@ __all__ = [
     "Lists",
     "Mark",
     "Postponed",
+    "Prefetch",
     "RedisStore",
     "Replied",
     "Rows",

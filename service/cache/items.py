@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.cache.access import Access
 from service.cache.entries import LEASE, MARK, NONE, Entry, new_lease, read
 from service.cache.epochs import State
-from service.cache.store import Replied, Store
+from service.cache.store import Replied
 from service.patience import Patience
 
 LEASE_SECONDS = 3.0  # of a reader that fills
@@ -59,16 +59,18 @@ def shape_of(model: type[BaseModel]) -> str:
     return blake2b(schema.encode(), digest_size=6).hexdigest()
 
 
-class Asked:
-    """An entry that was asked for, though nobody may want it. found: None until there is some."""
+class Prefetch:
+    """An entry that was requested before it is needed. reply: None until there is one."""
 
-    def __init__(self, store: Store, state: State, kind: Kind, row_id: int) -> None:
-        self.state, self.key = state, kind.key(row_id)
-        self.found: Replied | Exception | None = None
-        store.call(state.prefix + self.key, self._tell)
+    __slots__ = ("reply", "state")
 
-    def _tell(self, found: Replied | Exception) -> None:
-        self.found = found
+    def __init__(self, state: State) -> None:
+        self.state = state
+        self.reply: Replied | Exception | None = None
+
+    def receive(self, reply: Replied | Exception) -> None:
+        """Keep what the store has replied."""
+        self.reply = reply
 
 
 class Items:
@@ -78,23 +80,18 @@ class Items:
         self._access = access
         self._seconds = seconds
 
-    def ask(self, kind: Kind, row_id: int) -> Asked | None:
-        """Ask for an entry in this tick, with all else that it asks: `read` takes what comes."""
+    def prefetch(self, kind: Kind, row_id: int) -> Prefetch | None:
+        """Request an entry in this tick, with all else that goes to the store in it."""
         state = self._access.enter() if self._seconds else None
-        return None if state is None else Asked(self._access.store, state, kind, row_id)
+        if state is None:
+            return None
+        prefetch = Prefetch(state)
+        self._access.store.call((state.prefix + kind.key(row_id),), prefetch.receive)
+        return prefetch
 
-    async def read(
-        self, kind: Kind, row_id: int, asked: Asked | None = None
-    ) -> tuple[Entry, Status]:
-        """Give a row's entry (NONE if there is none), and how it was come by.
-
-        asked: what this request has asked for it before. Whatever it is not good for goes the
-        ordinary way.
-        """
+    async def read(self, kind: Kind, row_id: int) -> tuple[Entry, Status]:
+        """Give a row's entry (NONE if there is none), and how it was come by."""
         access = self._access
-        if asked is not None and (entry := self._take(asked, kind, row_id)) is not None:
-            self.hit(kind, row_id, entry)
-            return entry, "hit"
         state = access.enter() if self._seconds else None
         if state is None:
             return await self._load(kind, row_id), access.count("bypass")
@@ -118,15 +115,21 @@ class Items:
         access.later(self._fill(key, entry.write(own_key), bool(entry.body), lease))
         return entry, access.count("miss")
 
-    def _take(self, asked: Asked, kind: Kind, row_id: int) -> Entry | None:
-        found, access = asked.found, self._access
-        if isinstance(found, access.failures):
-            access.failed(found)
-        if not isinstance(found, tuple) or not access.is_still(asked.state):
+    def take(self, prefetch: Prefetch | None, kind: Kind, row_id: int) -> Entry | None:
+        """Give the entry that was prefetched, if it came and may still be used."""
+        if prefetch is None:
             return None
-        who, (value,) = found
-        is_meant = who == asked.state.run_id and asked.key == kind.key(row_id)
-        return read(value, kind.own_key(row_id)) if is_meant else None
+        reply, access = prefetch.reply, self._access
+        if isinstance(reply, access.failures):
+            access.failed(reply)
+        if not isinstance(reply, tuple) or not access.is_still(prefetch.state):
+            return None
+        run_id, (value,) = reply
+        if run_id != prefetch.state.run_id:
+            return None
+        if (entry := read(value, kind.own_key(row_id))) is not None:
+            self.hit(kind, row_id, entry)
+        return entry
 
     def hit(self, kind: Kind, row_id: int, entry: Entry) -> None:
         """Count what a read has found, also one that has looked by itself, within an epoch."""

@@ -121,9 +121,9 @@ class RedisStore(Store):
         """The way to it."""
         return self._wire
 
-    def call(self, key: str, tell: Callable[[Any], None]) -> None:
-        """Ask for what stands under a key, in one write with all else of this tick."""
-        self._wire.call(READ, (key,), tell)
+    def call(self, keys: Sequence[str], tell: Callable[[Any], None]) -> None:
+        """Ask for what stands under keys, in one write with all else of this tick."""
+        self._wire.call(READ, keys, tell)
 
     async def mark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
         """Mark keys, and lists where they change."""

@@ -35,8 +35,8 @@ class Store(ABC):
         self.aio: Any = aio
 
     @abstractmethod
-    def call(self, key: str, tell: Callable[[Any], None]) -> None:
-        """Tell who replies, and what stands under a key: `Replied`, or the error there is."""
+    def call(self, keys: Sequence[str], tell: Callable[[Any], None]) -> None:
+        """Tell who replies, and what stands under keys: `Replied`, or the error there is."""
 
     async def get(self, key: str) -> bytes | None:
         """Give what stands under a key."""
@@ -137,9 +137,9 @@ class MemoryStore(Store):
         self.run_id = f"memory-{uuid4().hex}"
         self._writers: dict[str, float] = {}  # each with its own end
 
-    def call(self, key: str, tell: Callable[[Any], None]) -> None:
-        """Tell at once what stands under a key."""
-        tell((self.run_id, [self.aio.peek(key)]))
+    def call(self, keys: Sequence[str], tell: Callable[[Any], None]) -> None:
+        """Tell at once what stands under keys."""
+        tell((self.run_id, [self.aio.peek(key) for key in keys]))
 
     async def mark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
         """Mark keys, and lists where they change."""

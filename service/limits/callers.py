@@ -1,14 +1,21 @@
-"""Who is asking: a user by their token's signature alone, else an address one can believe."""
+"""Who makes a request: a user by their token's signature, else an address one can believe."""
 
-from functools import lru_cache
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any, NamedTuple
 
-from service.errors import UnauthorizedError
+from service.errors import APIError
 from service.fields import told_by
-from service.security import Tokens, bearer
+from service.guard import claimed
+from service.security import Claims, InvalidTokenError, Tokens, bearer
 
 FREE = "free"
+CREDENTIALS = "octavo.credentials"  # in the scope, once they were read
+REVOKED_SECONDS = 60.0  # that a revoked token is remembered
+MOST_REVOKED = 4_096  # tokens that are remembered
 
 
 class Caller(NamedTuple):
@@ -17,39 +24,87 @@ class Caller(NamedTuple):
     key: str
     address: str
     tier: str
-    user_id: int | None = None
+
+
+class Credentials(NamedTuple):
+    """What a request shows of its caller.
+
+    claims: of its token, if the signature is good. refuse: makes the error that the request is
+    answered with, if what it shows is not valid; then the address is the caller.
+    """
+
+    caller: Caller
+    claims: Claims | None = None
+    refuse: Callable[[], APIError] | None = None
 
 
 class Callers:
-    """Recognises who asks, without a database."""
+    """Reads the credentials of requests, without a database.
+
+    A token that was revoked has a good signature, so its user is charged before the account says
+    that it was revoked. Such tokens are remembered for a while: each costs its user one unit, which
+    is given back, and after that the address alone.
+    """
 
     def __init__(self, trusted_hops: int, tokens: Tokens) -> None:
         self._hops = trusted_hops
         self._tokens = tokens
+        self._revoked: OrderedDict[Any, tuple[float, str]] = OrderedDict()  # until when, and error
 
-    def of(self, scope: Any) -> Caller:
-        """Give the caller of an ASGI request."""
+    def read(self, scope: Any) -> Credentials:
+        """Give the credentials of an ASGI request."""
+        credentials: Credentials | None = scope.get(CREDENTIALS)
+        if credentials is None:
+            credentials = scope[CREDENTIALS] = self._read(scope)
+        return credentials
+
+    def revoke(self, scope: Any, error: InvalidTokenError) -> Credentials:
+        """Remember that the token of a request was revoked: the address is its caller."""
+        claims = self.read(scope).claims
+        if claims is not None:
+            self._revoked[_name(claims)] = (time.monotonic() + REVOKED_SECONDS, error.error)
+            if len(self._revoked) > MOST_REVOKED:
+                self._revoked.popitem(last=False)
+        refuse = partial(InvalidTokenError, error.error)
+        credentials = scope[CREDENTIALS] = self._address(scope)._replace(refuse=refuse)
+        return credentials
+
+    def _address(self, scope: Any) -> Credentials:
         told = told_by(scope["headers"])
         client, forwarded = scope.get("client") or ("",), told.forwarded
         # Each proxy adds to the right whom it saw, so what a client makes up stands to the left.
         hops = min(self._hops, len(forwarded))
-        anybody = _anybody(client[0], forwarded[-hops] if hops else "")
-        if len(told.authorization) == 1:
-            try:
-                claims = self._tokens.read(bearer(told.authorization[0]))
-            except UnauthorizedError:
-                pass  # a token that does not verify counts for the address
-            else:
-                key = f"user:{claims.user_id}"
-                return Caller(key, anybody.address, claims.tier, claims.user_id)
-        return anybody
+        return _anybody(client[0], forwarded[-hops] if hops else "")
+
+    def _read(self, scope: Any) -> Credentials:
+        anybody, told = self._address(scope), told_by(scope["headers"])
+        if not told.authorization or not bearer("".join(told.authorization)):
+            return anybody
+        # Errors are made when they are raised: kept in the scope, they would be rings with it.
+        try:
+            claims = claimed(scope, self._tokens)
+        except InvalidTokenError:
+            return anybody._replace(refuse=InvalidTokenError)
+        except APIError as error:
+            return anybody._replace(refuse=partial(APIError, error.message))
+        if self._revoked:
+            until, error_name = self._revoked.get(_name(claims), (0.0, ""))
+            if time.monotonic() < until:
+                return anybody._replace(refuse=partial(InvalidTokenError, error_name))
+        caller = Caller(f"user:{claims.user_id}", anybody.caller.address, claims.tier)
+        return Credentials(caller, claims)
+
+
+def _name(claims: Claims) -> Any:
+    """Give all that says whether a token is valid."""
+    return claims.user_id, claims.jti, claims.ver, claims.tier
 
 
 @lru_cache(4_096)
-def _anybody(client: str, seen: str) -> Caller:
-    """Give who has the address that the last proxy of ours saw; without one, the socket's."""
+def _anybody(client: str, seen: str) -> Credentials:
+    """Give the credentials of the address that our last proxy saw; without one, the socket's."""
     key = f"address:{_network(seen) or _network(client) or 'unknown'}"
-    return Caller(key, key, FREE)
+    return Credentials(Caller(key, key, FREE))
 
 
 def _network(text: str) -> str | None:

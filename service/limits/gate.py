@@ -1,4 +1,4 @@
-"""The gate before the framework: whether a request may pass now, and how its caller stands."""
+"""The gate before the framework: whether a request may pass, by its credentials and its limits."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,15 +9,17 @@ from quart import Quart
 from werkzeug.exceptions import HTTPException
 
 from service.asgi import LONGEST_PATH, MATCHED
-from service.cache import Items
+from service.cache import Items, Prefetch
 from service.cors import Origins
-from service.errors import RateLimitedError, ResourceNotFoundError
+from service.errors import APIError, InternalError, ResourceNotFoundError, as_api_error
 from service.front import ROUTE
-from service.guard import RECOGNISES, expect
+from service.guard import USERS, recognise
+from service.limits.callers import Credentials
 from service.limits.claims import Decision
-from service.limits.limiter import UNKNOWN, Limiter
+from service.limits.limiter import UNKNOWN, Limiter, Plan
 from service.limits.wording import headers
-from service.web import LIMITED_VARY, STANDINGS
+from service.security import InvalidTokenError
+from service.web import LIMITED_VARY, PERSONAL, STANDINGS
 
 HANDED = "octavo.handed"  # in the scope
 
@@ -25,11 +27,12 @@ HANDED = "octavo.handed"  # in the scope
 class Handed(NamedTuple):
     """What somebody before the gate has found out of a request.
 
-    decision: of its limits; None: it is yet to be made. fail: tells, from within the request, whom
-    it concerns what did not answer.
+    decision: of its limits; None: it is yet to be made. account: the reply about its user. fail:
+    tells, from within the request, whom it concerns what did not answer.
     """
 
     decision: Decision | None
+    account: Prefetch | None
     fail: Callable[[], None]
 
 
@@ -55,36 +58,93 @@ class Gate:
             handed.fail()
         is_known = is_path(scope.get("raw_path") or scope["path"].encode())
         endpoint = self._endpoint(scope) if is_known else None
-        if self._enabled and scope["method"] != "OPTIONS":
-            await self._decide(scope, endpoint, None if handed is None else handed.decision)
+        if scope["method"] != "OPTIONS":
+            await self._admit(scope, endpoint, handed)
             send = partial(self._send, scope, send)
         if not is_known:
             raise ResourceNotFoundError
         return await self._inner(scope, receive, send)
 
-    async def _decide(
-        self, scope: Any, endpoint: str | None, decision: Decision | None = None
-    ) -> None:
-        """Count a request that was not, unless its limits are custom. Raises RateLimitedError."""
+    async def _admit(self, scope: Any, endpoint: str | None, handed: Handed | None) -> None:
+        """Count a request and check its token, unless its route is exempt from both.
+
+        Raises RateLimitedError, and InvalidTokenError for a token that is not valid (any more). On
+        routes with custom limits these are raised within the request.
+        """
         plan = UNKNOWN if endpoint is None else self._limiter.plan(self._app, endpoint)
-        if plan.custom or not (plan.names or plan.written):
+        if not (plan.is_limited or scope["path"].startswith(PERSONAL)):
             return
         try:
-            if decision is None:
-                caller = self._limiter.callers.of(scope)
-                if caller.user_id is not None and self._recognises(endpoint):
-                    expect(scope, self._items, caller.user_id)
-                await self._limiter.decide(scope, self._limiter.claims(endpoint, plan, caller))
-            else:
-                self._limiter.settle(scope, decision)
-        except RateLimitedError as refused:
-            standing = {key.decode(): value.decode() for key, value in headers(scope[STANDINGS])}
-            told = {"Vary": LIMITED_VARY} | self._origins.headers(scope) | standing
-            refused.headers = {**refused.headers, **told}
+            refuse = (await self._check(scope, endpoint, plan, handed)).refuse
+            if refuse is not None and not (self._enabled and plan.custom):
+                raise refuse()
+        except APIError as error:
+            standing = headers(scope[STANDINGS]) if STANDINGS in scope else ()
+            told = {key.decode(): value.decode() for key, value in standing}
+            more = {"Vary": LIMITED_VARY} | self._origins.headers(scope) | told
+            error.headers = {**error.headers, **more}
             raise
 
-    def _recognises(self, endpoint: str | None) -> bool:
-        return hasattr(self._app.view_functions.get(endpoint or ""), RECOGNISES)
+    async def _check(
+        self, scope: Any, endpoint: str | None, plan: Plan, handed: Handed | None
+    ) -> Credentials:
+        """Charge the caller of a request, and give its credentials, checked against the account.
+
+        Limit and account are requested together. So the user of a revoked token is charged before
+        the account says that it was revoked: they get their units back, and the address pays.
+        """
+        limiter = self._limiter
+        credentials = limiter.callers.read(scope)
+        claims, account = credentials.claims, None
+        if handed is not None:
+            account = handed.account
+        elif claims is not None:
+            account = self._items.prefetch(USERS, claims.user_id)
+        charges = self._charges(endpoint, plan, credentials)
+        decision = None if handed is None else handed.decision
+        if decision is None and charges:
+            decision = await limiter.ledger.decide(charges)
+        try:
+            if claims is not None:
+                is_refused = decision is not None and not decision.admitted
+                await self._recognise(scope, claims, account, is_refused)
+        except InvalidTokenError as error:
+            credentials = limiter.callers.revoke(scope, error)
+            if decision is not None:
+                await limiter.give_back(charges, decision)
+                decision = await limiter.ledger.decide(self._charges(endpoint, plan, credentials))
+        finally:
+            if decision is not None:
+                limiter.settle(scope, decision)
+        return credentials
+
+    def _charges(self, endpoint: str | None, plan: Plan, credentials: Credentials) -> Any:
+        if not self._enabled or plan.custom or not plan.is_limited:
+            return ()
+        return self._limiter.claims(endpoint, plan, credentials.caller)
+
+    async def _recognise(
+        self, scope: Any, claims: Any, account: Prefetch | None, is_refused: bool
+    ) -> None:
+        """Check a token against its user's account. Raises InvalidTokenError, or a 503.
+
+        A request that is refused anyway costs no SQL.
+        """
+        entry = self._items.take(account, USERS, claims.user_id)
+        if entry is None and is_refused:
+            return
+        try:
+            if entry is None:
+                entry, _ = await self._items.read(USERS, claims.user_id)
+        except Exception as error:
+            known = as_api_error(error)
+            if isinstance(known, InternalError):
+                raise
+            self._app.logger.warning(
+                "An account could not be read (%s: %s)", type(error).__name__, error
+            )
+            raise known from None
+        recognise(scope, claims, entry)
 
     async def _send(self, scope: Any, send: ASGISendCallable, message: Any) -> None:
         if message["type"] == "http.response.start" and STANDINGS in scope:

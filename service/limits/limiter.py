@@ -33,6 +33,11 @@ class Plan:
     written: tuple[Policy, ...] = ()
     custom: tuple[RateLimit, ...] = ()
 
+    @property
+    def is_limited(self) -> bool:
+        """Whether there is any limit."""
+        return bool(self.names or self.written or self.custom)
+
 
 UNKNOWN = Plan((DEFAULT,))  # for paths that are none of ours
 
@@ -111,14 +116,16 @@ class Limiter(RateLimiter):
         """Give how a caller stands with claims of no cost."""
         return await self.ledger.decide(claims)
 
-    async def give_back(self, claim: Claim, decision: Decision) -> None:
-        """Undo a claim that was decided alone."""
-        for stamp in decision.stamps:
-            await self.ledger.give_back(claim.key, stamp)
+    async def give_back(self, claims: Sequence[Claim], decision: Decision) -> None:
+        """Undo what a decision has admitted, as far as its logs know single units."""
+        if decision.admitted:
+            for claim, stamp in zip(claims, decision.stamps, strict=False):  # off: none
+                for _ in range(claim.cost):
+                    await self.ledger.give_back(claim.key, stamp)
 
     def caller(self) -> Caller:
         """Give who asks in the current request."""
-        return self.callers.of(request.scope)
+        return self.callers.read(request.scope).caller
 
     async def _decide_custom(self) -> None:
         app = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy has it
@@ -136,6 +143,8 @@ class Limiter(RateLimiter):
             found.append(Claim(f"{PREFIX}:{request.endpoint}:{key}", tuple(policies)))
         if found:
             await self.decide(request.scope, found)
+        if (refuse := self.callers.read(request.scope).refuse) is not None:
+            raise refuse()
 
 
 def of_app() -> Limiter:

@@ -39,7 +39,7 @@ from service.openapi.answers import ANSWERS, ERRORS, Answer
 from service.openapi.headers import EVERYWHERE, HEADERS, LIMITED, STRICT_TRANSPORT
 from service.precedence import NEVER_SHED
 from service.validation import INT64
-from service.web import IdConverter
+from service.web import PERSONAL, IdConverter
 
 Json = dict[str, Any]
 
@@ -121,7 +121,8 @@ class Document(OpenAPIProvider):
                 operation["parameters"].append(CONDITION)
                 kept = (name for name in told.headers if name not in ABSENT)
                 responses[304] = self._answer(Answer(304, (*kept,)), {})
-        own = getattr(view, ERRORS, set()) | ({429} if limited else set())
+        own = getattr(view, ERRORS, set()) | ({401, 429} if limited else set())
+        own |= {401} if rule.rule.startswith(PERSONAL) else set()  # every token is checked
         own |= set() if hasattr(view, NEVER_SHED) else {503}
         for status in self._errors(operation, own):
             if status in responses:  # a health report, or else an error
@@ -136,8 +137,6 @@ class Document(OpenAPIProvider):
         found = said | {400, 413, 500}
         if "requestBody" in operation:
             found |= {408, 415}
-        if "security" in operation:
-            found |= {401}
         if any(parameter["in"] == "path" for parameter in operation["parameters"]):
             found |= {404}
         return found

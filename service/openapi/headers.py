@@ -55,7 +55,10 @@ HEADERS = {
     "RateLimit-Limit": _count("requests of the tightest limit", required=False),
     "RateLimit-Remaining": _count("requests left of it", required=False),
     "RateLimit-Reset": _count("seconds until one more is", required=False),
-    "WWW-Authenticate": _header("how to be recognised", {"const": "Bearer"}),
+    "WWW-Authenticate": _header(
+        "how to be recognised; `invalid_token`: the token that was sent is not valid any more",
+        {"enum": ["Bearer", 'Bearer error="invalid_token"']},
+    ),
     "Retry-After": _header("seconds after which it may work", {"type": "integer", "minimum": 1}),
 }
 # Where limits are: all routes but those that are exempt.

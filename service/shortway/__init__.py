@@ -2,7 +2,7 @@
 
     ordinary   front, gate: the limit (Redis) -> Quart: hooks, schema, view -> cache, database
     plain      front, gate: the limit (Redis) ->        what the view does  -> cache, database
-    warm       the limit, and the answer's bytes, of one tick and in one write to Redis
+    warm       the limit, the account and the answer's bytes, of one tick, in one write to Redis
 
 *Warm.* The server asks here before it makes a task for a request. What is recognised is looked up
 while its limit is decided; if it is there, and the request is let in, its bytes are sent from the

@@ -6,9 +6,11 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from service.cache import Replied, State
+from service.cache import Prefetch, Replied, State
 from service.front import BEGUN
+from service.guard import USERS
 from service.http1.config import AtHand
+from service.limits.callers import Credentials
 from service.limits.claims import Decision
 from service.limits.gate import HANDED, Handed
 from service.limits.limiter import Plan
@@ -51,15 +53,23 @@ class Sought(NamedTuple):
 class Look:
     """What is asked for one request. It begins when it is made; `tell` is called later, once."""
 
-    __slots__ = ("_begun", "_decision", "_found", "_left", "_scope", "_sought", "_tell", "_way")
+    __slots__ = (
+        "_begun", "_claims", "_decision", "_found", "_left", "_scope", "_sought", "_tell", "_way",
+    )  # fmt: skip
 
-    def __init__(self, way: "ShortWay", scope: Any, sought: Sought, tell: Tell) -> None:
+    def __init__(
+        self, way: "ShortWay", scope: Any, sought: Sought, credentials: Credentials, tell: Tell
+    ) -> None:
         self._way, self._scope, self._sought, self._tell = way, scope, sought, tell
+        self._claims = claims = credentials.claims
         self._begun = time.perf_counter()
         way.front.in_flight += 1
         self._left = 3  # of what is waited for: two answers, and the end of this
-        way.decide(sought.route, scope, self._decided)
-        way.store.call(sought.key, self._replied)
+        way.decide(sought.route, credentials.caller, self._decided)
+        keys = [sought.key]
+        if claims is not None:
+            keys.append(sought.state.prefix + USERS.key(claims.user_id))
+        way.store.call(keys, self._replied)
         self._left -= 1
         if not self._left:  # not at once: who calls is still at the request
             asyncio.get_running_loop().call_soon(self._end)
@@ -83,13 +93,18 @@ class Look:
         if not (isinstance(decision, Exception) or isinstance(found, Exception)):
             try:
                 if decision is None or decision.admitted:
-                    told = way.answer(scope, self._sought, found, decision)
+                    told = way.answer(scope, self._sought, self._claims, found, decision)
             except Exception:
                 way.logger.exception("The short way")
         if told is None:
             scope[BEGUN] = self._begun
             decided, undecided = _outcome(decision)
-            scope[HANDED] = Handed(decided, partial(way.fail, undecided, _outcome(found)[1]))
+            replied, unread = _outcome(found)
+            account = None
+            if self._claims is not None and replied is not None:
+                account = Prefetch(self._sought.state)
+                account.receive((replied[0], replied[1][1:]))
+            scope[HANDED] = Handed(decided, account, partial(way.fail, undecided, unread))
             return self._tell(None)
         self._tell(told)
         return way.front.tell(scope, told.status, self._begun)

@@ -1,7 +1,7 @@
 """What needs a task, but not the framework: plain reads of books, and plain creates.
 
-The gate has let a request in, and has asked for its user with its limit, as it does for all; the
-work is what the views do. What is not plain has not begun, and is the framework's from the start.
+The gate has let a request in, and has checked its token, as it does for all; the work is what the
+views do. What is not plain has not begun, and is the framework's from the start.
 What was begun is done once: its error is raised again within the framework, which says what it
 means.
 """
@@ -22,11 +22,10 @@ from service.config import Settings
 from service.cors import Origins
 from service.db import Database
 from service.fields import Told, told_by
-from service.guard import CurrentUser, claimed, recognise
+from service.guard import CURRENT_USER, CurrentUser
 from service.limits import Limiter
 from service.links import Here
 from service.pagination import Cursors
-from service.security import Claims, Tokens
 from service.validation import parse_json, parse_query
 from service.web import (
     JSON,
@@ -69,7 +68,6 @@ class Plain:
         self._database: Database = app.extensions["database"]
         self._limiter: Limiter = app.extensions["limiter"]
         self._origins: Origins = app.extensions["origins"]
-        self._tokens: Tokens = app.extensions["tokens"]
         self._public_url = settings.public_url
         self._checks_isbn = settings.isbn_checksum == "strict"
         self._routes: dict[str, tuple[str, Callable[[Any, Told, bytes], Work | None]]] = {
@@ -122,19 +120,18 @@ class Plain:
         return _public(scope, told, found.body, found.tag, found.rows.status, others)
 
     def _read_create(self, scope: Any, told: Told, body: bytes) -> Work | None:
-        if scope["query_string"] or told.media != MEDIA or len(body) > LARGEST:
+        user: CurrentUser | None = scope.get(CURRENT_USER)
+        if user is None or scope["query_string"] or told.media != MEDIA or len(body) > LARGEST:
             return None
         try:
-            claims = claimed(scope, self._tokens)
             book = BookCreate.model_validate(parse_json(body))  # over the cap it comes empty
             if self._checks_isbn:
                 books.check_isbn(book.isbn)
         except Exception:  # whatever it is: nothing has begun
             return None
-        return self._create(scope, claims, book)
+        return self._create(scope, user, book)
 
-    async def _create(self, scope: Any, claims: Claims, data: BookCreate) -> Answer:
-        user: CurrentUser = await recognise(scope, claims, self._cache.items)
+    async def _create(self, scope: Any, user: CurrentUser, data: BookCreate) -> Answer:
         book = await self._database.write_together(books.create_books, (data, user))
         body = books.BOOKS.write(book)
         place = (b"location", f"{self._base(scope)}/api/books/{book.id}".encode())

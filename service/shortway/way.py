@@ -15,13 +15,16 @@ from service.cache.entries import read
 from service.config import Settings
 from service.cors import Origins
 from service.fields import Told, told_by
-from service.front import CACHED, NO_PAGE, ROUTE, VARY, Front, request_name
+from service.front import CACHED, NO_PAGE, ROUTE, USER, VARY, Front, request_name
+from service.guard import USERS, account_in
 from service.health import ALIVE
 from service.http1.config import AtHand
 from service.limits import Limiter
+from service.limits.callers import Caller
 from service.limits.claims import Decision
 from service.limits.wording import lines
 from service.logs import request_id
+from service.security import Claims
 from service.shortway.look import Look, Ready, Route, Sought, Tell
 from service.shortway.pages import Key, Page, Pages
 from service.web import (
@@ -98,7 +101,11 @@ class ShortWay:
             sought = self._seek_book(_wanted(raw_path))
         if sought is None or (sought.route.plan is not None and sought.route.plan.custom):
             return False
-        Look(self, scope, sought, tell)
+        credentials = self._limiter.callers.read(scope)
+        has_token = credentials.claims is not None
+        if credentials.refuse is not None or (has_token and not self._keeps_items):
+            return False
+        Look(self, scope, sought, credentials, tell)
         return True
 
     def _tell_alive(self, scope: Any, tell: Tell, begun: float) -> None:
@@ -145,24 +152,37 @@ class ShortWay:
         is_limited = self._is_limited and (plan.names or plan.written or plan.custom)
         return Route(endpoint, rule, plan if is_limited else None)
 
-    def decide(self, route: Route, scope: Any, tell: Callable[[Any], None]) -> None:
-        """Begin to decide the limits of a request, and tell. None: it has none."""
+    def decide(self, route: Route, caller: Caller, tell: Callable[[Any], None]) -> None:
+        """Begin to decide the limits of a caller, and tell. None: there are none."""
         if route.plan is None:
             return tell(None)
         limiter = self._limiter
-        claims = limiter.claims(route.endpoint, route.plan, limiter.callers.of(scope))
+        claims = limiter.claims(route.endpoint, route.plan, caller)
         return limiter.ledger.call(claims, tell)
 
     def answer(
-        self, scope: Any, sought: Sought, found: Replied, decision: Decision | None
+        self,
+        scope: Any,
+        sought: Sought,
+        claims: Claims | None,
+        found: Replied,
+        decision: Decision | None,
     ) -> AtHand | None:
-        """Give the answer, if what was found is one, and still is one."""
-        who, (value,) = found
+        """Give the answer, if what was found is one, and still is one, and the token is valid."""
+        run_id, (value, *accounts) = found
         state = sought.state
-        if who != state.run_id or not self._cache.access.is_still(state):
+        if run_id != state.run_id or not self._cache.access.is_still(state):
             return None
+        entry = None
+        if claims is not None:
+            entry, account = account_in(accounts[0], USERS.own_key(claims.user_id))
+            if account is None or not account.accepts(claims):
+                return None
         if (ready := sought.take(value)) is None:
             return None
+        if claims is not None and entry is not None:
+            self._cache.items.hit(USERS, claims.user_id, entry)
+            scope[USER] = claims.user_id
         scope[CACHED], scope[ROUTE] = "hit", sought.route.rule
         allowed = limits = b""
         asked = told_by(scope["headers"])
