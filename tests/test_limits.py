@@ -19,7 +19,7 @@ from quart_rate_limiter import RateLimit, limit_blueprint, rate_exempt, rate_lim
 from service.app import create_app
 from service.config import Production
 from tests.conftest import Site, settings_for, visiting
-from tests.factories import PASSWORD, Factory
+from tests.factories import PASSWORD, Factory, Member
 from tests.test_web import is_problem
 
 SHOP = {"Origin": "https://shop.example"}
@@ -339,6 +339,41 @@ async def test_passwords_cannot_be_guessed(
         assert elsewhere.status_code == 200, "nobody locks another's account from elsewhere"
         unknown = [(await sign_in(client, "nobody@example.org", "x")).status_code for _ in range(6)]
         assert unknown == [401] * 5 + [429], "whether there is such an account is not told"
+
+
+async def test_the_current_password_cannot_be_guessed_either(
+    site: Site, folder: Path, make: Factory, store: str
+) -> None:
+    anna, bert = await make.member(), await make.member()
+
+    async def change(
+        client: httpx.AsyncClient, member: Member, password: str, address: str = "203.0.113.1"
+    ) -> httpx.Response:
+        body = {"email": member.email, "current_password": password}
+        headers = member.headers | {"X-Forwarded-For": address}
+        return await client.patch("/api/profile", json=body, headers=headers)
+
+    more = {"ratelimit_default": "1000 per hour", "trusted_proxy_hops": 1}
+    async with limited(site, folder, ratelimit_storage_url=store, **more) as client:
+        for _ in range(7):
+            assert (await change(client, anna, PASSWORD)).status_code == 200, "given back"
+        guesses = [change(client, anna, f"wrong {n}") for n in range(30)]
+        found = sorted(answer.status_code for answer in await asyncio.gather(*guesses))
+        assert found == [400] * 5 + [429] * 25, "many at once are no way round"
+        refused = await change(client, anna, PASSWORD)
+        is_problem(refused, 429, "Rate limit exceeded")
+        assert refused.json()["message"] == "5 per 15 minute"
+        assert re.search('"15-minute";r=0;t=[0-9]+', refused.headers["RateLimit"])
+        body = {"email": anna.email, "password": PASSWORD}
+        address = {"X-Forwarded-For": "203.0.113.1"}
+        login = await client.post("/api/auth/login", json=body, headers=address)
+        assert login.status_code == 429, "one account, wherever its password is asked for"
+        assert (await change(client, bert, PASSWORD)).status_code == 200
+        elsewhere = await change(client, anna, PASSWORD, "198.51.100.1")
+        assert elsewhere.status_code == 200, "nobody locks another's account from elsewhere"
+        headers = anna.headers | address
+        name = await client.patch("/api/profile", json={"username": "renamed"}, headers=headers)
+        assert name.status_code == 200, "what needs no password is not limited by it"
 
 
 async def test_signing_in_and_up_counts_for_the_address(

@@ -1,8 +1,10 @@
 """House rules that a machine can see: over the URL map, and over the syntax trees."""
 
 import ast
+import inspect
 import re
 from pathlib import Path
+from typing import get_args, get_type_hints
 
 from quart_schema.validation import (
     QUART_SCHEMA_QUERYSTRING_ATTRIBUTE,
@@ -14,6 +16,7 @@ from service.limits.callers import Caller
 from service.limits.limiter import UNKNOWN, Limiter
 from service.pagination import PageQuery
 from service.precedence import COSTLY
+from service.users.schemas import GivenPassword
 from service.validation import Schema
 from tests.conftest import Site
 
@@ -25,8 +28,8 @@ STOREYS = (
     "validation", "findings", "db_errors", "group_commit", "admission", "engines", "migrations",
     "errors", "patience", "precedence", "wire", "cache", "front", "lag", "web", "links", "openapi",
     "db", "security", "guard", "pagination", "listing", "cors", "load_shedding", "http1", "limits",
-    "access_log", "figures", "metrics", "health", "home", "books", "users", "auth", "admin",
-    "shortway", "importer", "seed", "plausible", "app", "server", "cli", "__main__",
+    "password_check", "access_log", "figures", "metrics", "health", "home", "books", "users",
+    "auth", "admin", "shortway", "importer", "seed", "plausible", "app", "server", "cli", "__main__",
 )  # fmt: skip
 WITHOUT_BODY = {"/api/auth/logout", "/admin/clear-cache"}
 
@@ -117,6 +120,40 @@ async def test_every_body_is_a_strict_schema(site: Site) -> None:
             assert issubclass(schema, Schema), rule
             assert schema.model_config["extra"] == "forbid"
             assert schema.model_config["strict"] is True
+
+
+def test_passwords_are_verified_where_wrong_ones_count() -> None:
+    """`verify` is called on what `password_attempt` gives, and on nothing else."""
+    verified = 0
+    for path in ROOT.rglob("*.py"):
+        if path.name in {"security.py", "password_check.py"}:
+            continue
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+        attempts = {
+            ast.unparse(item.optional_vars)
+            for node in ast.walk(tree)
+            if isinstance(node, ast.AsyncWith)
+            for item in node.items
+            if item.optional_vars and ast.unparse(item.context_expr).startswith("password_attempt(")
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Attribute) and node.attr == "verify":
+                assert ast.unparse(node.value) in attempts, f"{path}:{node.lineno}"
+                verified += 1
+    assert verified >= 2
+
+
+async def test_every_password_that_is_asked_for_is_verified(site: Site) -> None:
+    """A route whose body holds a password that is no new one makes an attempt with it."""
+    found = set()
+    for rule in site.app.url_map.iter_rules():
+        view = site.app.view_functions[rule.endpoint]
+        schema, _ = getattr(view, QUART_SCHEMA_REQUEST_ATTRIBUTE, (None, None))
+        fields = {} if schema is None else get_type_hints(schema, include_extras=True)
+        if any(GivenPassword in (kind, *get_args(kind)) for kind in fields.values()):
+            found.add(rule.endpoint)
+            assert "password_attempt" in vars(inspect.getmodule(inspect.unwrap(view)))
+    assert found == {"auth.login", "users.update_profile"}
 
 
 def test_what_is_public_is_described() -> None:

@@ -301,7 +301,7 @@ async def test_one_process_writes_what_all_say(service: Service) -> None:
     """Each line is whole, and says which request it belongs to."""
 
     async def work(client: httpx.AsyncClient) -> None:
-        await service.ask(client, "GET", "/api/books", headers={"Authorization": "Bearer x"})
+        await service.ask(client, "GET", "/api/books")
 
     async with service.load(4, work):
         await asyncio.sleep(0.5)

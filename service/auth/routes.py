@@ -1,6 +1,6 @@
 """Signing in and out over HTTP."""
 
-from quart import Response, current_app, request
+from quart import Response, current_app
 from quart_rate_limiter import rate_limit
 from quart_schema import validate_request
 
@@ -9,9 +9,10 @@ from service.auth.schemas import Credentials, Refresh, Registration, TokenPair
 from service.db import session, write
 from service.errors import UnauthorizedError
 from service.guard import CurrentUser, token_required
-from service.limits import FAILURES, named, of_app
+from service.limits import named
 from service.openapi.answers import answers
-from service.security import digest, passwords, tokens
+from service.password_check import password_attempt
+from service.security import passwords, tokens
 from service.users import service as users
 from service.users.schemas import UserOut
 from service.web import no_content, respond, to_bytes
@@ -33,36 +34,25 @@ async def register(data: Registration) -> Response:
 @rate_limit(limits=named("login"))
 @validate_request(Credentials)
 async def login(data: Credentials) -> Response:
-    """Exchange e-mail and password for a pair of tokens; the same time whoever it is.
-
-    Each attempt counts as a failure until it has succeeded, so that many at once are no way round.
-    """
-    limiter = of_app()
-    attempt = limiter.claim(FAILURES, limiter.caller(), account=digest(users.email_key(data.email)))
-    decision = await limiter.decide(request.scope, [attempt])
-    failed = False
-    try:
-        pair = await _sign_in(data)
-        failed = pair is None
-    finally:  # what we could not check is no failure
-        if not failed:
-            await limiter.give_back([attempt], decision)
+    """Exchange e-mail and password for a pair of tokens; the same time whoever it is."""
+    async with password_attempt(users.email_key(data.email)) as attempt:
+        async with session() as db:
+            user = await users.find_by_email(db, data.email)
+        checked_hash = user.password_hash if user else None
+        is_right = await attempt.verify(data.password, checked_hash)
+        pair = None
+        if is_right and user is not None and checked_hash is not None:
+            pair = await _sign_in(user.id, data.password, checked_hash)
     if pair is None:
         raise UnauthorizedError("Invalid credentials", "E-mail or password is wrong")
     return respond(to_bytes(pair))
 
 
-async def _sign_in(data: Credentials) -> TokenPair | None:
-    """Give a pair of tokens if the password is right."""
-    async with session() as db:
-        user = await users.find_by_email(db, data.email)
-    checked_hash = user.password_hash if user else None
-    right = await passwords().verify(data.password, checked_hash)
-    if not right or user is None or checked_hash is None:
-        return None
-    outdated = passwords().is_outdated(checked_hash)
-    new_hash = await passwords().hash(data.password) if outdated else None
-    user_id, seconds = user.id, _refresh_seconds()
+async def _sign_in(user_id: int, password: str, checked_hash: str) -> TokenPair | None:
+    """Give a pair of tokens, unless the password that was right has changed since."""
+    is_outdated = passwords().is_outdated(checked_hash)
+    new_hash = await passwords().hash(password) if is_outdated else None
+    seconds = _refresh_seconds()
     return await write(
         lambda db: service.login(db, user_id, checked_hash, new_hash, tokens(), seconds)
     )

@@ -12,6 +12,7 @@ from service.guard import CurrentUser, token_required
 from service.links import here, link_header
 from service.openapi.answers import answers
 from service.pagination import CachedPageQuery
+from service.password_check import password_attempt
 from service.precedence import costly
 from service.security import passwords
 from service.users import service, users_bp
@@ -56,13 +57,14 @@ async def update_profile(data: ProfileUpdate, current_user: CurrentUser) -> Resp
 
 
 async def _check_password(current_user: CurrentUser, data: ProfileUpdate) -> str:
-    """Give the hash that `current_password` fits. Raises InvalidInputError."""
+    """Give the hash that `current_password` fits. Raises InvalidInputError, RateLimitedError."""
     if data.current_password is None:
         raise InvalidInputError({"current_password": ["Missing data for required field."]})
     async with session() as db:
         user = await service.get_user(db, current_user.id)
-    if not await passwords().verify(data.current_password, user.password_hash):
-        raise service.wrong_password()
+    async with password_attempt(user.email_key) as attempt:
+        if not await attempt.verify(data.current_password, user.password_hash):
+            raise service.wrong_password()
     return user.password_hash
 
 
