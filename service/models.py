@@ -30,7 +30,7 @@ Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by INTE
 
 
 def fold(value: str) -> str:
-    """Give the form in which names, authors and addresses are compared without case."""
+    """Give the form in which authors and e-mail addresses are compared without case."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", value).casefold())
 
 

@@ -24,12 +24,13 @@ ROOT = Path(service.__file__).parent
 # From the ground up: a file imports from those before it, never from those behind.
 STOREYS = (
     "__init__", "files", "config_values", "config_cache", "config_limits", "config_serve", "config",
-    "logs", "unique", "fields", "asgi", "column_types", "json_rows", "search", "models",
-    "validation", "findings", "db_errors", "group_commit", "admission", "engines", "migrations",
-    "errors", "patience", "precedence", "wire", "cache", "front", "lag", "web", "links", "openapi",
-    "db", "security", "guard", "pagination", "listing", "cors", "load_shedding", "http1", "limits",
-    "password_check", "access_log", "figures", "metrics", "health", "home", "books", "users",
-    "auth", "admin", "shortway", "importer", "seed", "plausible", "app", "server", "cli", "__main__",
+    "logs", "unique", "fields", "asgi", "column_types", "json_rows", "search", "usernames",
+    "models", "validation", "findings", "db_errors", "group_commit", "admission", "engines",
+    "migrations", "errors", "patience", "precedence", "wire", "cache", "front", "lag", "web",
+    "links", "openapi", "db", "security", "guard", "pagination", "listing", "cors",
+    "load_shedding", "http1", "limits", "password_check", "access_log", "figures", "metrics",
+    "health", "home", "books", "users", "auth", "admin", "shortway", "importer", "seed",
+    "plausible", "app", "server", "cli", "__main__",
 )  # fmt: skip
 WITHOUT_BODY = {"/api/auth/logout", "/admin/clear-cache"}
 

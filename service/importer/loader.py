@@ -19,7 +19,8 @@ from service.db import Database
 from service.db_errors import violated
 from service.importer.repair import Accepted
 from service.importer.sources import SourceError
-from service.models import Base, Book, BookViews, ImportedRecord, User, fold
+from service.models import Base, Book, BookViews, ImportedRecord, User
+from service.usernames import name_key
 from service.validation import FORBIDDEN
 
 T = TypeVar("T")
@@ -156,7 +157,7 @@ class Loader:
             if self._owner is not None:
                 if FORBIDDEN.search(self._owner):
                     raise SourceError("The owner's name is not text")
-                key = fold(self._owner)
+                key = name_key(self._owner)
                 self._owner_id = await db.scalar(select(User.id).where(User.username_key == key))
                 if self._owner_id is None:
                     raise SourceError(f"There is no user {self._owner}")

@@ -1,6 +1,5 @@
 """Users on the wire. A password comes in, and never goes out."""
 
-import unicodedata
 from typing import Annotated, Any, Literal
 
 from pydantic import (
@@ -15,16 +14,10 @@ from pydantic import (
 from typing_extensions import TypeAliasType
 
 from service.pagination import Links, Pagination
+from service.usernames import check_name
 from service.validation import Instant, Int64, Schema
 
 MAX_EMAIL = 254  # characters (RFC 5321)
-
-
-def _visible(value: str) -> str:
-    """Refuse characters that cannot be seen: two names must not look like one."""
-    if any(unicodedata.category(character) in {"Cc", "Cf"} for character in value):
-        raise ValueError("Must not hold control or invisible characters.")
-    return value
 
 
 def _bare_address(value: Any) -> Any:
@@ -37,7 +30,7 @@ def _bare_address(value: Any) -> Any:
     return value
 
 
-Username = Annotated[str, Field(min_length=3, max_length=50), AfterValidator(_visible)]
+Username = Annotated[str, Field(min_length=3, max_length=50), AfterValidator(check_name)]
 Email = Annotated[EmailStr, BeforeValidator(_bare_address), Field(max_length=MAX_EMAIL)]
 Password = Annotated[  # every character counts, also blanks at its ends
     str, StringConstraints(strip_whitespace=False, min_length=8, max_length=128)

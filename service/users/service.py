@@ -16,6 +16,7 @@ from service.db_errors import violated
 from service.errors import InvalidInputError, ResourceNotFoundError
 from service.guard import CurrentUser, confirm
 from service.models import RefreshToken, User, fold
+from service.usernames import name_key
 from service.users.schemas import MAX_EMAIL
 from service.validation import Messages
 
@@ -48,7 +49,7 @@ async def create_user(
     """Add a user. Raises InvalidInputError if the name or address is taken."""
     user = User(
         username=username,
-        username_key=fold(username),
+        username_key=name_key(username),
         email=email,
         email_key=email_key(email),
         password_hash=password_hash,
@@ -78,7 +79,7 @@ async def update_profile(
         raise wrong_password()  # changed since it was checked
     async with _unique(db, current_user.id, username, email):
         if username is not None:
-            user.username, user.username_key = username, fold(username)
+            user.username, user.username_key = username, name_key(username)
         if email is not None:
             user.email, user.email_key = email, email_key(email)
         if password_hash is not None:
@@ -119,7 +120,7 @@ async def _unique(
     else:
         return
     taken: Messages = {}
-    if await _is_taken(db, own_id, User.username_key, username and fold(username)):
+    if await _is_taken(db, own_id, User.username_key, username and name_key(username)):
         taken["username"] = ["Username already exists"]
     if await _is_taken(db, own_id, User.email_key, email and email_key(email)):
         taken["email"] = ["Email already registered"]

@@ -1,0 +1,64 @@
+"""Names that look the same have one key: NFKC_Casefold, and no longer letter case alone."""
+
+import logging
+from collections.abc import Callable
+
+import sqlalchemy as sa
+from alembic import op
+
+from service.models import fold
+from service.usernames import name_key
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+AT_ONCE = 1_000
+NOBODYS = "\x1f"  # within a key, which no name can have: controls are refused
+
+log = logging.getLogger("alembic.runtime.migration")
+users = sa.table("users", sa.column("id"), sa.column("username"), sa.column("username_key"))
+BATCH = (
+    sa.select(users).where(users.c.id > sa.bindparam("last")).order_by(users.c.id).limit(AT_ONCE)
+)
+
+
+def rekey(key_of: Callable[[str], str]) -> None:
+    """Make every key anew.
+
+    Where names have become the same, the older account keeps the key, and the later one gets a key
+    that nobody can take. Both keep their names, and sign in as ever, by e-mail.
+    """
+    db = op.get_bind()
+    if db.dialect.name == "postgresql":  # nobody may take a key meanwhile
+        op.execute("LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE")
+    last = 0
+    while rows := db.execute(BATCH, {"last": last}).all():
+        for user_id, username, old in rows:
+            if (key := key_of(username)) != old:
+                _give(db, user_id, key)
+        last = rows[-1].id
+
+
+def _give(db: sa.Connection, user_id: int, key: str) -> None:
+    """Give a key to a user, or to the older one of two."""
+    other = db.scalar(sa.select(users.c.id).where(users.c.username_key == key))
+    if other is not None and other != user_id:
+        older, later = sorted((other, user_id))
+        _set(db, later, f"{key}{NOBODYS}{later}")
+        log.warning("The names of the users %d and %d have become the same", older, later)
+        user_id = older
+    _set(db, user_id, key)
+
+
+def _set(db: sa.Connection, user_id: int, key: str) -> None:
+    db.execute(sa.update(users).where(users.c.id == user_id).values(username_key=key))
+
+
+def upgrade() -> None:
+    rekey(name_key)
+
+
+def downgrade() -> None:
+    rekey(fold)
