@@ -90,7 +90,7 @@ class RefreshToken(Base):
     digest: Mapped[str] = mapped_column(String(64), unique=True)
     access_jti: Mapped[str] = mapped_column(String(32))
     used: Mapped[bool] = mapped_column(default=False)
-    expires_at: Mapped[datetime] = mapped_column(UtcDateTime)
+    expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
 
 
 class Book(Base):

@@ -13,7 +13,9 @@ from argon2 import PasswordHasher
 from sqlalchemy import select, update
 
 from service.auth import service
+from service.auth.service import PRUNED
 from service.models import RefreshToken, User
+from service.security import digest
 from tests.conftest import SECRET, Site, serving, settings_for, visiting
 from tests.factories import PASSWORD, Factory, Member
 
@@ -240,6 +242,69 @@ async def test_an_expired_refresh_token_is_refused(
     async with site.database.session() as db:
         left = (await db.execute(select(RefreshToken.expires_at))).scalars().all()
     assert len(left) == 1, "signing in clears away what has expired"
+
+
+async def expire(site: Site, *, keep: str = "") -> None:
+    """Let every refresh token expire but one."""
+    past = datetime.now(UTC) - timedelta(days=1)
+    others = RefreshToken.digest != digest(keep)
+    async with site.database.writer.begin() as connection:
+        await connection.execute(update(RefreshToken).where(others).values(expires_at=past))
+
+
+async def left(site: Site, member: Member) -> int:
+    """Count the refresh tokens of a user."""
+    async with site.database.session() as db:
+        rows = await db.execute(select(RefreshToken.id).where(RefreshToken.user_id == member.id))
+        return len(rows.all())
+
+
+async def test_a_user_who_refreshes_for_months_leaves_no_used_tokens(
+    client: httpx.AsyncClient, make: Factory, site: Site
+) -> None:
+    member = await make.member()
+    token = member.refresh_token
+    for _ in range(6):
+        answer = await client.post("/api/auth/refresh", json={"refresh_token": token})
+        assert answer.status_code == 200
+        token = answer.json()["refresh_token"]
+        await expire(site, keep=token)
+    assert await left(site, member) == 2, "the last one, and the one it took the place of"
+
+
+async def test_those_who_never_come_back_are_cleared_away_by_others_a_few_at_a_time(
+    client: httpx.AsyncClient, make: Factory, site: Site
+) -> None:
+    gone, other = await make.member(), await make.member()
+    for _ in range(PRUNED + 4):
+        await make.signed_in(gone)
+    await expire(site, keep=other.refresh_token)
+    assert await left(site, gone) == PRUNED + 5
+    token = other.refresh_token
+    for number in (5, 0):
+        answer = await client.post("/api/auth/refresh", json={"refresh_token": token})
+        token = answer.json()["refresh_token"]
+        assert await left(site, gone) == number
+    assert await left(site, other) == 3
+
+
+async def test_clearing_away_waits_for_nobody(
+    client: httpx.AsyncClient, make: Factory, site: Site
+) -> None:
+    if site.database.url.get_backend_name() == "sqlite":
+        return  # one writer at a time
+    gone, other = await make.member(), await make.member()
+    await expire(site, keep=other.refresh_token)
+    async with site.database.writer.begin() as connection:
+        await connection.execute(
+            select(RefreshToken.id).where(RefreshToken.user_id == gone.id).with_for_update()
+        )
+        async with asyncio.timeout(30):  # the lock ends with this block
+            answer = await client.post(
+                "/api/auth/refresh", json={"refresh_token": other.refresh_token}
+            )
+        assert answer.status_code == 200
+    assert await left(site, gone) == 1
 
 
 @pytest.mark.parametrize("token", ["", "x", "x" * 1_000])

@@ -1,16 +1,29 @@
 """The rules of sessions, and their SQL. The user's row is the lock of all their tokens."""
 
 import secrets
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 
-from sqlalchemy import delete, select
+from sqlalchemy import delete, select, type_coerce
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.auth.schemas import TokenPair
+from service.column_types import UtcDateTime, UtcNow
 from service.guard import CurrentUser, confirm
 from service.models import RefreshToken, User
 from service.security import Tokens, digest, new_refresh_token
 from service.users.service import end_tokens, get_user
+
+PRUNED = 20  # expired refresh tokens that each new one takes with it
+# The database's clock: a worker's may step, and would end sessions, or delete what shows a reuse.
+NOW = type_coerce(UtcNow(), UtcDateTime)
+EXPIRED = (
+    select(RefreshToken.id)
+    .where(RefreshToken.expires_at < UtcNow())
+    .order_by(RefreshToken.expires_at)
+    .limit(PRUNED)
+    .with_for_update(skip_locked=True)
+)
+PRUNE = delete(RefreshToken).where(RefreshToken.id.in_(EXPIRED))
 
 
 async def login(
@@ -30,11 +43,6 @@ async def login(
         return None
     if new_hash is not None:
         user.password_hash = new_hash
-    # This machine's clock: a refresh token's month is not a matter of seconds.
-    expired = delete(RefreshToken).where(
-        RefreshToken.user_id == user.id, RefreshToken.expires_at < datetime.now(UTC)
-    )
-    await db.execute(expired)
     return await _issue(db, user, secrets.token_hex(16), tokens, refresh_seconds)
 
 
@@ -52,7 +60,7 @@ async def refresh(
         return None
     user = await db.get(User, found.user_id, with_for_update=True)
     found = await db.scalar(by_digest.execution_options(populate_existing=True))
-    if user is None or found is None or found.expires_at < datetime.now(UTC):
+    if user is None or found is None or found.expires_at < await _now(db):
         return None
     if found.used:
         user.token_version += 1
@@ -81,8 +89,13 @@ async def _issue(
             digest=digest(refresh_token),
             access_jti=jti,
             used=False,
-            expires_at=datetime.now(UTC) + timedelta(seconds=refresh_seconds),
+            expires_at=await _now(db) + timedelta(seconds=refresh_seconds),
         )
     )
     await db.flush()
+    await db.execute(PRUNE)
     return TokenPair(token=token, expires_in=tokens.lifetime, refresh_token=refresh_token)
+
+
+async def _now(db: AsyncSession) -> datetime:
+    return (await db.execute(select(NOW))).scalar_one()
