@@ -12,7 +12,13 @@ from contextlib import suppress
 from typing import Any
 
 from h2.errors import ErrorCodes
-from h2.events import DataReceived, PingReceived, PriorityUpdated, RemoteSettingsChanged, StreamReset
+from h2.events import (
+    DataReceived,
+    PingReceived,
+    PriorityUpdated,
+    RemoteSettingsChanged,
+    StreamReset,
+)
 from h2.events import Event as FrameEvent
 from h2.exceptions import ProtocolError
 from hypercorn.events import Closed, Event, RawData
