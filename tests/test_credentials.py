@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -10,6 +11,9 @@ from uuid import uuid4
 import httpx
 import pytest
 import redis
+from quart import Quart
+from quart import request as quart_request
+from quart_rate_limiter import rate_limit
 from sqlalchemy import text
 
 from service.limits import callers as callers_module
@@ -127,6 +131,38 @@ async def test_a_revoked_token_finds_its_users_limit_full(
             (await client.get("/api/books", headers=member.headers)).status_code for _ in range(5)
         ]
         assert found == [401] * 3 + [429] * 2, "for the address"
+
+
+async def test_custom_limits_are_charged_for_tokens_that_are_not_valid(
+    site: Site, folder: Path
+) -> None:
+    """They are decided within the request, and so is the refusal."""
+
+    async def by_language() -> str:
+        return quart_request.headers.get("Accept-Language", "")
+
+    def prepare(app: Quart) -> None:
+        @app.get("/own-key")
+        @rate_limit(2, timedelta(hours=1), key_function=by_language)
+        async def own_key() -> str:
+            return ""
+
+    settings = settings_for(site.another_url, folder)
+    async with (
+        serving(settings, prepare) as other,
+        httpx.AsyncClient(base_url=other.url, timeout=30) as client,
+    ):
+        make = Factory(other.app)
+        good, revoked = await make.member(), await make.member()
+        await client.post("/api/auth/logout", headers=revoked.headers)
+        for language, token, statuses in (
+            ("de", good.token, [200, 200, 429]),
+            ("fr", "x", [401, 401, 429]),
+            ("it", revoked.token, [401, 401, 429]),
+        ):
+            headers = {"Accept-Language": language, "Authorization": token}
+            found = [(await client.get("/own-key", headers=headers)).status_code for _ in range(3)]
+            assert found == statuses
 
 
 async def test_a_tier_that_was_changed_by_hand_counts_as_well(
