@@ -2,8 +2,12 @@
 
 import asyncio
 import gc
+import math
+import os
 import random
+import resource
 import signal
+import time
 from collections.abc import Callable, Sequence
 from socket import socket
 from typing import Any
@@ -25,6 +29,8 @@ LAST_SECONDS = 0.2  # for who was accepted last to have asked
 # look at 100,000 took 0.2 s. What a connection or a request leaves behind is no cycle.
 GENERATIONS = (2_000, 5, 1_000)  # the last one is for a leak: ten million objects more
 COLLECT_SECONDS = 600.0
+DESCRIPTOR_SECONDS = 1.0  # between looks at whether there are descriptors
+DESCRIPTOR_PAUSE = 60.0  # with descriptors, before their lack is logged again
 
 
 class Loop(uvloop.Loop):
@@ -76,6 +82,7 @@ class Worker:
         for number, handle in handled.items():
             loop.add_signal_handler(number, handle)
         self._do(self._collect())
+        self._do(self._watch_descriptors())
         if self._channel is not None:
             self._do(self._hear(self._channel))
             self._do(self._say_when_ready(self._channel))
@@ -125,6 +132,21 @@ class Worker:
         while True:
             await asyncio.sleep(COLLECT_SECONDS)
             gc.collect()
+
+    async def _watch_descriptors(self) -> None:
+        """Log when descriptors run out: uvloop closes new connections then, without a word."""
+        warned_at = -math.inf
+        while True:
+            await asyncio.sleep(DESCRIPTOR_SECONDS)
+            try:
+                os.close(os.open(os.devnull, os.O_RDONLY))
+            except OSError as error:
+                now = time.monotonic()
+                if now > warned_at + DESCRIPTOR_PAUSE:
+                    text = "New connections are closed: %s (LimitNOFILE, ulimit -n: %d)"
+                    limit, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+                    self._app.logger.warning(text, error.strerror, limit)
+                warned_at = now
 
     async def _hear(self, channel: Channel) -> None:
         async for told in channel.hear():
