@@ -1,4 +1,4 @@
-"""One line of the log for each request, off the loop; of those that went well, a sample."""
+"""A line of the log for each request, off the loop; a sample of what went well or was refused."""
 
 import logging
 import random
@@ -7,8 +7,12 @@ from typing import Any
 from quart import Quart
 
 from service.config import Settings
+from service.fields import told_by
 from service.front import CACHED, ROUTE, USER
+from service.logs import REFUSAL
 from service.web import STANDINGS
+
+REFUSED = {429, 503}
 
 
 class AccessLog:
@@ -36,11 +40,30 @@ class AccessLog:
             "%(method)s %(route)s %(status)d %(milliseconds).1f ms "
             "user=%(user)s cache=%(cache)s limit=%(limit)s",
             told,
-            extra=told,
+            extra=told | REFUSAL if status in REFUSED else told,
         )
+
+
+class ForwardedCheck:
+    """Warns once if requests come through a proxy that TRUSTED_PROXY_HOPS does not count."""
+
+    def __init__(self, logger: logging.Logger) -> None:
+        self._logger = logger
+        self._has_warned = False
+
+    def observe(self, scope: Any, status: int, seconds: float) -> None:
+        """Look at the headers of a request, until one was forwarded."""
+        if not self._has_warned and told_by(scope["headers"]).forwarded:
+            self._has_warned = True
+            self._logger.warning(
+                "A request has X-Forwarded-For and TRUSTED_PROXY_HOPS is 0: behind a proxy all "
+                "clients share the limits of its address; set it to the number of proxies"
+            )
 
 
 def init_app(app: Quart, settings: Settings) -> None:
     """Write lines."""
-    log = AccessLog(app.logger, settings.access_log_sample)
-    app.extensions.setdefault("observers", []).append(log.observe)
+    observers = app.extensions.setdefault("observers", [])
+    observers.append(AccessLog(app.logger, settings.access_log_sample).observe)
+    if settings.trusted_proxy_hops == 0:
+        observers.append(ForwardedCheck(app.logger).observe)

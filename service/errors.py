@@ -18,7 +18,7 @@ from werkzeug.wrappers import Response as WerkzeugResponse
 from service.config import Settings
 from service.db_errors import is_unavailable, is_unfit, lacks_tables
 from service.findings import shortened
-from service.logs import request_id
+from service.logs import REFUSAL, request_id
 from service.validation import Messages, messages
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
@@ -216,7 +216,7 @@ def init_app(app: Quart, settings: Settings) -> None:
             if rendered.status_code > 500:
                 cause = getattr(error, "orig", None) or error
                 told = (_what(rendered), type(cause).__name__, cause)
-                current_app.logger.warning("%s (%s: %s)", *told)
+                current_app.logger.warning("%s (%s: %s)", *told, extra=REFUSAL)
             _let_go(error)
         return Response(
             problem(rendered),

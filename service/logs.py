@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 FORMAT = "%(asctime)s %(levelname)s: %(message)s [in %(pathname)s:%(lineno)d] [%(request_id)s]"
 MAX_BYTES = 10_240_000
 BACKUPS = 10
+REFUSAL_LINES, REFUSAL_SECONDS = 10, 10.0  # so many lines about refused requests in this time
+REFUSAL = {"is_refusal": True}  # `extra` of a line about a request that was refused: 429, 503
 MOST_WAITING = 10_000  # lines that are to be written
 # A log line is one line: what a client sent cannot begin another.
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 9}
@@ -67,6 +69,36 @@ class _Queued(QueueHandler):
         record.msg = record.getMessage().translate(CONTROLS)
         record.args = None
         return record
+
+
+class RefusalFilter(logging.Filter):
+    """Bounds the lines about refused requests (`extra=REFUSAL`), and counts those left out.
+
+    Whoever is refused may come again at once: such lines would roll the file over, and push out
+    those that tell why.
+    """
+
+    def __init__(self, logger: logging.Logger) -> None:
+        super().__init__()
+        self._logger = logger
+        self._until = 0.0  # the end of this window
+        self._passed = self._left_out = 0
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Tell whether a record is written."""
+        if record.created >= self._until:
+            left_out, self._left_out, self._passed = self._left_out, 0, 0
+            self._until = record.created + REFUSAL_SECONDS
+            if left_out:
+                text = "%d more lines about refused requests (429, 503) were left out"
+                self._logger.warning(text, left_out)
+        if not hasattr(record, "is_refusal"):
+            return True
+        self._passed += 1
+        if self._passed > REFUSAL_LINES:
+            self._left_out += 1
+            return False
+        return True
 
 
 def _warning(text: str) -> logging.LogRecord:
@@ -180,6 +212,7 @@ def init_app(app: "Quart", settings: Settings) -> None:
     """Give the application its logger; write from start to stop."""
     _made(settings)
     app.logger = logging.Logger(app.name, settings.log_level)
+    app.logger.addFilter(RefusalFilter(app.logger))
 
     @app.while_serving
     async def lifespan() -> AsyncGenerator[None, None]:

@@ -19,7 +19,8 @@ from quart import Quart, current_app, request
 from service import logs
 from service.app import create_app
 from service.config import ConfigurationError
-from tests.conftest import Site, settings_for, visiting
+from service.errors import ServiceUnavailableError
+from tests.conftest import Site, serving, settings_for, visiting
 from tests.factories import PASSWORD, Factory
 
 LINE = re.compile(
@@ -221,3 +222,52 @@ async def test_of_what_went_well_there_is_a_sample(
     text = (tmp_path / "app.log").read_text(encoding="utf-8")
     assert 10 < text.count("GET /health/live 200") < 90
     assert text.count("GET /api/books/<id:book_id> 404") == 5
+
+
+async def test_refused_requests_do_not_roll_the_log_over(
+    site: Site, folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bounded number of lines for them, a count of the others, and all lines of what is not."""
+    monkeypatch.setattr(logs, "REFUSAL_SECONDS", 3_600.0)
+    changed = {"log_dir": tmp_path, "ratelimit_login": "1 per hour"}
+
+    def unavailable(app: Quart) -> None:
+        @app.get("/unavailable")
+        async def unavailable() -> str:
+            raise ServiceUnavailableError
+
+    settings = settings_for(site.another_url, folder, **changed)
+    filters: list[Any] = []
+    async with serving(settings, unavailable) as served:
+        filters += served.app.logger.filters
+        async with httpx.AsyncClient(base_url=served.url, timeout=30) as client:
+            body = {"email": "a@example.org", "password": "x"}
+            statuses = [(await client.post("/api/auth/login", json=body)).status_code]
+            for _ in range(200):
+                statuses.append((await client.post("/api/auth/login", json=body)).status_code)
+                statuses.append((await client.get("/unavailable")).status_code)
+            for _ in range(20):
+                assert (await client.get("/nowhere")).status_code == 404
+            (refusals,) = filters
+            refusals._until = 0.0  # the next window begins
+            assert (await client.get("/nowhere")).status_code == 404
+    assert (statuses.count(429), statuses.count(503)) == (200, 200)
+    text = (tmp_path / "app.log").read_text(encoding="utf-8")
+    assert text.count("GET unknown 404") == 21
+    refused = [line for line in text.splitlines() if re.search(r" (429|503) | Unavailable", line)]
+    assert len(refused) == logs.REFUSAL_LINES
+    left_out = 200 + 2 * 200 - len(refused)  # of each 503 the cause has a line, too
+    assert f"WARNING: {left_out} more lines about refused requests (429, 503) were left out" in text
+
+
+@pytest.mark.parametrize(("hops", "warnings"), [(0, 1), (1, 0)])
+async def test_a_proxy_that_is_not_counted_is_told_of_once(
+    site: Site, folder: Path, tmp_path: Path, hops: int, warnings: int
+) -> None:
+    settings = settings_for(site.another_url, folder, log_dir=tmp_path, trusted_proxy_hops=hops)
+    async with visiting(settings) as client:
+        await client.get("/health/live")
+        path = tmp_path / "app.log"
+        for n in range(5):
+            await client.get("/api/books", headers={"X-Forwarded-For": f"192.0.2.{n}"})
+    assert path.read_text(encoding="utf-8").count("TRUSTED_PROXY_HOPS is 0") == warnings
