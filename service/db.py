@@ -5,6 +5,7 @@ that a client's hanging up cannot split.
 """
 
 import asyncio
+import os
 import shutil
 import tempfile
 import time
@@ -51,7 +52,10 @@ class Database:
             await self._make_private()
         size, overflow = self._settings.pool_size, self._settings.pool_overflow
         if self._settings.is_sqlite:
-            self.reader = self._engine(size, overflow, autocommit=True)
+            # Each connection reads in a thread of its own: more threads than cores would take the
+            # event loop's share of the CPU.
+            readers = min(size, os.cpu_count() or 1)
+            self.reader = self._engine(readers, 0, autocommit=True)
             # One connection writes: the others queue for it in order, not by SQLite's polling.
             self.writer = self._engine(1, 0, autocommit=False)
         else:

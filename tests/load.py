@@ -20,7 +20,7 @@ from pydantic import BaseModel
 
 PROBES_PER_SECOND = 20
 LIVE = "/health/live"
-OPEN_LOOP_CONNECTIONS = 6_000
+OPEN_LOOP_CONNECTIONS = 4_000
 KINDS = ("item", "page", "filtered", "create", "update", "mix")
 
 Kind = Literal["item", "page", "filtered", "create", "update", "mix"]
