@@ -1,7 +1,8 @@
 """Who is measured, and how each is started. Another one is an entry more."""
 
 import sys
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 
 HOST = "127.0.0.1"
@@ -25,11 +26,15 @@ OCTAVO, DOCUMENTED, TUNED, CEILING = "Octavo", "as documented", "tuned", "ceilin
 
 @dataclass(frozen=True)
 class Contestant:
-    """A server: its name, what kind of one it is, and its command. `{port}` stands for a port."""
+    """A server: its name, its group, its command, and settings that are not the default.
+
+    `{port}` in the command stands for a port.
+    """
 
     name: str
     group: str
     command: tuple[str, ...]
+    environment: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def does_work(self) -> bool:
@@ -42,8 +47,10 @@ class Contestant:
         return [str(BIN / program), *others]
 
 
+SERVE = ("octavo", "serve", "--workers", "0", "--bind", HOST + ":{port}")
 ALL = [
-    Contestant("Octavo", OCTAVO, ("octavo", "serve", "--workers", "0", "--bind", HOST + ":{port}")),
+    Contestant("Octavo", OCTAVO, SERVE),
+    Contestant("Octavo, no access log", OCTAVO, SERVE, {"ACCESS_LOG_SAMPLE": "0"}),
     Contestant(
         "Octavo on uvicorn",
         OCTAVO,

@@ -1,15 +1,18 @@
-"""The picture: requests per second of every server at every kind of work."""
+"""The picture: requests per second of every server at every kind of work and connections."""
 
 from pathlib import Path
 
 import matplotlib
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
 from bench.contestants import CEILING, DOCUMENTED, OCTAVO, TUNED
-from bench.results import Results
+from bench.report import outcome
+from bench.results import Cell, Results
 
 COLOURS = {OCTAVO: "#1f5fa8", DOCUMENTED: "#e0a458", TUNED: "#b5532a", CEILING: "#b9bec4"}
 COLUMNS = 4
+SHADES = (1.0, 0.5)  # of the bars of each number of connections
 
 
 def draw(results: Results, path: Path) -> None:
@@ -18,20 +21,28 @@ def draw(results: Results, path: Path) -> None:
         {"svg.fonttype": "none", "svg.hashsalt": "octavo", "font.size": 8, "font.family": "sans"}
     )
     rows = -(-(len(results.kinds) + 1) // COLUMNS)
-    figure = Figure(figsize=(12, 2.9 * rows), layout="constrained")
+    figure = Figure(figsize=(12, 4.5 * rows), layout="constrained")
     panels = figure.subplots(rows, COLUMNS, squeeze=False).flatten()
     names = results.contestants
     for panel, kind in zip(panels, results.kinds, strict=False):
-        cells = [results.of(name, kind) for name in names]
-        bars = panel.barh(
-            range(len(names)),
-            [cell.rate for cell in cells],
-            color=[COLOURS[cell.group] for cell in cells],
-        )
-        panel.bar_label(bars, [f"{cell.rate:,.0f}" for cell in cells], padding=2, fontsize=7)
+        rates = [cell.rate for cell in results.cells if cell.kind == kind and not cell.errors]
+        least, most = min(rates, default=1) / 2, max(rates, default=1) * 6
+        height = 0.8 / len(results.connections)
+        for series, connections in enumerate(results.connections):
+            cells = [results.of(name, kind, connections) for name in names]
+            bars = panel.barh(
+                [
+                    n + height * (series - (len(results.connections) - 1) / 2)
+                    for n in range(len(names))
+                ],
+                [least if cell.errors else cell.rate for cell in cells],
+                height,
+                color=[(COLOURS[cell.group], SHADES[series]) for cell in cells],
+            )
+            panel.bar_label(bars, [_label(cell) for cell in cells], padding=2, fontsize=6)
         panel.set_title(kind, loc="left", fontweight="bold")
         panel.set_xscale("log")
-        panel.set_xlim(min(cell.rate for cell in cells) / 2, max(c.rate for c in cells) * 6)
+        panel.set_xlim(least, most)
         panel.minorticks_off()
         panel.invert_yaxis()
         panel.spines[["top", "right"]].set_visible(False)
@@ -40,7 +51,13 @@ def draw(results: Results, path: Path) -> None:
     for panel in panels[len(results.kinds) :]:
         panel.set_axis_off()
     panels[-1].legend(
-        handles=[matplotlib.patches.Patch(color=c, label=g) for g, c in COLOURS.items()],
+        handles=[
+            *(Patch(color=colour, label=group) for group, colour in COLOURS.items()),
+            *(
+                Patch(color=("black", SHADES[series]), label=f"{connections} connections")
+                for series, connections in enumerate(results.connections)
+            ),
+        ],
         loc="center",
         frameon=False,
     )
@@ -52,3 +69,7 @@ def draw(results: Results, path: Path) -> None:
         ha="left",
     )
     figure.savefig(path, format="svg", metadata={"Date": None})
+
+
+def _label(cell: Cell) -> str:
+    return outcome(cell) if cell.errors else f"{cell.rate:,.0f}"

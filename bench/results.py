@@ -8,8 +8,9 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Cell:
-    """One contestant at one kind of work, in one round.
+    """One contestant at one kind of work over so many connections, in one round.
 
+    errors: share of the requests that failed; with any, the other values are no figures.
     rate: requests per second. cpu: microseconds of the server per request. p50, p99: milliseconds.
     busy: part of its core that the server used; where it is far from 1, something else was slower.
     """
@@ -17,11 +18,18 @@ class Cell:
     contestant: str
     group: str
     kind: str
+    connections: int
+    errors: float
     rate: float
     cpu: float
     p50: float
     p99: float
     busy: float
+
+    @property
+    def place(self) -> tuple[str, str, int]:
+        """Contestant, kind of work and connections."""
+        return self.contestant, self.kind, self.connections
 
 
 @dataclass(frozen=True)
@@ -45,12 +53,17 @@ class Results:
         """The contestants, in order."""
         return list(dict.fromkeys(cell.contestant for cell in self.cells))
 
-    def of(self, contestant: str, kind: str) -> Cell:
+    @property
+    def connections(self) -> list[int]:
+        """The numbers of connections, in order."""
+        return list(dict.fromkeys(cell.connections for cell in self.cells))
+
+    def of(self, contestant: str, kind: str, connections: int) -> Cell:
         """Give a cell. Raises KeyError if it was not measured."""
         for cell in self.cells:
-            if (cell.contestant, cell.kind) == (contestant, kind):
+            if cell.place == (contestant, kind, connections):
                 return cell
-        raise KeyError((contestant, kind))
+        raise KeyError((contestant, kind, connections))
 
     def save(self, path: Path) -> None:
         """Write them down."""
@@ -64,13 +77,13 @@ class Results:
 
 
 def best(cells: Iterable[Cell]) -> list[Cell]:
-    """Give of each contestant and kind the round with the most requests, as a whole.
+    """Give the best round of each place, as a whole: the fewest errors, then the highest rate.
 
     What else the machine does can only take from a round, and adds to none.
     """
-    found: dict[tuple[str, str], Cell] = {}
+    rounds: dict[tuple[str, str, int], Cell] = {}
     for cell in cells:
-        key = (cell.contestant, cell.kind)
-        if key not in found or cell.rate > found[key].rate:
-            found[key] = cell
-    return list(found.values())
+        kept = rounds.setdefault(cell.place, cell)
+        if (-cell.errors, cell.rate) > (-kept.errors, kept.rate):
+            rounds[cell.place] = cell
+    return list(rounds.values())

@@ -3,13 +3,14 @@
     python -m bench.run --books 10000 --seconds 2 --rounds 2
 
 Needs wrk, and the packages of requirements-bench.lock. One server runs at a time, alone on one
-core; PostgreSQL, Redis and wrk have the others. Of all rounds the best counts, as a whole.
+core; PostgreSQL, Redis and wrk have the others. Of the rounds without errors the best counts.
 """
 
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import click
 
 from bench import machine, wrk
 from bench.contestants import ALL, Contestant
-from bench.report import OUTPUT, write
+from bench.report import OUTPUT, outcome, write
 from bench.results import Cell, Results, best
 from bench.same import Examiner, UnequalWorkError, keep
 from bench.server import DidNotStartError, Server, pin_everything_else, serving
@@ -56,8 +57,8 @@ class Run:
                 self._examined.add(contestant.name)
             tags = examiner.tags()
             examiner.close()
-            for kind in KINDS:
-                yield self._measure(contestant, server, kind, tags)
+            for kind, series in product(KINDS, range(len(wrk.CONNECTIONS))):
+                yield self._measure(contestant, server, kind, tags, series)
             held = server.peak_bytes() / 1e6
             self.memory[contestant.name] = max(held, self.memory.get(contestant.name, 0))
 
@@ -65,30 +66,34 @@ class Run:
     def _served(self, contestant: Contestant) -> Iterator[Server]:
         port = free_port()
         environment = self._stage.environment(self._stage.renew(), port)
+        environment |= contestant.environment
         environment["ANSWERS"] = str(self._answers) if self._reference else ""
         command, path = contestant.command_on(port), item_path(self._facts, 0)
         with serving(contestant.name, command, port, environment, path) as server:
             yield server
 
     def _measure(
-        self, contestant: Contestant, server: Server, kind: str, tags: dict[str, str]
+        self, contestant: Contestant, server: Server, kind: str, tags: dict[str, str], series: int
     ) -> Cell:
+        connections = wrk.CONNECTIONS[series]
         warming = requests_of(kind, self._facts, tags, self._seconds, warming=True)
         wrk.write_requests(warming, self._requests)
-        wrk.warm(server.url, self._requests, WARM_SECONDS)
+        wrk.warm(server.url, self._requests, WARM_SECONDS, connections)
         if kind == "filtered":
-            requests = requests_of(kind, self._facts, tags, self._seconds)
+            requests = requests_of(kind, self._facts, tags, self._seconds, series=series)
             wrk.write_requests(requests, self._requests)
         server.rest()
         before = server.cpu_seconds()
-        load = wrk.send(server.url, self._requests, self._seconds)
+        load = wrk.send(server.url, self._requests, self._seconds, connections)
         spent = server.cpu_seconds() - before
         return Cell(
             contestant.name,
             contestant.group,
             kind,
+            connections,
+            errors=load.errors,
             rate=load.rate,
-            cpu=spent / load.requests * 1e6,
+            cpu=spent / max(1, load.requests) * 1e6,
             p50=load.p50,
             p99=load.p99,
             busy=spent / load.seconds,
@@ -107,19 +112,19 @@ def measure(books: int, seconds: int, rounds: int, contestants: list[Contestant]
         run = Run(stage, stage.prepare(books), seconds, Path(folder))
         run.ask_octavo()
         cells: list[Cell] = []
-        steps = rounds * len(contestants) * len(KINDS)
+        steps = rounds * len(contestants) * len(KINDS) * len(wrk.CONNECTIONS)
         for number in range(rounds):
             for contestant in turned(contestants, number):
                 for cell in run.visit(contestant):
                     cells.append(cell)
                     click.echo(
                         f"[{len(cells):3}/{steps}] round {number + 1}: {cell.contestant}, "
-                        f"{cell.kind}: {cell.rate:,.0f}/s, {cell.cpu:.0f} us",
+                        f"{cell.kind}, {cell.connections} connections: {outcome(cell)}",
                         err=True,
                     )
         about = machine.describe(stage.postgresql_version(), stage.redis_version())
-    order = [(contestant.name, kind) for contestant in contestants for kind in KINDS]
-    kept = sorted(best(cells), key=lambda cell: order.index((cell.contestant, cell.kind)))
+    order = list(product((each.name for each in contestants), KINDS, wrk.CONNECTIONS))
+    kept = sorted(best(cells), key=lambda cell: order.index(cell.place))
     return Results(books, seconds, rounds, about, kept, run.memory)
 
 
@@ -129,7 +134,7 @@ def measure(books: int, seconds: int, rounds: int, contestants: list[Contestant]
 @click.option("--rounds", type=click.IntRange(1, 20), default=2, show_default=True)
 @click.option("--only", multiple=True, help="Contestants with this in their name; repeatable.")
 def main(books: int, seconds: int, rounds: int, only: tuple[str, ...]) -> None:
-    """Measure Octavo beside its peers. Each kind of work takes so many seconds each round."""
+    """Measure Octavo beside its peers: so many seconds for each work, connections and round."""
     wrk.look_for_wrk()
     contestants = [
         one for one in ALL if not only or any(part.lower() in one.name.lower() for part in only)
@@ -139,7 +144,7 @@ def main(books: int, seconds: int, rounds: int, only: tuple[str, ...]) -> None:
     pin_everything_else()
     try:
         results = measure(books, seconds, rounds, contestants)
-    except (DidNotStartError, UnequalWorkError, wrk.WrongAnswersError) as error:
+    except (DidNotStartError, UnequalWorkError, wrk.NotMeasuredError) as error:
         sys.exit(str(error))
     if only:
         return

@@ -14,6 +14,8 @@ from pathlib import Path
 import httpx
 import psutil
 
+from loadtest.stand import inherited_environment
+
 CORE = 0
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS, REST_SECONDS, STOP_SECONDS = 30.0, 10.0, 10.0
@@ -81,12 +83,15 @@ def _peak_bytes(process: psutil.Process) -> int:
 def serving(
     name: str, command: Sequence[str], port: int, environment: Mapping[str, str], path: str
 ) -> Iterator[Server]:
-    """Start a server on its core, wait until it answers `path`, and end it. Raises DidNotStart."""
-    with tempfile.TemporaryFile() as said:
+    """Start a server on its core, wait until it answers `path`, and end it. Raises DidNotStart.
+
+    It runs in an empty folder that is removed afterwards: without a `.env`, and for its log.
+    """
+    with tempfile.TemporaryFile() as said, tempfile.TemporaryDirectory() as folder:
         process = subprocess.Popen(  # noqa: S603  (a contestant's own command)
             command,
-            env={**os.environ, "PYTHONPATH": str(ROOT), **environment},
-            cwd=tempfile.gettempdir(),  # where no .env is
+            env={**inherited_environment(), "PYTHONPATH": str(ROOT), **environment},
+            cwd=folder,
             stdout=said,
             stderr=subprocess.STDOUT,
             start_new_session=True,

@@ -15,12 +15,13 @@ import psutil
 
 from bench import machine, wrk
 from bench.contestants import ALL
-from bench.report import OUTPUT, table
+from bench.report import OUTPUT, percentage, table
 from bench.server import DidNotStartError, Server, cpu_seconds, pin_everything_else, serving
 from bench.stage import TEMPLATE, Facts, Stage, free_port, standing
 from bench.work import CALLERS, cursor_path, get, item_path
 
 WARM_SECONDS = 0.5
+CONNECTIONS = wrk.CONNECTIONS[0]
 TURNS = 3  # of each read; the best of each figure counts, to which nothing else has added
 GROWTH = 1.5  # of the cost, from the smallest catalogue to the largest: less than that is noise
 READS = ("item", "first page", "deep cursor", "total")
@@ -52,15 +53,17 @@ def path_of(read: str, facts: Facts, number: int) -> str:
 def measure(
     stage: Stage, server: Server, read: str, facts: Facts, seconds: int, folder: Path
 ) -> Cost:
-    """Give what a read costs, measured once."""
+    """Give what a read costs, measured once. Raises NotMeasuredError if any request failed."""
     requests = folder / "requests"
     wrk.write_requests([get(path_of(read, facts, n), n) for n in range(CALLERS)], requests)
-    wrk.warm(server.url, requests, WARM_SECONDS)
+    wrk.warm(server.url, requests, WARM_SECONDS, CONNECTIONS)
     server.rest()
     postgresql = psutil.Process(stage.postgresql_process)
     before = server.cpu_seconds(), cpu_seconds(postgresql)
-    load = wrk.send(server.url, requests, seconds)
+    load = wrk.send(server.url, requests, seconds, CONNECTIONS)
     after = server.cpu_seconds(), cpu_seconds(postgresql)
+    if load.errors:
+        raise wrk.NotMeasuredError(f"{read}: {percentage(load.errors)} of the requests failed")
     spent = [(b - a) / load.requests * 1e6 for a, b in zip(before, after, strict=True)]
     return load.rate, spent[0], spent[1]
 
@@ -115,7 +118,8 @@ def page(sizes: list[int], found: Costs, about: dict[str, str]) -> str:
     return (
         "# What a read costs as the catalogue grows\n\n"
         f"Made by `make bench-sizes` on {about['date']}: {about['machine']}, {about['kernel']}, "
-        f"{about['interpreter']}; {about['servers']}. Octavo alone: requests per second, and CPU "
+        f"{about['interpreter']}; {about['servers']}. Octavo alone at its default "
+        f"settings, over {CONNECTIONS} connections, without an error: requests per second, and CPU "
         f"per request of the server + of PostgreSQL, the best of {TURNS} turns; growth is that of "
         "their sum, from the smallest catalogue to the largest, and more than "
         f"{GROWTH} is a failure.\n\n{table(head, rows)}\n"
@@ -145,7 +149,7 @@ def main(sizes: list[int], seconds: int) -> None:
             for size in sizes:
                 visit(stage, stage.prepare(size), seconds, found)
             about = machine.describe(stage.postgresql_version(), stage.redis_version())
-    except (DidNotStartError, wrk.WrongAnswersError) as error:
+    except (DidNotStartError, wrk.NotMeasuredError) as error:
         sys.exit(str(error))
     text = page(sizes, found, about)
     (OUTPUT / "bench-sizes.md").write_text(text, encoding="utf-8")

