@@ -120,8 +120,8 @@ def render(verdict: Verdict) -> str:
         f"{figures.users} users, {figures.seconds:.0f} s, {rate:.0f} requests/s; "
         f"locust used {figures.core:.2f} of a core",
         "",
-        f"{'':{width}} {'requests':>8} {'p95 ms':>12} {'p99 ms':>12} {'failed %':>12}",
-        *(_line(row, width) for row in verdict.rows),
+        f"{'':{width}} {'requests':>8} {'per s':>6} {'failed %':>12} {'p95 ms':>12} {'p99 ms':>12}",
+        *(_line(row, width, figures.seconds) for row in verdict.rows),
         "",
     ]
     for row in verdict.rows:
@@ -138,13 +138,14 @@ def render(verdict: Verdict) -> str:
     return "\n".join(lines)
 
 
-def _line(row: Row, width: int) -> str:
+def _line(row: Row, width: int, seconds: float) -> str:
     measured, allowed = row.measured, row.allowed
     failed = 100 * measured.failed / max(1, measured.requests)
     pairs = (
+        (f"{failed:.2f}", allowed and f"{100 * allowed.failure_ratio:.2f}"),
         (f"{measured.p95_ms:.0f}", allowed and f"{allowed.p95_ms:.0f}"),
         (f"{measured.p99_ms:.0f}", allowed and f"{allowed.p99_ms:.0f}"),
-        (f"{failed:.2f}", allowed and f"{100 * allowed.failure_ratio:.2f}"),
     )
     told = " ".join(f"{seen:>5} /{limit or '-':>5}" for seen, limit in pairs)
-    return f"{row.name:{width}} {measured.requests:>8} {told}  {', '.join(row.wrong) or 'ok'}"
+    rate = f"{measured.requests:>8} {measured.requests / seconds:>6.1f}"
+    return f"{row.name:{width}} {rate} {told}  {', '.join(row.wrong) or 'ok'}"

@@ -48,6 +48,12 @@ def test_what_is_just_within_is_kept() -> None:
     assert render(verdict).splitlines()[-1] == "The objectives are kept"
 
 
+def test_failures_stand_beside_requests_per_second() -> None:
+    _, _, head, row, *_ = render(judge(GOOD, figures(failures={"answered 503": 5}))).splitlines()
+    assert head.split() == ["requests", "per", "s", "failed", "%", "p95", "ms", "p99", "ms"]
+    assert row.removeprefix(NAME).split()[:4] == ["1000", "100.0", "0.50", "/"]
+
+
 @pytest.mark.parametrize(
     ("changed", "told"),
     [
