@@ -1,17 +1,99 @@
-"""Clients that send or read as slowly as they can: what they cost others. A real server."""
+"""Clients that send or read as slowly as they can: what they cost others. Real servers."""
 
 import asyncio
+import resource
 import socket
 from pathlib import Path
 from typing import Any
 
+import httpx
 import psutil
 import pytest
 from quart import Quart
 
 from tests.conftest import Site, serving, settings_for
+from tests.factories import PASSWORD
+from tests.test_cli import served
 
+SLOW, OTHERS = 1_000, 143
 DEADLINE = 30  # seconds
+
+
+def files_for(connections: int) -> int:
+    """Raise the bound of open files: how many connections it allows, at most as many as wanted."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = connections + 500
+    if hard != resource.RLIM_INFINITY:
+        wanted = min(wanted, hard)
+    if soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    return wanted - 500
+
+
+@pytest.mark.alone
+@pytest.mark.timeout(180)
+async def test_a_thousand_slow_bodies_cost_other_clients_nothing(tmp_path: Path) -> None:
+    """At default settings: a body that has not come is no work."""
+    number = files_for(SLOW)
+    settings = {
+        "DEV_DATABASE_URL": f"sqlite:///{tmp_path / 'books.db'}",
+        "RATELIMIT_ENABLED": "false",
+        "SHED_LAG_SECONDS": "",  # the default
+    }
+    async with served(tmp_path, "--prepare", **settings) as (_, url, _):
+        async with httpx.AsyncClient(base_url=url, timeout=DEADLINE) as client:
+            account = {"username": "anna", "email": "anna@example.org", "password": PASSWORD}
+            assert (await client.post("/api/auth/register", json=account)).status_code == 201
+            del account["username"]
+            token = (await client.post("/api/auth/login", json=account)).json()["token"]
+        headers = {"Authorization": f"Bearer {token}"}
+        head = (
+            "POST /api/books HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+            f"Authorization: Bearer {token}\r\nContent-Length: 1000\r\n\r\n{{"
+        ).encode()
+        port, begun = int(url.rpartition(":")[2]), 0
+        all_begun = asyncio.Event()
+
+        async def send_slowly() -> None:
+            nonlocal begun
+            while True:
+                _, writer = await asyncio.open_connection("127.0.0.1", port)
+                writer.write(head)
+                begun += 1
+                if begun == number:
+                    all_begun.set()
+                try:
+                    while not writer.is_closing():
+                        await asyncio.sleep(1)
+                        writer.write(b" ")
+                        await writer.drain()
+                except ConnectionError:
+                    pass  # it was cut, and comes again
+                finally:
+                    writer.transport.abort()
+
+        async def ask(client: httpx.AsyncClient, n: int) -> int:
+            if n % 4 == 0:
+                book = {"title": f"Title {n}", "author": "Anna"}
+                return (await client.post("/api/books", json=book, headers=headers)).status_code
+            path = ("/api/books/1", "/api/books?per_page=20", "/health/live")[n % 4 - 1]
+            return (await client.get(path)).status_code
+
+        slow = [asyncio.create_task(send_slowly()) for _ in range(number)]
+        try:
+            await asyncio.wait_for(all_begun.wait(), DEADLINE)
+            statuses: list[int] = []
+            async with httpx.AsyncClient(base_url=url, timeout=DEADLINE) as client:
+                for n in range(0, OTHERS, 11):
+                    wave = (ask(client, k) for k in range(n, min(n + 11, OTHERS)))
+                    statuses += await asyncio.gather(*wave)
+                    await asyncio.sleep(0.3)
+        finally:
+            for task in slow:
+                task.cancel()
+            await asyncio.gather(*slow, return_exceptions=True)
+    assert len(statuses) == OTHERS
+    assert set(statuses) == {200, 201}, {status: statuses.count(status) for status in statuses}
 
 
 @pytest.mark.parametrize("http1", ["httptools", "h11"])
