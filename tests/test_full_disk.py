@@ -240,7 +240,8 @@ async def test_a_full_disk_of_sqlite_costs_writes_alone(tmp_path: Path) -> None:
             headers = {"Authorization": f"Bearer {token}"}
             service = Served(url, tmp_path, psutil.Process(process.pid))
             worker = service.worker
-            kept = []
+            kept: list[int] = []
+            _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
 
             async def create(n: int) -> int:
                 book = {"title": f"Title {n} " + "x" * 150, "author": "Anna"}
@@ -256,7 +257,7 @@ async def test_a_full_disk_of_sqlite_costs_writes_alone(tmp_path: Path) -> None:
                 disk.fill()
             else:  # no file may grow
                 log = path.with_name("books.db-wal")
-                largest = (max(path.stat().st_size, log.stat().st_size), resource.RLIM_INFINITY)
+                largest = (max(path.stat().st_size, log.stat().st_size), most)
                 resource.prlimit(worker, resource.RLIMIT_FSIZE, largest)
             statuses = [await create(n) for n in range(1, 400)]
             assert set(statuses) <= {201, 503}
@@ -271,8 +272,7 @@ async def test_a_full_disk_of_sqlite_costs_writes_alone(tmp_path: Path) -> None:
             if disk.is_mounted:
                 disk.free()
             else:
-                unbounded = (resource.RLIM_INFINITY, resource.RLIM_INFINITY)
-                resource.prlimit(worker, resource.RLIMIT_FSIZE, unbounded)
+                resource.prlimit(worker, resource.RLIMIT_FSIZE, (most, most))
             assert await create(1_000) == 201
             assert service.worker == worker, "it has not ended"
             for number in kept:
