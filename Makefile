@@ -67,7 +67,7 @@ fuzz: dev  ## CASES=100000 requests that the document allows or forbids, in ever
 	@FUZZ_CASES=$(CASES) $(BIN)/python -m pytest --no-header -rP tests/test_cost.py
 
 soak: dev  ## what takes longer: overload, limits, the cache and workers under faults, and 10,000 interleavings
-	@SOAK=1 $(BIN)/python -m pytest --no-header -rP tests/test_overload.py tests/test_serve.py tests/test_serve_faults.py \
+	@SOAK=1 $(BIN)/python -m pytest --no-header -rP tests/test_load_shedding.py tests/test_serve.py tests/test_serve_faults.py \
 		tests/test_limits_processes.py tests/test_cache_faults.py tests/test_cache_interleavings.py tests/test_cache_history.py \
 		tests/test_shortway.py
 
