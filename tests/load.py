@@ -220,13 +220,12 @@ class Load:
                 while (due := begun + number / rate) <= now:
                     number += 1
                     if self._idle:
-                        tasks.create_task(self._borrow(due))
+                        tasks.create_task(self._borrow(self._idle.pop(), due))
                     else:
                         self._unsent += 1
                 await asyncio.sleep(0.002)
 
-    async def _borrow(self, due: float) -> None:
-        connection = self._idle.pop()
+    async def _borrow(self, connection: Connection, due: float) -> None:
         await self._send(connection, due)
         self._idle.append(connection)
 

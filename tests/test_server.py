@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+import socket
+from collections import Counter
+from typing import Any
 
 import hypercorn.protocol
 import pytest
 from hypercorn.protocol.h11 import H11Protocol
 
 from service.http1 import Http1
+from service.server.worker import ACCEPTED_AT_ONCE, Loop
 from tests.conftest import Site
 from tests.test_web import raw
 
@@ -74,3 +78,36 @@ async def test_only_hypercorns_own_protocol_is_replaced() -> None:
     """Where it looks that up is no promise of its: this says so, should it move."""
     assert vars(hypercorn.protocol)["H11Protocol"] is Http1
     assert {"_check_protocol", "_create_stream", "_send_error_response"} <= set(vars(H11Protocol))
+
+
+def test_a_busy_worker_accepts_many_connections_in_one_turn() -> None:
+    """libuv alone accepts one in a turn, so that new connections wait while others are served."""
+    turn, accepted = 0, Counter[int]()
+
+    class Accepted(asyncio.Protocol):
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            accepted[turn] += 1
+            transport.close()
+
+    async def listen() -> None:
+        nonlocal turn
+        loop: Any = asyncio.get_running_loop()
+        listener = socket.socket()
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(1_000)
+        address = listener.getsockname()
+        await loop.create_server(Accepted, sock=listener)
+        clients = [socket.create_connection(address) for _ in range(10 * ACCEPTED_AT_ONCE)]
+        while accepted.total() < len(clients):
+            turn += 1
+            await asyncio.sleep(0)
+        for client in clients:
+            client.close()
+        for server in loop.listeners:
+            server.close()
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(address)
+
+    with asyncio.Runner(loop_factory=Loop) as runner:
+        runner.run(listen())
+    assert max(accepted.values()) == ACCEPTED_AT_ONCE

@@ -29,24 +29,32 @@ LAST_SECONDS = 0.2  # for who was accepted last to have asked
 # look at 100,000 took 0.2 s. What a connection or a request leaves behind is no cycle.
 GENERATIONS = (2_000, 5, 1_000)  # the last one is for a leak: ten million objects more
 COLLECT_SECONDS = 600.0
+ACCEPTED_AT_ONCE = 16  # connections in one turn of the event loop
 DESCRIPTOR_SECONDS = 1.0  # between looks at whether there are descriptors
 DESCRIPTOR_PAUSE = 60.0  # with descriptors, before their lack is logged again
 
 
 class Loop(uvloop.Loop):
-    """uvloop that knows its listeners: Hypercorn does not let others close them."""
+    """uvloop that accepts many connections in one turn, and knows its listeners.
+
+    libuv accepts one connection for each listener in a turn of the loop (libuv pull request 3696).
+    While a worker is busy, a turn lasts some milliseconds: 1,000 new connections waited for 10 s.
+    So a socket gets several listeners. Hypercorn does not let others close them.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.listeners: list[asyncio.AbstractServer] = []
 
     async def create_server(  # type: ignore[override]  # whatever uvloop takes
-        self, *args: Any, **options: Any
+        self, *args: Any, sock: socket, **options: Any
     ) -> asyncio.AbstractServer:
-        """Listen."""
-        server: asyncio.AbstractServer = await super().create_server(*args, **options)
-        self.listeners.append(server)
-        return server
+        """Listen on a socket, and give one of its listeners."""
+        first: asyncio.AbstractServer = await super().create_server(*args, sock=sock, **options)
+        self.listeners.append(first)
+        for _ in range(ACCEPTED_AT_ONCE - 1):
+            self.listeners.append(await super().create_server(*args, sock=sock.dup(), **options))
+        return first
 
 
 class Worker:
@@ -155,7 +163,7 @@ class Worker:
         await asyncio.to_thread(figures.drop)  # nor would clear up
 
     async def _say_when_ready(self, channel: Channel) -> None:
-        while len(self._listeners) < len(self._config.bind):  # noqa: ASYNC110  (Hypercorn's)
+        while len(self._listeners) < ACCEPTED_AT_ONCE * len(self._config.bind):  # noqa: ASYNC110  (Hypercorn's)
             await asyncio.sleep(0.01)
         await asyncio.to_thread(channel.tell, ready=True)
 
