@@ -1,5 +1,6 @@
 """Engines: how a connection behaves on each database."""
 
+import asyncio
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -7,7 +8,9 @@ from typing import Any
 import asyncpg
 from sqlalchemy import URL, AsyncAdaptedQueuePool, ExceptionContext, event
 from sqlalchemy.exc import DataError
+from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
+from sqlalchemy.util import await_only
 
 from service.admission import seconds_left, waiting
 from service.files import make_database
@@ -52,38 +55,52 @@ class Waits:
     waiting: int = 0
 
 
-def _measured(waits: Waits) -> type[AsyncAdaptedQueuePool]:
-    class Measured(AsyncAdaptedQueuePool):
-        """Measures how long requests wait for a connection, and lets each wait for its budget.
+def _fair_pool(waits: Waits) -> type[AsyncAdaptedQueuePool]:
+    class FairPool(AsyncAdaptedQueuePool):
+        """Gives connections in the order in which requests ask, and measures how long they wait.
 
-        The budget of a request is what it has not spent on waiting before. A wait of the
-        application's own tasks is bounded by `pool_timeout`.
+        In SQLAlchemy's own a request that has just come may take the connection that another one
+        has been woken up for, again and again, until that one's time is over. A request waits for
+        as long as its budget allows, a task of the application's own for `timeout`.
         """
 
         __module__ = AsyncAdaptedQueuePool.__module__  # SQLAlchemy names its logger so
 
-        @property
-        def _timeout(self) -> float:  # SQLAlchemy reads it as a wait begins
-            return seconds_left(self._longest)
-
-        @_timeout.setter
-        def _timeout(self, seconds: float) -> None:
-            self._longest = seconds
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            self._free = asyncio.Semaphore(self.size() + self._max_overflow)  # first in, first out
 
         def _do_get(self) -> Any:
-            if self.checkedout() < self.size() + self._max_overflow:
+            if self._free.locked():
+                self._wait()
+            else:
+                await_only(self._free.acquire())
+            try:
                 return super()._do_get()
-            begun = time.monotonic()
+            except BaseException:
+                self._free.release()
+                raise
+
+        def _wait(self) -> None:
+            begun, seconds = time.monotonic(), seconds_left(self._timeout)
             waits.number += 1
             waits.waiting += 1
             try:
                 with waiting():
-                    return super()._do_get()
+                    await_only(asyncio.wait_for(self._free.acquire(), seconds))
+            except TimeoutError:
+                raise PoolTimeoutError("No connection was free in time") from None
             finally:
                 waits.waiting -= 1
                 waits.seconds += time.monotonic() - begun
 
-    return Measured
+        def _do_return_conn(self, record: Any) -> None:
+            try:
+                super()._do_return_conn(record)
+            finally:
+                self._free.release()
+
+    return FairPool
 
 
 def make_engine(
@@ -91,7 +108,7 @@ def make_engine(
 ) -> AsyncEngine:
     """Make an engine. `autocommit`: each statement is a transaction, and holds no locks."""
     if waits is not None:
-        pool["poolclass"] = _measured(waits)
+        pool["poolclass"] = _fair_pool(waits)
     # E-mail addresses and hashes have no place in a log.
     options: dict[str, Any] = {"hide_parameters": True, **pool}
     if url.get_backend_name() == "sqlite":

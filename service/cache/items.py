@@ -174,15 +174,14 @@ class Items:
         lease = new_lease()
         store = self._access.store
         if found is None:
-            mine = await store.add(key, lease, LEASE_SECONDS)
+            (mine,) = await store.lease([key], lease, LEASE_SECONDS)
         else:
             mine = await store.replace(key, lease, LEASE_SECONDS, found)
         return lease if mine else None
 
     async def _fill(self, key: str, value: bytes, is_row: bool, lease: bytes) -> None:
         seconds = self._life() if is_row else NONE_SECONDS
-        if await self._access.store.replace(key, value, seconds, lease):
-            self._access.counters.fills += 1
+        await self._fill_many([(key, value, seconds)], lease)
 
     async def _fill_many(self, values: Sequence[tuple[str, bytes, float]], lease: bytes) -> None:
         self._access.counters.fills += await self._access.store.fill(values, lease)
