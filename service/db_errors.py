@@ -2,20 +2,66 @@
 
 import re
 import sqlite3
+from typing import NamedTuple
 
+from asyncpg.exceptions import InvalidCachedStatementError
 from sqlalchemy import UniqueConstraint
 from sqlalchemy.exc import DBAPIError, IntegrityError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from service.models import Base
 
-# Classes of PostgreSQL's codes that tell of the server's state, not of the statement: connection,
-# login, no such database, resources, operator intervention, system; lock and idle time-outs;
-# serialization and deadlock.
-UNAVAILABLE_STATES = re.compile("08|28|3D|53|57|58|55P03|25P0[34]|40001|40P01")
-UNAVAILABLE_SQLITE = re.compile(
-    "SQLITE_(BUSY|LOCKED|FULL|IOERR|CANTOPEN|READONLY|NOMEM|NOTADB|CORRUPT|PROTOCOL)"
+
+class ServerState(NamedTuple):
+    """A kind of error that tells of the database's state, not of a request: 503, Retry-After.
+
+    codes: how its codes begin: SQLSTATE on PostgreSQL, names on SQLite.
+    leaves: the connection leaves the pool, because it is, or may be, of no more use.
+    """
+
+    codes: str
+    why: str
+    leaves: bool = False
+
+
+POSTGRESQL_STATES: tuple[ServerState, ...] = (
+    ServerState("08", "The connection broke, or could not be made.", leaves=True),
+    ServerState("25006", "Read-only: a standby, or by a setting.", leaves=True),
+    ServerState("25P03", "Idle for too long within a transaction: disconnected.", leaves=True),
+    ServerState("25P04", "A transaction took too long: disconnected.", leaves=True),
+    ServerState("26000", "A prepared statement is gone: behind a pooler.", leaves=True),
+    ServerState("28", "The login was refused: roles or passwords are being changed."),
+    ServerState("3D", "There is no such database: it is being restored."),
+    ServerState("40", "Undone for another transaction, or in conflict with recovery on a standby."),
+    ServerState("53", "Out of disk, memory or connections."),
+    ServerState("55000", "Not in the state for this: no connections are let in, or recovery."),
+    ServerState("55006", "The database is in use by an operator's command."),
+    ServerState("55P03", "Another transaction held a lock for too long."),
+    ServerState("57014", "A statement took too long, or an operator canceled it."),
+    ServerState("57", "Shutting down, crashed, starting, or being dropped.", leaves=True),
+    ServerState("58", "An I/O error of the server, or a file of it that is missing."),
+    ServerState("72", "A snapshot is too old."),
+    ServerState("F0", "The server's configuration file is wrong."),
+    ServerState("XX", "The server failed within, or its data is damaged."),
 )
+SQLITE_STATES: tuple[ServerState, ...] = (
+    ServerState("SQLITE_BUSY", "Another process held the file for too long."),
+    ServerState("SQLITE_LOCKED", "Another connection held a table for too long."),
+    ServerState("SQLITE_INTERRUPT", "An operator interrupted a statement."),
+    ServerState("SQLITE_FULL", "The disk is full."),
+    ServerState("SQLITE_NOMEM", "There is no memory."),
+    ServerState("SQLITE_READONLY", "The file cannot be written, or was moved.", leaves=True),
+    ServerState("SQLITE_PERM", "The file may not be used so.", leaves=True),
+    ServerState("SQLITE_CANTOPEN", "The file, or one beside it, cannot be opened.", leaves=True),
+    ServerState("SQLITE_IOERR", "The disk failed.", leaves=True),
+    ServerState("SQLITE_PROTOCOL", "The locks of WAL could not be had.", leaves=True),
+    ServerState("SQLITE_NOLFS", "The file is too large for this system."),
+    ServerState("SQLITE_CORRUPT", "The file is damaged.", leaves=True),
+    ServerState("SQLITE_NOTADB", "The file is no database.", leaves=True),
+)
+REFUSED = "42501"  # while connecting: the role may not, for now; within a statement a defect
+BUSY = ("55P03", "SQLITE_BUSY", "SQLITE_LOCKED")
+READ_ONLY = ("25006", "SQLITE_READONLY")
 # A value that its column cannot hold: too long, out of range, no date, no text of the encoding; or
 # that breaks a CHECK.
 UNFIT_STATES = re.compile("22000|22001|22003|22007|22008|22021|22P02|22P05|23514")
@@ -29,29 +75,47 @@ def sqlstate(error: BaseException | None) -> str | None:
     return state if isinstance(state, str) else None
 
 
+def server_state(error: BaseException | None) -> ServerState | None:
+    """Give what a driver's error tells of the database's state, if it does."""
+    if isinstance(error, sqlite3.Error):
+        code, states = getattr(error, "sqlite_errorname", ""), SQLITE_STATES
+    else:
+        code, states = sqlstate(error) or "", POSTGRESQL_STATES
+    return next((state for state in states if code.startswith(state.codes)), None)
+
+
+def is_read_only(error: BaseException | None) -> bool:
+    """Whether the database that a connection leads to takes no writes."""
+    state = server_state(error)
+    return state is not None and state.codes in READ_ONLY
+
+
 def may_be_tried_again(error: DBAPIError) -> bool:
-    """Whether the database undid a transaction only to let another through."""
-    return sqlstate(error.driver_exception) in RETRIED_STATES
+    """Whether a transaction that was undone can succeed if it is run again now.
+
+    It made room for another one; a table was migrated under it; or its connection led to a
+    read-only server and has left the pool.
+    """
+    driver = error.driver_exception
+    if is_read_only(driver):
+        return error.connection_invalidated
+    return sqlstate(driver) in RETRIED_STATES or isinstance(driver, InvalidCachedStatementError)
 
 
 def is_unavailable(error: BaseException | None) -> bool:
     """Whether an error says that the database is down or full, rather than that we are wrong."""
     if isinstance(error, DBAPIError):
-        return error.connection_invalidated or is_unavailable(error.driver_exception)
-    if isinstance(error, sqlite3.Error):
-        return bool(UNAVAILABLE_SQLITE.match(getattr(error, "sqlite_errorname", "")))
-    state = sqlstate(error)
-    if state is not None:
-        return bool(UNAVAILABLE_STATES.match(state))
-    return isinstance(error, PoolTimeoutError | OSError | TimeoutError)
+        driver = error.driver_exception
+        is_refused = error.statement is None and sqlstate(driver) == REFUSED
+        return error.connection_invalidated or is_refused or is_unavailable(driver)
+    unavailable = PoolTimeoutError | OSError | TimeoutError | InvalidCachedStatementError
+    return server_state(error) is not None or isinstance(error, unavailable)
 
 
 def is_busy(error: BaseException | None) -> bool:
     """Whether an error says that somebody else held for too long what was needed."""
-    driver = error.driver_exception if isinstance(error, DBAPIError) else error
-    if isinstance(driver, sqlite3.Error):
-        return getattr(driver, "sqlite_errorname", "").startswith(("SQLITE_BUSY", "SQLITE_LOCKED"))
-    return sqlstate(driver) == "55P03"
+    state = server_state(error.driver_exception if isinstance(error, DBAPIError) else error)
+    return state is not None and state.codes in BUSY
 
 
 def is_unfit(error: BaseException | None) -> bool:

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import asyncpg
@@ -13,9 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 from sqlalchemy.util import await_only
 
 from service.admission import seconds_left, waiting
+from service.db_errors import is_read_only, server_state
 from service.files import make_database
 
 SILENCE_SECONDS = 4.5  # of PostgreSQL: longer than it may take itself (`statement_timeout`)
+LEAVING_SECONDS = 1.0  # between two times that a read-only server is left: as Retry-After says
 BUSY_MS = 5_000  # how long SQLite waits for another process's write
 SESSION = {  # PostgreSQL ends what would hold others up
     "statement_timeout": "4000",
@@ -113,6 +116,7 @@ def make_engine(
     options: dict[str, Any] = {"hide_parameters": True, **pool}
     if url.get_backend_name() == "sqlite":
         engine = create_async_engine(url, **options)
+        _leave_what_failed(engine)
         prepare_sqlite(engine, begin=None if autocommit else "BEGIN IMMEDIATE")
         return engine
     engine = create_async_engine(
@@ -126,12 +130,34 @@ def make_engine(
         **({"isolation_level": "AUTOCOMMIT"} if autocommit else {}),
         **options,
     )
+    _leave_what_failed(engine)
 
     @event.listens_for(engine.sync_engine, "connect")
     def connected(connection: Any, record: Any) -> None:
         connection.run_async(lambda driver: driver.execute(TRANSACTION_LIMIT))
 
     return engine
+
+
+def _leave_what_failed(engine: AsyncEngine) -> None:
+    """Let connections leave the pool whose server has gone, or takes no writes any more.
+
+    All of them do: after a failover each may lead to the old server. Where it is read-only, not
+    more often than once a second, as the same server may be all there is.
+    """
+    left = -inf
+
+    @event.listens_for(engine.sync_engine, "handle_error")
+    def failed(context: ExceptionContext) -> None:
+        nonlocal left
+        state = server_state(context.original_exception)
+        if state is None or not state.leaves:
+            return
+        if is_read_only(context.original_exception):
+            if time.monotonic() < left + LEAVING_SECONDS:
+                return
+            left = time.monotonic()
+        context.is_disconnect = True
 
 
 def prepare_sqlite(engine: AsyncEngine, begin: str | None, busy_ms: int = BUSY_MS) -> None:

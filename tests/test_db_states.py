@@ -1,0 +1,292 @@
+"""What the database's state may be besides well: 503 and Retry-After, and well again at once."""
+
+import asyncio
+import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import httpx
+import pytest
+from quart import Quart, request
+from sqlalchemy import make_url, text
+from sqlalchemy.exc import OperationalError
+from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
+
+from service import migrations
+from service.db import session, write
+from service.db_errors import POSTGRESQL_STATES, SQLITE_STATES
+from service.errors import as_api_error
+from tests.conftest import (
+    Site,
+    fresh_database,
+    patient_client,
+    serving,
+    settings_for,
+)
+from tests.factories import Factory, Member
+from tests.test_web import is_problem
+
+CODES = [  # of PostgreSQL, one for each way in which a class can begin, and each named on its own
+    "08000", "08003", "08006", "08P01", "25006", "25P03", "25P04", "26000", "28000", "28P01",
+    "3D000", "40001", "40002", "40003", "40P01", "53000", "53100", "53200", "53300", "53400",
+    "55000", "55006", "55P03", "57000", "57014", "57P01", "57P02", "57P03", "57P04", "57P05",
+    "58000", "58030", "58P01", "72000", "F0000", "XX000", "XX001", "XX002",
+]  # fmt: skip
+NAMES = [  # of SQLite, extended ones among them
+    "SQLITE_BUSY", "SQLITE_BUSY_SNAPSHOT", "SQLITE_LOCKED_SHAREDCACHE", "SQLITE_INTERRUPT",
+    "SQLITE_FULL", "SQLITE_NOMEM", "SQLITE_READONLY", "SQLITE_READONLY_DBMOVED", "SQLITE_PERM",
+    "SQLITE_READONLY_DIRECTORY", "SQLITE_CANTOPEN_ISDIR", "SQLITE_IOERR_WRITE", "SQLITE_PROTOCOL",
+    "SQLITE_NOLFS", "SQLITE_CORRUPT_INDEX", "SQLITE_NOTADB",
+]  # fmt: skip
+RAISE = """
+    CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+        IF NEW.title LIKE 'SQLSTATE %' THEN
+            RAISE EXCEPTION 'refused' USING ERRCODE = substring(NEW.title FROM 10);
+        END IF;
+        RETURN NEW;
+    END $$
+"""
+NEW = {"title": "New", "author": "A"}
+
+
+def raising(app: Quart) -> None:
+    """Add routes that run what a test says, to read and to write."""
+
+    @app.post("/api/read")
+    async def read() -> str:
+        async with session() as db:
+            await db.execute(text((await request.get_json())["sql"]))
+        return "read"
+
+    @app.post("/api/write")
+    async def change() -> str:
+        statements = (await request.get_json())["sql"]
+
+        async def work(db: AsyncSession) -> None:
+            for statement in statements:
+                await db.execute(text(statement))
+                await asyncio.sleep(0.2)  # idle, within the transaction
+
+        await write(work)
+        return "written"
+
+
+class Served:
+    """An application on a PostgreSQL database of its own, and a connection beside it."""
+
+    def __init__(self, site: Site, client: httpx.AsyncClient, beside: AsyncConnection) -> None:
+        self.site, self.client, self.beside = site, client, beside
+        self.name = str(site.database.url.database)
+        self.make = Factory(site.app)
+
+    async def sql(self, statement: str) -> None:
+        """Run a statement of an operator."""
+        await self.beside.execute(text(statement))
+
+    async def disconnect(self) -> None:
+        """End all connections of the application, and wait until they have gone."""
+        await self.sql(
+            "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity "
+            f"WHERE datname = '{self.name}' AND pid <> pg_backend_pid()"
+        )
+
+    async def create(self, owner: Member, **fields: str) -> httpx.Response:
+        """Add a book."""
+        return await self.client.post("/api/books", json=NEW | fields, headers=owner.headers)
+
+    async def until_well(self, owner: Member) -> int:
+        """Create a book as a client does that waits as it is told: after how many refusals."""
+        for refusals in range(10):
+            answer = await self.create(owner)
+            if answer.status_code == 201:
+                return refusals
+            unavailable(answer)
+            await asyncio.sleep(int(answer.headers["Retry-After"]))
+        raise AssertionError("never well")
+
+
+def unavailable(answer: httpx.Response) -> None:
+    """Check a 503."""
+    is_problem(answer, 503, "Service Unavailable")
+    assert answer.headers["Retry-After"] == "1"
+
+
+@asynccontextmanager
+async def served_at(url: str, folder: Path, beside: str) -> AsyncIterator[Served]:
+    """Serve a database, which is migrated; `beside`: where an operator connects to."""
+    server = make_url(beside).set(drivername="postgresql+asyncpg")
+    engine = create_async_engine(server, isolation_level="AUTOCOMMIT")
+    async with (
+        engine.connect() as connection,
+        serving(settings_for(url, folder, redis_url=None), raising) as site,
+        patient_client(site) as client,
+    ):
+        yield Served(site, client, connection)
+    await engine.dispose()
+
+
+@pytest.fixture
+async def served(
+    request: pytest.FixtureRequest, postgresql: str, folder: Path
+) -> AsyncIterator[Served]:
+    """An application on a database of its own, of a server that is shared."""
+    async with fresh_database("postgresql", request, folder) as url:
+        await asyncio.to_thread(migrations.upgrade, settings_for(url, folder).database)
+        async with served_at(url, folder, postgresql) as found:
+            yield found
+
+
+def test_every_row_of_the_tables_is_tried() -> None:
+    for states, codes in ((POSTGRESQL_STATES, CODES), (SQLITE_STATES, NAMES)):
+        first = [next(s for s in states if code.startswith(s.codes)) for code in codes]
+        assert {*first} == {*states}
+
+
+async def test_each_state_that_a_statement_meets(served: Served) -> None:
+    """Each is raised by the server within a create, a change, and a read."""
+    owner = await served.make.member()
+    path = f"/api/books/{(await served.make.book(owner)).id}"
+    async with served.site.database.writer.begin() as connection:
+        await connection.execute(text(RAISE))
+        await connection.execute(
+            text(
+                "CREATE TRIGGER refuse BEFORE INSERT OR UPDATE ON books "
+                "FOR EACH ROW EXECUTE FUNCTION refuse()"
+            )
+        )
+    for code in CODES:
+        title = {"title": f"SQLSTATE {code}"}
+        unavailable(await served.create(owner, **title))
+        unavailable(await served.client.patch(path, json=title, headers=owner.headers))
+        sql = f"DO $$ BEGIN RAISE EXCEPTION 'refused' USING ERRCODE = '{code}'; END $$"
+        unavailable(await served.client.post("/api/read", json={"sql": sql}))
+        assert (await served.create(owner)).status_code == 201, code
+        assert (await served.client.get("/api/books?nocache=1")).status_code == 200
+    for code in ("0A000", "22012", "25P02", "42501", "42601", "54001", "P0001"):
+        answer = await served.create(owner, title=f"SQLSTATE {code}")
+        is_problem(answer, 500, "Internal Server Error")
+    pool: Any = served.site.database.writer.pool
+    assert pool.checkedout() == 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_each_state_of_sqlite(name: str) -> None:
+    driver = sqlite3.OperationalError("refused")
+    driver.sqlite_errorname = name
+    answer = as_api_error(OperationalError("SELECT", {}, driver))
+    assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
+
+
+@pytest.mark.parametrize(
+    ("statements", "is_lost"),
+    [
+        (["SET LOCAL statement_timeout = 50", "SELECT pg_sleep(9)"], False),
+        (["SET LOCAL idle_in_transaction_session_timeout = 50", "SELECT 1"], True),
+        ([f"SET LOCAL transaction_timeout = {ms}" for ms in (0, 50)] + ["SELECT 1"], True),
+        (["SET LOCAL transaction_read_only = on", "UPDATE books SET title = 'New'"], True),
+        (["SELECT pg_terminate_backend(pg_backend_pid())"], True),
+        (["SELECT pg_cancel_backend(pg_backend_pid()), pg_sleep(9)"], False),
+    ],
+)
+async def test_what_ends_a_write(served: Served, statements: list[str], is_lost: bool) -> None:
+    """Each happens for real; afterwards the pool has no connection that is of no use."""
+    owner = await served.make.member()
+    pool: Any = served.site.database.writer.pool
+    unavailable(await served.client.post("/api/write", json={"sql": statements}))
+    assert (pool.checkedout(), pool._invalidate_time > 0) == (0, is_lost)
+    assert (await served.create(owner)).status_code == 201
+
+
+async def test_a_row_that_is_locked_for_too_long(served: Served) -> None:
+    owner = await served.make.member()
+    path = f"/api/books/{(await served.make.book(owner)).id}"
+    async with served.site.database.writer.begin() as connection:
+        await connection.execute(text("UPDATE books SET title = 'Held'"))
+        unavailable(await served.client.patch(path, json=NEW, headers=owner.headers))
+    assert (await served.client.patch(path, json=NEW, headers=owner.headers)).status_code == 200
+
+
+CLOSE, OPEN = (f"ALTER DATABASE {{name}} ALLOW_CONNECTIONS {is_open}" for is_open in "ft")
+
+
+@pytest.mark.parametrize(
+    ("shut", "opened"),
+    [
+        ([CLOSE], [OPEN]),
+        (
+            [CLOSE, "ALTER DATABASE {name} RENAME TO {name}_away"],
+            ["ALTER DATABASE {name}_away RENAME TO {name}", OPEN],
+        ),
+        (["ALTER ROLE {role} NOLOGIN"], ["ALTER ROLE {role} LOGIN"]),
+        (["ALTER ROLE {role} CONNECTION LIMIT 0"], ["ALTER ROLE {role} CONNECTION LIMIT -1"]),
+        (
+            ["REVOKE CONNECT ON DATABASE {name} FROM PUBLIC"],
+            ["GRANT CONNECT ON DATABASE {name} TO PUBLIC"],
+        ),
+    ],
+    ids=["55000", "3D000", "28000", "53300", "42501"],
+)
+async def test_nobody_may_connect_for_a_while(
+    request: pytest.FixtureRequest,
+    postgresql: str,
+    folder: Path,
+    shut: list[str],
+    opened: list[str],
+) -> None:
+    role = f"octavo_{uuid4().hex[:8]}"
+    async with fresh_database("postgresql", request, folder) as url:
+        await asyncio.to_thread(migrations.upgrade, settings_for(url, folder).database)
+        own = make_url(url).set(username=role).render_as_string(hide_password=False)
+        server = make_url(postgresql).set(drivername="postgresql+asyncpg")
+        engine = create_async_engine(server, isolation_level="AUTOCOMMIT")
+        async with engine.connect() as operator:
+            await operator.execute(text(f"CREATE ROLE {role} LOGIN"))
+        tables = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
+        async with tables.begin() as connection:
+            for what in ("TABLES", "SEQUENCES", "FUNCTIONS"):
+                grant = f"GRANT ALL ON ALL {what} IN SCHEMA public TO {role}"
+                await connection.execute(text(grant))
+        await tables.dispose()
+        async with served_at(own, folder, postgresql) as served:
+            owner = await served.make.member()
+            first, *others = (each.format(name=served.name, role=role) for each in shut)
+            await served.sql(first)
+            await served.disconnect()
+            for statement in others:
+                await served.sql(statement)
+            for _ in range(3):
+                unavailable(await served.create(owner))
+                unavailable(await served.client.get("/api/books?nocache=1"))
+            assert (await served.client.get("/health/ready")).status_code == 503
+            for statement in opened:
+                await served.sql(statement.format(name=served.name, role=role))
+            assert (await served.create(owner)).status_code == 201
+        tables = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
+        async with tables.begin() as connection:
+            await connection.execute(text(f"DROP OWNED BY {role}"))
+        await tables.dispose()
+        async with engine.connect() as operator:
+            await operator.execute(text(f"DROP ROLE {role}"))
+        await engine.dispose()
+
+
+async def test_sessions_that_are_read_only_leave_the_pool(served: Served) -> None:
+    """The setting is of sessions: those that began under it stay so when it has been lifted."""
+    owner = await served.make.member()
+    path = f"/api/books/{(await served.make.book(owner)).id}"
+    await served.sql(f"ALTER DATABASE {served.name} SET default_transaction_read_only = on")
+    await served.disconnect()
+    await served.client.get("/api/books?nocache=1")  # finds that they are gone
+    assert (await served.client.get("/api/books?nocache=1")).status_code == 200
+    for _ in range(3):
+        unavailable(await served.create(owner))
+        unavailable(await served.client.patch(path, json=NEW, headers=owner.headers))
+        assert (await served.client.get("/api/books?nocache=1")).status_code == 200
+    await served.sql(f"ALTER DATABASE {served.name} RESET default_transaction_read_only")
+    assert await served.until_well(owner) <= 1
+    answers = await asyncio.gather(*(served.create(owner) for _ in range(20)))
+    assert {answer.status_code for answer in answers} == {201}
+    assert (await served.client.patch(path, json=NEW, headers=owner.headers)).status_code == 200
