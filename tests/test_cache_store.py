@@ -8,7 +8,8 @@ from uuid import uuid4
 import pytest
 from redis.asyncio import Redis
 
-from service.cache.entries import GEN, Entry, new_generation, new_lease, read
+from service.cache import redis_store
+from service.cache.entries import GEN, WRITERS, Entry, new_generation, new_lease, read
 from service.cache.redis_store import RedisStore
 from service.cache.store import AnotherStoreError, MemoryStore, Store
 
@@ -145,13 +146,45 @@ async def test_only_the_run_that_is_meant_is_spoken_to(redis_url: str, prefix: s
     await store.close()
 
 
-async def test_clearing_again_brings_no_generation_back(store: Store, prefix: str) -> None:
-    """A command whose answer was lost is said again: another write may have come since."""
-    await store.mark(prefix, [], "first", lists=True)
-    await store.unmark(prefix, [], "first", lists=True)
-    one = await store.get(prefix + GEN)
-    await store.unmark(prefix, [], "first", lists=True)
-    assert await store.get(prefix + GEN) == one
+async def test_a_command_that_is_repeated_brings_no_generation_back(
+    redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A command whose reply was lost is sent again as it was: another write may have come since."""
+    monkeypatch.setattr(redis_store, "new_generation", lambda: b"G:the same")
+    store = RedisStore(redis_url)
+    seen = {await store.generation(prefix)}
+    for number in range(1, 100):
+        await store.unmark(prefix, [], "first", lists=True)
+        seen.add(await store.generation(prefix))
+        assert len(seen) == 2 * number
+        await store.aio.delete(prefix + GEN)
+        seen.add(await store.generation(prefix))
+        assert len(seen) == 2 * number + 1
+    await store.close()
+
+
+@pytest.mark.parametrize("lost", [{GEN}, {WRITERS}, {GEN, WRITERS}])
+async def test_clearing_begins_a_generation_whatever_was_lost(
+    store: Store, prefix: str, lost: set[str]
+) -> None:
+    """Also where another one has begun since the marks were lost."""
+    before = await store.generation(prefix)
+    await store.mark(prefix, [], "writer", lists=True)
+    await lose(store, prefix, lost)
+    meanwhile = await store.generation(prefix)
+    assert meanwhile.startswith(b"G:") == (lost == {GEN, WRITERS}), "a write is known"
+    await store.unmark(prefix, [], "writer", lists=True)
+    after = await store.generation(prefix)
+    assert after.startswith(b"G:")
+    assert after not in {before, meanwhile}
+
+
+async def lose(store: Store, prefix: str, names: set[str]) -> None:
+    """Let keys vanish."""
+    for name in names:
+        await store.aio.delete(prefix + name)
+    if isinstance(store, MemoryStore) and WRITERS in names:
+        store._writers.clear()
 
 
 async def test_a_generation_that_was_evicted_does_not_come_back_early(

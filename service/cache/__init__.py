@@ -9,7 +9,9 @@
       L, W, an error, late ----> SQL, no fill             on: mark every key W, gen W (writes)
       nothing: add L (lease)                                 in doubt: undo, turn it off
     SQL, answer: miss                                   COMMIT
-    set V, if L still stands there                      take the marks away: new gen; answer
+    set V, if L still stands there                      clear: no own mark, no V, no L; new gen
+                                                          not confirmed: turn it off
+                                                        answer
 
 A reader fills only under its own lease, which a write's mark takes from it: so what was read
 before a commit is never stored after it. A mark stands from before the commit until after, so no
@@ -18,7 +20,11 @@ reader takes an old value for the new one in between; its life of 30 s is longer
 write, of any book, ends it at once (`gen`), and while several are under way (`writers`) there is
 none. So one write turns every list into a miss, in one step, without a list of lists.
 
-Redis may lose anything, or be another one. So the last word has the database, in one row: the
+Redis may lose any key at any moment. Clearing deletes what a reader has filled in since a mark was
+lost, and begins a new generation whether or not the mark is found. So a write answers only when
+its clearing is confirmed, or the cache is off (`docs/cache.md`: keys that vanish).
+
+Redis may also be another one. So the last word has the database, in one row: the
 epoch, whether the cache is on, and in which store (`run_id`: every connection asks who answers). A
 process uses the cache for 2.0 s after it began to read that row (the lease of the fence), and a
 write that cannot make its marks first turns the cache off for all and waits for 2.2 s, when no

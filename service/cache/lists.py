@@ -10,10 +10,9 @@ from pydantic_core import from_json, to_json
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.cache.access import Access
-from service.cache.entries import GEN, GENERATION, NONE, Entry, new_generation, read
+from service.cache.entries import GEN, GENERATION, NONE, Entry, read
 from service.cache.epochs import State
 from service.cache.items import Items, Kind, Status
-from service.cache.store import GENERATION_SECONDS
 from service.patience import Patience
 
 Keeping = Literal["generation", "ttl", "none"]
@@ -133,9 +132,7 @@ class Lists:
         async with patience:
             generation, *found = await access.store.get_many(keys)
             if generation is None:
-                generation = new_generation()
-                if not await access.store.add(keys[0], generation, GENERATION_SECONDS):
-                    raise _ChangedError
+                generation = await access.store.generation(state.prefix)
         if not generation.startswith(GENERATION):
             raise _ChangedError  # a write is under way
         page, *counts = (read(entry, name) for entry, name in zip(found, names, strict=True))

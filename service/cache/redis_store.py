@@ -26,10 +26,16 @@ from service.cache.store import (
 from service.wire import READ, Script, Wire
 
 ROOM = files("service.cache")
-MARK, UNMARK, LEASE, FILL, SWEEP = (
-    Script((ROOM / f"{name}.lua").read_text(encoding="utf-8"))
-    for name in ("mark", "unmark", "lease", "fill", "sweep")
-)
+
+
+def _script(*names: str) -> Script:
+    """Make a script of files, one after the other."""
+    return Script("".join((ROOM / f"{name}.lua").read_text(encoding="utf-8") for name in names))
+
+
+MARK, LEASE, FILL, SWEEP = map(_script, ("mark", "lease", "fill", "sweep"))
+UNMARK, BEGIN = _script("begin", "unmark"), _script("begin", "generation")
+LIVES = (int(GENERATION_SECONDS * 1000), int(MARK_SECONDS * 1000))
 PROBE = "octavo:cache:probe"
 POOL_SECONDS = 5.0  # wait for a free connection; whoever asks is less patient
 AT_ONCE = 1_000
@@ -132,9 +138,14 @@ class RedisStore(Store):
 
     async def unmark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
         """Take away one's own marks, and whatever is no mark."""
-        life, mark = int(GENERATION_SECONDS * 1000), int(MARK_SECONDS * 1000)
-        told = [token, new_generation(), life, int(lists), mark]
-        await self._call(UNMARK, prefix, _within(prefix, keys), told)
+        arguments = [token, new_generation(), *LIVES, int(lists)]
+        await self._call(UNMARK, prefix, _within(prefix, keys), arguments)
+
+    async def generation(self, prefix: str) -> bytes:
+        """Give what stands under `gen`: a new generation if nothing did and nobody writes."""
+        arguments = [new_generation(), *LIVES]
+        generation: bytes = await self._call(BEGIN, prefix, _within(prefix, ()), arguments)
+        return generation
 
     async def lease(self, keys: Sequence[str], lease: bytes, seconds: float) -> list[bool]:
         """Lease the keys where nothing stands."""

@@ -70,7 +70,11 @@ class Store(ABC):
 
     @abstractmethod
     async def unmark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
-        """Take away one's own marks, and whatever is no mark."""
+        """Take away one's own marks, and whatever is no mark. Without a writer lists begin anew."""
+
+    @abstractmethod
+    async def generation(self, prefix: str) -> bytes:
+        """Give what stands under `gen`: a new generation if nothing did and nobody writes."""
 
     @abstractmethod
     async def lease(self, keys: Sequence[str], lease: bytes, seconds: float) -> list[bool]:
@@ -158,13 +162,21 @@ class MemoryStore(Store):
             if found is not None and (found == MARK + token.encode() or not found.startswith(MARK)):
                 await self.aio.delete(prefix + key)
         if lists:
-            mine = self._writers.pop(token, None)
-            now = time.monotonic()
-            self._writers = {one: end for one, end in self._writers.items() if end > now}
-            if self._writers:
-                await self.aio.set(prefix + GEN, b"W", ttl=MARK_SECONDS)
-            elif mine:  # said again, it is none of this write's: another may have come since
-                await self.aio.set(prefix + GEN, new_generation(), ttl=GENERATION_SECONDS)
+            self._writers.pop(token, None)
+            await self._begin(prefix)
+
+    async def generation(self, prefix: str) -> bytes:
+        """Give what stands under `gen`: a new generation if nothing did and nobody writes."""
+        return await self.get(prefix + GEN) or await self._begin(prefix)
+
+    async def _begin(self, prefix: str) -> bytes:
+        """Begin a generation, unless a write is under way: also where the marks were lost."""
+        now = time.monotonic()
+        self._writers = {token: end for token, end in self._writers.items() if end > now}
+        value = b"W" if self._writers else new_generation()
+        life = MARK_SECONDS if self._writers else GENERATION_SECONDS
+        await self.aio.set(prefix + GEN, value, ttl=life)
+        return value
 
     async def lease(self, keys: Sequence[str], lease: bytes, seconds: float) -> list[bool]:
         """Lease the keys where nothing stands."""

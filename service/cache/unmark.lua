@@ -1,5 +1,5 @@
--- KEYS: gen, writers, the items. ARGV: token, a new generation, its milliseconds, whether lists
--- changed ('1'), milliseconds of a mark.
+-- (After begin.lua.) KEYS: gen, writers, the items. ARGV: token, a name, milliseconds of a
+-- generation and of a mark, whether lists changed ('1').
 local own = 'W:' .. ARGV[1]
 for i = 3, #KEYS do
     local found = redis.call('GET', KEYS[i])
@@ -8,14 +8,10 @@ for i = 3, #KEYS do
         redis.call('DEL', KEYS[i])
     end
 end
-if ARGV[4] == '1' then
-    local now = redis.call('TIME')
-    local mine = redis.call('ZREM', KEYS[2], ARGV[1]) == 1
-    redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now[1] * 1000 + math.floor(now[2] / 1000))
-    if redis.call('ZCARD', KEYS[2]) > 0 then
-        redis.call('SET', KEYS[1], 'W', 'PX', ARGV[5])
-    elseif mine then -- said again, it is none of this write's: another may have come since
-        redis.call('SET', KEYS[1], ARGV[2], 'PX', ARGV[3])
-    end
+if ARGV[5] == '1' then
+    redis.call('ZREM', KEYS[2], ARGV[1])
+    -- Also where the own mark is gone: whoever lost it may have lost gen as well, and a reader
+    -- begun a generation in which this write is missing.
+    begin(ARGV[2], ARGV[3], ARGV[4])
 end
 return 1

@@ -26,6 +26,7 @@ from service.patience import Patience
 from service.unique import unique
 
 LONGER = 1.5  # than a reader a write waits for its marks
+CLEARINGS = 3  # attempts: the first may meet a connection that broke, or a Redis that is busy
 COMMIT_SECONDS = 10.0  # from BEGIN: far inside the life of a mark
 POSTPONED_SECONDS = 12.0  # that a write waits in all, before it is given up
 
@@ -85,21 +86,32 @@ class Writes:
         return mark
 
     async def after_commit(self, mark: Mark | None) -> None:
-        """Take the marks away. Should it fail, readers go past them until they end."""
+        """Take the marks away, or turn the cache off, before the write answers.
+
+        A store may have lost the marks before the commit, and keep what readers filled in since:
+        only a clearing that is confirmed says that this is gone. Raises ServiceUnavailableError,
+        SQLAlchemyError or OSError if the cache cannot be turned off.
+        """
         if mark is None or self._store is None:
             return
-        try:
-            async with Patience(self._patience):
-                await self._store.unmark(mark.prefix, mark.keys, mark.token, mark.lists)
-        except FAILURES:
-            pass
+        for _ in range(CLEARINGS):
+            try:
+                async with Patience(self._patience):
+                    await self._store.unmark(mark.prefix, mark.keys, mark.token, mark.lists)
+            except FAILURES:
+                continue
+            return
+        await self._wait_until_off(bump=True)
 
     async def postponed(self, postponed: Postponed, since: float) -> None:
         """Wait until a write may begin again. Raises ServiceUnavailableError after too long."""
         if time.monotonic() - since > POSTPONED_SECONDS:
             raise ServiceUnavailableError("The cache could not be told of the write")
+        await self._wait_until_off(bump=postponed.bump)
+
+    async def _wait_until_off(self, *, bump: bool) -> None:
         try:
-            if not postponed.bump:
+            if not bump:
                 return await self._epochs.settle()
             await self._epochs.turn_off()
             if self._store is None:  # more of the same may come

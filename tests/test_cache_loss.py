@@ -1,0 +1,154 @@
+"""Redis that loses keys while a write is under way: FLUSHALL, DEL, eviction.
+
+What readers fill in before the commit must be gone when the write answers, whatever was lost.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import httpx
+import pytest
+from redis.asyncio import Redis
+
+from service.cache import Writes
+from service.cache.entries import GEN, WRITERS
+from service.models import Book
+from tests.conftest import Hurt
+
+
+class Gate:
+    """Where a write waits that has made its marks and not committed."""
+
+    def __init__(self) -> None:
+        self.reached = asyncio.Event()
+        self.opened = asyncio.Event()
+
+
+class Commits:
+    """Lets a test stop one write after the other before its commit."""
+
+    def __init__(self, writes: Writes, patch: pytest.MonkeyPatch) -> None:
+        self._before_commit = writes.before_commit
+        self._gate: Gate | None = None
+        patch.setattr(writes, "before_commit", self._wait)
+
+    async def _wait(self, db: Any, begun: float) -> Any:
+        gate, self._gate = self._gate, None
+        mark = await self._before_commit(db, begun)
+        if gate is not None:
+            gate.reached.set()
+            await gate.opened.wait()
+        return mark
+
+    @asynccontextmanager
+    async def held(self, request: Awaitable[httpx.Response]) -> AsyncIterator[None]:
+        """Hold the commit of a request within; at the end it has answered."""
+        gate = self._gate = Gate()
+        answering = asyncio.ensure_future(request)
+        try:
+            async with asyncio.timeout(30):
+                await gate.reached.wait()
+            yield
+        finally:
+            gate.opened.set()
+            response = await answering
+        assert response.status_code < 300, response.text
+
+
+@pytest.fixture
+def commits(hurt: Hurt, monkeypatch: pytest.MonkeyPatch) -> Commits:
+    """Hold commits of the application whose Redis loses keys."""
+    return Commits(hurt.cache.writes, monkeypatch)
+
+
+async def lose(hurt: Hurt, *names: str) -> None:
+    """Delete keys of the epoch; none named: all that Redis has."""
+    redis: Any = Redis.from_url(f"redis://127.0.0.1:{hurt.port}/0")
+    try:
+        if names:
+            prefix = (await hurt.cache.epochs.read()).prefix
+            await redis.delete(*(prefix + name for name in names))
+        else:
+            await redis.flushall()
+    finally:
+        await redis.aclose()
+
+
+async def seen(hurt: Hurt, book: Book) -> tuple[str, list[int], int]:
+    """Read the genre of a book, the books of its shelf, and the total; each also from the cache."""
+    for _ in range(2):
+        item = (await hurt.client.get(f"/api/books/{book.id}")).json()
+        shelf = (await hurt.client.get("/api/books?genre=History")).json()
+        total = (await hurt.client.get("/api/books")).json()["total"]
+    return item["genre"], [row["id"] for row in shelf["items"]], total
+
+
+@pytest.mark.parametrize(
+    "lost", ["", "gen", "writers", "book", "gen writers", "gen book", "writers book"]
+)
+async def test_keys_are_lost_between_mark_and_commit(
+    hurt: Hurt, commits: Commits, lost: str
+) -> None:
+    """A change of a book and a new book, each held while keys vanish and readers fill."""
+    owner = await hurt.make.member()
+    book = await hurt.make.book(owner, genre="Fiction")
+    assert await seen(hurt, book) == ("Fiction", [], 1)
+    names = {"gen": GEN, "writers": WRITERS, "book": f"book:{book.id}"}
+    keys = [names[name] for name in lost.split()]
+    path, change = f"/api/books/{book.id}", {"genre": "History"}
+    async with commits.held(hurt.client.patch(path, json=change, headers=owner.headers)):
+        await lose(hurt, *keys)
+        assert await seen(hurt, book) == ("Fiction", [], 1)
+    assert await seen(hurt, book) == ("History", [book.id], 1)
+    new = {"title": "New", "author": "A"}
+    async with commits.held(hurt.client.post("/api/books", json=new, headers=owner.headers)):
+        await lose(hurt, *keys)
+        assert await seen(hurt, book) == ("History", [book.id], 1)
+    assert await seen(hurt, book) == ("History", [book.id], 2)
+    assert (await hurt.cache.epochs.read()).on
+
+
+@pytest.mark.parametrize("first_marks_before_the_loss", [True, False])
+async def test_two_writes_overlap_and_their_marks_are_lost(
+    hurt: Hurt, commits: Commits, first_marks_before_the_loss: bool
+) -> None:
+    """The write that ends first does not know of the other one any more."""
+    owner = await hurt.make.member()
+    books = [await hurt.make.book(owner, genre="Fiction") for _ in range(2)]
+    for book in books:
+        await seen(hurt, book)
+
+    def change(book: Book) -> Awaitable[httpx.Response]:
+        path, body = f"/api/books/{book.id}", {"genre": "History"}
+        return hurt.client.patch(path, json=body, headers=owner.headers)
+
+    async with commits.held(change(books[0])):
+        if not first_marks_before_the_loss:
+            await lose(hurt)
+        async with commits.held(change(books[1])):
+            if first_marks_before_the_loss:
+                await lose(hurt)
+            assert await seen(hurt, books[0]) == ("Fiction", [], 2)
+        assert await seen(hurt, books[1]) == ("History", [books[1].id], 2)
+    assert await seen(hurt, books[0]) == ("History", [books[1].id, books[0].id], 2)
+
+
+async def test_lost_marks_and_a_clearing_that_is_not_confirmed(
+    hurt: Hurt, commits: Commits, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The write turns the cache off before it answers: no mark keeps readers from old entries."""
+    owner = await hurt.make.member()
+    book = await hurt.make.book(owner, genre="Fiction")
+    path, change = f"/api/books/{book.id}", {"genre": "History"}
+
+    async def unanswered(*_: Any) -> None:
+        raise TimeoutError
+
+    async with commits.held(hurt.client.patch(path, json=change, headers=owner.headers)):
+        await lose(hurt)
+        assert await seen(hurt, book) == ("Fiction", [], 1)
+        monkeypatch.setattr(hurt.cache.store, "unmark", unanswered)
+    assert await seen(hurt, book) == ("History", [book.id], 1)
+    assert not (await hurt.cache.epochs.read()).on
