@@ -366,7 +366,7 @@ class SimulatedEpochs(Epochs):
             await world.delay(0.02)
             if query.startswith("SELECT pg_try_advisory_lock"):
                 return (True,)
-            row = world.row.execute(query, values).fetchone()
+            row = world.row.execute(query.removeprefix(epochs.PRIMARY), values).fetchone()
             await world.delay(0.02)
             return row
 

@@ -16,6 +16,7 @@ from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 
 from service import migrations
+from service.cache import Cache
 from service.db import session, write
 from service.db_errors import POSTGRESQL_STATES, SQLITE_STATES
 from service.errors import as_api_error
@@ -80,6 +81,7 @@ class Served:
     def __init__(self, site: Site, client: httpx.AsyncClient, beside: AsyncConnection) -> None:
         self.site, self.client, self.beside = site, client, beside
         self.name = str(site.database.url.database)
+        self.cache: Cache = site.app.extensions["cache"]
         self.make = Factory(site.app)
 
     async def sql(self, statement: str) -> None:
@@ -92,6 +94,33 @@ class Served:
             "SELECT pg_terminate_backend(pid, 30000) FROM pg_stat_activity "
             f"WHERE datname = '{self.name}' AND pid <> pg_backend_pid()"
         )
+
+    async def swap(self, other: str, away: str) -> None:
+        """Put another database in the place of the application's, which gets a name for a while."""
+        for name in (self.name, other):
+            await self.sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS false")
+        await self.disconnect()
+        await self.sql(f"ALTER DATABASE {self.name} RENAME TO {away}")
+        await self.sql(f"ALTER DATABASE {other} RENAME TO {self.name}")
+        for name in (self.name, away):
+            await self.sql(f"ALTER DATABASE {name} ALLOW_CONNECTIONS true")
+
+    def token(self) -> str | None:
+        """Name the epoch that the cache may be used in now."""
+        lease = self.cache.fence.lease()
+        return lease and lease.token
+
+    async def leased(self) -> str | None:
+        """Wait until the cache may be used as the database says: name the epoch."""
+        async with asyncio.timeout(60):
+            while self.token() != (await self.row())[0]:
+                await asyncio.sleep(0.05)
+        return self.token()
+
+    async def row(self) -> Any:
+        """Read the token of the epoch from the database."""
+        async with self.site.database.session() as db:
+            return (await db.execute(text("SELECT token FROM cache_state"))).one()
 
     async def create(self, owner: Member, **fields: str) -> httpx.Response:
         """Add a book."""
@@ -115,17 +144,26 @@ def unavailable(answer: httpx.Response) -> None:
 
 
 @asynccontextmanager
+async def operator(url: str) -> AsyncIterator[AsyncConnection]:
+    """Connect to a database beside the application."""
+    server = make_url(url).set(drivername="postgresql+asyncpg")
+    engine = create_async_engine(server, isolation_level="AUTOCOMMIT")
+    try:
+        async with engine.connect() as connection:
+            yield connection
+    finally:
+        await engine.dispose()
+
+
+@asynccontextmanager
 async def served_at(url: str, folder: Path, beside: str) -> AsyncIterator[Served]:
     """Serve a database, which is migrated; `beside`: where an operator connects to."""
-    server = make_url(beside).set(drivername="postgresql+asyncpg")
-    engine = create_async_engine(server, isolation_level="AUTOCOMMIT")
     async with (
-        engine.connect() as connection,
+        operator(beside) as connection,
         serving(settings_for(url, folder, redis_url=None), raising) as site,
         patient_client(site) as client,
     ):
         yield Served(site, client, connection)
-    await engine.dispose()
 
 
 @pytest.fixture
@@ -209,7 +247,7 @@ async def test_a_row_that_is_locked_for_too_long(served: Served) -> None:
     assert (await served.client.patch(path, json=NEW, headers=owner.headers)).status_code == 200
 
 
-CLOSE, OPEN = (f"ALTER DATABASE {{name}} ALLOW_CONNECTIONS {is_open}" for is_open in "ft")
+CLOSE, OPEN = (f"ALTER DATABASE {{name}} ALLOW_CONNECTIONS {word}" for word in ("false", "true"))
 
 
 @pytest.mark.parametrize(
@@ -236,24 +274,15 @@ async def test_nobody_may_connect_for_a_while(
     shut: list[str],
     opened: list[str],
 ) -> None:
-    role = f"octavo_{uuid4().hex[:8]}"
-    async with fresh_database("postgresql", request, folder) as url:
-        await asyncio.to_thread(migrations.upgrade, settings_for(url, folder).database)
-        own = make_url(url).set(username=role).render_as_string(hide_password=False)
-        server = make_url(postgresql).set(drivername="postgresql+asyncpg")
-        engine = create_async_engine(server, isolation_level="AUTOCOMMIT")
-        async with engine.connect() as operator:
-            await operator.execute(text(f"CREATE ROLE {role} LOGIN"))
-        tables = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
-        async with tables.begin() as connection:
-            for what in ("TABLES", "SEQUENCES", "FUNCTIONS"):
-                grant = f"GRANT ALL ON ALL {what} IN SCHEMA public TO {role}"
-                await connection.execute(text(grant))
-        await tables.dispose()
-        async with served_at(own, folder, postgresql) as served:
-            owner = await served.make.member()
-            first, *others = (each.format(name=served.name, role=role) for each in shut)
-            await served.sql(first)
+    async with (
+        fresh_database("postgresql", request, folder) as url,
+        a_role(url, folder) as (role, own),
+        served_at(own, folder, postgresql) as served,
+    ):
+        owner = await served.make.member()
+        first, *others = (each.format(name=served.name, role=role) for each in shut)
+        await served.sql(first)
+        try:
             await served.disconnect()
             for statement in others:
                 await served.sql(statement)
@@ -261,16 +290,73 @@ async def test_nobody_may_connect_for_a_while(
                 unavailable(await served.create(owner))
                 unavailable(await served.client.get("/api/books?nocache=1"))
             assert (await served.client.get("/health/ready")).status_code == 503
+        finally:
             for statement in opened:
                 await served.sql(statement.format(name=served.name, role=role))
-            assert (await served.create(owner)).status_code == 201
-        tables = create_async_engine(make_url(url).set(drivername="postgresql+asyncpg"))
-        async with tables.begin() as connection:
+        assert (await served.create(owner)).status_code == 201
+
+
+@asynccontextmanager
+async def a_role(url: str, folder: Path) -> AsyncIterator[tuple[str, str]]:
+    """Give a role that may use a database, which is migrated, and its URL."""
+    role = f"octavo_{uuid4().hex[:8]}"
+    await asyncio.to_thread(migrations.upgrade, settings_for(url, folder).database)
+    async with operator(url) as connection:
+        await connection.execute(text(f"CREATE ROLE {role} LOGIN"))
+        for kind in ("TABLES", "SEQUENCES", "FUNCTIONS"):
+            grant = f"GRANT ALL ON ALL {kind} IN SCHEMA public TO {role}"
+            await connection.execute(text(grant))
+    try:
+        yield role, make_url(url).set(username=role).render_as_string(hide_password=False)
+    finally:
+        async with operator(url) as connection:
             await connection.execute(text(f"DROP OWNED BY {role}"))
-        await tables.dispose()
-        async with engine.connect() as operator:
-            await operator.execute(text(f"DROP ROLE {role}"))
-        await engine.dispose()
+            await connection.execute(text(f"DROP ROLE {role}"))
+
+
+@pytest.mark.parametrize(
+    ("revision", "read", "written", "ready"),
+    [(None, 503, 503, 503), ("0002", 404, 401, 503), ("head", 404, 401, 200)],
+)
+async def test_another_database_takes_the_address(
+    served: Served,
+    request: pytest.FixtureRequest,
+    folder: Path,
+    revision: str | None,
+    read: int,
+    written: int,
+    ready: int,
+) -> None:
+    """It has no tables, is behind, or has other data: what the cache had is not shown for it."""
+    owner = await served.make.member()
+    path = f"/api/books/{(await served.make.book(owner)).id}"
+    token = await served.leased()
+    for _ in range(2):
+        assert (await served.client.get(path)).status_code == 200
+    away = f"{served.name}_away"
+    async with fresh_database("postgresql", request, folder) as url:
+        if revision is not None:
+            database = settings_for(url, folder).database
+            await asyncio.to_thread(migrations.upgrade, database, revision)
+        other = str(make_url(url).database)
+        await served.swap(other, away)
+        try:
+            async with asyncio.timeout(30):
+                while served.token() == token:  # 2 s
+                    await asyncio.sleep(0.05)
+            for _ in range(3):
+                assert (await served.client.get(path)).status_code == read
+                assert (await served.create(owner)).status_code == written
+                assert (await served.client.get("/health/ready")).status_code == ready
+                if revision is None:
+                    unavailable(await served.client.get("/api/books"))
+                await asyncio.sleep(0.5)
+        finally:
+            await served.swap(away, other)
+    assert await served.leased() == token
+    assert (await served.create(owner)).status_code == 201
+    assert (await served.client.get(path)).status_code == 200
+    assert (await served.client.get("/health/ready")).status_code == 200
 
 
 async def test_sessions_that_are_read_only_leave_the_pool(served: Served) -> None:
