@@ -25,6 +25,7 @@ from hyperframe.frame import (
     SettingsFrame,
 )
 
+from service.http1 import install
 from service.http1.h2 import BURST, PIECE_BYTES, Http2
 from tests.conftest import Site, serving, settings_for
 
@@ -175,5 +176,6 @@ def test_what_is_read_in_one_turn_is_bounded() -> None:
 
 def test_only_hypercorns_own_protocol_is_replaced() -> None:
     """Where Hypercorn looks it up is no promise: this test fails if it moves."""
+    install()
     assert vars(hypercorn.protocol)["H2Protocol"] is Http2
     assert {"handle", "_handle_events", "_flush"} <= set(vars(H2Protocol))

@@ -10,7 +10,7 @@ import hypercorn.protocol
 import pytest
 from hypercorn.protocol.h11 import H11Protocol
 
-from service.http1 import Http1
+from service.http1 import Http1, install
 from service.server.worker import ACCEPTED_AT_ONCE, Loop
 from tests.conftest import Site
 from tests.test_web import raw
@@ -76,6 +76,7 @@ async def test_what_is_no_http_is_refused_in_the_one_shape(
 
 async def test_only_hypercorns_own_protocol_is_replaced() -> None:
     """Where it looks that up is no promise of its: this says so, should it move."""
+    install()
     assert vars(hypercorn.protocol)["H11Protocol"] is Http1
     assert {"_check_protocol", "_create_stream", "_send_error_response"} <= set(vars(H11Protocol))
 

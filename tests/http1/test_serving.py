@@ -16,7 +16,7 @@ from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.http_stream import HTTPStream
 
-from service.http1 import Http1, Server
+from service.http1 import Http1, Server, install
 from tests.http1.site import Log, answer, bare, echo
 from tests.http1.test_corpus import next_answer
 from tests.http1.test_exchange import BOTH, GET, LAST, part, saying, start
@@ -34,6 +34,7 @@ SEEN = "8af1f86092a2de00"
 
 def test_hypercorn_is_as_it_was_where_we_stand() -> None:
     """Whoever moves to another Hypercorn reads what has changed, then writes its digest here."""
+    install()
     assert vars(hypercorn.asyncio.run)["TCPServer"] is Server, "see service.http1.install"
     assert vars(hypercorn.protocol)["H11Protocol"] is Http1, "see service.http1.install"
     text = "\n".join(inspect.getsource(one) for one in SEAM)
