@@ -59,7 +59,7 @@ SQLITE_STATES: tuple[ServerState, ...] = (
     ServerState("SQLITE_CORRUPT", "The file is damaged.", leaves=True),
     ServerState("SQLITE_NOTADB", "The file is no database.", leaves=True),
 )
-REFUSED = "42501"  # while connecting: the role may not, for now; within a statement a defect
+REFUSED = "42501"  # while connecting a state of the server; within a statement a defect
 BUSY = ("55P03", "SQLITE_BUSY", "SQLITE_LOCKED")
 READ_ONLY = ("25006", "SQLITE_READONLY")
 # A value that its column cannot hold: too long, out of range, no date, no text of the encoding; or

@@ -1,6 +1,6 @@
 """Files and folders for their owner alone, from their first moment and whatever the umask is.
 
-What is there already keeps the mode that it has.
+Files and folders that exist keep the mode that they have.
 """
 
 import os

@@ -130,11 +130,11 @@ async def test_limits_know_no_wall_clock(
     if url != "memory://" and site.database.url.get_backend_name() != "sqlite":
         address["X-Forwarded-For"] = f"10.8.{STEPS.index(seconds)}.1"
     async with visiting(settings) as client:
-        found = [(await client.get("/none", headers=address)).status_code for _ in range(3)]
+        statuses = [(await client.get("/none", headers=address)).status_code for _ in range(3)]
         with stepped(monkeypatch, seconds):
-            found += [(await client.get("/none", headers=address)).status_code for _ in range(2)]
+            statuses += [(await client.get("/none", headers=address)).status_code for _ in range(2)]
             refused = await client.get("/none", headers=address)
-        assert found == [404] * 4 + [429]
+        assert statuses == [404] * 4 + [429]
         assert HOUR - 60 < int(refused.headers["Retry-After"]) <= HOUR
         assert (await client.get("/none", headers=address)).status_code == 429
 
@@ -157,7 +157,7 @@ async def test_the_cache_knows_no_wall_clock(
             title = {"title": f"Title {len(titles)}"}
             answer = await client.patch(path, json=title, headers=fresh.headers)
             assert answer.status_code == 200
-            found = [await client.get(path) for _ in range(3)]
-            titles.append({answer.json()["title"] for answer in found})
-            assert found[-1].headers["Cache-Status"] == "Octavo; hit", "the lease is not lost"
+            answers = [await client.get(path) for _ in range(3)]
+            titles.append({answer.json()["title"] for answer in answers})
+            assert answers[-1].headers["Cache-Status"] == "Octavo; hit", "the lease is not lost"
     assert titles == [{"Title 0"}, {"Title 1"}, {"Title 2"}]

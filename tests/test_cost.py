@@ -39,10 +39,10 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Search]:
         stack = AsyncExitStack()
         folder: Path = tmp_path_factory.mktemp("cost")
         meter = runner.run(stack.enter_async_context(metered(folder)))
-        found = Search(runner, meter)
-        member = runner.run(found.make.member())
-        runner.run(found.make.book(member))
-        yield found
+        search = Search(runner, meter)
+        member = runner.run(search.make.member())
+        runner.run(search.make.book(member))
+        yield search
         runner.run(stack.aclose())
 
 
@@ -51,9 +51,9 @@ def test_the_dearest_request_of_every_operation_costs_little(search: Search) -> 
     worst, ratios, beyond = [], [], []
     for operation in operations(search.meter.app):
         places = [place for place in PLACES if place != "body" or operation.example is not None]
-        found = [search.dearest(operation, place, EXAMPLES) for place in places]
-        worst += found
-        dearest = max(found, key=lambda each: each.per_unit)
+        results = [search.dearest(operation, place, EXAMPLES) for place in places]
+        worst += results
+        dearest = max(results, key=lambda each: each.per_unit)
         if CASES:  # what a good request costs in SQL does not grow with a request
             small = min(search.good_ms(Case.of(operation), is_warm=False) for _ in range(5))
             beyond.append(search.measure(dearest.case, 10).per_unit - small)
@@ -66,7 +66,9 @@ def test_the_dearest_request_of_every_operation_costs_little(search: Search) -> 
     print(f"{search.requests} requests, the largest error {search.largest} bytes. The dearest:")
     print(*worst[:10], sep="\n")
     print("Compared with good requests of their size:")
-    print(*(f"{ratio:.2f} {found}" for ratio, found in sorted(ratios, reverse=True)[:10]), sep="\n")
+    print(
+        *(f"{ratio:.2f} {result}" for ratio, result in sorted(ratios, reverse=True)[:10]), sep="\n"
+    )
     assert search.largest <= MOST_BYTES
     assert max(ratios)[0] <= MOST_RATIO
     assert not CASES or max(beyond) <= MOST_MS

@@ -101,10 +101,10 @@ async def test_the_address_pays_for_a_revoked_token(
         out = await client.post("/api/auth/logout", headers=(await make.signed_in(member)).headers)
         assert out.status_code == 204
         fresh = await make.signed_in(member)
-        found = await asyncio.gather(
+        answers = await asyncio.gather(
             *(client.get("/api/books", headers=member.headers) for _ in range(25))
         )
-        assert sorted(answer.status_code for answer in found) == [401] * 10 + [429] * 15
+        assert sorted(answer.status_code for answer in answers) == [401] * 10 + [429] * 15
         answer = await client.get("/api/books", headers=fresh.headers)
         assert answer.headers["RateLimit-Remaining"] == "9", "the user's units are their own"
         assert (await client.get("/api/books")).status_code == 429, "those of the address are gone"
@@ -118,19 +118,19 @@ async def test_a_revoked_token_finds_its_users_limit_full(
     rate = {"ratelimit_books_list": "3 per hour"}
     async with served(site, folder, storage=storage, **rate) as (make, client):
         member = await make.member()
-        found = [
+        seen = [
             (await client.get("/api/books", headers=member.headers)).status_code for _ in range(5)
         ]
-        assert found == [200] * 3 + [429] * 2
+        assert seen == [200] * 3 + [429] * 2
         await asyncio.sleep(0.05)
         out = await client.post("/api/auth/logout", headers=member.headers)
         assert out.status_code == 204
         await client.get("/api/profile", headers=(await make.signed_in(member)).headers)
         await asyncio.sleep(0.05)  # the account is in the cache again
-        found = [
+        seen = [
             (await client.get("/api/books", headers=member.headers)).status_code for _ in range(5)
         ]
-        assert found == [401] * 3 + [429] * 2, "for the address"
+        assert seen == [401] * 3 + [429] * 2, "for the address"
 
 
 async def test_custom_limits_are_charged_for_tokens_that_are_not_valid(
@@ -161,8 +161,8 @@ async def test_custom_limits_are_charged_for_tokens_that_are_not_valid(
             ("it", revoked.token, [401, 401, 429]),
         ):
             headers = {"Accept-Language": language, "Authorization": token}
-            found = [(await client.get("/own-key", headers=headers)).status_code for _ in range(3)]
-            assert found == statuses
+            seen = [(await client.get("/own-key", headers=headers)).status_code for _ in range(3)]
+            assert seen == statuses
 
 
 async def test_a_tier_that_was_changed_by_hand_counts_as_well(
@@ -201,7 +201,7 @@ async def test_an_account_that_cannot_be_read_is_no_defect(
         member = await make.member()
         items = make.app.extensions["cache"].items
 
-        async def fail(*asked: Any) -> None:
+        async def fail(*arguments: Any) -> None:
             raise TimeoutError
 
         monkeypatch.setattr(items, "read", fail)
@@ -222,10 +222,10 @@ async def test_revoked_tokens_are_remembered_for_a_while_and_bounded(
     await client.post("/api/auth/logout", headers=member.headers)
     await cache.clear()
 
-    async def count(*asked: Any) -> Any:
+    async def count(*arguments: Any) -> Any:
         nonlocal reads
         reads += 1
-        return await read(*asked)
+        return await read(*arguments)
 
     monkeypatch.setattr(cache.items, "read", count)
     for _ in range(5):

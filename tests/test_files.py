@@ -64,9 +64,9 @@ async def test_what_serving_makes_is_for_its_owner_alone(tmp_path: Path, mask: i
     assert {"books.db", "books.db-wal", "books.db-shm", "books.db.lock", "app.log"} <= names
     assert any(name.startswith("counter_") for name in names)
     assert all(
-        found == (0o700 if Path(name).name in {"var", "log"} or found & stat.S_IXUSR else 0o600)
-        for name, found in modes.items()
-    ), {name: oct(found) for name, found in modes.items()}
+        mode == (0o700 if Path(name).name in {"var", "log"} or mode & stat.S_IXUSR else 0o600)
+        for name, mode in modes.items()
+    ), {name: oct(mode) for name, mode in modes.items()}
 
 
 @pytest.mark.parametrize("words", [("migrate",), ("seed-db",)])

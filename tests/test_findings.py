@@ -23,7 +23,7 @@ def unknown(number: int) -> dict[str, int]:
     return {f"member {n:02}": n for n in range(number)}
 
 
-def told(answer: httpx.Response) -> dict[str, Any]:
+def problem_of(answer: httpx.Response) -> dict[str, Any]:
     """Give the body of a refusal that holds findings."""
     is_problem(answer, 400, "Validation Error")
     assert len(answer.content) <= MOST_BYTES
@@ -34,7 +34,7 @@ def told(answer: httpx.Response) -> dict[str, Any]:
 
 
 async def test_a_few_mistakes_are_all_listed(client: httpx.AsyncClient) -> None:
-    body = told(await client.post("/api/auth/login", json=GOOD | unknown(MOST_FIELDS)))
+    body = problem_of(await client.post("/api/auth/login", json=GOOD | unknown(MOST_FIELDS)))
     assert body["errors"] == dict.fromkeys(unknown(MOST_FIELDS), UNKNOWN)
     assert body["message"] == SENTENCE
 
@@ -43,7 +43,7 @@ async def test_of_many_mistakes_the_first_are_listed_and_the_rest_are_counted(
     client: httpx.AsyncClient,
 ) -> None:
     many = unknown(MAX_MEMBERS - 1)
-    body = told(await client.post("/api/auth/login", json={"email": 7} | many))
+    body = problem_of(await client.post("/api/auth/login", json={"email": 7} | many))
     first = [*many][: MOST_FIELDS - 2]
     missing = ["Missing data for required field."]
     wrong = {"email": ["Not a valid string."], "password": missing}
@@ -62,7 +62,9 @@ async def test_of_many_mistakes_the_first_are_listed_and_the_rest_are_counted(
 async def test_far_too_many_members_are_refused_as_a_whole(
     client: httpx.AsyncClient, path: str, number: int, sentence: str
 ) -> None:
-    assert told(await client.post(path, json=unknown(number)))["errors"] == {"_schema": [sentence]}
+    assert problem_of(await client.post(path, json=unknown(number)))["errors"] == {
+        "_schema": [sentence]
+    }
 
 
 @pytest.mark.parametrize("letter", ["a", "é", "書", "\x01", '"', "\U0001f4d6"])
@@ -71,13 +73,13 @@ async def test_long_names_are_cut(client: httpx.AsyncClient, make: Factory, lett
     names = [f"{n:02}" + letter * 100 for n in range(MAX_PARAMETERS)]
     short = [f"{name[:MOST_NAME]}…" for name in names]
     books = {"title": "T", "author": "A"} | dict.fromkeys(names, 1)
-    body = told(await client.post("/api/books", json=books, headers=member.headers))
+    body = problem_of(await client.post("/api/books", json=books, headers=member.headers))
     listed = len(body["errors"])
     assert 2 < listed <= MOST_FIELDS
     assert body["errors"] == dict.fromkeys(short[:listed], UNKNOWN)
     assert body["message"] == f"{SENTENCE}; {len(names) - listed} more are not listed"
     for path in ("/api/books", "/health"):
-        body = told(await client.get(path, params=dict.fromkeys(names[:2], 1)))
+        body = problem_of(await client.get(path, params=dict.fromkeys(names[:2], 1)))
         assert body["errors"] == dict.fromkeys(short[:2], UNKNOWN)
 
 
@@ -86,7 +88,7 @@ async def test_every_parameter_of_a_list_may_be_wrong_and_is_listed(
 ) -> None:
     names = [*BookQuery.model_fields]
     names.remove("cursor")  # any text may be one
-    body = told(await client.get("/api/books", params=dict.fromkeys(names, "")))
+    body = problem_of(await client.get("/api/books", params=dict.fromkeys(names, "")))
     assert set(body["errors"]) == set(names)
     assert body["message"] == SENTENCE
 

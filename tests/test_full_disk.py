@@ -141,8 +141,8 @@ async def ask_for_everything(url: str) -> int:
 
 def counted(text: str) -> int:
     """Sum up the requests that metrics tell of."""
-    found = re.findall(r"^octavo_request_seconds_count{.*} (\S+)$", text, re.MULTILINE)
-    return int(sum(map(float, found)))
+    counts = re.findall(r"^octavo_request_seconds_count{.*} (\S+)$", text, re.MULTILINE)
+    return int(sum(map(float, counts)))
 
 
 async def check_own_metrics(service: Served) -> None:

@@ -55,8 +55,8 @@ async def small(site: Site, folder: Path) -> AsyncIterator[Site]:
 
 def load_shedding(site: Site) -> LoadShedding:
     """Give the middleware of an application."""
-    found: LoadShedding = site.app.extensions["load_shedding"]
-    return found
+    middleware: LoadShedding = site.app.extensions["load_shedding"]
+    return middleware
 
 
 @asynccontextmanager

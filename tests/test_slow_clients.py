@@ -118,8 +118,8 @@ async def test_the_system_cuts_who_never_reads_whatever_protocol_serves(
         await loop.sock_sendall(client, b"GET /large HTTP/1.1\r\nHost: x\r\n\r\n")
 
         def is_open() -> bool:
-            found = psutil.Process().net_connections(kind="tcp")
-            return any(c.raddr == here and c.laddr.port == served_site.port for c in found)
+            connections = psutil.Process().net_connections(kind="tcp")
+            return any(c.raddr == here and c.laddr.port == served_site.port for c in connections)
 
         try:
             assert is_open()

@@ -163,9 +163,9 @@ async def test_old_names_get_new_keys_and_nobody_loses_an_account(
             await database.open()
             async with database.session() as db:
                 rows = await db.execute(text("SELECT username, username_key FROM users"))
-                found = {row.username: row.username_key for row in rows}
+                keys = {row.username: row.username_key for row in rows}
             await database.close()
-            return found
+            return keys
 
         await asyncio.to_thread(command.upgrade, config, "0003")
         database = Database(settings)

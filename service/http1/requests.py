@@ -230,8 +230,8 @@ SPECIAL = FRAMING | {b"expect", b"connection", b"upgrade"}
 def end_of_head(data: bytes, at: int, searched: int = 0) -> int | None:
     """Give where the head that begins at `at` ends, if it is whole. Raises RefusedError.
 
-    What cannot become a head any more is not waited for. searched: bytes behind `at` that a search
-    before has seen to hold no end.
+    Bytes that cannot become a head any more are refused at once. searched: the bytes behind `at`
+    in which an earlier search has seen no end.
     """
     begin = at + max(0, searched - len(END) + 1)
     end = data.find(END, begin) + len(END)

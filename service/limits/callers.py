@@ -77,8 +77,8 @@ class Callers:
         return _anybody(client[0], forwarded[-hops] if hops else "")
 
     def _read(self, scope: Any) -> Credentials:
-        anybody, told = self._address(scope), told_by(scope["headers"])
-        if not told.authorization or not bearer("".join(told.authorization)):
+        anybody, fields = self._address(scope), told_by(scope["headers"])
+        if not fields.authorization or not bearer("".join(fields.authorization)):
             return anybody
         # Errors are made when they are raised: kept in the scope, they would be rings with it.
         try:

@@ -80,8 +80,8 @@ class Gate:
                 raise refuse()
         except APIError as error:
             standing = headers(scope[STANDINGS]) if STANDINGS in scope else ()
-            told = {key.decode(): value.decode() for key, value in standing}
-            more = {"Vary": LIMITED_VARY} | self._origins.headers(scope) | told
+            limits = {key.decode(): value.decode() for key, value in standing}
+            more = {"Vary": LIMITED_VARY} | self._origins.headers(scope) | limits
             error.headers = {**error.headers, **more}
             raise
 

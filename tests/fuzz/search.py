@@ -47,7 +47,7 @@ class Search:
 
     def dearest(self, operation: Operation, place: str, examples: int) -> Found:
         """Find the dearest request that differs from a good one in a place."""
-        found: list[Found] = []
+        dearest: list[Found] = []
         token = self.run(self.make.admin()).token
 
         @settings(
@@ -62,13 +62,13 @@ class Search:
         def climb(case: Case) -> None:
             latest = self.measure(case, 1)
             target(latest.per_unit)
-            if not found or latest.per_unit > found[-1].per_unit:
+            if not dearest or latest.per_unit > dearest[-1].per_unit:
                 again = self.measure(case, 3)  # it may have been noise
-                if not found or again.per_unit > found[-1].per_unit:
-                    found.append(again)
+                if not dearest or again.per_unit > dearest[-1].per_unit:
+                    dearest.append(again)
 
         climb()
-        return found[-1]
+        return dearest[-1]
 
     def measure(self, case: Case, rounds: int) -> Found:
         """Measure a request; the cheapest of some rounds counts."""

@@ -55,8 +55,8 @@ async def test_a_trickle_after_the_answer_holds_no_connection(
     """Whether the answer says that the connection stays, or that it ends."""
     for name in ("UNREAD_SECONDS", "LINGER_SECONDS"):
         monkeypatch.setattr(wire, name, 0.5)
-    told = saying(start((b"content-length", b"3"), status=401), part(b"abc"))
-    async with bare(told, http1=http1) as site:
+    answering = saying(start((b"content-length", b"3"), status=401), part(b"abc"))
+    async with bare(answering, http1=http1) as site:
         reader, writer = await site.connect()
         writer.write(raw)
         async with asyncio.timeout(DEADLINE):
@@ -112,9 +112,9 @@ async def test_a_408_is_the_last_answer(http1: str) -> None:
         reader, writer = await site.connect()
         writer.write(POST % 3 + b"a")
         async with asyncio.timeout(DEADLINE):
-            told = await reader.read()
-        assert b"connection: close\r\n" in told
-        assert told.endswith(b"abc")
+            answer = await reader.read()
+        assert b"connection: close\r\n" in answer
+        assert answer.endswith(b"abc")
         writer.close()
 
 
