@@ -108,7 +108,7 @@ class Served:
     def token(self) -> str | None:
         """Name the epoch that the cache may be used in now."""
         lease = self.cache.fence.lease()
-        return lease and lease.token
+        return None if lease is None else lease.token
 
     async def leased(self) -> str | None:
         """Wait until the cache may be used as the database says: name the epoch."""
