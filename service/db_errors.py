@@ -75,6 +75,16 @@ def sqlstate(error: BaseException | None) -> str | None:
     return state if isinstance(state, str) else None
 
 
+def driver_error(error: BaseException | None) -> BaseException | None:
+    """Give the driver's own error, of SQLAlchemy's or by itself."""
+    if not isinstance(error, DBAPIError):
+        return error
+    try:
+        return error.driver_exception
+    except ValueError:  # SQLAlchemy forgets it where a prepared statement no longer holds
+        return error.orig and error.orig.__cause__
+
+
 def server_state(error: BaseException | None) -> ServerState | None:
     """Give what a driver's error tells of the database's state, if it does."""
     if isinstance(error, sqlite3.Error):
@@ -96,7 +106,7 @@ def may_be_tried_again(error: DBAPIError) -> bool:
     It made room for another one; a table was migrated under it; or its connection led to a
     read-only server and has left the pool.
     """
-    driver = error.driver_exception
+    driver = driver_error(error)
     if is_read_only(driver):
         return error.connection_invalidated
     return sqlstate(driver) in RETRIED_STATES or isinstance(driver, InvalidCachedStatementError)
@@ -105,7 +115,7 @@ def may_be_tried_again(error: DBAPIError) -> bool:
 def is_unavailable(error: BaseException | None) -> bool:
     """Whether an error says that the database is down or full, rather than that we are wrong."""
     if isinstance(error, DBAPIError):
-        driver = error.driver_exception
+        driver = driver_error(error)
         is_refused = error.statement is None and sqlstate(driver) == REFUSED
         return error.connection_invalidated or is_refused or is_unavailable(driver)
     unavailable = PoolTimeoutError | OSError | TimeoutError | InvalidCachedStatementError
@@ -114,7 +124,7 @@ def is_unavailable(error: BaseException | None) -> bool:
 
 def is_busy(error: BaseException | None) -> bool:
     """Whether an error says that somebody else held for too long what was needed."""
-    state = server_state(error.driver_exception if isinstance(error, DBAPIError) else error)
+    state = server_state(driver_error(error))
     return state is not None and state.codes in BUSY
 
 
@@ -122,7 +132,7 @@ def is_unfit(error: BaseException | None) -> bool:
     """Whether an error says that a value, let in by us, is none that the database can hold."""
     if not isinstance(error, DBAPIError):
         return False
-    driver = error.driver_exception
+    driver = driver_error(error)
     if isinstance(driver, sqlite3.Error):
         return bool(UNFIT_SQLITE.match(getattr(driver, "sqlite_errorname", "")))
     return isinstance(driver, OverflowError) or bool(UNFIT_STATES.match(sqlstate(driver) or ""))
@@ -130,7 +140,7 @@ def is_unfit(error: BaseException | None) -> bool:
 
 def lacks_tables(error: BaseException | None) -> bool:
     """Whether an error says that a table or column is missing: migrations are behind."""
-    driver = error.driver_exception if isinstance(error, DBAPIError) else error
+    driver = driver_error(error)
     if isinstance(driver, sqlite3.Error):
         return str(driver).startswith(("no such table", "no such column"))
     return sqlstate(driver) in {"42P01", "42703"}

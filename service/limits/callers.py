@@ -14,7 +14,7 @@ from service.security import Claims, InvalidTokenError, Tokens, bearer
 
 FREE = "free"
 CREDENTIALS = "octavo.credentials"  # in the scope, once they were read
-REVOKED_SECONDS = 60.0  # that a revoked token is remembered
+REVOKED_SECONDS = 5.0  # that a revoked token is remembered: its account may come back
 MOST_REVOKED = 4_096  # tokens that are remembered
 
 
