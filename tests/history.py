@@ -180,7 +180,7 @@ class Recorder:
         except httpx.TimeoutException:
             self.wrong.append(f"{method} {path}: worker {worker.number} does not answer")
             return None
-        except (httpx.TransportError, TimeoutError):
+        except (httpx.TransportError, TimeoutError, AttributeError):  # anyio's, of a lost socket
             self.counts[f"{kind}, unanswered"] += 1
             if kind == "write":
                 self.writes.append((start, start + LONGEST))
