@@ -29,7 +29,6 @@ BUMP_PATIENCE = 6.0  # SQLite's other writers come first
 UNSEEN = 5.0  # seconds in which a committing database is slow, and not gone
 UNMARKED_LOCK = 0x0C7A_0003  # PostgreSQL's advisory lock: of writes without marks, and recovery
 SERVING_LOCK = 0x0C7A_0004  # of who serves: alone, or with others that share a Redis
-# It changes nothing, and fails on a server that is read-only: a standby, or an old primary.
 PRIMARY = "WITH nothing AS (UPDATE cache_state SET epoch = epoch WHERE false) "
 CLOCK = {  # the database's, in seconds: the one clock that all processes have
     "postgresql": "extract(epoch FROM clock_timestamp())::float8",
@@ -119,9 +118,9 @@ class Epochs:
         return self._engine.dialect.name == "postgresql"
 
     async def read(self) -> State:
-        """Read the row, on a server that takes writes: any other one may be left behind."""
-        query = _state_query(self._clock).text
-        state = _state(await self._ask(PRIMARY + query if self.is_postgresql else query))
+        """Read the row. PRIMARY changes nothing, and fails on a read-only server: it may be behind."""
+        primary = PRIMARY if self.is_postgresql else ""
+        state = _state(await self._ask(primary + _state_query(self._clock).text))
         if state.age < -2 * UNSEEN:  # the database's clock was set back: the age begins anew
             await self._renew(state.epoch)
         return state
