@@ -118,7 +118,7 @@ class Epochs:
         return self._engine.dialect.name == "postgresql"
 
     async def read(self) -> State:
-        """Read the row. PRIMARY changes nothing, and fails on a read-only server: it may be behind."""
+        """Read the row. PRIMARY changes nothing, and fails on a read-only server: it may be old."""
         primary = PRIMARY if self.is_postgresql else ""
         state = _state(await self._ask(primary + _state_query(self._clock).text))
         if state.age < -2 * UNSEEN:  # the database's clock was set back: the age begins anew

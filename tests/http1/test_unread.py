@@ -112,9 +112,9 @@ async def test_a_408_is_the_last_answer(http1: str) -> None:
         reader, writer = await site.connect()
         writer.write(POST % 3 + b"a")
         async with asyncio.timeout(DEADLINE):
-            answer = await reader.read()
-        assert b"connection: close\r\n" in answer
-        assert answer.endswith(b"abc")
+            reply = await reader.read()
+        assert b"connection: close\r\n" in reply
+        assert reply.endswith(b"abc")
         writer.close()
 
 
