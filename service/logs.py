@@ -74,7 +74,7 @@ class _Queued(QueueHandler):
 class RefusalFilter(logging.Filter):
     """Bounds the lines about refused requests (`extra=REFUSAL`), and counts those left out.
 
-    Whoever is refused may come again at once: such lines would roll the file over, and push out
+    A refused client may retry at once: such lines would roll the file over, and push out
     those that tell why.
     """
 

@@ -45,7 +45,7 @@ class Plan(BaseModel):
 
 
 class Outcome(BaseModel):
-    """What was answered. Times in seconds.
+    """The answers that a plan got. Times in seconds.
 
     statuses: how many answers, by status; 0 is none. late: answers of 200 or 201 that took longer
     than the budget of 2 s. unsent: requests of an open loop for which no connection was free.

@@ -27,7 +27,7 @@ HOT, DOOMED = 12, 1_000 if SOAK else 50
 OPERATIONS, SECONDS, CREATES = (200_000, 0, 1_000) if SOAK else (0, 40, 100)
 LONGEST = 25 if SOAK else 3  # that a way is bad: beyond the recovery of all others
 Way = Callable[[], Awaitable[object]]
-PATIENCE = 8.0  # of who writes: to turn the cache off takes 2.2 s, perhaps twice
+PATIENCE = 6.0  # of who writes: to turn the cache off takes 2.2 s, perhaps twice
 
 
 def did(kind: Kind, start: float, end: float, version: int = 0, value: str = "") -> Operation:

@@ -1,4 +1,4 @@
-"""Who makes a request: a user by their token's signature, else an address one can believe."""
+"""The caller of a request: a user by the signature of their token, else a trusted address."""
 
 import time
 from collections import OrderedDict
