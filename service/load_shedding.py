@@ -32,7 +32,7 @@ from service.precedence import COSTLY, NEVER_SHED
 # Enough to keep the event loop and every database connection busy, and few enough for one turn of
 # the loop to last some milliseconds: measured in docs/decisions.md.
 CONCURRENT_REQUESTS = 64
-ADMISSION = "octavo.admission"  # in the scope: the server has asked for the turn
+ADMISSION = "octavo.admission"  # in the scope: of a request that has waited, or was submitted
 LONGEST_KNOWN_PATH = 100  # characters of a path whose priority is remembered
 
 Headers = list[tuple[bytes, bytes]]
@@ -65,9 +65,8 @@ class LoadShedding:
         if scope["type"] != "http" or scope["path"] in self._never_shed:
             return await self._inner(scope, receive, send)
         state: Any = scope
-        admission: Admission | None = state.pop(ADMISSION, None)
-        if admission is None:
-            admission = Admission(self.queue)
+        admission: Admission = state.pop(ADMISSION, None) or Admission(self.queue)
+        if not admission.is_running:
             if WHOLE not in state and told_by(scope["headers"]).has_body:
                 receive = _Body(self, admission, state, receive)
             elif not await self.enter(state, admission):
@@ -86,7 +85,7 @@ class LoadShedding:
         What `start` begins calls the application. The admission ends with that, or earlier if the
         client has gone.
         """
-        admission = Admission(self.queue)
+        admission: Admission = scope.get(ADMISSION) or Admission(self.queue)
         if scope["path"] in self._never_shed:
             start()
         else:

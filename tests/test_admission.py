@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from service.admission import Admission, AdmissionQueue, queue
+from service.admission import Admission, AdmissionQueue, queue, quick
 from service.admission.timeout import FIRST_PAUSE, SHORTEST, QueueTimeout
 
 LIMIT, BUDGET = 64, 2.0
@@ -26,9 +26,10 @@ class Simulation:
         self.now = 1_000.0
         self.service_seconds = 1 / rate
         self.queue = AdmissionQueue(LIMIT, BUDGET)
-        self.busy_until = 0.0
+        self.busy_until = self.quick_until = 0.0
         self.waits: list[float] = []  # of what was admitted
         self.refusals: list[float] = []  # when
+        self.longest_quick = 0.0  # wait for the answer to a quick request
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
 
@@ -67,6 +68,26 @@ class Simulation:
         self.queue.submit(Admission(self.queue), start, refuse, is_costly=is_costly)
         return outcome
 
+    def call_soon(self, callback: Callable[..., None], *args: Any, context: Any) -> None:
+        """Stand in for the event loop."""
+        self.call_later(0.0, partial(context.run, callback, *args))
+
+    def quick_request(self, done: Callable[[], None]) -> None:
+        """Send a request whose answer is in memory: it costs a twentieth of the others."""
+        arrived = self.now
+
+        def start(_: float) -> None:  # others go on later
+            seconds = self.service_seconds / 20
+            self.busy_until = max(self.busy_until, self.now) + seconds
+            self.quick_until = max(self.quick_until, self.now) + seconds
+            self.call_later(self.quick_until - self.now, end)
+
+        def end() -> None:
+            self.longest_quick = max(self.longest_quick, self.now - arrived)
+            done()
+
+        self.queue.submit_quick(start)
+
     def closed_loop(self, connections: int, until: float) -> None:
         """Let clients repeat their requests as soon as they are answered."""
 
@@ -99,9 +120,10 @@ def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Simulation]:
     def make(rate: float) -> Simulation:
         simulation = Simulation(rate)
         clock = SimpleNamespace(monotonic=lambda: simulation.now)
-        monkeypatch.setattr(queue, "time", clock)
         loop = SimpleNamespace(get_running_loop=lambda: simulation)
-        monkeypatch.setattr(queue, "asyncio", loop)
+        for module in (queue, quick):
+            monkeypatch.setattr(module, "time", clock)
+            monkeypatch.setattr(module, "asyncio", loop)
         return simulation
 
     return make
@@ -275,3 +297,47 @@ def test_a_step_is_undone_when_it_brings_more_requests() -> None:
     for _ in range(10):
         window(100)
     assert timeout.seconds == BUDGET / SHORTEST
+
+
+@pytest.mark.parametrize("gives_way", [True, False])
+def test_quick_requests_do_not_let_others_be_refused(
+    simulate: Simulate, monkeypatch: pytest.MonkeyPatch, gives_way: bool
+) -> None:
+    """1,000 clients read a catalogue in order, and 990 rows of it are not in memory."""
+    simulation = simulate(900)
+    if not gives_way:
+        monkeypatch.setattr(AdmissionQueue, "_is_wait_long", lambda *_: False)
+        simulation.queue = AdmissionQueue(LIMIT, BUDGET)
+    until = simulation.now + 6
+    numbers = itertools.count()
+
+    def send() -> None:
+        if simulation.now >= until:
+            return
+        number = next(numbers)
+        if number % 40_000 < 990:
+            simulation.request(send)
+        else:
+            simulation.quick_request(send)
+
+    for _ in range(1_000):
+        send()
+    simulation.run(until + 10)
+    assert simulation.queue.waiting == 0
+    assert (len(simulation.refusals) == 0) == gives_way
+    assert simulation.longest_quick < (BUDGET / 2 if gives_way else 0.2)
+
+
+def test_what_a_request_has_waited_before_is_part_of_its_budget(simulate: Simulate) -> None:
+    simulation = simulate(100)
+    for _ in range(LIMIT + 400):
+        simulation.request()
+    outcome: list[str] = []
+    simulation.queue.submit(
+        Admission(simulation.queue, BUDGET * 0.75),
+        lambda: outcome.append("started"),
+        lambda: outcome.append("refused"),
+    )
+    simulation.run(simulation.now + BUDGET * 1.1)
+    assert outcome == ["refused"]
+    assert simulation.refusals[0] >= 1_000 + BUDGET

@@ -408,6 +408,7 @@ def say(name: str, outcome: Outcome) -> None:
     )
 
 
+BUDGET_SECONDS = 2.0  # the default
 KINDS: list[Kind] = ["item", "page", "filtered", "create", "update"]
 BURSTS: list[tuple[Kind, int]] = [
     *(("item", number) for number in (50, 100, 500, 1_000)),
@@ -422,18 +423,22 @@ BURSTS: list[tuple[Kind, int]] = [
 async def test_load_at_default_settings(tmp_path: Path, empty_url: str, redis_url: str) -> None:
     seconds = float(os.environ.get("LOAD_SECONDS", "60"))
     async with standing(tmp_path, empty_url, redis_url) as stand:
+        rates: dict[str, float] = {}  # a second, of requests that the cache cannot answer
         for kind, number in BURSTS:
             outcome = await stand.load("burst", kind, number)
             say(f"burst of {number} {kind}", outcome)
             assert outcome.broken == outcome.refused == 0
+            rates[kind] = outcome.good / outcome.seconds
         for kind in KINDS:
             for connections in (32, 256, 1_000):
                 outcome = await stand.load("closed", kind, connections, seconds)
                 say(f"{connections} connections, {kind}", outcome)
                 assert outcome.broken == 0
-                done_in_budget = 2 * outcome.good / outcome.seconds
-                if connections <= done_in_budget:
+                rate = rates.setdefault(kind, outcome.good / outcome.seconds)
+                if connections < 1_000 or connections / rate <= BUDGET_SECONDS / 2:
                     assert outcome.refused == 0
+                elif connections / rate <= BUDGET_SECONDS:  # the speed of a machine varies
+                    assert outcome.refused <= 0.02 * outcome.good
         peak = await stand.load("closed", "mix", 32, seconds / 4)
         rate = 3 * peak.good / peak.seconds
         say("peak of the mix", peak)

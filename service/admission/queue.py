@@ -6,11 +6,15 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from math import inf
 from typing import NamedTuple
 
+from service.admission.quick import QuickRequests, Start
 from service.admission.timeout import QueueTimeout
 
 AT_ONCE = 100  # refusals in one turn of the event loop
+LONG_WAIT = 8  # the budget divided by this: after such a wait quick requests give way
+GIVING_WAY = 4  # the budget divided by this: the longest time for which they do
 
 
 class Waiting(NamedTuple):
@@ -37,6 +41,7 @@ class AdmissionQueue:
         self._ordinary: deque[Waiting] = deque()
         self._costly: deque[Waiting] = deque()
         self._timer: asyncio.TimerHandle | None = None
+        self._quick = QuickRequests(self._is_wait_long, budget / GIVING_WAY)
 
     @property
     def budget(self) -> float:
@@ -61,7 +66,7 @@ class AdmissionQueue:
             return self._start(admission, start)
         now = time.monotonic()
         queue = self._costly if is_costly else self._ordinary
-        queue.append(Waiting(now, admission, start, refuse))
+        queue.append(Waiting(now - admission.waited, admission, start, refuse))
         admission.is_waiting = True
         self.waiting += 1
         before = self.timeout.seconds
@@ -70,18 +75,31 @@ class AdmissionQueue:
             self._set_timer(now)
         return None
 
+    def submit_quick(self, start: Start) -> None:
+        """Call `start` of a request that is likely to cost little: it needs no turn.
+
+        Quick requests go first until another request has waited for an eighth of the budget. From
+        then on they give way, for at most a quarter of it. While requests are being refused they
+        go first again, because they can be answered.
+        """
+        if self.waiting:
+            self._quick.submit(start)
+        else:
+            start(0.0)
+
     def release(self) -> None:
         """Let the next request run in the place of one that has ended, or waits elsewhere."""
         self.running -= 1
         now = time.monotonic()
         while self.running < self.limit and self.waiting:
             arrived, admission, start, _ = self._next()
-            admission.waited += now - arrived
+            admission.waited = now - arrived
             self._start(admission, start)
         if self._timer is not None and not self.waiting:
             self._timer.cancel()
             self._timer = None
             self.timeout.emptied()
+        self._quick.go_on(now)
 
     def resume(self) -> None:
         """Count a request again that has waited elsewhere: it is not refused any more."""
@@ -106,6 +124,15 @@ class AdmissionQueue:
             queue.popleft()  # its client has gone
         return queue[0] if queue else None
 
+    def _oldest_arrival(self) -> float:
+        """Tell when the oldest of the waiting requests came; inf: none waits."""
+        oldest = (self._oldest(queue) for queue in (self._ordinary, self._costly))
+        return min((waiting.arrived for waiting in oldest if waiting), default=inf)
+
+    def _is_wait_long(self, now: float) -> bool:
+        is_long = now - self._oldest_arrival() > self.budget / LONG_WAIT
+        return is_long and not self.timeout.is_overloaded
+
     def _take(self, queue: deque[Waiting]) -> Waiting:
         waiting = queue.popleft()
         waiting.admission.is_waiting = False
@@ -117,13 +144,9 @@ class AdmissionQueue:
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
-        oldest = [
-            waiting.arrived
-            for queue in (self._ordinary, self._costly)
-            if (waiting := self._oldest(queue)) is not None
-        ]
-        if oldest:
-            seconds = max(0.0, min(oldest) + self.timeout.seconds - now)
+        oldest = self._oldest_arrival()
+        if oldest < inf:
+            seconds = max(0.0, oldest + self.timeout.seconds - now)
             self._timer = asyncio.get_running_loop().call_later(seconds, self._refuse_oldest)
 
     def _refuse_oldest(self) -> None:
@@ -148,15 +171,16 @@ class AdmissionQueue:
 class Admission:
     """The turn of one request, and the time that it has spent waiting.
 
-    waited: seconds in the queue, for a database connection and for a thread, together.
+    waited: seconds in the queue and before it, for a database connection and for a thread,
+    together.
     is_waiting: it is in the queue. is_running: the queue counts it.
     """
 
     __slots__ = ("_queue", "is_running", "is_waiting", "waited")
 
-    def __init__(self, queue: AdmissionQueue) -> None:
+    def __init__(self, queue: AdmissionQueue, waited: float = 0.0) -> None:
         self._queue = queue
-        self.waited = 0.0
+        self.waited = waited
         self.is_waiting = self.is_running = False
 
     @property

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 
 from quart import Quart
 
+from service.admission import Admission, AdmissionQueue
 from service.books.service import BOOKS
 from service.cache import GEN, Cache, Entry, Replied
 from service.cache.entries import read
@@ -23,6 +24,7 @@ from service.limits import Limiter
 from service.limits.callers import Caller
 from service.limits.claims import Decision
 from service.limits.wording import lines
+from service.load_shedding import ADMISSION
 from service.logs import request_id
 from service.security import Claims
 from service.shortway.look import Look, Ready, Route, Sought, Tell
@@ -69,6 +71,7 @@ class ShortWay:
         self._cache: Cache = app.extensions["cache"]
         self.store = self._cache.store
         self._limiter: Limiter = app.extensions["limiter"]
+        self._queue: AdmissionQueue = app.extensions["load_shedding"].queue
         self._origins: Origins = app.extensions["origins"]
         self._base = None if settings.public_url is None else settings.public_url.encode()
         is_kept = settings.cache_pages == "generation"
@@ -105,7 +108,13 @@ class ShortWay:
         has_token = credentials.claims is not None
         if credentials.refuse is not None or (has_token and not self._keeps_items):
             return False
-        Look(self, scope, sought, credentials, tell)
+
+        def begin(waited: float) -> None:
+            if waited:
+                scope[ADMISSION] = Admission(self._queue, waited)
+            Look(self, scope, sought, credentials, tell)
+
+        self._queue.submit_quick(begin)
         return True
 
     def _tell_alive(self, scope: Any, tell: Tell, begun: float) -> None:
