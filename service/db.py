@@ -11,6 +11,7 @@ import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from math import inf
 from typing import Any, TypeVar
 
 from quart import Quart, current_app
@@ -86,6 +87,14 @@ class Database:
         """How many connections are at work."""
         pools: set[Any] = {self.reader.pool, self.writer.pool}
         return sum(pool.checkedout() for pool in pools)
+
+    def oldest_wait(self) -> float:
+        """Tell since when a request waits for SQLite's threads; inf: none waits.
+
+        These threads share the CPU of the event loop, which takes it all as long as it is busy.
+        PostgreSQL has CPU of its own.
+        """
+        return self.waits.oldest if self._settings.is_sqlite else inf
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
 from typing import Any
 
@@ -51,11 +51,21 @@ class _Abrupt(asyncpg.Connection):
 
 @dataclass
 class Waits:
-    """Waits for a connection of a pool that has none left: how many, how long, and how many now."""
+    """Waits for a connection of a pool that has none left: how many, how long, and since when."""
 
     number: int = 0
     seconds: float = 0.0
-    waiting: int = 0
+    begun: dict[object, float] = field(default_factory=dict)  # those of now, in monotonic time
+
+    @property
+    def waiting(self) -> int:
+        """How many requests wait now."""
+        return len(self.begun)
+
+    @property
+    def oldest(self) -> float:
+        """When the request began to wait that waits the longest; inf: none waits."""
+        return next(iter(self.begun.values()), inf)
 
 
 def _fair_pool(waits: Waits) -> type[AsyncAdaptedQueuePool]:
@@ -87,14 +97,15 @@ def _fair_pool(waits: Waits) -> type[AsyncAdaptedQueuePool]:
         def _wait(self) -> None:
             begun, seconds = time.monotonic(), seconds_left(self._timeout)
             waits.number += 1
-            waits.waiting += 1
+            wait = object()
+            waits.begun[wait] = begun
             try:
                 with waiting():
                     await_only(asyncio.wait_for(self._free.acquire(), seconds))
             except TimeoutError:
                 raise PoolTimeoutError("No connection was free in time") from None
             finally:
-                waits.waiting -= 1
+                del waits.begun[wait]
                 waits.seconds += time.monotonic() - begun
 
         def _do_return_conn(self, record: Any) -> None:

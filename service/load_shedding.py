@@ -23,6 +23,7 @@ from service.admission import OVERLOADED, Admission, AdmissionQueue, current
 from service.asgi import WHOLE, answer
 from service.config import Settings
 from service.cors import Origins
+from service.db import Database
 from service.errors import MIMETYPE, ServiceUnavailableError, problem
 from service.fields import told_by
 from service.front import END, NO_PAGE, SHED, VARY, Front, request_name
@@ -45,7 +46,8 @@ class LoadShedding:
     def __init__(self, app: Quart, inner: ASGIFramework, budget: float) -> None:
         self._app = app
         self._inner = inner
-        self.queue = AdmissionQueue(CONCURRENT_REQUESTS, budget)
+        database: Database = app.extensions["database"]
+        self.queue = AdmissionQueue(CONCURRENT_REQUESTS, budget, database.oldest_wait)
         self._origins: Origins = app.extensions["origins"]
         front: Front = app.extensions["front"]
         self._match = app.url_map.bind("").match

@@ -31,10 +31,16 @@ class AdmissionQueue:
 
     The oldest request comes first. While requests are being refused, costly requests come after
     all others.
+
+    oldest_elsewhere: tells since when a running request waits for something that needs the CPU
+    of this process (monotonic time; inf: none does).
     """
 
-    def __init__(self, limit: int, budget: float) -> None:
+    def __init__(
+        self, limit: int, budget: float, oldest_elsewhere: Callable[[], float] = lambda: inf
+    ) -> None:
         self.limit = limit
+        self._oldest_elsewhere = oldest_elsewhere
         self.timeout = QueueTimeout(budget)
         self.running = self.waiting = 0  # requests, now
         self.refused = 0  # requests, since the process began
@@ -82,7 +88,7 @@ class AdmissionQueue:
         then on they give way, for at most a quarter of it. While requests are being refused they
         go first again, because they can be answered.
         """
-        if self.waiting:
+        if self.waiting or self._oldest_elsewhere() < inf:
             self._quick.submit(start)
         else:
             start(0.0)
@@ -130,7 +136,8 @@ class AdmissionQueue:
         return min((waiting.arrived for waiting in oldest if waiting), default=inf)
 
     def _is_wait_long(self, now: float) -> bool:
-        is_long = now - self._oldest_arrival() > self.budget / LONG_WAIT
+        oldest = min(self._oldest_arrival(), self._oldest_elsewhere())
+        is_long = now - oldest > self.budget / LONG_WAIT
         return is_long and not self.timeout.is_overloaded
 
     def _take(self, queue: deque[Waiting]) -> Waiting:

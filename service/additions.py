@@ -1,0 +1,157 @@
+"""Additions: hooks, handlers and middleware that somebody puts on the application.
+
+The fast ways around Quart's cycle would bypass them. So every request takes Quart's way as long as
+there is anything that is not of this package. Hooks are looked for when the application starts, and
+again every second, because signals can be connected and middleware can be set at any time.
+"""
+
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import quart
+import quart_schema
+from quart import Quart, signals
+
+import service
+from service.config import Settings
+
+HOOKS = {
+    "before_request": "before_request_funcs",
+    "after_request": "after_request_funcs",
+    "teardown_request": "teardown_request_funcs",
+    "teardown_appcontext": "teardown_appcontext_funcs",
+    "url_value_preprocessor": "url_value_preprocessors",
+    "errorhandler": "error_handler_spec",
+}
+REPLACED = (
+    "asgi_app", "asgi_http_class", "request_class", "response_class", "session_interface",
+)  # fmt: skip
+SIGNALS = {
+    "request_started": signals.request_started,
+    "request_finished": signals.request_finished,
+    "request_tearing_down": signals.request_tearing_down,
+    "got_request_exception": signals.got_request_exception,
+    "appcontext_pushed": signals.appcontext_pushed,
+    "appcontext_popped": signals.appcontext_popped,
+    "appcontext_tearing_down": signals.appcontext_tearing_down,
+}
+# Of Quart's class: some libraries put their own in the place of these.
+METHODS = (
+    "__call__", "asgi_app", "handle_request", "full_dispatch_request", "preprocess_request",
+    "dispatch_request", "finalize_request", "process_response", "make_response",
+    "handle_http_exception", "handle_user_exception", "handle_exception", "do_teardown_request",
+)  # fmt: skip
+OWN_FOLDERS = [Path(module.__file__ or "").parent for module in (quart, quart_schema, service)]
+SECONDS = 1.0  # between two looks
+
+Part = tuple[str, Any]  # the kind of a hook, and the hook
+
+
+class Additions:
+    """Says whether anything was added to an application, and what."""
+
+    def __init__(self, app: Quart) -> None:
+        self._app = app
+        self._logger: logging.Logger = app.logger
+        self._own: dict[str, list[Any]] = {}
+        self._asgi_app: Any = None  # at the last look
+        self._views: dict[str, Any] = {}
+        self._look_at = 0.0
+        self.names: list[str] = []
+
+    def begin(self) -> None:
+        """Remember what this package has put on the application, which is complete now."""
+        self._remember(lambda kind, part: kind not in HOOKS or _is_own(part))
+
+    def accept(self) -> None:
+        """Let requests go past all that is there now: what measures, and changes no answer."""
+        self._remember(lambda kind, part: True)
+
+    def _remember(self, is_own: Callable[[str, Any], bool]) -> None:
+        for kind, part in self._parts():
+            if is_own(kind, part):
+                self._own.setdefault(kind, []).append(part)
+        self._views = dict(self._app.view_functions)
+
+    @property
+    def are_there(self) -> bool:
+        """Whether there is any addition: looked for once a second; middleware each time."""
+        if time.monotonic() >= self._look_at or self._app.asgi_app is not self._asgi_app:
+            self.look()
+        return bool(self.names)
+
+    def look(self) -> None:
+        """Look for additions, and warn of new ones."""
+        self._look_at = time.monotonic() + SECONDS
+        self._asgi_app = self._app.asgi_app
+        names = sorted({f"{kind}: {name_of(part)}" for kind, part in self._added()})
+        if names and names != self.names:
+            self._logger.warning(
+                "Every request takes Quart's way, so that it meets what was added (%s): "
+                "an answer from the cache costs about ten times as much",
+                ", ".join(names),
+            )
+        elif self.names and not names:
+            self._logger.warning("The fast path is on again: nothing is added any more")
+        self.names = names
+
+    def _added(self) -> Iterator[Part]:
+        for kind, part in self._parts():
+            if not any(part is own for own in self._own.get(kind, ())):
+                yield kind, part
+        for kind, signal in SIGNALS.items():
+            for receiver in signal.receivers_for(self._app):
+                yield kind, receiver
+        for endpoint, view in self._views.items():
+            if (now := self._app.view_functions.get(endpoint)) is not view:
+                yield f"view of {endpoint}", now
+        for name in METHODS:
+            method = getattr(type(self._app), name)
+            if not _is_own(method):
+                yield f"Quart.{name}", method
+
+    def _parts(self) -> Iterator[Part]:
+        """Give what hangs on the application: each hook, and each class that may be replaced."""
+        for kind, attribute in HOOKS.items():
+            for hook in _hooks(getattr(self._app, attribute)):
+                yield kind, hook
+        for attribute in REPLACED:
+            yield attribute, getattr(self._app, attribute)
+        for name in METHODS:
+            if (method := vars(self._app).get(name)) is not None and name != "asgi_app":
+                yield name, method
+
+
+def _hooks(value: Any) -> Iterator[Any]:
+    """Give the functions in Quart's tables: by blueprint, by status and by exception."""
+    if isinstance(value, Mapping):
+        for inner in list(value.values()):
+            yield from _hooks(inner)
+    elif isinstance(value, Iterable) and not callable(value):
+        yield from value
+    else:
+        yield value
+
+
+def _is_own(function: Any) -> bool:
+    file = Path(function.__code__.co_filename) if hasattr(function, "__code__") else Path()
+    return any(file.is_relative_to(folder) for folder in OWN_FOLDERS)
+
+
+def name_of(part: Any) -> str:
+    """Name a function or a class; of any other object its class."""
+    named = part if hasattr(part, "__qualname__") else type(part)
+    return f"{named.__module__}.{named.__qualname__}"
+
+
+def init_app(app: Quart, settings: Settings) -> None:
+    """Look for additions before the application serves."""
+    additions = app.extensions["additions"] = Additions(app)
+
+    @app.while_serving
+    async def lifespan() -> AsyncGenerator[None, None]:
+        additions.look()
+        yield

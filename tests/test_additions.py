@@ -1,0 +1,350 @@
+"""What somebody adds to the application sees every request, also those of the fast ways."""
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import sentry_sdk
+import uvicorn
+from opentelemetry.instrumentation.asgi import OpenTelemetryMiddleware
+from pydantic import BaseModel
+from quart import Quart, Response, g, request, signals
+from quart_schema import validate_request, validate_response
+from sentry_sdk.integrations.asgi import SentryAsgiMiddleware
+from sentry_sdk.transport import Transport
+
+from service.app import create_app
+from service.books import books_bp
+from service.config import Settings
+from service.errors import ResourceNotFoundError
+from tests.conftest import Site, settings_for, visiting
+from tests.factories import Factory
+
+Seen = list[str]  # what an addition has seen
+Add = Callable[[Quart, Seen], None]
+
+
+def before_request(app: Quart, seen: Seen) -> None:
+    @app.before_request
+    async def hook() -> None:
+        seen.append(request.path)
+
+
+def after_request(app: Quart, seen: Seen) -> None:
+    @app.after_request
+    async def hook(response: Response) -> Response:
+        seen.append(request.path)
+        response.headers["X-Added"] = "1"
+        return response
+
+
+def teardown_request(app: Quart, seen: Seen) -> None:
+    @app.teardown_request
+    async def hook(error: BaseException | None) -> None:
+        seen.append("")
+
+
+def tenant(app: Quart, seen: Seen) -> None:
+    @app.url_value_preprocessor
+    async def hook(endpoint: str | None, values: dict[str, Any] | None) -> None:
+        g.tenant = request.headers.get("X-Tenant", "none")
+        seen.append(g.tenant)
+
+
+def signal(app: Quart, seen: Seen) -> None:
+    async def receive(sender: Quart, **_: Any) -> None:
+        seen.append("")
+
+    signals.request_started.connect(receive, app)
+    app.extensions["receiver"] = receive  # a signal holds its receivers weakly
+
+
+class ProxyFix:
+    """Takes the client's address from a header, as hypercorn.middleware does."""
+
+    def __init__(self, inner: Any, seen: Seen) -> None:
+        self._inner, self._seen = inner, seen
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "http":
+            self._seen.append(scope["path"])
+            scope = {**scope, "client": ("10.9.8.7", 0)}
+        await self._inner(scope, receive, send)
+
+
+def middleware(app: Quart, seen: Seen) -> None:
+    app.asgi_app = ProxyFix(app.asgi_app, seen)  # type: ignore[method-assign]  # Quart's way in
+
+
+def open_telemetry(app: Quart, seen: Seen) -> None:
+    inner = app.asgi_app
+    app.asgi_app = OpenTelemetryMiddleware(  # type: ignore[method-assign]  # Quart's way in
+        inner, server_request_hook=lambda span, scope: seen.append(scope["path"])
+    )
+
+
+def sentry(app: Quart, seen: Seen) -> None:
+    class Collector(Transport):
+        """Keeps what would be sent."""
+
+        def capture_envelope(self, envelope: Any) -> None:
+            seen.extend("" for _ in envelope.items)
+
+    sentry_sdk.init(
+        "http://key@127.0.0.1:1/1",
+        transport=Collector,
+        traces_sample_rate=1.0,
+        default_integrations=False,
+        auto_enabling_integrations=False,
+    )
+    inner: Any = app.asgi_app
+    app.asgi_app = SentryAsgiMiddleware(inner)  # type: ignore[method-assign]  # Quart's way in
+
+
+def connection_class(app: Quart, seen: Seen) -> None:
+    class Connection(app.asgi_http_class):  # type: ignore[misc, name-defined]  # of the application
+        """Notes requests."""
+
+        async def handle_request(self, request: Any, send: Any) -> None:
+            seen.append(request.path)
+            await super().handle_request(request, send)
+
+    app.asgi_http_class = Connection
+
+
+def request_class(app: Quart, seen: Seen) -> None:
+    class Request(app.request_class):  # type: ignore[misc, name-defined]  # of the application
+        """Notes requests."""
+
+        def __init__(self, *args: Any, **options: Any) -> None:
+            super().__init__(*args, **options)
+            seen.append(self.path)
+
+    app.request_class = Request
+
+
+def method(app: Quart, seen: Seen) -> None:
+    handle = app.handle_request
+
+    async def handle_request(request: Any) -> Any:
+        seen.append(request.path)
+        return await handle(request)
+
+    app.handle_request = handle_request  # type: ignore[method-assign]  # as some libraries do
+
+
+ADDITIONS: dict[str, Add] = {
+    "before_request": before_request,
+    "after_request": after_request,
+    "teardown_request": teardown_request,
+    "url_value_preprocessor": tenant,
+    "request_started": signal,
+    "asgi_app": middleware,
+    "asgi_app: opentelemetry": open_telemetry,
+    "asgi_app: sentry_sdk": sentry,
+    "asgi_http_class": connection_class,
+    "request_class": request_class,
+    "handle_request": method,
+}
+
+
+@pytest.fixture(autouse=True)
+def no_sentry() -> Iterator[None]:
+    """Switch Sentry off, whatever a test has done."""
+    yield
+    sentry_sdk.init()
+
+
+@asynccontextmanager
+async def under_uvicorn(
+    settings: Settings, prepare: Callable[[Quart], None]
+) -> AsyncIterator[httpx.AsyncClient]:
+    """Serve an application with uvicorn, and give a client of it."""
+    app = create_app(settings)
+    prepare(app)
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    config = uvicorn.Config(app, log_config=None)
+    server = uvicorn.Server(config)
+    task = asyncio.create_task(server.serve([listener]))
+    try:
+        async with asyncio.timeout(30):
+            while not server.started and not task.done():
+                await asyncio.sleep(0.01)
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        async with httpx.AsyncClient(base_url=url) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        await task
+
+
+SERVERS: dict[str, Any] = {"octavo": visiting, "uvicorn": under_uvicorn}
+
+
+@pytest.mark.parametrize("server", SERVERS)
+@pytest.mark.parametrize("name", ADDITIONS)
+async def test_an_addition_sees_every_request(
+    site: Site, make: Factory, folder: Path, name: str, server: str
+) -> None:
+    member = await make.member()
+    book = await make.book(member)
+    seen: Seen = []
+    warnings: list[str] = []
+
+    def prepare(app: Quart) -> None:
+        ADDITIONS[name](app, seen)
+        app.logger.warning = lambda line, *values: warnings.append(line % values)
+
+    async with SERVERS[server](settings_for(site.another_url, folder), prepare) as client:
+        for _ in range(3):  # the cache has them then
+            await client.get(f"/api/books/{book.id}")
+            await client.get("/api/books")
+        new = {"title": "New", "author": "Somebody"}
+        send = partial(client.request, headers={"X-Tenant": "a", **member.headers})
+        for ask, status in (
+            (send("GET", f"/api/books/{book.id}"), 200),
+            (send("GET", "/api/books"), 200),
+            (send("POST", "/api/books", json=new), 201),
+            (send("GET", "/api/books/7000"), 404),
+            (client.get("/api/books", headers={"Authorization": "Bearer x"}), 401),
+            (client.get("/health/live"), 200),
+        ):
+            count = len(seen)
+            answer = await ask
+            assert answer.status_code == status
+            assert len(seen) > count, answer.request.url
+            assert name != "after_request" or answer.headers["X-Added"] == "1"
+        health = (await client.get("/health")).json()
+        kind = name.partition(":")[0]
+        assert health["fast_path"].startswith("off (")
+        assert kind in health["fast_path"]
+    hints = [line for line in warnings if line.startswith("Every request takes Quart's way")]
+    assert len(hints) == 1
+    assert kind in hints[0]
+
+
+@pytest.mark.parametrize("server", SERVERS)
+async def test_a_maintenance_hook_lets_nothing_through(
+    site: Site, make: Factory, folder: Path, server: str
+) -> None:
+    member = await make.member()
+    book = await make.book(member)
+
+    def prepare(app: Quart) -> None:
+        @app.before_request
+        async def maintain() -> tuple[str, int]:
+            return "closed", 503
+
+    async with SERVERS[server](settings_for(site.another_url, folder), prepare) as client:
+        new = {"title": "New", "author": "Somebody"}
+        answers = [
+            await client.post("/api/books", json=new, headers=member.headers),
+            await client.get(f"/api/books/{book.id}"),
+            await client.get("/api/books"),
+        ]
+    assert [(answer.status_code, answer.text) for answer in answers] == [(503, "closed")] * 3
+    async with visiting(settings_for(site.another_url, folder)) as client:
+        assert (await client.get("/api/books")).json()["total"] == 1
+
+
+async def test_a_hook_of_a_blueprint_counts_if_it_is_older_than_the_application(
+    site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: Seen = []
+
+    async def hook() -> None:
+        seen.append(request.path)
+
+    hooks = [*books_bp.before_request_funcs.get(None, []), hook]
+    monkeypatch.setitem(books_bp.before_request_funcs, None, hooks)
+    async with visiting(settings_for(site.another_url, folder)) as client:
+        for count in (1, 2, 3):
+            await client.get("/api/books")
+            assert len(seen) == count
+        assert "before_request: tests.test_additions" in (await client.get("/health")).text
+
+
+@pytest.mark.parametrize("error", [401, 404, 429])
+async def test_an_error_handler_is_called_for_what_is_refused_before_quart(
+    site: Site, folder: Path, error: int
+) -> None:
+    def prepare(app: Quart) -> None:
+        @app.errorhandler(Exception)
+        async def handle(problem: Exception) -> tuple[str, int]:
+            return f"handled {type(problem).__name__}", error
+
+    settings = settings_for(site.another_url, folder, ratelimit_books_list="2 per hour")
+    async with visiting(settings, prepare) as client:
+        if error == 429:
+            for _ in range(2):
+                assert (await client.get("/api/books")).status_code == 200
+        headers = {"Authorization": "Bearer x"} if error == 401 else {}
+        path = "/api/books/7000" if error == 404 else "/api/books"
+        answer = await client.get(path, headers=headers)
+    names = {401: "InvalidTokenError", 404: "ResourceNotFoundError", 429: "RateLimitedError"}
+    assert (answer.status_code, answer.text) == (error, f"handled {names[error]}")
+
+
+async def test_without_additions_the_fast_path_is_on(site: Site, client: httpx.AsyncClient) -> None:
+    assert (await client.get("/health")).json()["fast_path"] == "on"
+
+
+async def test_it_says_that_it_is_switched_off(site: Site, folder: Path) -> None:
+    async with visiting(settings_for(site.another_url, folder, short_way=False)) as client:
+        assert (await client.get("/health")).json()["fast_path"] == "off (SHORT_WAY=false)"
+
+
+async def test_what_is_taken_away_again_counts_no_more(
+    site: Site, folder: Path, make: Factory
+) -> None:
+    async def receive(sender: Quart, **_: Any) -> None:
+        """Receive a signal."""
+
+    served: list[Quart] = []
+    async with visiting(settings_for(site.another_url, folder), served.append) as client:
+        (app,) = served
+        additions = app.extensions["additions"]
+        signals.request_finished.connect(receive, app)
+        try:
+            additions.look()
+            assert additions.are_there
+        finally:
+            signals.request_finished.disconnect(receive, app)
+        additions.look()
+        assert not additions.are_there
+        assert (await client.get("/health")).json()["fast_path"] == "on"
+
+
+class Thing(BaseModel):
+    """What a view of somebody else takes and gives."""
+
+    name: str
+
+
+async def test_a_view_may_return_a_model(site: Site, folder: Path) -> None:
+    """The documented way of quart-schema."""
+
+    def prepare(app: Quart) -> None:
+        @app.post("/things")
+        @validate_request(Thing)
+        @validate_response(Thing, 201)
+        async def add(data: Thing) -> tuple[Thing, int]:
+            if data.name == "none":
+                raise ResourceNotFoundError
+            return Thing(name=data.name.upper()), 201
+
+    async with visiting(settings_for(site.another_url, folder), prepare) as client:
+        answer = await client.post("/things", json={"name": "a"})
+        assert (answer.status_code, answer.json()) == (201, {"name": "A"})
+        wrong = await client.post("/things", json={"name": 1})
+        assert wrong.status_code == 400
+        assert wrong.json()["messages"] == {"name": ["Not a valid string."]}
+        assert (await client.post("/things", json={"name": "none"})).status_code == 404
+        assert (await client.get("/health")).json()["fast_path"] == "on"
