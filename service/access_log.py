@@ -7,10 +7,9 @@ from typing import Any
 from quart import Quart
 
 from service.config import Settings
+from service.context import context_of
 from service.fields import told_by
-from service.front import CACHED, ROUTE, USER
 from service.logs import REFUSAL
-from service.web import STANDINGS
 
 REFUSED = {429, 503}
 
@@ -26,15 +25,16 @@ class AccessLog:
         """Write a line, or leave it."""
         if 200 <= status < 400 and random.random() >= self._sample:  # noqa: S311  (no secret)
             return
-        refused = "refused" if status == 429 else "admitted"
+        context = context_of(scope)
+        user, decision = context.user_id, "refused" if status == 429 else "admitted"
         told = {
             "method": scope["method"],
-            "route": scope.get(ROUTE, "unknown"),
+            "route": context.route,
             "status": status,
             "milliseconds": round(seconds * 1000, 1),
-            "user": scope.get(USER, "-"),
-            "cache": scope.get(CACHED, "-"),
-            "limit": refused if STANDINGS in scope else "-",
+            "user": "-" if user is None else user,
+            "cache": context.cache_status or "-",
+            "limit": "-" if context.quotas is None else decision,
         }
         self._logger.info(
             "%(method)s %(route)s %(status)d %(milliseconds).1f ms "

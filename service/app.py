@@ -4,9 +4,10 @@ from quart import Quart
 
 from service import (
     access_log,
+    additions,
     cors,
     db,
-    errors,
+    error_handler,
     front,
     health,
     home,
@@ -29,8 +30,8 @@ from service.config import Settings, load
 from service.users import users_bp
 
 CONCERNS = (
-    logs, web, errors, cors, security, pagination, db, lag, health, home, openapi, limits, metrics,
-    access_log, front, load_shedding, shortway,
+    logs, additions, web, error_handler, cors, security, pagination, db, lag, health, home, openapi,
+    limits, metrics, access_log, front, load_shedding, shortway,
 )  # fmt: skip
 BLUEPRINTS = (auth_bp, books_bp, users_bp, admin_bp)
 
@@ -48,4 +49,5 @@ def create_app(config_name: str | Settings = "development") -> Quart:
         concern.init_app(app, settings)
     for blueprint in BLUEPRINTS:
         app.register_blueprint(blueprint)
+    app.extensions["additions"].begin()
     return app

@@ -19,9 +19,10 @@ from quart.wrappers.base import BaseRequestWebsocket
 from quart.wrappers.response import DataBody
 from werkzeug.routing import MapAdapter
 
+from service.context import context_of
+
 LONGEST_PATH = 2_048  # bytes of a path: a longer one is no route's, and is not looked at
-WHOLE = "octavo.whole"  # in the scope: all of the request has been read
-MATCHED = "octavo.matched"  # in the scope: its rule, and what that finds in the path
+COMPLETE = "http.request.complete"  # an extension of our server: all of the request has been read
 SENT_AT_ONCE = 65_536  # bytes that our own server takes without waiting for who reads them
 SEND_SECONDS = 60.0  # that others may wait: with HTTP/2 even for a client that has gone
 
@@ -31,7 +32,7 @@ class Connection(ASGIHTTPConnection):
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
         """Answer a request."""
-        if WHOLE not in self.scope:
+        if not is_complete(self.scope):
             return await super().__call__(receive, send)
         message: Any = await receive()
         return await self.answer(message.get("body", b""), send)
@@ -79,7 +80,7 @@ class _Matched:
         self._app, self._request = app, request
 
     def match(self, **_: object) -> Any:
-        return cast(Any, self._request.scope)[MATCHED]
+        return context_of(self._request.scope).matched
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._app.bind(self._request), name)  # to build URLs
@@ -100,9 +101,20 @@ class Application(Quart):
         response = await super().handle_request(request)
         body = response.response
         is_short = isinstance(body, DataBody) and len(body.data) <= SENT_AT_ONCE
-        if is_short and WHOLE in request.scope:
+        if is_short and is_complete(request.scope):
             cast(Response, response).timeout = None
         return response
+
+    async def dispatch_request(self, *args: Any) -> Any:
+        """Call the view, or raise what the request is refused with, behind all hooks."""
+        context = context_of(quart.request.scope)
+        error, context.error = context.error, None
+        try:
+            if error is not None:
+                raise error
+        finally:
+            del error  # its traceback holds this frame
+        return await super().dispatch_request(*args)
 
     def bind(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
         """Give Quart's own adapter."""
@@ -110,9 +122,14 @@ class Application(Quart):
 
     def create_url_adapter(self, request: BaseRequestWebsocket | None) -> Any:
         """Give the adapter of a request."""
-        if request is not None and MATCHED in request.scope and not request.root_path:
-            return _Matched(self, request)
-        return self.bind(request)
+        if request is None or request.root_path or context_of(request.scope).matched is None:
+            return self.bind(request)
+        return _Matched(self, request)
+
+
+def is_complete(scope: Any) -> bool:
+    """Tell whether all of a request has been read, so that nobody has to wait for its client."""
+    return COMPLETE in (scope.get("extensions") or ())
 
 
 async def answer(

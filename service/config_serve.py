@@ -55,8 +55,8 @@ class ServeSettings(BaseSettings):
     )
     short_way: bool = Field(
         True,
-        description="`false`: every request takes the framework's way, and meets the hooks that "
-        "somebody adds to it: also what is cached, lists, and creates",
+        description="`false`: every request takes Quart's way. Hooks, handlers and middleware that "
+        "are added to the application have the same effect",
     )
     access_log_sample: float = Field(
         1.0,

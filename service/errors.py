@@ -10,20 +10,16 @@ from typing import Any
 
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
-from quart import Quart, Response, current_app, redirect, request
 from quart_schema import RequestSchemaValidationError
-from werkzeug.exceptions import HTTPException, NotFound
-from werkzeug.wrappers import Response as WerkzeugResponse
+from werkzeug.exceptions import HTTPException
 
-from service.config import Settings
 from service.db_errors import is_unavailable, is_unfit, lacks_tables
 from service.findings import shortened
-from service.logs import REFUSAL, request_id
+from service.logs import request_id
 from service.validation import Messages, messages
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 MIMETYPE = "application/problem+json"
-API_PREFIXES = ("/api/", "/admin/", "/health/", "/metrics/", "/openapi.json/", "/docs/")
 FRAMEWORK_WORDS = {  # what we call the errors that Quart and Werkzeug raise
     400: ("Bad Request", "The request could not be understood"),
     404: ("Not Found", "The requested resource was not found"),
@@ -198,53 +194,3 @@ def as_api_error(error: Exception) -> APIError:
     if is_unfit(error):
         return APIError("The request holds a value that cannot be stored")
     return InternalError()
-
-
-def init_app(app: Quart, settings: Settings) -> None:
-    """Answer every exception with the one shape; log ours with its traceback, others in a line."""
-    app.debug = False  # else QUART_DEBUG in the environment shows tracebacks to clients
-    app.config["PROPAGATE_EXCEPTIONS"] = False
-
-    @app.errorhandler(Exception)
-    async def answer(error: Exception) -> Response | WerkzeugResponse:
-        if isinstance(error, NotFound) and _belongs_to_spa(settings):
-            return redirect(str(settings.spa_fallback_url))
-        rendered = as_api_error(error)
-        if rendered.status_code == 500 or is_unfit(error):
-            current_app.logger.error("%s", _what(rendered), exc_info=error)
-        else:
-            if rendered.status_code > 500:
-                cause = getattr(error, "orig", None) or error
-                told = (_what(rendered), type(cause).__name__, cause)
-                current_app.logger.warning("%s (%s: %s)", *told, extra=REFUSAL)
-            _let_go(error)
-        return Response(
-            problem(rendered),
-            status=rendered.status_code,
-            headers={"Cache-Control": "no-store", **rendered.headers},
-            content_type=MIMETYPE,
-        )
-
-
-def _what(rendered: APIError) -> str:
-    return f"{request.method} {request.path}: {rendered.error}"
-
-
-def _let_go(error: BaseException | None) -> None:
-    """Drop the frames that an error came through: they hold the request, which holds the error.
-
-    Such a ring would wait, with all that the client sent, until cycles are looked for.
-    """
-    while error is not None:
-        error.__traceback__ = None
-        error = error.__context__
-
-
-def _belongs_to_spa(settings: Settings) -> bool:
-    """Whether an unknown page is one of the single-page application in front (guide)."""
-    return (
-        settings.spa_fallback_url is not None
-        and request.method in {"GET", "HEAD"}
-        and not f"{request.path}/".startswith(API_PREFIXES)
-        and request.accept_mimetypes.best_match(["application/json", "text/html"]) == "text/html"
-    )

@@ -14,6 +14,7 @@ from quart import Quart
 
 from service.asgi import answer
 from service.config import Settings
+from service.context import context_of
 from service.errors import MIMETYPE, as_api_error, problem
 from service.fields import Told, told_by
 from service.logs import request_id
@@ -23,12 +24,6 @@ NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'no
 END = {"type": "http.request", "body": b"", "more_body": False}
 GONE = {"type": "http.disconnect"}
 VARY = "Accept-Encoding, Origin"
-ROUTE, USER, CACHED = "octavo.route", "octavo.user", "octavo.cache"  # in the scope, once known
-TOO_LARGE = "octavo.too_large"  # in the scope: the body went over the cap
-CUT_SHORT = "octavo.cut_short"  # in the scope: the client left before the end of the body
-SHED = "octavo.shed"  # in the scope: the request waited too long for its turn
-BEGUN = "octavo.begun"  # in the scope: when somebody before the front took it (perf_counter)
-
 
 # Is told of a request that is over: its scope, the status (0: there was no answer), and how many
 # seconds it took.
@@ -66,7 +61,8 @@ class Front:
             return await send({"type": "websocket.close", "code": 1000, "reason": ""})
         name = request_name(told_by(scope["headers"]))
         request_id.set(name)
-        begun, status = cast(Any, scope).pop(BEGUN, 0.0) or time.perf_counter(), 0
+        context = context_of(scope)
+        begun, status = context.begun or time.perf_counter(), 0
         started = complete = gone = False
         answered = asyncio.Event()
         left = self._max_body_bytes
@@ -98,12 +94,12 @@ class Front:
                         await answered.wait()
                         return message
                     gone, message = True, END
-                    cast(dict[str, Any], scope)[CUT_SHORT] = True
+                    context.is_cut_short = True
                 elif complete:
                     continue  # beyond the cap: read, and not kept
                 left -= len(message.get("body", b""))
                 if left < 0:
-                    cast(dict[str, Any], scope)[TOO_LARGE] = True
+                    context.is_too_large = True
                     message = END
                 complete = not message.get("more_body", False)
                 return message

@@ -1,22 +1,22 @@
 """Who may come in: `token_required` and `admin_required` give the route a CurrentUser."""
 
 import json
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from functools import lru_cache, wraps
 from typing import Any, NamedTuple
 
-from quart import request
+from quart import current_app, request
 from quart_schema import security_scheme
 from sqlalchemy import ScalarSelect, bindparam, or_, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.cache import Entry, Kind
-from service.cache import of_app as cache
 from service.cache.entries import read
+from service.context import context_of
 from service.errors import APIError, ForbiddenError, UnauthorizedError
 from service.fields import told_by
-from service.front import USER
 from service.models import User
 from service.openapi.answers import fails
 from service.security import (
@@ -25,10 +25,8 @@ from service.security import (
     InvalidTokenError,
     Tokens,
     bearer,
-    tokens,
 )
 
-CURRENT_USER = "octavo.current_user"  # in the scope: the user of its token, once it was checked
 BEARER: list[dict[str, list[str]]] = [{"bearer": []}]
 
 Handler = Callable[..., Awaitable[Any]]
@@ -40,19 +38,23 @@ class CurrentUser:
 
     id: int
     username: str
+    email: str
     tier: str
     is_admin: bool
+    created_at: datetime
     jti: str
     ver: int
 
 
 class Account(NamedTuple):
-    """What of a user decides who they are."""
+    """What of a user decides who they are, and what they are shown of themselves."""
 
     id: int
     username: str
+    email: str
     tier: str
     is_admin: bool
+    created_at: datetime
     token_version: int
     kept_jti: str | None
 
@@ -82,23 +84,22 @@ async def load_users(db: AsyncSession, ids: Sequence[int]) -> dict[int, Entry]:
 
 
 def _bytes(row: Any) -> bytes:
-    return json.dumps([*row]).encode()
+    return json.dumps([*row], default=datetime.isoformat).encode()
 
 
 USERS = Kind("user", ",".join(Account._fields), load_users, _bytes)
 
 
-async def authenticate() -> CurrentUser:
-    """Give the user of the request that is being answered. Raises as `claimed`, `recognise`.
+async def authenticate(scope: Any, extensions: Mapping[str, Any]) -> CurrentUser:
+    """Give the user of a request. Raises as `claimed` and `recognise` do.
 
     The gate has checked the token before, except on routes that it leaves alone.
     """
-    scope: Any = request.scope
-    if CURRENT_USER not in scope:
-        claims = claimed(scope, tokens())
-        entry, _ = await cache().items.read(USERS, claims.user_id)
-        recognise(scope, claims, entry)
-    user: CurrentUser = scope[CURRENT_USER]
+    user = context_of(scope).user
+    if user is None:
+        claims = claimed(scope, extensions["tokens"])
+        entry, _ = await extensions["cache"].items.read(USERS, claims.user_id)
+        user = recognise(scope, claims, entry)
     return user
 
 
@@ -117,28 +118,32 @@ def claimed(scope: Any, tokens: Tokens) -> Claims:
     return tokens.read(token)
 
 
-def recognise(scope: Any, claims: Claims, entry: Entry) -> None:
-    """Note the user of a token in its request, by the entry of their account.
+def recognise(scope: Any, claims: Claims, entry: Entry) -> CurrentUser:
+    """Note the user of a token in its request, by the entry of their account, and give them.
 
     Raises InvalidTokenError: the token was revoked, the user is gone, or their tier is another one
     than the token's, which the limits of the request are taken from.
     """
-    account = _account(entry)
+    account = account_in(entry.body) if entry.body else None
     user = _recognise(account, claims.jti, claims.ver)
     if user.tier != claims.tier:
         raise InvalidTokenError
-    scope[CURRENT_USER], scope[USER] = user, user.id
+    context = context_of(scope)
+    context.user, context.user_id = user, user.id
+    return user
 
 
-def _account(entry: Entry) -> Account | None:
-    return Account(*json.loads(entry.body)) if entry.body else None
+def account_in(body: bytes) -> Account:
+    """Read the account that the body of an entry is."""
+    account = Account(*json.loads(body))
+    return account._replace(created_at=datetime.fromisoformat(str(account.created_at)))
 
 
 @lru_cache(MOST_TOKENS)
-def account_in(value: bytes | None, own_key: str) -> tuple[Entry | None, Account | None]:
+def read_account(value: bytes | None, own_key: str) -> tuple[Entry | None, Account | None]:
     """Read what stands under the key of an account: its entry, and the account, if it is one."""
     entry = read(value, own_key)
-    return entry, None if entry is None else _account(entry)
+    return entry, None if entry is None or not entry.body else account_in(entry.body)
 
 
 async def confirm(db: AsyncSession, user: CurrentUser, *, to_change: bool = False) -> CurrentUser:
@@ -172,7 +177,9 @@ def _recognise(user: Account | None, jti: str, ver: int) -> CurrentUser:
         raise InvalidTokenError("User not found")
     if ver != user.token_version and jti != user.kept_jti:
         raise InvalidTokenError
-    return CurrentUser(user.id, user.username, user.tier, user.is_admin, jti, ver)
+    return CurrentUser(
+        user.id, user.username, user.email, user.tier, user.is_admin, user.created_at, jti, ver
+    )
 
 
 def require_admin(user: CurrentUser) -> None:
@@ -182,11 +189,14 @@ def require_admin(user: CurrentUser) -> None:
 
 
 def token_required(handler: Handler) -> Handler:
-    """Let a route be called with a valid token only; it gets `current_user`."""
+    """Let a route be called with a valid token only; it gets `current_user`.
+
+    The route is an operation, whose first argument is its `Call`, or a view of Quart.
+    """
 
     @wraps(handler)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
-        return await handler(*args, current_user=await authenticate(), **kwargs)
+        return await handler(*args, current_user=await _user(args), **kwargs)
 
     return security_scheme(BEARER)(guarded)
 
@@ -196,8 +206,14 @@ def admin_required(handler: Handler) -> Handler:
 
     @wraps(handler)
     async def guarded(*args: Any, **kwargs: Any) -> Any:
-        user = await authenticate()
+        user = await _user(args)
         require_admin(user)
         return await handler(*args, current_user=user, **kwargs)
 
     return fails(403)(security_scheme(BEARER)(guarded))
+
+
+async def _user(args: tuple[Any, ...]) -> CurrentUser:
+    if args:
+        return await authenticate(args[0].scope, args[0].extensions)
+    return await authenticate(request.scope, current_app.extensions)

@@ -17,11 +17,12 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 
 from service import __version__, migrations
+from service.additions import Additions
 from service.config import Settings
 from service.db import Database
 from service.openapi.answers import answers
 from service.patience import end
-from service.precedence import never_shed
+from service.precedence import constant, never_shed
 from service.web import respond, to_bytes
 
 TIMEOUT = 1.0  # seconds that a check may take, whatever its dependency does
@@ -45,6 +46,7 @@ class HealthReport(BaseModel):
     """How a process and its dependencies are. `error` is there if it is unhealthy.
 
     revision: of git, if it is known. workers: how many processes serve beside this one, with it.
+    fast_path: whether requests may go past Quart's cycle, and what keeps them from it.
     """
 
     status: Literal["healthy", "degraded", "unhealthy"]
@@ -55,6 +57,7 @@ class HealthReport(BaseModel):
     revision: str | None
     uptime_seconds: int
     workers: int
+    fast_path: str
     error: str | SkipJsonSchema[None] = None
 
 
@@ -188,16 +191,25 @@ async def health() -> Response:
         "revision": found.revision,
         "uptime_seconds": int(time.monotonic() - found.begun),
         "workers": current_app.extensions.get("workers", 1),
+        "fast_path": _fast_path(current_app.extensions["settings"].short_way),
     }
     if unhealthy:
         answer["error"] = "database unavailable"
     return respond(to_bytes(answer), 500 if unhealthy else 200)
 
 
+def _fast_path(is_wanted: bool) -> str:
+    additions: Additions = current_app.extensions["additions"]
+    if not is_wanted:
+        return "off (SHORT_WAY=false)"
+    return f"off ({', '.join(additions.names)})" if additions.are_there else "on"
+
+
 @health_bp.get("/live")
 @answers(200, Alive)
 @rate_exempt
 @never_shed
+@constant(ALIVE)
 async def live() -> Response:
     """Answer as long as the process runs; touch nothing."""
     return respond(ALIVE)

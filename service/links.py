@@ -31,11 +31,6 @@ class Here(NamedTuple):
         return links
 
 
-def here() -> Here:
-    """Give where the request has come that is being answered."""
-    return Here(absolute(""), request.path, [*request.args.items(multi=True)])
-
-
 def absolute(path: str) -> str:
     """Give the link to a path."""
     public: str | None = current_app.extensions["settings"].public_url

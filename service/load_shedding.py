@@ -20,20 +20,20 @@ from quart import Quart
 from werkzeug.exceptions import HTTPException
 
 from service.admission import OVERLOADED, Admission, AdmissionQueue, current
-from service.asgi import WHOLE, answer
+from service.asgi import answer, is_complete
 from service.config import Settings
+from service.context import context_of
 from service.cors import Origins
 from service.db import Database
 from service.errors import MIMETYPE, ServiceUnavailableError, problem
 from service.fields import told_by
-from service.front import END, NO_PAGE, SHED, VARY, Front, request_name
+from service.front import END, NO_PAGE, VARY, Front, request_name
 from service.logs import request_id
 from service.precedence import COSTLY, NEVER_SHED
 
 # Enough to keep the event loop and every database connection busy, and few enough for one turn of
 # the loop to last some milliseconds: measured in docs/decisions.md.
 CONCURRENT_REQUESTS = 64
-ADMISSION = "octavo.admission"  # in the scope: of a request that has waited, or was submitted
 LONGEST_KNOWN_PATH = 100  # characters of a path whose priority is remembered
 
 Headers = list[tuple[bytes, bytes]]
@@ -66,13 +66,12 @@ class LoadShedding:
         """Run a request when its turn has come, or refuse it."""
         if scope["type"] != "http" or scope["path"] in self._never_shed:
             return await self._inner(scope, receive, send)
-        state: Any = scope
-        admission: Admission = state.pop(ADMISSION, None) or Admission(self.queue)
+        admission = context_of(scope).admission or Admission(self.queue)
         if not admission.is_running:
-            if WHOLE not in state and told_by(scope["headers"]).has_body:
-                receive = _Body(self, admission, state, receive)
-            elif not await self.enter(state, admission):
-                headers, body = self.refusal(state)
+            if not is_complete(scope) and told_by(scope["headers"]).has_body:
+                receive = _Body(self, admission, scope, receive)
+            elif not await self.enter(scope, admission):
+                headers, body = self.refusal(scope)
                 return await answer(send, 503, headers, body)
         token = current.set(admission)
         try:
@@ -87,11 +86,12 @@ class LoadShedding:
         What `start` begins calls the application. The admission ends with that, or earlier if the
         client has gone.
         """
-        admission: Admission = scope.get(ADMISSION) or Admission(self.queue)
+        context = context_of(scope)
+        admission = context.admission or Admission(self.queue)
         if scope["path"] in self._never_shed:
             start()
         else:
-            scope[ADMISSION] = admission
+            context.admission = admission
             self._join(scope, admission, start, lambda: refuse(503, *self.refusal(scope)))
         return admission
 
@@ -178,7 +178,7 @@ class _Body:
             return message
         if await self._load_shedding.enter(self._scope, self._admission):
             return message
-        self._scope[SHED] = True
+        context_of(self._scope).is_shed = True
         return END
 
 

@@ -22,9 +22,10 @@ from quart_rate_limiter import rate_exempt
 from service import __version__, figures
 from service.cache import Cache
 from service.config import Settings
+from service.context import context_of
 from service.db import Database
 from service.errors import ResourceNotFoundError
-from service.front import ROUTE, Front
+from service.front import Front
 from service.lag import Lag
 from service.limits import Limiter
 from service.load_shedding import LoadShedding
@@ -78,7 +79,7 @@ class Metrics:
     def observe(self, scope: Any, status: int, seconds: float) -> None:
         """Count a request that was answered."""
         method = scope["method"]
-        key = (method, scope.get(ROUTE, "unknown"), status)
+        key = (method, context_of(scope).route, status)
         child = self._children.get(key)
         if child is None:
             if method not in METHODS:

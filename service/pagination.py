@@ -55,12 +55,16 @@ class PageQuery(Schema):
         return page
 
 
-class CachedPageQuery(PageQuery):
-    """Which page of a list that is cached."""
+class CachedQuery(Schema):
+    """Whether something cached is read past the cache."""
 
     nocache: QueryFlag = Field(
         False, description="read past the cache", json_schema_extra={"default": 0}
     )
+
+
+class CachedPageQuery(PageQuery, CachedQuery):
+    """Which page of a list that is cached."""
 
 
 class Pagination(BaseModel):

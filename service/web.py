@@ -1,48 +1,26 @@
 """The HTTP edge: what a request may look like, and how an answer is made of bytes."""
 
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
-from typing import Any, cast
+from typing import Any
 
 from pydantic import BaseModel, TypeAdapter
 from pydantic_core import to_json
 from quart import Quart, Response, request
-from quart_schema.validation import QUART_SCHEMA_QUERYSTRING_ATTRIBUTE
-from werkzeug.datastructures import ImmutableMultiDict, MultiDict
-from werkzeug.exceptions import NotFound, RequestEntityTooLarge
-from werkzeug.routing import IntegerConverter
-from werkzeug.utils import cached_property
+from werkzeug.exceptions import RequestEntityTooLarge
 
-from service import asgi
-from service.admission import OVERLOADED
 from service.cache import Listing, Rows, Status
 from service.config import Settings
-from service.errors import (
-    APIError,
-    InvalidInputError,
-    ServiceUnavailableError,
-    UnsupportedMediaTypeError,
-)
-from service.front import CACHED, CUT_SHORT, SHED, TOO_LARGE, VARY
-from service.validation import (
-    ID,
-    INT64,
-    MAX_NESTED,
-    MAX_VALUES,
-    parse_json,
-    parse_query,
-)
+from service.context import context_of
+from service.front import VARY
+from service.requests import IdConverter, Request, check_names
 
 JSON = "application/json"
 HTML = "text/html; charset=utf-8"
-JSON_TYPE = re.compile(r"application/(json|[a-z0-9.+-]+\+json)")
 LIMITED_VARY = f"{VARY}, Authorization"
 PERSONAL = ("/api/", "/admin/")  # where every token is checked, and answers may depend on it
 CACHE_STATUS = {"hit": "hit", "miss": "fwd=miss", "bypass": "fwd=bypass"}
-STANDINGS = "octavo.limits"  # in the scope of a limited request: how its caller stands
-PUBLIC = "octavo.public"  # in the scope: the list that it was answered with
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,54 +32,6 @@ class Public:
     headers: Mapping[str, str]
     listing: Listing
     rows: Rows
-
-
-class Request(asgi.Request):
-    """A request that is read strictly, and no further than the cap."""
-
-    @cached_property
-    def args(self) -> MultiDict[str, str]:
-        """The parameters. Raises APIError."""
-        try:
-            return ImmutableMultiDict(parse_query(self.query_string))
-        except ValueError as error:
-            raise APIError(str(error)) from None
-
-    async def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
-        """Give the body as a dict. Raises 400, 413 or 415 as an APIError or HTTP error."""
-        if not JSON_TYPE.fullmatch(self.mimetype):
-            raise UnsupportedMediaTypeError
-        if self.headers.get("Content-Encoding", "identity").lower() != "identity":
-            raise UnsupportedMediaTypeError("Send the body without a content coding")
-        body = await (self.body if asgi.WHOLE in self.scope else self.get_data())
-        if self.scope.get(TOO_LARGE):
-            raise RequestEntityTooLarge
-        if self.scope.get(SHED):
-            raise ServiceUnavailableError(OVERLOADED)
-        if self.scope.get(CUT_SHORT):
-            raise APIError("The body ends too early")
-        data = cast(bytes, body)
-        if data.count(b"[") + data.count(b"{") > MAX_NESTED:
-            raise APIError("The body is nested too deeply or too often")
-        if (number := data.count(b",") + 1) > MAX_VALUES:  # some may be within strings
-            many = f"Holds {number} values: {MAX_VALUES} are the most."
-            raise InvalidInputError({"_schema": [many]})
-        try:
-            return parse_json(data)
-        except ValueError as error:
-            raise APIError(str(error)) from None
-
-
-class IdConverter(IntegerConverter):
-    """A row's id in a path: one spelling each, and nothing that no column holds."""
-
-    regex = ID.pattern
-
-    def to_python(self, value: str) -> int:
-        number = int(value)
-        if number > INT64:
-            raise NotFound  # with ValidationError, PUT would be answered 405
-        return number
 
 
 def to_bytes(value: Any) -> bytes:
@@ -157,14 +87,6 @@ def respond_public(
     return response
 
 
-def respond_list(found: Public) -> Response:
-    """Answer a list, so that it can be answered again as long as it is true."""
-    cast(Any, request.scope)[PUBLIC] = found
-    return respond_public(
-        found.body, tag=found.tag, headers=found.headers, cached=found.rows.status
-    )
-
-
 def sized(body: bytes) -> list[tuple[bytes, bytes]]:
     """Give the headers that every JSON body has."""
     return [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body))]
@@ -190,15 +112,16 @@ def is_known(tag: str, lines: Sequence[str]) -> bool:
     return any(quoted in line or line.strip() == "*" for line in lines)
 
 
+def vary_of(scope: Any) -> str:
+    """Give the Vary of an answer: it depends on the token where that is checked, or limits are."""
+    is_limited = context_of(scope).quotas is not None
+    return LIMITED_VARY if is_limited or scope["path"].startswith(PERSONAL) else VARY
+
+
 def cache_status(scope: Any, status: Status) -> dict[str, str]:
     """Say whether the cache answered (RFC 9211)."""
-    scope[CACHED] = status
+    context_of(scope).cache_status = status
     return {"Cache-Status": f"Octavo; {CACHE_STATUS[status]}"}
-
-
-def no_content() -> Response:
-    """Answer that it is done, and that there is nothing to show."""
-    return _empty(204)
 
 
 def _empty(status: int) -> Response:
@@ -221,21 +144,18 @@ def init_app(app: Quart, settings: Settings) -> None:
     @app.before_request
     async def refuse() -> None:
         """Refuse a body over the cap, and parameters that are unreadable, repeated or unknown."""
+        if context_of(request.scope).error is not None:
+            return  # the request is refused already
         if (request.content_length or 0) > settings.max_body_bytes:
             raise RequestEntityTooLarge
         if not request.query_string or request.url_rule is None or request.method == "OPTIONS":
             return
         names = [name for name, _ in request.args.items(multi=True)]
-        if repeated := {name for name in names if names.count(name) > 1}:
-            raise InvalidInputError({name: ["Given more than once."] for name in repeated})
-        view = app.view_functions[request.url_rule.endpoint]
-        if names and not hasattr(view, QUART_SCHEMA_QUERYSTRING_ATTRIBUTE):
-            raise InvalidInputError({name: ["Unknown field."] for name in names})
+        check_names(names, app.view_functions[request.url_rule.endpoint])
 
     @app.after_request
     async def mark(response: Response) -> Response:
         """Say who may keep an answer: by default nobody."""
         response.headers.setdefault("Cache-Control", "no-store")
-        personal = request.path.startswith(PERSONAL) or STANDINGS in request.scope
-        response.headers["Vary"] = LIMITED_VARY if personal else VARY
+        response.headers["Vary"] = vary_of(request.scope)
         return response

@@ -122,6 +122,7 @@ async def serving(
         prepare(app)  # it may answer what no document tells
     else:
         app.asgi_app = watched = Watched(app)  # type: ignore[method-assign]  # Quart's way in
+        app.extensions["additions"].accept()
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
     listener.listen(1_000)

@@ -1,7 +1,10 @@
 """What somebody adds to the application sees every request, also those of the fast ways."""
 
 import asyncio
+import os
 import socket
+import sys
+from asyncio.subprocess import PIPE
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from functools import partial
@@ -26,6 +29,7 @@ from service.errors import ResourceNotFoundError
 from tests.conftest import Site, settings_for, visiting
 from tests.factories import Factory
 
+ROOT = str(Path(__file__).parent.parent)
 Seen = list[str]  # what an addition has seen
 Add = Callable[[Quart, Seen], None]
 
@@ -52,7 +56,7 @@ def teardown_request(app: Quart, seen: Seen) -> None:
 
 def tenant(app: Quart, seen: Seen) -> None:
     @app.url_value_preprocessor
-    async def hook(endpoint: str | None, values: dict[str, Any] | None) -> None:
+    def hook(endpoint: str | None, values: dict[str, Any] | None) -> None:
         g.tenant = request.headers.get("X-Tenant", "none")
         seen.append(g.tenant)
 
@@ -83,9 +87,9 @@ def middleware(app: Quart, seen: Seen) -> None:
 
 
 def open_telemetry(app: Quart, seen: Seen) -> None:
-    inner = app.asgi_app
-    app.asgi_app = OpenTelemetryMiddleware(  # type: ignore[method-assign]  # Quart's way in
-        inner, server_request_hook=lambda span, scope: seen.append(scope["path"])
+    served: Any = app
+    served.asgi_app = OpenTelemetryMiddleware(
+        served.asgi_app, server_request_hook=lambda span, scope: seen.append(scope["path"])
     )
 
 
@@ -103,8 +107,8 @@ def sentry(app: Quart, seen: Seen) -> None:
         default_integrations=False,
         auto_enabling_integrations=False,
     )
-    inner: Any = app.asgi_app
-    app.asgi_app = SentryAsgiMiddleware(inner)  # type: ignore[method-assign]  # Quart's way in
+    served: Any = app
+    served.asgi_app = SentryAsgiMiddleware(served.asgi_app)
 
 
 def connection_class(app: Quart, seen: Seen) -> None:
@@ -158,7 +162,7 @@ ADDITIONS: dict[str, Add] = {
 def no_sentry() -> Iterator[None]:
     """Switch Sentry off, whatever a test has done."""
     yield
-    sentry_sdk.init()
+    sentry_sdk.init(default_integrations=False, auto_enabling_integrations=False)
 
 
 @asynccontextmanager
@@ -200,7 +204,8 @@ async def test_an_addition_sees_every_request(
 
     def prepare(app: Quart) -> None:
         ADDITIONS[name](app, seen)
-        app.logger.warning = lambda line, *values: warnings.append(line % values)
+        logger: Any = app.logger
+        logger.warning = lambda line, *values: warnings.append(line % values)
 
     async with SERVERS[server](settings_for(site.another_url, folder), prepare) as client:
         for _ in range(3):  # the cache has them then
@@ -264,7 +269,7 @@ async def test_a_hook_of_a_blueprint_counts_if_it_is_older_than_the_application(
 
     hooks = [*books_bp.before_request_funcs.get(None, []), hook]
     monkeypatch.setitem(books_bp.before_request_funcs, None, hooks)
-    async with visiting(settings_for(site.another_url, folder)) as client:
+    async with visiting(settings_for(site.another_url, folder), lambda app: None) as client:
         for count in (1, 2, 3):
             await client.get("/api/books")
             assert len(seen) == count
@@ -290,6 +295,21 @@ async def test_an_error_handler_is_called_for_what_is_refused_before_quart(
         answer = await client.get(path, headers=headers)
     names = {401: "InvalidTokenError", 404: "ResourceNotFoundError", 429: "RateLimitedError"}
     assert (answer.status_code, answer.text) == (error, f"handled {names[error]}")
+
+
+async def test_sentry_is_found_as_its_users_begin_it(folder: Path) -> None:
+    """Its integration puts its own in the place of Quart's methods, once for a process."""
+    code = (
+        "import sentry_sdk; sentry_sdk.init('http://key@127.0.0.1:1/1')\n"
+        "from service import config; from service.app import create_app\n"
+        f"app = create_app(config.Testing(database_url='sqlite://', secret_key={'x' * 40!r}))\n"
+        "additions = app.extensions['additions']; additions.look(); print(additions.names)"
+    )
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, cwd=folder, stdout=PIPE, env={**os.environ, "PYTHONPATH": ROOT}
+    )
+    out, _ = await process.communicate()
+    assert b"Quart.__call__: sentry_sdk.integrations.quart" in out
 
 
 async def test_without_additions_the_fast_path_is_on(site: Site, client: httpx.AsyncClient) -> None:

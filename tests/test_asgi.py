@@ -7,7 +7,10 @@ import pytest
 from quart import Response, request, url_for
 
 from service import asgi
-from service.asgi import MATCHED, SENT_AT_ONCE, WHOLE, Application
+from service.asgi import COMPLETE, SENT_AT_ONCE, Application
+from service.context import KEY, RequestContext
+
+WHOLE: dict[str, Any] = {"extensions": {COMPLETE: {}}}
 
 
 def make() -> Application:
@@ -76,7 +79,7 @@ async def ask(
 async def test_it_is_handled_in_the_task_that_asks(is_whole: bool) -> None:
     app = make()
     before = len(asyncio.all_tasks())
-    parts, more = ([b"ab"], {WHOLE: True}) if is_whole else ([b"a", b"b"], {})
+    parts, more = ([b"ab"], WHOLE) if is_whole else ([b"a", b"b"], {})
     start, body, *_ = await ask(app, "POST", "/things/7", *parts, **more)
     assert body["body"] == b"7 ab /things/8 []"
     assert (int(dict(start["headers"])[b"tasks"]) == before) is is_whole
@@ -86,7 +89,9 @@ async def test_it_is_handled_in_the_task_that_asks(is_whole: bool) -> None:
 async def test_a_route_that_was_found_is_not_looked_for(root_path: str, status: int) -> None:
     app = make()
     matched = app.url_map.bind("").match("/things/9", "POST", return_rule=True)
-    more: Any = {WHOLE: True, MATCHED: matched, "root_path": root_path}
+    context = RequestContext()
+    context.matched = matched
+    more: Any = {**WHOLE, KEY: context, "root_path": root_path}
     start, body, *_ = await ask(app, "POST", "/things/7", b"ab", **more)
     assert start["status"] == status
     if status == 200:
@@ -95,8 +100,8 @@ async def test_a_route_that_was_found_is_not_looked_for(root_path: str, status: 
 
 async def test_bytes_are_one_piece_and_a_stream_is_many() -> None:
     app = make()
-    assert len(await ask(app, "GET", "/much", b"", **{WHOLE: True})) == 2
-    sent = await ask(app, "GET", "/pieces", b"", **{WHOLE: True})
+    assert len(await ask(app, "GET", "/much", b"", **WHOLE)) == 2
+    sent = await ask(app, "GET", "/pieces", b"", **WHOLE)
     assert [message.get("body") for message in sent] == [None, b"a", b"b", b""]
 
 
@@ -110,7 +115,7 @@ async def test_what_may_have_to_wait_has_a_time_out(
     """Over HTTP/2 even a short answer waits for its client, and for ever if that has gone."""
     app = make()
     app.config["RESPONSE_TIMEOUT"] = 0.05
-    more: Any = {WHOLE: True} if is_ours else {}
+    more: Any = WHOLE if is_ours else {}
     ended = asyncio.create_task(ask(app, "GET", path, b"", hangs=True, **more))
     done, _ = await asyncio.wait({ended}, timeout=0.5)
     assert bool(done) is is_waited_for

@@ -87,7 +87,11 @@ async def test_how_an_answer_was_come_by_is_said(
         "/api/books?q=book", "/api/books?genre=Fiction",
     ):  # fmt: skip
         assert [await status(client, path) for _ in range(2)] == [MISS, HIT], path
-    for path in ("/api/books?nocache=1", f"/api/users/{owner.id}/books?nocache=1"):
+    for path in (
+        "/api/books?nocache=1", f"/api/users/{owner.id}/books?nocache=1",
+        f"/api/books/{book.id}?nocache=1", "/api/books/7000?nocache=1",
+        f"/api/users/{owner.id}?nocache=1", "/api/users/7000?nocache=1",
+    ):  # fmt: skip
         assert [await status(client, path) for _ in range(2)] == [BYPASS, BYPASS]
     tag = (await client.get("/api/books")).headers["ETag"]
     assert await status(client, "/api/books", headers={"If-None-Match": tag}) == HIT
@@ -178,6 +182,30 @@ async def test_a_user_deleted_with_their_books_is_gone(
     assert (await client.get("/api/profile", headers=gone.headers)).status_code == 401
 
 
+async def test_a_changed_account_is_shown_at_once(
+    site: Site, folder: Path, client: httpx.AsyncClient, make: Factory
+) -> None:
+    admin, member = await make.admin(), await make.member()
+    public = f"/api/users/{member.id}"
+    async with another(site, folder) as other:
+        for n in range(5):
+            here, there = random.sample((client, other), 2)
+            for path in (public, "/api/profile"):
+                await there.get(path, headers=member.headers)
+            name = f"renamed{n}"
+            answer = await here.patch(
+                "/api/profile", json={"username": name}, headers=member.headers
+            )
+            assert answer.status_code == 200
+            shown = (await there.get("/api/profile", headers=member.headers)).json()
+            past = await there.get("/api/profile?nocache=1", headers=member.headers)
+            assert past.headers["Cache-Status"] == BYPASS
+            assert shown == answer.json() == past.json()
+            assert (await there.get(public)).json()["username"] == name
+        await client.delete(f"/admin/users/{member.id}", headers=admin.headers)
+        assert (await other.get(public)).status_code == 404
+
+
 async def test_a_write_of_nothing_marks_nothing(
     site: Site, client: httpx.AsyncClient, make: Factory, owner: Member
 ) -> None:
@@ -204,8 +232,11 @@ async def test_what_a_read_may_cost(
         for path in (item, "/api/books", "/api/books?per_page=5"):
             assert await status(client, path) == HIT
         assert seen == []
-        # Who asks is known, too: the row is read once, to be shown.
+        # The account was read to check the token: it is what is shown.
         await client.get("/api/profile", headers=owner.headers)
+        assert await status(client, f"/api/users/{owner.id}") == HIT
+        assert seen == []
+        await client.get("/api/profile?nocache=1", headers=owner.headers)
         assert len(seen) == 1
     await client.patch(item, json={"price": 3}, headers=owner.headers)
     with statements(site) as seen:

@@ -9,7 +9,8 @@ import pytest
 from quart import Quart
 
 from service import config
-from service.front import TOO_LARGE, Front
+from service.context import context_of
+from service.front import Front
 from tests.conftest import Site, serving, settings_for, visiting
 from tests.test_web import is_problem
 
@@ -143,7 +144,7 @@ async def test_no_more_than_the_cap_is_ever_passed_on() -> None:
         while message["more_body"]:
             message = await receive()
             passed += len(message["body"])
-        assert scope[TOO_LARGE] is True
+        assert context_of(scope).is_too_large
         rest = asyncio.ensure_future(receive())
         await asyncio.sleep(0)
         assert not rest.done(), "the end of the connection comes after the answer"

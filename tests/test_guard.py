@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from datetime import UTC, datetime
 from typing import Any
 
 import httpx
@@ -44,7 +45,14 @@ def recognised(member: Member, *, is_admin: bool) -> CurrentUser:
     """Give what the guard has made of a member's token."""
     claims = jwt.decode(member.token, options={"verify_signature": False})
     return CurrentUser(
-        member.id, member.username, claims["tier"], is_admin, claims["jti"], claims["ver"]
+        id=member.id,
+        username=member.username,
+        email=member.email,
+        tier=claims["tier"],
+        is_admin=is_admin,
+        created_at=datetime.now(UTC),
+        jti=claims["jti"],
+        ver=claims["ver"],
     )
 
 

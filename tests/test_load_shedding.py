@@ -22,7 +22,7 @@ from sqlalchemy import text
 from service import config
 from service.admission import AdmissionQueue
 from service.admission.timeout import SHORTEST
-from service.asgi import WHOLE
+from service.asgi import COMPLETE
 from service.db import Database
 from service.load_shedding import CONCURRENT_REQUESTS, LoadShedding
 from service.models import User
@@ -272,7 +272,8 @@ async def test_a_client_that_hangs_up_leaves_the_queue(site: Site, make: Factory
 async def test_a_cancelled_request_leaves_the_queue(site: Site) -> None:
     middleware = load_shedding(site)
     scope: Any = {
-        "type": "http", "method": "GET", "path": "/api/books", "headers": [], WHOLE: True,
+        "type": "http", "method": "GET", "path": "/api/books", "headers": [],
+        "extensions": {COMPLETE: {}},
     }  # fmt: skip
 
     async def never(*_: Any) -> Any:

@@ -106,7 +106,8 @@ async def test_the_examples_work(
     assert refresh.status_code == 401, "well formed, but nobody's"
     added = await client.post("/api/books", json=example("BookCreate"), headers=headers)
     assert added.status_code == 201
-    book = f"/api/books/{added.json()['id']}"
+    book_id, user_id = str(added.json()["id"]), str(registered.json()["id"])
+    book = f"/api/books/{book_id}"
     for method in ("PUT", "PATCH"):
         changed = await client.request(method, book, json=example("BookUpdate"), headers=headers)
         assert changed.status_code == 200
@@ -126,7 +127,7 @@ async def test_the_examples_work(
             if parameter["in"] == "query" and method == "get":
                 for value in values(schema, parameter):
                     answer = await client.get(
-                        path.replace("{user_id}", "1"),
+                        path.replace("{user_id}", user_id).replace("{book_id}", book_id),
                         params={parameter["name"]: value},
                         headers=admin.headers,
                     )

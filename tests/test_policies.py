@@ -23,22 +23,37 @@ from tests.conftest import Site
 ROOT = Path(service.__file__).parent
 # From the ground up: a file imports from those before it, never from those behind.
 STOREYS = (
-    "__init__", "files", "config_values", "config_cache", "config_limits", "config_serve", "config",
-    "logs", "unique", "fields", "asgi", "column_types", "json_rows", "search", "usernames",
-    "models", "validation", "findings", "db_errors", "group_commit", "admission", "engines",
-    "migrations", "errors", "patience", "precedence", "wire", "cache", "front", "lag", "web",
-    "links", "openapi", "db", "security", "guard", "pagination", "listing", "cors",
-    "load_shedding", "http1", "limits", "password_check", "access_log", "figures", "metrics",
-    "health", "home", "books", "users", "auth", "admin", "shortway", "importer", "seed",
-    "plausible", "app", "server", "cli", "__main__",
+    "__init__", "context", "files", "config_values", "config_cache", "config_limits",
+    "config_serve", "config", "logs", "unique", "fields", "additions", "asgi", "column_types",
+    "json_rows", "search", "usernames", "models", "validation", "findings", "db_errors",
+    "group_commit", "admission", "engines", "migrations", "errors", "error_handler", "patience",
+    "precedence", "wire", "cache", "front", "lag", "requests", "web", "links", "openapi", "db",
+    "security", "guard", "pagination", "listing", "cors", "operations", "load_shedding",
+    "http1", "limits", "password_check", "access_log", "figures", "metrics", "health", "home",
+    "books", "users", "auth", "admin", "shortway", "importer", "seed", "plausible", "app",
+    "server", "cli", "__main__",
 )  # fmt: skip
+# What ASGI has in the scope of an HTTP request.
+SCOPE = {
+    "type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path",
+    "headers", "client", "server", "state", "extensions",
+}  # fmt: skip
 WITHOUT_BODY = {"/api/auth/logout", "/admin/clear-cache"}
 
 
 def imports(path: Path) -> set[str]:
-    """Name the modules that a file imports."""
+    """Name the modules that a file imports, but for those that it needs for types alone."""
     found: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    types = {
+        inner
+        for node in ast.walk(tree)
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING"
+        for inner in ast.walk(node)
+    }
+    for node in ast.walk(tree):
+        if node in types:
+            continue
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -56,6 +71,28 @@ def test_imports_point_one_way() -> None:
             if parts[0] == "service" and len(parts) > 1 and parts[1] != "__version__":
                 assert parts[1] in STOREYS, module
                 assert STOREYS.index(parts[1]) <= STOREYS.index(own), f"{path} imports {module}"
+
+
+def test_the_context_is_the_one_key_of_the_scope() -> None:
+    """What is known of a request is typed, and found by its readers and writers."""
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("scope"):
+                key = ast.unparse(node.slice).strip("'")
+                is_ours = path.name == "context.py" and key == "KEY"
+                assert is_ours or key in SCOPE, f"{path}:{node.lineno}: {key}"
+
+
+def test_the_fast_path_knows_no_resource() -> None:
+    """It has no code for any one route: what a route declares decides."""
+    resources = {"admin", "auth", "books", "users", "health"}
+    for path in (ROOT / "shortway").glob("*.py"):
+        names = {name.split(".")[1] for name in imports(path) if name.startswith("service.")}
+        assert not names & resources, path
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
+                text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
+                assert not re.match("/[a-z]", text), f"{path}:{node.lineno}"
 
 
 def test_every_room_holds_the_same_files() -> None:

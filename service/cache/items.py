@@ -89,10 +89,10 @@ class Items:
         self._access.store.call((state.prefix + kind.key(row_id),), prefetch.receive)
         return prefetch
 
-    async def read(self, kind: Kind, row_id: int) -> tuple[Entry, Status]:
-        """Give a row's entry (NONE if there is none), and how it was come by."""
+    async def read(self, kind: Kind, row_id: int, *, past: bool = False) -> tuple[Entry, Status]:
+        """Give a row's entry (NONE if there is none), and how it was read. `past`: from SQL."""
         access = self._access
-        state = access.enter() if self._seconds else None
+        state = access.enter() if self._seconds and not past else None
         if state is None:
             return await self._load(kind, row_id), access.count("bypass")
         key, own_key = state.prefix + kind.key(row_id), kind.own_key(row_id)

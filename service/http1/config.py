@@ -5,9 +5,6 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from hypercorn.config import Config
 
-# In the scope: the server has asked its Shortcut already.
-LOOKED = "octavo.looked"
-
 
 class AtHand(NamedTuple):
     """An answer that needs no application. `lines`: its header lines, each with its end."""

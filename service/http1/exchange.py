@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 from hypercorn.typing import HTTPScope
 
-from service.asgi import WHOLE
+from service.asgi import COMPLETE
 from service.http1.answers import CONTINUE, Answer, head_at_hand
-from service.http1.config import LOOKED, AtHand, Turn
+from service.http1.config import AtHand, Turn
 from service.http1.refusals import Headers, refusal
 from service.http1.requests import Reader
 from service.http1.wire import UNREAD_BYTES
@@ -63,7 +63,6 @@ class Exchange:
         is_usual = self.is_plain and scope["http_version"] == "1.1" and not server.counts_or_logs
         if shortcut is None or not is_usual or self._is_silenced:
             return self._ask()
-        scope[LOOKED] = True
         if not shortcut.look(scope, self.take_at_hand):
             self._ask()
         return None
@@ -124,7 +123,7 @@ class Exchange:
     def _tell_whole(self) -> None:
         """Say, as long as it may come in one piece, that all of the request has been read."""
         if self.is_read and not self._has_given:
-            self._scope[WHOLE] = True  # type: ignore[literal-required]  # a key of ours
+            self._scope["extensions"][COMPLETE] = {}
 
     def take_at_hand(self, found: AtHand | None) -> None:
         """Send an answer that needs no application, or have that asked."""

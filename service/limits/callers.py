@@ -7,13 +7,13 @@ from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any, NamedTuple
 
+from service.context import context_of
 from service.errors import APIError
 from service.fields import told_by
 from service.guard import claimed
 from service.security import Claims, InvalidTokenError, Tokens, bearer
 
 FREE = "free"
-CREDENTIALS = "octavo.credentials"  # in the scope, once they were read
 REVOKED_SECONDS = 5.0  # that a revoked token is remembered: its account may come back
 MOST_REVOKED = 4_096  # tokens that are remembered
 
@@ -53,10 +53,10 @@ class Callers:
 
     def read(self, scope: Any) -> Credentials:
         """Give the credentials of an ASGI request."""
-        credentials: Credentials | None = scope.get(CREDENTIALS)
-        if credentials is None:
-            credentials = scope[CREDENTIALS] = self._read(scope)
-        return credentials
+        context = context_of(scope)
+        if context.credentials is None:
+            context.credentials = self._read(scope)
+        return context.credentials
 
     def revoke(self, scope: Any, error: InvalidTokenError) -> Credentials:
         """Remember that the token of a request was revoked: the address is its caller."""
@@ -66,7 +66,8 @@ class Callers:
             if len(self._revoked) > MOST_REVOKED:
                 self._revoked.popitem(last=False)
         refuse = partial(InvalidTokenError, error.error)
-        credentials = scope[CREDENTIALS] = self._address(scope)._replace(refuse=refuse)
+        credentials = self._address(scope)._replace(refuse=refuse)
+        context_of(scope).credentials = credentials
         return credentials
 
     def _address(self, scope: Any) -> Credentials:

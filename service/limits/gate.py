@@ -1,27 +1,30 @@
-"""The gate before the framework: whether a request may pass, by its credentials and its limits."""
+"""The gate before the framework: whether a request may pass, by its credentials and its limits.
+
+If anything was added to the application, a refusal is raised within Quart's cycle: so the added
+error handlers and hooks see it.
+"""
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, NamedTuple
 
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
 from quart import Quart
 from werkzeug.exceptions import HTTPException
 
-from service.asgi import LONGEST_PATH, MATCHED
+from service.additions import Additions
+from service.asgi import LONGEST_PATH
 from service.cache import Items, Prefetch
+from service.context import RequestContext, context_of
 from service.cors import Origins
 from service.errors import APIError, InternalError, ResourceNotFoundError, as_api_error
-from service.front import ROUTE
 from service.guard import USERS, recognise
 from service.limits.callers import Credentials
 from service.limits.claims import Decision
 from service.limits.limiter import UNKNOWN, Limiter, Plan
 from service.limits.wording import headers
 from service.security import InvalidTokenError
-from service.web import LIMITED_VARY, PERSONAL, STANDINGS
-
-HANDED = "octavo.handed"  # in the scope
+from service.web import LIMITED_VARY, PERSONAL
 
 
 class Handed(NamedTuple):
@@ -47,20 +50,27 @@ class Gate:
         self._match = app.url_map.bind("").match
         self._origins: Origins = app.extensions["origins"]
         self._items: Items = app.extensions["cache"].items
+        self._additions: Additions = app.extensions["additions"]
 
     async def __call__(
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
         if scope["type"] != "http":
             return await self._inner(scope, receive, send)
-        handed: Handed | None = cast(Any, scope).pop(HANDED, None)
+        context = context_of(scope)
+        handed = context.handed
         if handed is not None:
             handed.fail()
         is_known = is_path(scope.get("raw_path") or scope["path"].encode())
         endpoint = self._endpoint(scope) if is_known else None
         if scope["method"] != "OPTIONS":
-            await self._admit(scope, endpoint, handed)
-            send = partial(self._send, scope, send)
+            try:
+                await self._admit(scope, endpoint, handed)
+            except APIError as error:
+                if not self._additions.are_there:
+                    raise self._complete(scope, error) from None
+                context.error = error
+            send = partial(self._send, context, send)
         if not is_known:
             raise ResourceNotFoundError
         return await self._inner(scope, receive, send)
@@ -74,16 +84,17 @@ class Gate:
         plan = UNKNOWN if endpoint is None else self._limiter.plan(self._app, endpoint)
         if not (plan.is_limited or scope["path"].startswith(PERSONAL)):
             return
-        try:
-            refuse = (await self._check(scope, endpoint, plan, handed)).refuse
-            if refuse is not None and not (self._enabled and plan.custom):
-                raise refuse()
-        except APIError as error:
-            standing = headers(scope[STANDINGS]) if STANDINGS in scope else ()
-            limits = {key.decode(): value.decode() for key, value in standing}
-            more = {"Vary": LIMITED_VARY} | self._origins.headers(scope) | limits
-            error.headers = {**error.headers, **more}
-            raise
+        refuse = (await self._check(scope, endpoint, plan, handed)).refuse
+        if refuse is not None and not (self._enabled and plan.custom):
+            raise refuse()
+
+    def _complete(self, scope: Any, error: APIError) -> APIError:
+        """Add the headers that Quart's cycle would have added."""
+        standing = headers(context_of(scope).quotas or ())
+        limits = {key.decode(): value.decode() for key, value in standing}
+        more = {"Vary": LIMITED_VARY} | self._origins.headers(scope) | limits
+        error.headers = {**error.headers, **more}
+        return error
 
     async def _check(
         self, scope: Any, endpoint: str | None, plan: Plan, handed: Handed | None
@@ -146,9 +157,9 @@ class Gate:
             raise known from None
         recognise(scope, claims, entry)
 
-    async def _send(self, scope: Any, send: ASGISendCallable, message: Any) -> None:
-        if message["type"] == "http.response.start" and STANDINGS in scope:
-            message["headers"] = [*message["headers"], *headers(scope[STANDINGS])]
+    async def _send(self, context: RequestContext, send: ASGISendCallable, message: Any) -> None:
+        if message["type"] == "http.response.start" and context.quotas is not None:
+            message["headers"] = [*message["headers"], *headers(context.quotas)]
         await send(message)
 
     def _endpoint(self, scope: Any) -> str | None:
@@ -156,8 +167,9 @@ class Gate:
             matched = self._match(scope["path"], scope["method"], return_rule=True)
         except HTTPException:
             return None
-        scope[MATCHED], rule = matched, matched[0]
-        scope[ROUTE] = rule.rule
+        context = context_of(scope)
+        context.matched, rule = matched, matched[0]
+        context.route = rule.rule
         endpoint: str = rule.endpoint
         return endpoint
 

@@ -10,12 +10,12 @@ from quart import Quart, current_app, request
 from quart_rate_limiter import QUART_RATE_LIMITER_EXEMPT_ATTRIBUTE as EXEMPT
 from quart_rate_limiter import RateLimit, RateLimiter
 
+from service.context import context_of
 from service.limits.callers import Caller, Callers
 from service.limits.claims import Claim, Claims, Decision, Policy
 from service.limits.ledger import Ledger
 from service.limits.table import BY_ADDRESS, DEFAULT, NamedLimit, Table
 from service.limits.wording import refusal
-from service.web import STANDINGS
 
 PREFIX = "octavo:limit"
 CALLERS = 4_096  # who are remembered, to save time
@@ -105,7 +105,8 @@ class Limiter(RateLimiter):
 
     def settle(self, scope: Any, decision: Decision) -> Decision:
         """Let a decision be told by the answer of its request. Raises RateLimitedError."""
-        scope.setdefault(STANDINGS, []).extend(decision.standings)
+        context = context_of(scope)
+        context.quotas = [*(context.quotas or ()), *decision.standings]
         if not decision.admitted:
             self.refused += 1
             raise refusal(decision)

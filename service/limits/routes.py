@@ -1,14 +1,13 @@
 """`/api/rate-limit`: how a caller stands, for nothing."""
 
 from pydantic import BaseModel, Field
-from quart import Blueprint, Response
+from quart import Blueprint
 from quart_rate_limiter import rate_exempt
 
-from service.limits.limiter import of_app
 from service.limits.wording import name, seconds
 from service.openapi.answers import answers
+from service.operations import Call, Reply, operation
 from service.validation import Int64
-from service.web import respond, to_bytes
 
 limits_bp = Blueprint("limits", __name__)
 
@@ -35,12 +34,13 @@ class RateLimits(BaseModel):
 
 
 @limits_bp.get("/api/rate-limit")
-@answers(200, RateLimits)
 @rate_exempt
-async def rate_limits() -> Response:
+@operation
+@answers(200, RateLimits)
+async def rate_limits(call: Call) -> Reply:
     """Give how the caller stands with every limit. It costs nothing."""
-    limiter = of_app()
-    caller = limiter.caller()
+    limiter = call.limiter
+    caller = limiter.callers.read(call.scope).caller
     names = limiter.table.names
     decision = await limiter.look([limiter.claim(each, caller, cost=0) for each in names])
     standings = iter(decision.standings)
@@ -56,5 +56,4 @@ async def rate_limits() -> Response:
         for each in names
         for policy in limiter.table.policies(each, caller.tier)
     ]
-    answer = RateLimits(caller=caller.key, tier=caller.tier, policies=policies)
-    return respond(to_bytes(answer))
+    return Reply(RateLimits(caller=caller.key, tier=caller.tier, policies=policies))

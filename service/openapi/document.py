@@ -38,8 +38,9 @@ from service.errors import (
 from service.openapi.answers import ANSWERS, ERRORS, Answer
 from service.openapi.headers import EVERYWHERE, HEADERS, LIMITED, STRICT_TRANSPORT
 from service.precedence import NEVER_SHED
+from service.requests import IdConverter
 from service.validation import INT64
-from service.web import PERSONAL, IdConverter
+from service.web import PERSONAL
 
 Json = dict[str, Any]
 

@@ -108,7 +108,6 @@ def init_app(app: Quart, settings: Settings) -> None:
         security_schemes={"bearer": HttpSecurityScheme("bearer", bearer_format="JWT")},
         openapi_provider_class=Document,
     )
-    vars(app).pop("make_response")  # it would look for a model in each answer: there is none
     app.extensions["docs_assets"] = {
         name: ((folder / name).read_bytes(), content_type)
         for name, (folder, content_type) in {**ASSETS, "docs.html": (OWN, HTML)}.items()

@@ -1,29 +1,28 @@
-"""Short ways for what is asked the most: to read a book or books, and to create one.
+"""The fast path: operations without Quart's cycle.
 
-    ordinary   front, gate: the limit (Redis) -> Quart: hooks, schema, view -> cache, database
-    plain      front, gate: the limit (Redis) ->        what the view does  -> cache, database
+    ordinary   front, gate: the limit (Redis) -> Quart: hooks, view, operation
+    plain      front, gate: the limit (Redis) ->                     operation
     warm       the limit, the account and the answer's bytes, of one tick, in one write to Redis
 
-*Warm.* The server asks here before it makes a task for a request. What is recognised is looked up
-while its limit is decided; if it is there, and the request is let in, its bytes are sent from the
-callback of Redis's reply. Whatever else there is (a miss, a mark, a refusal, a doubt about Redis, a
-header that might matter) goes on, with the limit decided.
+*Warm.* The server asks here before it makes a task for a request. An item that is cached, or a list
+that is remembered, is looked up while the limit is decided. If it is there, and the request is let
+in, its bytes are sent from the callback of Redis's reply. Everything else (a miss, a mark, a
+refusal, a doubt about Redis, a header that might matter) goes on, with the limit decided.
 
-*Plain.* What has come as a whole and asks for nothing unusual is answered without the framework's
-cycle, which costs more than the work does. Whatever is not quite so, or goes wrong, is Quart's.
+*Plain.* An operation whose request has come as a whole is run without the framework's cycle, which
+costs more than the work does. Requests that need more of the framework are Quart's.
 
-Nobody can tell the three apart, but by the time they take and the order of headers:
-`tests/test_shortway.py` and `test_shortway_creates.py` ask side by side.
+No route has code here: what stands on an operation decides. As long as anything was added to the
+application (`service.additions`), every request takes the ordinary way. Nobody can tell the three
+apart but by their time and the order of headers: `tests/test_shortway.py` and
+`test_shortway_creates.py` ask side by side. `SHORT_WAY=false` switches all of it off.
 
-    way      what is warm: recognised, where it is, and how it is answered
+    way      what is warm: where it is, and how it is answered
+    routes   what operations declare, by path
     look     one request, from its first question to its answer
-    pages    pages that were answered, each for as long as its generation is the present one
+    pages    lists that were answered, each for as long as its generation is the present one
     ahead    the same for other servers, and for HTTP/2
     plain    what is plain
-
-A book is looked up in the cache. A page, once it was answered, stays in this process as bytes: any
-write ends the generation that it is of, so one key, the same for all of them, says whether it is
-still true. `SHORT_WAY=false` switches all of it off.
 """
 
 from quart import Quart

@@ -5,7 +5,8 @@ import asyncio
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
 
 from service.asgi import answer
-from service.http1.config import LOOKED, AtHand, Shortcut
+from service.context import context_of
+from service.http1.config import AtHand, Shortcut
 
 
 class Ahead:
@@ -21,7 +22,7 @@ class Ahead:
         if (
             scope["type"] == "http"
             and scope["method"] == "GET"
-            and LOOKED not in scope
+            and not context_of(scope).is_looked_up
             and scope.get("raw_path")  # a server need not give it
         ):
             told: asyncio.Future[AtHand | None] = asyncio.get_running_loop().create_future()

@@ -7,12 +7,12 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.cache import Prefetch, Replied, State
-from service.front import BEGUN
+from service.context import context_of
 from service.guard import USERS
 from service.http1.config import AtHand
 from service.limits.callers import Credentials
 from service.limits.claims import Decision
-from service.limits.gate import HANDED, Handed
+from service.limits.gate import Handed
 from service.limits.limiter import Plan
 
 if TYPE_CHECKING:
@@ -97,14 +97,15 @@ class Look:
             except Exception:
                 way.logger.exception("The short way")
         if told is None:
-            scope[BEGUN] = self._begun
+            context = context_of(scope)
+            context.begun = self._begun
             decided, undecided = _outcome(decision)
             replied, unread = _outcome(found)
             account = None
             if self._claims is not None and replied is not None:
                 account = Prefetch(self._sought.state)
                 account.receive((replied[0], replied[1][1:]))
-            scope[HANDED] = Handed(decided, account, partial(way.fail, undecided, unread))
+            context.handed = Handed(decided, account, partial(way.fail, undecided, unread))
             return self._tell(None)
         self._tell(told)
         return way.front.tell(scope, told.status, self._begun)

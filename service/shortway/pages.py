@@ -5,17 +5,18 @@ from collections import OrderedDict
 from typing import NamedTuple
 
 from service.cache import Listing, Rows
-from service.shortway.look import Ready
+from service.shortway.look import Ready, Route
 
 MOST = 512  # pages
 LARGEST = 65_536  # bytes of a page: 100 books seldom have more
 
-Key = tuple[bytes, bytes]
+Key = tuple[bytes, bytes, bytes]  # the path, the query, and what links begin with
 
 
 class Page(NamedTuple):
     """A list that was answered, and how it may be answered again."""
 
+    route: Route
     ready: Ready
     listing: Listing
     rows: Rows

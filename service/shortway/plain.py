@@ -1,198 +1,100 @@
-"""What needs a task, but not the framework: plain reads of books, and plain creates.
+"""What needs a task, but not the framework: operations whose request has come as a whole.
 
-The gate has let a request in, and has checked its token, as it does for all; the work is what the
-views do. What is not plain has not begun, and is the framework's from the start.
-What was begun is done once: its error is raised again within the framework, which says what it
-means.
+The gate has let a request in, and has checked its token, as it does for all. The operation is run
+here as it is within Quart: the same decorators, the same handler, the same answers and errors.
 """
 
-from collections.abc import Callable, Coroutine
-from typing import Any, NamedTuple, cast
+from collections.abc import Awaitable, Callable
+from typing import Any
 
 from hypercorn.typing import ASGISendCallable
-from quart import Quart, request
-from werkzeug.sansio.utils import get_host
+from quart import Quart
+from werkzeug.exceptions import RequestEntityTooLarge
 
-from service.asgi import MATCHED, Connection
-from service.books import service as books
-from service.books.routes import listed
-from service.books.schemas import BookCreate, BookQuery
-from service.cache import Cache, Status
+from service.additions import Additions
+from service.asgi import Connection
 from service.config import Settings
+from service.context import RequestContext, context_of
 from service.cors import Origins
-from service.db import Database
-from service.fields import Told, told_by
-from service.guard import CURRENT_USER, CurrentUser
+from service.error_handler import render
+from service.errors import MIMETYPE, problem
+from service.fields import told_by
 from service.limits import Limiter
-from service.links import Here
-from service.pagination import Cursors
-from service.validation import parse_json, parse_query
-from service.web import (
-    JSON,
-    LIMITED_VARY,
-    PUBLIC,
-    cache_status,
-    etag,
-    is_known,
-    sized,
-    spelled,
-)
-
-FAILED = "octavo.failed"  # in the scope: the error that an answer has come to
-MEDIA = [JSON.encode()]
-VARY = (b"vary", LIMITED_VARY.encode())
-NO_CACHE, NO_STORE = (b"cache-control", b"no-cache"), (b"cache-control", b"no-store")
-LARGEST = 4_096  # bytes of a body: no book is larger, and what is wrong is read a second time
-
-Headers = list[tuple[bytes, bytes]]
-
-
-class Answer(NamedTuple):
-    """An answer, but for what the gate and the front add."""
-
-    status: int
-    headers: Headers
-    body: bytes
-
-
-Work = Coroutine[Any, Any, Answer]
+from service.operations import Call, Operation, RawResponse, operation_of
+from service.requests import check_names
+from service.web import sized, spelled, vary_of
 
 
 class Plain:
-    """Answers what is plain."""
+    """Answers operations."""
 
-    def __init__(self, app: Quart, settings: Settings) -> None:
+    def __init__(self, app: Quart) -> None:
         self._app = app
-        self._cache: Cache = app.extensions["cache"]
-        self._cursors: Cursors = app.extensions["cursors"]
-        self._database: Database = app.extensions["database"]
+        self._additions: Additions = app.extensions["additions"]
         self._limiter: Limiter = app.extensions["limiter"]
         self._origins: Origins = app.extensions["origins"]
-        self._public_url = settings.public_url
-        self._checks_isbn = settings.isbn_checksum == "strict"
-        self._routes: dict[str, tuple[str, Callable[[Any, Told, bytes], Work | None]]] = {
-            "books.get_book": ("GET", self._read_book),
-            "books.list_books": ("GET", self._read_list),
-            "books.create_book": ("POST", self._read_create),
-        }
 
-    def work(self, scope: Any, body: bytes) -> Work | None:
-        """Give the work on a request that has come as a whole, if it is plain: to be done."""
-        if MATCHED not in scope or scope[MATCHED][0].endpoint not in self._routes:
+    def find(self, scope: Any) -> Operation | None:
+        """Give the operation that a request is for, if it needs nothing of the framework."""
+        context, told = context_of(scope), told_by(scope["headers"])
+        if context.matched is None or context.error is not None or self._additions.are_there:
             return None
-        endpoint = scope[MATCHED][0].endpoint
-        method, read = self._routes[endpoint]
-        told = told_by(scope["headers"])
-        is_odd = scope["method"] != method or told.is_special or not told.host
-        if is_odd or scope.get("root_path") or self._limiter.plan(self._app, endpoint).custom:
+        if told.is_special or not told.host or scope.get("root_path"):
             return None
-        return read(scope, told, body)
-
-    def allowed(self, scope: Any) -> Headers:
-        """Give what browsers of other origins are told."""
-        has_origin = told_by(scope["headers"]).has_origin
-        return spelled(self._origins.headers(scope)) if has_origin else []
-
-    def _read_book(self, scope: Any, told: Told, _: bytes) -> Work | None:
-        if told.has_body or scope["query_string"]:
+        endpoint = context.matched[0].endpoint
+        if scope["method"] == "OPTIONS" or self._limiter.plan(self._app, endpoint).custom:
             return None
-        return self._give_book(scope, told, scope[MATCHED][1]["book_id"])
+        return operation_of(self._app, endpoint)
 
-    async def _give_book(self, scope: Any, told: Told, book_id: int) -> Answer:
-        entry, status = await self._cache.items.read(books.BOOKS, book_id)
-        if not entry.body:
-            raise books.not_found(book_id, cache_status(scope, status))
-        return _public(scope, told, entry.body, etag(entry.body), status, [])
-
-    def _read_list(self, scope: Any, told: Told, _: bytes) -> Work | None:
+    async def answer(self, operation: Operation, scope: Any, body: bytes) -> RawResponse:
+        """Run an operation on a request that has this body, and give the whole answer."""
+        context = context_of(scope)
+        call = Call(self._app.extensions, scope, scope["path"], _given(body))
         try:
-            args = parse_query(scope["query_string"])
-            query = BookQuery.model_validate(dict(args))
-        except Exception:  # whatever it is: nothing has begun
-            return None
-        if told.has_body or len(dict(args)) < len(args):
-            return None
-        return self._give_list(scope, told, query, Here(self._base(scope), scope["path"], args))
+            status, headers, body = await self._run(operation, call, context)
+        except Exception as error:
+            found = render(error, scope["method"], scope["path"], self._app.logger)
+            status, body = found.status_code, problem(found)
+            told = {"content-type": MIMETYPE, "cache-control": "no-store", **found.headers}
+            headers = [*sized(body)[1:], *spelled(told)]
+        headers.append((b"vary", vary_of(scope).encode()))
+        if call.headers.has_origin:
+            headers += spelled(self._origins.headers(scope))
+        return RawResponse(status, headers, body)
 
-    async def _give_list(self, scope: Any, told: Told, query: BookQuery, here: Here) -> Answer:
-        found = scope[PUBLIC] = await listed(query, here, self._cache.lists, self._cursors)
-        others = spelled(found.headers)
-        return _public(scope, told, found.body, found.tag, found.rows.status, others)
-
-    def _read_create(self, scope: Any, told: Told, body: bytes) -> Work | None:
-        user: CurrentUser | None = scope.get(CURRENT_USER)
-        if user is None or scope["query_string"] or told.media != MEDIA or len(body) > LARGEST:
-            return None
-        try:
-            book = BookCreate.model_validate(parse_json(body))  # over the cap it comes empty
-            if self._checks_isbn:
-                books.check_isbn(book.isbn)
-        except Exception:  # whatever it is: nothing has begun
-            return None
-        return self._create(scope, user, book)
-
-    async def _create(self, scope: Any, user: CurrentUser, data: BookCreate) -> Answer:
-        book = await self._database.write_together(books.create_books, (data, user))
-        body = books.BOOKS.write(book)
-        place = (b"location", f"{self._base(scope)}/api/books/{book.id}".encode())
-        return Answer(201, [*sized(body), place, _tagged(etag(body)), NO_STORE, VARY], body)
-
-    def _base(self, scope: Any) -> str:
-        """Give what links begin with, as the framework does."""
-        if self._public_url is not None:
-            return self._public_url
-        host = get_host(scope["scheme"], told_by(scope["headers"]).host.decode())
-        return f"{scope['scheme']}://{host}" if host else ""
+    async def _run(self, operation: Operation, call: Call, context: RequestContext) -> RawResponse:
+        if context.is_too_large:
+            raise RequestEntityTooLarge
+        if call.scope["query_string"]:
+            check_names([name for name, _ in call.args], operation.view)
+        assert context.matched is not None
+        return await operation.run(call, context.matched[1])
 
 
-def _public(
-    scope: Any, told: Told, body: bytes, tag: str, status: Status, others: Headers
-) -> Answer:
-    """Answer a public GET. `others`: headers of a 200 alone."""
-    headers = [_tagged(tag), NO_CACHE, VARY, *spelled(cache_status(scope, status))]
-    if is_known(tag, told.tags):
-        return Answer(304, headers, b"")
-    return Answer(200, [*sized(body), *others, *headers], body)
+def _given(body: bytes) -> Callable[[], Awaitable[bytes]]:
+    async def read_body() -> bytes:
+        return body
 
-
-def _tagged(tag: str) -> tuple[bytes, bytes]:
-    return b"etag", b'"%b"' % tag.encode()
+    return read_body
 
 
 class Plainly(Connection):
-    """A connection to the framework that answers what is plain without it."""
+    """A connection to the framework that runs operations without it."""
 
     async def answer(self, body: bytes, send: ASGISendCallable) -> None:
         """Answer a request."""
         plain: Plain = self.app.extensions["plain"]
-        scope: Any = self.scope
-        if (work := plain.work(scope, body)) is None:
+        operation = plain.find(self.scope)
+        if operation is None:
             return await super().answer(body, send)
-        try:
-            found = await work
-        except Exception as error:
-            scope[FAILED] = error
-        else:
-            headers = [*found.headers, *plain.allowed(scope)]
-            start: Any = {"type": "http.response.start", "status": found.status, "headers": headers}
-            end: Any = {"type": "http.response.body", "body": found.body, "more_body": False}
-            await send(start)
-            return await send(end)
-        return await super().answer(body, send)
+        status, headers, data = await plain.answer(operation, self.scope, body)
+        start: Any = {"type": "http.response.start", "status": status, "headers": headers}
+        end: Any = {"type": "http.response.body", "body": data, "more_body": False}
+        await send(start)
+        return await send(end)
 
 
 def init_app(app: Quart, settings: Settings) -> None:
     """Put it in the place of Quart's connection: within the front and the gate."""
-    app.extensions["plain"] = Plain(app, settings)
+    app.extensions["plain"] = Plain(app)
     app.asgi_http_class = Plainly
-
-    async def fail() -> None:
-        """Meet, in the place of the view, the error that an answer has come to."""
-        error: Exception | None = cast(Any, request.scope).pop(FAILED, None)
-        try:
-            if error is not None:
-                raise error
-        finally:
-            del error  # its traceback holds this frame
-
-    app.before_request_funcs["books"].append(fail)

@@ -1,39 +1,42 @@
-"""What goes the short way: recognised by its bytes, looked up in one tick with its limit."""
+"""What goes the short way: recognised by its bytes, looked up in one tick with its limit.
+
+No route is known here by its name. What its operation declares decides: `cached_item` names the
+entry that it answers with, and a list that was read through the cache may be kept.
+"""
 
 import asyncio
-import re
 import time
 from collections.abc import Callable
 from functools import lru_cache, partial
-from typing import Any, NamedTuple
+from typing import Any
 
 from quart import Quart
 
+from service.additions import Additions
 from service.admission import Admission, AdmissionQueue
-from service.books.service import BOOKS
+from service.asgi import LONGEST_PATH
 from service.cache import GEN, Cache, Entry, Replied
 from service.cache.entries import read
 from service.config import Settings
+from service.context import context_of
 from service.cors import Origins
 from service.fields import Told, told_by
-from service.front import CACHED, NO_PAGE, ROUTE, USER, VARY, Front, request_name
-from service.guard import USERS, account_in
-from service.health import ALIVE
+from service.front import NO_PAGE, VARY, Front, request_name
+from service.guard import USERS, read_account
 from service.http1.config import AtHand
 from service.limits import Limiter
 from service.limits.callers import Caller
 from service.limits.claims import Decision
 from service.limits.wording import lines
-from service.load_shedding import ADMISSION
 from service.logs import request_id
 from service.security import Claims
 from service.shortway.look import Look, Ready, Route, Sought, Tell
 from service.shortway.pages import Key, Page, Pages
+from service.shortway.routes import Routes, Wanted
 from service.web import (
     CACHE_STATUS,
     LIMITED_VARY,
-    PUBLIC,
-    Public,
+    PERSONAL,
     as_lines,
     etag,
     is_known,
@@ -41,10 +44,7 @@ from service.web import (
     spelled,
 )
 
-ITEM = re.compile(rb"/api/books/([1-9][0-9]{0,17})")
-LIST, LIVE = b"/api/books", b"/health/live"
-LONGEST = 30  # bytes of the path of a book
-KEPT = 2_048  # books that are remembered, by their paths and by their bytes
+KEPT = 2_048  # items that are remembered, by their bytes
 ALWAYS = [
     (b"cache-control", b"no-cache"),
     (b"cache-status", f"Octavo; {CACHE_STATUS['hit']}".encode()),
@@ -53,19 +53,12 @@ ALWAYS = [
 ]
 
 
-class Wanted(NamedTuple):
-    """A book that is asked for: its key in the cache, and the one that stands in its entry."""
-
-    id: int
-    key: str
-    own_key: str
-
-
 class ShortWay:
     """Looks for answers that are at hand."""
 
     def __init__(self, app: Quart, settings: Settings) -> None:
         self.front: Front = app.extensions["front"]
+        self._additions: Additions = app.extensions["additions"]
         self.logger = app.logger
         self._app = app
         self._cache: Cache = app.extensions["cache"]
@@ -78,30 +71,35 @@ class ShortWay:
         seconds = min(settings.cache_page_seconds, settings.cache_count_seconds)
         self._pages = Pages(seconds if is_kept else 0)
         self._keeps_items = settings.cache_item_seconds > 0
-        self._is_limited = settings.ratelimit_enabled
-        self._book = lru_cache(KEPT)(self._read_book)
-        self._route = lru_cache(self._find_route)
+        self._read = lru_cache(KEPT)(self._read_item)
+        self._routes = Routes(app, self._limiter, settings.ratelimit_enabled)
         self._always = as_lines([*ALWAYS, *self.front.protection])
-        untold = [(b"cache-control", b"no-store"), (b"vary", VARY.encode()), NO_PAGE]
-        self._alive = as_lines([*sized(ALIVE), *untold, *self.front.protection])
+        unlimited = [(b"cache-control", b"no-store"), (b"vary", VARY.encode()), NO_PAGE]
+        self._constant = as_lines([*unlimited, *self.front.protection])
 
     def look(self, scope: Any, tell: Tell) -> bool:
         """Begin to look for the answer to a GET, if it is one of these."""
+        context = context_of(scope)
+        context.is_looked_up = True
+        if self._additions.are_there:
+            return False
         raw_path = scope["raw_path"]
         told = told_by(scope["headers"])
         if told.is_special or told.has_body or not told.host or scope.get("root_path"):
             return False
-        if raw_path == LIVE and not scope["query_string"]:
-            asyncio.get_running_loop().call_soon(self._tell_alive, scope, tell, time.perf_counter())
+        if len(raw_path) > LONGEST_PATH:
+            return False
+        if not scope["query_string"] and (constant := self._routes.constant(raw_path)) is not None:
+            loop, begun = asyncio.get_running_loop(), time.perf_counter()
+            loop.call_soon(self._tell_constant, scope, tell, constant, begun)
             return True
         if self._limiter.ledger.is_away:
             return False
-        if raw_path == LIST:
-            sought = self._seek_page(self._key(scope, told))
-        elif len(raw_path) > LONGEST or scope["query_string"] or not self._keeps_items:
-            return False
+        wanted = None if scope["query_string"] else self._routes.item(raw_path)
+        if wanted is not None:
+            sought = self._seek_item(wanted)
         else:
-            sought = self._seek_book(_wanted(raw_path))
+            sought = self._seek_page(self._key(scope, told))
         if sought is None or (sought.route.plan is not None and sought.route.plan.custom):
             return False
         credentials = self._limiter.callers.read(scope)
@@ -111,35 +109,39 @@ class ShortWay:
 
         def begin(waited: float) -> None:
             if waited:
-                scope[ADMISSION] = Admission(self._queue, waited)
+                context.admission = Admission(self._queue, waited)
             Look(self, scope, sought, credentials, tell)
 
         self._queue.submit_quick(begin)
         return True
 
-    def _tell_alive(self, scope: Any, tell: Tell, begun: float) -> None:
+    def _tell_constant(self, scope: Any, tell: Tell, body: bytes, begun: float) -> None:
         """Answer in the next turn of the loop: under load, Quart's ten take their time."""
-        scope[ROUTE] = LIVE.decode()
-        tell(AtHand(200, self._alive + _named(told_by(scope["headers"])), ALIVE))
+        context_of(scope).route = scope["raw_path"].decode()
+        lines = as_lines(sized(body)) + self._constant + _named(told_by(scope["headers"]))
+        tell(AtHand(200, lines, body))
         self.front.tell(scope, 200, begun)
 
-    def _seek_book(self, wanted: Wanted | None) -> Sought | None:
-        if wanted is None or (state := self._cache.access.enter()) is None:
+    def _seek_item(self, wanted: Wanted) -> Sought | None:
+        if not self._keeps_items or (state := self._cache.access.enter()) is None:
             return None
-        take = partial(self._take_book, wanted)
-        return Sought(self._route("books.get_book"), state, state.prefix + wanted.key, take)
+        take = partial(self._take_item, wanted)
+        return Sought(wanted.route, state, state.prefix + wanted.key, take)
 
-    def _take_book(self, wanted: Wanted, found: bytes | None) -> Ready | None:
-        entry, ready = self._book(found, wanted.own_key)
+    def _take_item(self, wanted: Wanted, found: bytes | None) -> Ready | None:
+        entry, ready = self._read(found, wanted.own_key, wanted.item.show)
         if entry is not None:
-            self._cache.items.hit(BOOKS, wanted.id, entry)
+            self._cache.items.hit(wanted.item.kind, wanted.id, entry)
         return ready
 
-    def _read_book(self, found: bytes | None, key: str) -> tuple[Entry | None, Ready | None]:
+    def _read_item(
+        self, found: bytes | None, key: str, show: Callable[[bytes], bytes]
+    ) -> tuple[Entry | None, Ready | None]:
         entry = read(found, key)
         if entry is None or not entry.body:
             return None, None
-        return entry, self._ready(etag(entry.body), as_lines(sized(entry.body)), entry.body)
+        body = show(entry.body)
+        return entry, self._ready(etag(body), as_lines(sized(body)), body)
 
     def _ready(self, tag: str, lines: bytes, body: bytes) -> Ready:
         had = b'etag: "%b"\r\n%b' % (tag.encode(), self._always)
@@ -150,16 +152,10 @@ class ShortWay:
         if page is None or (state := self._cache.access.enter()) is None:
             return None
         take = partial(self._take_page, page)
-        return Sought(self._route("books.list_books"), state, state.prefix + GEN, take)
+        return Sought(page.route, state, state.prefix + GEN, take)
 
     def _take_page(self, page: Page, generation: bytes | None) -> Ready | None:
         return page.ready if self._cache.lists.hit(page.listing, page.rows, generation) else None
-
-    def _find_route(self, endpoint: str) -> Route:
-        rule = next(self._app.url_map.iter_rules(endpoint)).rule
-        plan = self._limiter.plan(self._app, endpoint)
-        is_limited = self._is_limited and (plan.names or plan.written or plan.custom)
-        return Route(endpoint, rule, plan if is_limited else None)
 
     def decide(self, route: Route, caller: Caller, tell: Callable[[Any], None]) -> None:
         """Begin to decide the limits of a caller, and tell. None: there are none."""
@@ -182,17 +178,17 @@ class ShortWay:
         state = sought.state
         if run_id != state.run_id or not self._cache.access.is_still(state):
             return None
-        entry = None
+        entry, context = None, context_of(scope)
         if claims is not None:
-            entry, account = account_in(accounts[0], USERS.own_key(claims.user_id))
+            entry, account = read_account(accounts[0], USERS.own_key(claims.user_id))
             if account is None or not account.accepts(claims):
                 return None
         if (ready := sought.take(value)) is None:
             return None
         if claims is not None and entry is not None:
             self._cache.items.hit(USERS, claims.user_id, entry)
-            scope[USER] = claims.user_id
-        scope[CACHED], scope[ROUTE] = "hit", sought.route.rule
+            context.user_id = claims.user_id
+        context.cache_status, context.route = "hit", sought.route.rule
         allowed = limits = b""
         asked = told_by(scope["headers"])
         if asked.has_origin:
@@ -212,19 +208,22 @@ class ShortWay:
 
     def learn(self, scope: Any, status: int, _: float) -> None:
         """Keep what the ordinary way has answered, if it can be asked for again."""
-        page: Public | None = scope.pop(PUBLIC, None)
-        if page is None or status not in {200, 304} or not page.rows.generation:
+        context = context_of(scope)
+        page, matched = context.listed, context.matched
+        if page is None or matched is None or status not in {200, 304} or not page.rows.generation:
             return
         told = told_by(scope["headers"])
-        if scope["raw_path"] == LIST and told.host and not (told.is_special or told.has_body):
+        is_odd = told.is_special or told.has_body or not told.host or scope.get("root_path")
+        if not is_odd and scope["path"].startswith(PERSONAL):
             lines = as_lines([*sized(page.body), *spelled(page.headers)])
             ready = self._ready(page.tag, lines, page.body)
-            self._pages.put(self._key(scope, told), Page(ready, page.listing, page.rows))
+            route = self._routes.route(matched[0].endpoint)
+            self._pages.put(self._key(scope, told), Page(route, ready, page.listing, page.rows))
 
     def _key(self, scope: Any, told: Told) -> Key:
         """Name a list by all that its answer depends on: links are absolute."""
         base = self._base or b"%b://%b" % (scope["scheme"].encode(), told.host)
-        return scope["query_string"], base
+        return scope.get("raw_path") or b"", scope["query_string"], base
 
 
 def _named(told: Told) -> bytes:
@@ -232,13 +231,3 @@ def _named(told: Told) -> bytes:
     name = request_name(told)
     request_id.set(name)
     return f"x-request-id: {name}\r\n".encode()
-
-
-@lru_cache(KEPT)
-def _wanted(raw_path: bytes) -> Wanted | None:
-    """Recognise a book by its path."""
-    found = ITEM.fullmatch(raw_path)
-    if found is None:
-        return None
-    book_id = int(found[1])
-    return Wanted(book_id, BOOKS.key(book_id), BOOKS.own_key(book_id))

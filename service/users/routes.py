@@ -1,49 +1,60 @@
 """Users over HTTP."""
 
-from quart import Response
-from quart_schema import validate_querystring, validate_request
-
 from service.books import service as books
 from service.books.schemas import BookArray, BookFilters
-from service.cache import of_app as cache
-from service.db import session, write
 from service.errors import InvalidInputError
-from service.guard import CurrentUser, token_required
-from service.links import here, link_header
+from service.guard import USERS, CurrentUser, account_in, token_required
+from service.links import link_header
 from service.openapi.answers import answers
-from service.pagination import CachedPageQuery
+from service.operations import (
+    Call,
+    Reply,
+    cached_item,
+    operation,
+    validate_querystring,
+    validate_request,
+)
+from service.pagination import CachedPageQuery, CachedQuery
 from service.password_check import password_attempt
 from service.precedence import costly
-from service.security import passwords
 from service.users import service, users_bp
 from service.users.schemas import ProfileUpdate, PublicUser, UserOut
-from service.web import respond, respond_public, to_bytes
+from service.web import cache_status, to_bytes
+
+FOLLOW_UPS = {"list_user_books": {"user_id": "$response.body#/id"}}
 
 
 @users_bp.get("/profile")
-@answers(200, UserOut)
+@operation
+@answers(200, UserOut, "Cache-Status")
 @token_required
-async def get_profile(current_user: CurrentUser) -> Response:
-    """Give one's own account."""
-    async with session() as db:
+@validate_querystring(CachedQuery)
+async def get_profile(call: Call, query_args: CachedQuery, current_user: CurrentUser) -> Reply:
+    """Give one's own account, which was read to check the token."""
+    if not query_args.nocache:
+        return Reply(UserOut.model_validate(current_user))
+    async with call.database.session() as db:
         user = await service.get_user(db, current_user.id)
-    return respond(to_bytes(UserOut.model_validate(user)))
+    return Reply(UserOut.model_validate(user), cached="bypass")
 
 
 @users_bp.patch("/profile")
+@operation
 @answers(200, UserOut)
 @token_required
 @validate_request(ProfileUpdate)
-async def update_profile(data: ProfileUpdate, current_user: CurrentUser) -> Response:
+async def update_profile(call: Call, data: ProfileUpdate, current_user: CurrentUser) -> Reply:
     """Change one's own account; e-mail and password need the current password.
 
     A name or e-mail that is taken is 400, said by field.
     """
-    checked_hash = await _check_password(current_user, data) if data.needs_password else None
+    checked_hash = None
+    if data.needs_password:
+        checked_hash = await _check_password(call, current_user, data)
     given = data.model_dump(exclude_unset=True)
     password = given.get("password")
-    password_hash = None if password is None else await passwords().hash(password)
-    user = await write(
+    password_hash = None if password is None else await call.passwords.hash(password)
+    user = await call.database.write(
         lambda db: service.update_profile(
             db,
             current_user,
@@ -53,42 +64,48 @@ async def update_profile(data: ProfileUpdate, current_user: CurrentUser) -> Resp
             checked_hash=checked_hash,
         )
     )
-    return respond(to_bytes(UserOut.model_validate(user)))
+    return Reply(UserOut.model_validate(user))
 
 
-async def _check_password(current_user: CurrentUser, data: ProfileUpdate) -> str:
+async def _check_password(call: Call, current_user: CurrentUser, data: ProfileUpdate) -> str:
     """Give the hash that `current_password` fits. Raises InvalidInputError, RateLimitedError."""
     if data.current_password is None:
         raise InvalidInputError({"current_password": ["Missing data for required field."]})
-    async with session() as db:
+    async with call.database.session() as db:
         user = await service.get_user(db, current_user.id)
-    async with password_attempt(user.email_key) as attempt:
+    async with password_attempt(call, user.email_key) as attempt:
         if not await attempt.verify(data.current_password, user.password_hash):
             raise service.wrong_password()
     return user.password_hash
 
 
+def _public(account: bytes) -> bytes:
+    return to_bytes(PublicUser.model_validate(account_in(account)))
+
+
 @users_bp.get("/users/<id:user_id>")
-@answers(200, PublicUser, "ETag", links={"list_user_books": {"user_id": "$response.body#/id"}})
-async def get_user(user_id: int) -> Response:
+@operation
+@answers(200, PublicUser, "ETag", "Cache-Status", links=FOLLOW_UPS)
+@validate_querystring(CachedQuery)
+@cached_item(USERS, _public)
+async def get_user(call: Call, user_id: int, query_args: CachedQuery) -> Reply:
     """Give the public face of a user."""
-    async with session() as db:
-        user = await service.get_user(db, user_id)
-    return respond_public(to_bytes(PublicUser.model_validate(user)))
+    entry, status = await call.cache.items.read(USERS, user_id, past=query_args.nocache)
+    if not entry.body:
+        raise service.not_found(user_id, cache_status(call.scope, status))
+    return Reply(_public(entry.body), is_public=True, cached=status)
 
 
 @users_bp.get("/users/<id:user_id>/books")
+@operation
 @answers(200, BookArray, "ETag", "Link", "X-Total-Count", "Cache-Status")
 @validate_querystring(CachedPageQuery)
 @costly
-async def list_user_books(user_id: int, query_args: CachedPageQuery) -> Response:
+async def list_user_books(call: Call, user_id: int, query_args: CachedPageQuery) -> Reply:
     """List a user's books, newest first, as a bare array (guide)."""
     page = query_args.to_page()
     listing = books.list_books(BookFilters(user_id=user_id), "-created_at", page)
-    rows = await cache().lists.read(listing, past=query_args.nocache)
-    links = page.envelope(rows.total, here())["links"]
-    return respond_public(
-        b"[%b]" % b",".join(rows.bodies),
-        headers={**link_header(links), "X-Total-Count": str(rows.total)},
-        cached=rows.status,
-    )
+    rows = await call.cache.lists.read(listing, past=query_args.nocache)
+    links = page.envelope(rows.total, call.here)["links"]
+    headers = {**link_header(links), "X-Total-Count": str(rows.total)}
+    return Reply.of_list(b"[%b]" % b",".join(rows.bodies), listing, rows, headers)

@@ -3,7 +3,7 @@
 The row of a user is the lock for all that decides which of their tokens are valid.
 """
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from pydantic.networks import validate_email
@@ -33,8 +33,13 @@ async def get_user(db: AsyncSession, user_id: int, *, lock: bool = False) -> Use
     """Give a user. Raises ResourceNotFoundError."""
     user = await db.get(User, user_id, with_for_update=lock)
     if user is None:
-        raise ResourceNotFoundError(f"User with id {user_id} not found")
+        raise not_found(user_id)
     return user
+
+
+def not_found(user_id: int, headers: Mapping[str, str] | None = None) -> ResourceNotFoundError:
+    """Give the error of a user that is not there."""
+    return ResourceNotFoundError(f"User with id {user_id} not found", headers=headers)
 
 
 async def find_by_email(db: AsyncSession, email: str) -> User | None:

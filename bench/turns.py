@@ -1,0 +1,144 @@
+"""Two checkouts of Octavo, measured in turns: how many times as fast this one is as another.
+
+    python -m bench.turns --before ../octavo-before --rounds 5
+
+Each round serves both, one after the other, on the same core and over the same database, and each
+kind of work gives one ratio a round. The median of the ratios is what counts: the speed of a shared
+machine changes from minute to minute, and changes both.
+"""
+
+import asyncio
+import json
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from statistics import median
+
+import asyncpg
+import click
+import httpx
+
+from bench import wrk
+from bench.contestants import ALL
+from bench.server import DidNotStartError, Server, pin_everything_else, serving
+from bench.stage import TEMPLATE, Facts, Stage, free_port, standing
+from bench.work import CALLERS, caller, get, item_path, requests_of
+
+CONNECTIONS = 32
+WARM_SECONDS = 0.5
+KINDS = (
+    "item", "304", "page", "filtered", "create", "update", "delete", "profile", "user", "401",
+    "404",
+)  # fmt: skip
+REFUSED = {"401", "404"}  # whose answers are errors
+
+
+def requests(kind: str, facts: Facts, tags: dict[str, str], series: int) -> list[bytes]:
+    """Give the requests of a kind of work. series: numbers the measurements of one server."""
+    token = {"Authorization": f"Bearer {facts.tokens[0]}"}
+    match kind:
+        case "update":
+            return [_write("PATCH", item_path(facts, n), n, token, n) for n in range(CALLERS)]
+        case "delete":
+            first = 1 + series * facts.books // 2
+            ids = range(first, first + facts.books // 2)
+            return [_write("DELETE", f"/api/books/{n}", n, token, None) for n in ids]
+        case "profile":
+            return [get("/api/profile", n, token) for n in range(CALLERS)]
+        case "user":
+            return [get(f"/api/users/{n % 100 + 1}", n) for n in range(CALLERS)]
+        case "401":
+            wrong = {"Authorization": "Bearer of.no.token"}
+            return [get(item_path(facts, n), n, wrong) for n in range(CALLERS)]
+        case "404":
+            return [get(f"/api/books/{10**9 + n}", n) for n in range(CALLERS)]
+    return requests_of(kind, facts, tags, 3, series=series, warming=not series)
+
+
+def _write(method: str, path: str, number: int, token: dict[str, str], cents: int | None) -> bytes:
+    body = b"" if cents is None else json.dumps({"price": cents / 100}).encode()
+    more = {"Content-Type": "application/json", "Content-Length": str(len(body))} if body else {}
+    headers = {"Host": "127.0.0.1", "X-Forwarded-For": caller(number), **token, **more}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+    return f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + body
+
+
+class Turns:
+    """Measures checkouts, each on a copy of the same database."""
+
+    def __init__(self, stage: Stage, facts: Facts, seconds: int, folder: Path) -> None:
+        self._stage = stage
+        self._facts = facts
+        self._seconds = seconds
+        self._requests = folder / "requests"
+
+    def visit(self, checkout: Path, kinds: tuple[str, ...]) -> Iterator[tuple[str, float]]:
+        """Give the requests per second of a checkout at each kind of work."""
+        for kind in kinds:
+            port = free_port()
+            environment = self._stage.environment(self._stage.renew(), port)
+            environment["PYTHONPATH"] = str(checkout)
+            command, path = ALL[0].command_on(port), item_path(self._facts, 0)
+            with serving(str(checkout), command, port, environment, path) as server:
+                yield kind, self._measure(server, kind)
+
+    def _measure(self, server: Server, kind: str) -> float:
+        tags = _tags(server, self._facts) if kind == "304" else {}
+        wrk.write_requests(requests(kind, self._facts, tags, 0), self._requests)
+        wrk.warm(server.url, self._requests, WARM_SECONDS, CONNECTIONS)
+        wrk.write_requests(requests(kind, self._facts, tags, 1), self._requests)
+        server.rest()
+        load = wrk.send(server.url, self._requests, self._seconds, CONNECTIONS)
+        if load.errors and kind not in REFUSED:
+            raise wrk.NotMeasuredError(f"{kind}: {load.errors:.1%} of the requests failed")
+        return load.rate
+
+
+def _tags(server: Server, facts: Facts) -> dict[str, str]:
+    paths = {item_path(facts, n) for n in range(len(facts.ids))}
+    return {path: httpx.get(server.url + path).headers["ETag"] for path in paths}
+
+
+async def _give_to_the_first(stage: Stage) -> None:
+    """Give all books to the user of the first token, who changes them."""
+    db = await asyncpg.connect(stage.url(TEMPLATE))
+    await db.execute("UPDATE books SET user_id = (SELECT min(id) FROM users)")
+    await db.execute("VACUUM (ANALYZE)")
+    await db.close()
+
+
+@click.command()
+@click.option("--before", type=click.Path(exists=True, path_type=Path), required=True)
+@click.option("--books", type=click.IntRange(1_000), default=20_000, show_default=True)
+@click.option("--seconds", type=click.IntRange(1, 60), default=2, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, 50), default=5, show_default=True)
+@click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True, default=KINDS)
+def main(before: Path, books: int, seconds: int, rounds: int, kinds: tuple[str, ...]) -> None:
+    """Measure this checkout and the one in the folder BEFORE, in turns."""
+    wrk.look_for_wrk()
+    pin_everything_else()
+    now = Path(__file__).resolve().parent.parent
+    ratios: dict[str, list[float]] = {kind: [] for kind in kinds}
+    rates: dict[str, float] = {}
+    try:
+        with standing() as stage, tempfile.TemporaryDirectory() as folder:
+            turns = Turns(stage, stage.prepare(books), seconds, Path(folder))
+            asyncio.run(_give_to_the_first(stage))
+            for number in range(rounds):
+                for kind in kinds:
+                    order = [now, before.resolve()][:: 1 if number % 2 else -1]
+                    seen = {path: dict(turns.visit(path, (kind,)))[kind] for path in order}
+                    ratios[kind].append(seen[now] / seen[before.resolve()])
+                    rates[kind] = max(rates.get(kind, 0.0), seen[now])
+                    click.echo(f"round {number + 1}: {kind} {ratios[kind][-1]:.2f}", err=True)
+    except (DidNotStartError, wrk.NotMeasuredError) as error:
+        sys.exit(str(error))
+    for kind in kinds:
+        low, high = min(ratios[kind]), max(ratios[kind])
+        line = f"{kind:9} {median(ratios[kind]):.2f} times as fast ({low:.2f} to {high:.2f})"
+        click.echo(f"{line}; at best {rates[kind]:,.0f}/s")
+
+
+if __name__ == "__main__":
+    main()
