@@ -25,9 +25,9 @@ ROOT = Path(service.__file__).parent
 STOREYS = (
     "__init__", "files", "config_values", "config_cache", "config_limits", "config_serve", "config",
     "logs", "unique", "fields", "asgi", "column_types", "json_rows", "search", "usernames",
-    "models", "validation", "findings", "db_errors", "group_commit", "admission", "engines",
-    "migrations", "errors", "patience", "precedence", "wire", "cache", "front", "lag", "web",
-    "links", "openapi", "db", "security", "guard", "pagination", "listing", "cors",
+    "cached_models", "models", "validation", "findings", "db_errors", "group_commit", "admission",
+    "engines", "migrations", "errors", "patience", "precedence", "wire", "cache", "front", "lag",
+    "web", "links", "openapi", "db", "security", "guard", "pagination", "listing", "cors",
     "load_shedding", "http1", "limits", "password_check", "access_log", "figures", "metrics",
     "health", "home", "books", "users", "auth", "admin", "shortway", "importer", "seed",
     "plausible", "app", "server", "cli", "__main__",
@@ -56,6 +56,11 @@ def test_imports_point_one_way() -> None:
             if parts[0] == "service" and len(parts) > 1 and parts[1] != "__version__":
                 assert parts[1] in STOREYS, module
                 assert STOREYS.index(parts[1]) <= STOREYS.index(own), f"{path} imports {module}"
+
+
+def test_the_cache_knows_no_model() -> None:
+    for path in (ROOT / "cache").glob("*.py"):
+        assert not {name for name in imports(path) if name.startswith("service.models")}, path
 
 
 def test_every_room_holds_the_same_files() -> None:

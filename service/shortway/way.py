@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 from quart import Quart
 
 from service.books.service import BOOKS
-from service.cache import GEN, Cache, Entry, Replied
+from service.cache import Cache, Entry, Replied
 from service.cache.entries import read
 from service.config import Settings
 from service.cors import Origins
@@ -141,7 +141,8 @@ class ShortWay:
         if page is None or (state := self._cache.access.enter()) is None:
             return None
         take = partial(self._take_page, page)
-        return Sought(self._route("books.list_books"), state, state.prefix + GEN, take)
+        key = state.prefix + page.listing.kind.generation_key
+        return Sought(self._route("books.list_books"), state, key, take)
 
     def _take_page(self, page: Page, generation: bytes | None) -> Ready | None:
         return page.ready if self._cache.lists.hit(page.listing, page.rows, generation) else None
