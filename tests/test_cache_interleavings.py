@@ -453,7 +453,7 @@ def test_a_write_ends_the_lists_of_its_kinds_alone(monkeypatch: pytest.MonkeyPat
 
     async def statuses(worker: Worker) -> list[str]:
         """Read each list, and wait until it is filled in."""
-        seen = []
+        seen: list[str] = []
         for name in names:
             try:
                 seen.append((await worker.cache.lists.read(shelf(name))).status)

@@ -38,7 +38,7 @@ def dependent_rows(
     nothing: it has one writer at a time.
     """
     changes: Changes = {}
-    seen = set()
+    seen: set[tuple[Any, ...]] = set()
     pending = [(table, list(table.primary_key), [tuple(identity)], True)]
     while pending:
         table, columns, values, is_deleted = pending.pop()

@@ -105,8 +105,9 @@ def _flushed(session: Session, context: Any) -> None:
 def _deleted(mapper: Mapper[Any], connection: Connection, row: Any) -> None:
     """Look before each DELETE: afterwards the rows that went with it cannot be selected."""
     session, identity = object_session(row), inspect(row).identity
+    tables: Any = mapper.tables
     if isinstance(session, WriteSession):
-        for table in mapper.tables:
+        for table in tables:
             _of(session).add_deleted(connection, table, identity)
 
 

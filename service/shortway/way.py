@@ -141,8 +141,8 @@ class ShortWay:
         if page is None or (state := self._cache.access.enter()) is None:
             return None
         take = partial(self._take_page, page)
-        key = state.prefix + page.listing.kind.generation_key
-        return Sought(self._route("books.list_books"), state, key, take)
+        generation_key = state.prefix + page.listing.kind.generation_key
+        return Sought(self._route("books.list_books"), state, generation_key, take)
 
     def _take_page(self, page: Page, generation: bytes | None) -> Ready | None:
         return page.ready if self._cache.lists.hit(page.listing, page.rows, generation) else None
