@@ -21,6 +21,7 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
+from service.cached_models import cached
 from service.column_types import Money, SearchWords, UtcDateTime, UtcNow
 from service.search import words
 
@@ -54,6 +55,7 @@ def _one_of(column: str, values: tuple[str, ...]) -> str:
     return f"{column} IN ({', '.join(repr(value) for value in values)})"
 
 
+@cached("user")
 class User(Base):
     """Somebody who may sign in. `token_version` is the `ver` that a token must carry."""
 
@@ -93,6 +95,7 @@ class RefreshToken(Base):
     expires_at: Mapped[datetime] = mapped_column(UtcDateTime, index=True)
 
 
+@cached("book", lists=True)
 class Book(Base):
     """A book of the catalogue. `user_id` is its owner; none: administrators alone edit it."""
 

@@ -3,7 +3,8 @@
 Every command to the store and every statement takes as long as `random.Random(seed)` says, is
 lost, arrives late or twice; a worker may stop anywhere, the store be another one, or lose keys at
 any moment. Only the wires are the test's: the store behind `Wire`, rows behind `Session`, the row
-of the epoch in SQLite.
+of the epoch in SQLite. Rows are of two kinds, novels and notes: the database deletes the notes of a
+novel with it.
 """
 
 import asyncio
@@ -16,11 +17,17 @@ from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
 import pytest
+from sqlalchemy import ForeignKey, Select
+from sqlalchemy.dialects import sqlite
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+from sqlalchemy.util import await_only, greenlet_spawn
 
 import service.db
-from service.cache import GEN, Cache, breaker, epochs, fence, store, writes
+from service.cache import Cache, breaker, epochs, fence, store, writes
 from service.cache.epochs import Epochs
 from service.cache.store import AnotherStoreError, MemoryStore, Store
+from service.cache.touched import touched
+from service.cached_models import cached, cached_model
 from service.config import Testing
 from service.db import Database
 
@@ -29,11 +36,44 @@ T = TypeVar("T")
 TWICE = 0.01  # of commands: the reply was lost, and the command is sent again
 
 
+class Simulated(DeclarativeBase):
+    """The models of the simulation."""
+
+
+@cached("novel", lists=True)
+class Novel(Simulated):
+    """A parent."""
+
+    __tablename__ = "novels"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+
+
+@cached("note", lists=True)
+class Note(Simulated):
+    """A child: a note on a novel."""
+
+    __tablename__ = "notes"
+
+    id: Mapped[int] = mapped_column(primary_key=True)
+    novel_id: Mapped[int] = mapped_column(ForeignKey("novels.id", ondelete="CASCADE"))
+
+
 class Row(NamedTuple):
-    """A row of the simulated table."""
+    """A row of a simulated table. `shelf` is the list that it is in; a note is in its novel's."""
 
     version: int
     shelf: str
+
+
+Rows = dict[str, Row]  # by `novel:1` or `note:1`
+
+
+def on_shelf(rows: Rows, name: str) -> Rows | None:
+    """Give the rows of a list. None: it is that of a novel which is not there."""
+    if ":" in name and name not in rows:
+        return None
+    return {key: row for key, row in rows.items() if row.shelf == name}
 
 
 class Weather(NamedTuple):
@@ -100,9 +140,10 @@ class World:
         self.chance = chance
         self.weather = weather
         self.loop = loop
-        self.commits: list[dict[int, Row]] = [{1: Row(1, "A"), 2: Row(1, "A"), 3: Row(1, "B")}]
-        self.next_id = 4
-        self.locks: dict[int, asyncio.Lock] = {}
+        first = {"novel:1": Row(1, "A"), "novel:2": Row(1, "B"), "note:1": Row(1, "novel:1")}
+        self.commits: list[Rows] = [first]
+        self.next_id = {"novel": 3, "note": 2}
+        self.locks: dict[str, asyncio.Lock] = {}
         self.unmarked = 0  # holders of the advisory lock, shared; a recovery has it alone
         self.server = self._new_server()
         self.is_up = True
@@ -120,11 +161,27 @@ class World:
             "INSERT INTO cache_state VALUES (1, 'first', 'on', ?, -100.0)",
             (self.server.run_id,),
         )
+        self.row.execute("CREATE TABLE novels (id)")
+        self.row.execute("CREATE TABLE notes (id, novel_id)")
 
     @property
-    def rows(self) -> dict[int, Row]:
+    def rows(self) -> Rows:
         """The rows as they are."""
         return self.commits[-1]
+
+    def select(self, query: Any) -> list[tuple[int, ...]]:
+        """Run a real SELECT on the rows as they are."""
+        for table in ("novels", "notes"):
+            self.row.execute(f"DELETE FROM {table}")
+        for key, row in self.rows.items():
+            kind, _, number = key.partition(":")
+            if kind == "novel":
+                self.row.execute("INSERT INTO novels VALUES (?)", (int(number),))
+            else:
+                values = int(number), int(row.shelf.removeprefix("novel:"))
+                self.row.execute("INSERT INTO notes VALUES (?, ?)", values)
+        sql = query.compile(dialect=sqlite.dialect(), compile_kwargs={"literal_binds": True})
+        return self.row.execute(str(sql)).fetchall()
 
     def _new_server(self) -> MemoryStore:
         return MemoryStore(1_000)
@@ -160,7 +217,7 @@ class World:
             case "guard":
                 lost = self.chance.sample(guards, min(1, len(guards)))
             case "gen":
-                lost = [key for key in guards if key.endswith(f":{GEN}")]
+                lost = [key for key in guards if ":gen:" in key]
             case _:
                 lost = []
                 self.server._writers.clear()
@@ -234,14 +291,18 @@ class Wire(Store):
     async def replace(self, key: str, value: bytes, seconds: float, expected: bytes) -> Any:
         return await self._call("replace", key, value, seconds, expected)
 
-    async def mark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
+    async def mark(
+        self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
+    ) -> None:
         await self._call("mark", prefix, keys, token, lists)
 
-    async def unmark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
+    async def unmark(
+        self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
+    ) -> None:
         await self._call("unmark", prefix, keys, token, lists)
 
-    async def generation(self, prefix: str) -> Any:
-        return await self._call("generation", prefix)
+    async def generation(self, prefix: str, kind: str) -> Any:
+        return await self._call("generation", prefix, kind)
 
     async def lease(self, keys: Sequence[str], lease: bytes, seconds: float) -> Any:
         return await self._call("lease", keys, lease, seconds)
@@ -272,11 +333,11 @@ class Session:
     def __init__(self, worker: "Worker") -> None:
         self._worker = worker
         self._world = worker.world
-        self._held: list[asyncio.Lock] = []
+        self._held: dict[str, asyncio.Lock] = {}
         self._shared = False
         self._ended = False
         self.committing = False
-        self.changes: dict[int, Row | None] = {}
+        self.changes: dict[str, Row | None] = {}
         self.sync_session = SimpleNamespace(info={})
         self.new = self.deleted = ()
         self.index = -1  # of the state that it made
@@ -300,18 +361,46 @@ class Session:
     def get_bind(self) -> Any:
         return SimpleNamespace(dialect=SimpleNamespace(name="postgresql"))
 
-    async def lock(self, row_id: int) -> Row | None:
+    async def lock(self, key: str) -> Row | None:
         """Lock a row, and give it as it is."""
         await self._world.delay()
-        lock = self._world.locks.setdefault(row_id, asyncio.Lock())
-        await lock.acquire()
-        self._held.append(lock)
-        return self._world.rows.get(row_id)
+        if key not in self._held:
+            lock = self._world.locks.setdefault(key, asyncio.Lock())
+            await lock.acquire()
+            self._held[key] = lock
+        return self._world.rows.get(key)
+
+    async def delete(self, key: str) -> None:
+        """Delete a row as an ORM's session does, and what the database deletes with it."""
+        model, number = cached_model(key.partition(":")[0]), int(key.partition(":")[2])
+        await greenlet_spawn(touched(self).add_deleted, self, model.key.table, [number])  # type: ignore[arg-type]  # a stand-in
+        if await self.lock(key) is None:
+            return
+        self.changes[key] = None
+        for child in sorted(on_shelf(self._world.rows, key) or ()):
+            row = await self.lock(child)
+            if row is not None and row.shelf == key:
+                self.changes[child] = None
+
+    async def select(self, query: Any) -> list[tuple[int, ...]]:
+        """Run a SELECT, which locks its rows if it says so."""
+        await self._world.delay()
+        if query._for_update_arg is not None:
+            kind = query.get_final_froms()[0].name.removesuffix("s")
+            for number, *_ in self._world.select(query):
+                await self.lock(f"{kind}:{number}")
+        return self._world.select(query)
 
     async def flush(self) -> None:
         await self._world.delay()
 
-    async def execute(self, query: Any) -> Any:
+    def execute(self, query: Any) -> Any:
+        """Run a statement; within a greenlet also for a caller that is not a coroutine."""
+        if isinstance(query, Select):
+            return await_only(self.select(query))
+        return self._execute(query)
+
+    async def _execute(self, query: Any) -> Any:
         await self._worker.alive()
         await self._world.delay()
         if "advisory" in str(query):
@@ -343,7 +432,7 @@ class Session:
         """Let everything go."""
         self._ended = True
         self._worker.sessions.discard(self)
-        for lock in self._held:
+        for lock in self._held.values():
             lock.release()
         self._held.clear()
         self._world.unmarked -= self._shared
@@ -415,7 +504,7 @@ class Worker:
         await self.world.delay()
         yield self
 
-    async def read(self, look: Callable[[dict[int, Row]], T]) -> T:
+    async def read(self, look: Callable[[Rows], T]) -> T:
         """Run one statement: it sees one state."""
         await self.world.delay(0.01)
         found = look(self.world.rows)

@@ -21,7 +21,7 @@ from service.wire import READ
 from service.wire.line import Line
 from tests.conformance import violations as documented_violations
 from tests.conftest import Site, patient_client, serving, settings_for
-from tests.factories import Factory, Member
+from tests.factories import PASSWORD, Factory, Member
 
 HIT, MISS, BYPASS = "Octavo; hit", "Octavo; fwd=miss", "Octavo; fwd=bypass"
 
@@ -204,6 +204,26 @@ async def test_a_changed_account_is_shown_at_once(
             assert (await there.get(public)).json()["username"] == name
         await client.delete(f"/admin/users/{member.id}", headers=admin.headers)
         assert (await other.get(public)).status_code == 404
+
+
+async def test_a_new_user_ends_no_list_of_books(
+    client: httpx.AsyncClient, make: Factory, owner: Member
+) -> None:
+    await make.book(owner)
+    assert [await status(client, "/api/books") for _ in range(2)] == [MISS, HIT]
+    body = {"username": "somebody", "email": "somebody@example.org", "password": PASSWORD}
+    assert (await client.post("/api/auth/register", json=body)).status_code == 201
+    assert await status(client, "/api/books") == HIT
+
+
+async def test_a_deleted_user_without_books_ends_lists_of_theirs(
+    client: httpx.AsyncClient, make: Factory
+) -> None:
+    admin, gone = await make.admin(), await make.member()
+    path = f"/api/books?user_id={gone.id}"
+    assert [await status(client, path) for _ in range(2)] == [MISS, HIT]
+    await client.delete(f"/admin/users/{gone.id}", headers=admin.headers)
+    assert await status(client, path) == MISS
 
 
 async def test_a_write_of_nothing_marks_nothing(

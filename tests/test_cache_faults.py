@@ -208,7 +208,7 @@ async def marks_left(cache: Cache) -> int:
     state = await cache.epochs.read()
     store: Any = cache.store
     found = [await store.get(state.prefix + name) for name in await store.names(state.prefix)
-             if name != "writers"]  # fmt: skip
+             if not name.startswith("writers:")]  # fmt: skip
     return sum(one is not None and one.startswith(b"W") for one in found)
 
 

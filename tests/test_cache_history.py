@@ -15,7 +15,9 @@ from functools import partial
 from pathlib import Path
 
 import pytest
+from sqlalchemy import text
 
+from service.db import Database
 from tests.conftest import SECRET, cache_on, fresh_catalogue
 from tests.history import GENRES, GONE, Answer, Kind, Operation, Recorder, violations
 from tests.proxies import STANDSTILL, Nemesis, OwnRedis, Proxy, Worker
@@ -23,7 +25,7 @@ from tests.proxies import STANDSTILL, Nemesis, OwnRedis, Proxy, Worker
 pytestmark = pytest.mark.alone
 SOAK = bool(os.environ.get("SOAK"))
 WORKERS, READERS, WRITERS = 4, 16, 6
-HOT, DOOMED = 12, 1_000 if SOAK else 50
+HOT, DOOMED, LEAVERS = (12, 1_000, 200) if SOAK else (12, 50, 20)
 OPERATIONS, SECONDS, CREATES = (200_000, 0, 1_000) if SOAK else (0, 40, 100)
 LONGEST = 25 if SOAK else 3  # that a way is bad: beyond the recovery of all others
 Way = Callable[[], Awaitable[object]]
@@ -78,12 +80,21 @@ def test_a_history_while_keys_vanish(rule: str, history: list[Operation]) -> Non
 
 
 class Clients(Recorder):
-    """Anna's books are changed, Ben's deleted one by one; Clara creates, Dora signs out and in."""
+    """Anna's books are changed, Ben's deleted one by one; Clara creates, Dora signs out and in.
 
-    async def prepare(self) -> None:
+    Root deletes users, each with their only book.
+    """
+
+    async def prepare(self, database: Database) -> None:
         """Make the users and their books."""
-        for name in ("anna", "ben", "clara", "dora"):
+        self._leavers = [f"leaver{number}" for number in range(LEAVERS)]
+        for name in ("anna", "ben", "clara", "dora", "root", *self._leavers):
             await self.register(name)
+        async with database.writer.begin() as connection:  # no cache has the row yet
+            query = text("UPDATE users SET is_admin = true WHERE username = 'root'")
+            await connection.execute(query)
+        self._left = 0
+        self._last = {name: await self.create(name) for name in self._leavers}
         self._hot = [await self.create("anna") for _ in range(HOT)]
         self._doomed = [await self.create("ben") for _ in range(DOOMED)]
         self.mixed: list[Answer] = []  # shelves with a book that is not of them
@@ -98,18 +109,20 @@ class Clients(Recorder):
     async def read(self) -> None:
         """Read on and on."""
         count = partial(self.read_total, "clara")
-        ways: list[Way] = [self._read_one, self._read_list, count, self._read_as_dora]
+        ways: list[Way] = [
+            self._read_one, self._read_list, count, self._read_as_dora, self._read_leaver,
+        ]  # fmt: skip
         while self.going:
-            await self.chance.choices(ways, (78, 12, 6, 4))[0]()
+            await self.chance.choices(ways, (76, 12, 6, 3, 3))[0]()
             await asyncio.sleep(self.chance.uniform(0, 0.02))
 
     async def write(self) -> None:
         """Write a ninth of what is read."""
         create = partial(self.create, "clara")
-        ways: list[Way] = [self._update, create, self._delete, self._sign_out]
+        ways: list[Way] = [self._update, create, self._delete, self._sign_out, self._dismiss]
         while self.going:
             if self.counts["write"] * 9 < self.counts["read"]:
-                await self.chance.choices(ways, (75, 17, 5, 3))[0]()
+                await self.chance.choices(ways, (74, 17, 4, 3, 2))[0]()
             await asyncio.sleep(0.01)
 
     async def _read_one(self) -> None:
@@ -143,6 +156,34 @@ class Clients(Recorder):
         if seen := await self.ask("GET", "/api/profile", session):
             self.note("read", session, seen, GONE if seen.status == 401 else 0)
 
+    async def _read_leaver(self) -> None:
+        """Read the account of a user who was deleted, or soon will be, their book, or its list."""
+        name = self.chance.choice(self._leavers[: self._left + 2][-4:])
+        book_id = self._last[name]
+        match self.chance.choice(("account", "book", "list")):
+            case "account":
+                if seen := await self.ask("GET", "/api/profile", name):
+                    self.note("read", f"account {name}", seen, GONE if seen.status == 401 else 0)
+            case "book":
+                await self.read_book(book_id, GONE)
+            case _:
+                if not (seen := await self.ask("GET", f"/api/books?user_id={self.ids[name]}")):
+                    return
+                for book in seen.body["items"]:
+                    self.note_book("read", seen, book)
+                if not seen.body["items"]:
+                    self.note("read", f"book {book_id}", seen, GONE)
+
+    async def _dismiss(self) -> None:
+        if self._left == LEAVERS:
+            return
+        name = self._leavers[self._left]
+        self._left += 1
+        if seen := await self.ask("DELETE", f"/admin/users/{self.ids[name]}", "root"):
+            assert seen.status == 204, seen
+            self.note("write", f"account {name}", seen, GONE)
+            self.note("write", f"book {self._last[name]}", seen, GONE)
+
     async def _update(self) -> None:
         path = f"/api/books/{self.chance.choice(self._hot)}"
         hangs_up = self.chance.random() < 0.03
@@ -173,7 +214,7 @@ class Clients(Recorder):
 @asynccontextmanager
 async def four_workers(
     request: pytest.FixtureRequest, folder: Path, cwd: Path
-) -> AsyncIterator[tuple[random.Random, OwnRedis, list[Worker]]]:
+) -> AsyncIterator[tuple[random.Random, OwnRedis, list[Worker], Database]]:
     """Serve a new catalogue four times, with the cache on at once; and give chance its seed."""
     seed = int(os.environ.get("SEED") or random.randrange(1 << 32))
     print(f"SEED={seed}")
@@ -200,16 +241,16 @@ async def four_workers(
             await worker.proxy.turn("pass")
             await worker.start()
             workers.append(worker)
-        yield chance, redis, workers
+        yield chance, redis, workers, database
 
 
 @pytest.mark.timeout(3_600 if SOAK else 300)
 async def test_no_read_is_older_than_an_answer(
     request: pytest.FixtureRequest, folder: Path, tmp_path: Path
 ) -> None:
-    async with four_workers(request, folder, tmp_path) as (chance, redis, workers):
+    async with four_workers(request, folder, tmp_path) as (chance, redis, workers, database):
         clients = Clients(workers, chance)
-        await clients.prepare()
+        await clients.prepare(database)
         counts, begun = clients.counts, time.monotonic()
 
         async def in_use() -> bool:
@@ -259,9 +300,9 @@ async def test_no_read_is_older_than_an_answer(
 async def test_a_book_is_counted_at_once(
     request: pytest.FixtureRequest, folder: Path, tmp_path: Path
 ) -> None:
-    async with four_workers(request, folder, tmp_path) as (chance, _, workers):
+    async with four_workers(request, folder, tmp_path) as (chance, _, workers, database):
         clients = Clients(workers, chance)
-        await clients.prepare()
+        await clients.prepare(database)
         for _ in range(CREATES):
             a, b, c = chance.sample(workers, 3)
             clients.workers = [a]

@@ -13,10 +13,10 @@ from math import inf
 from typing import Any
 
 import pytest
+from sqlalchemy import Select
 
 from service.cache import (
     FAILURES,
-    GEN,
     Entry,
     Found,
     Kind,
@@ -28,13 +28,26 @@ from service.cache import (
     store,
     writes,
 )
-from service.cache.entries import LEASE
+from service.cache import touched as change_tracking
+from service.cache.entries import LEASE, generation_key
 from service.cache.items import Items
 from service.cache.store import MemoryStore
 from service.cache.touched import touched
+from service.cached_models import cached_model
+from service.errors import ResourceNotFoundError
 from service.group_commit import UNDER_WAY
 from service.patience import Patience
-from tests.simulation import Row, Session, VirtualLoop, Weather, Worker, World, virtual_time
+from tests.simulation import (
+    Row,
+    Rows,
+    Session,
+    VirtualLoop,
+    Weather,
+    Worker,
+    World,
+    on_shelf,
+    virtual_time,
+)
 
 pytestmark = pytest.mark.no_cover  # what it runs, others cover, and it is far faster without
 
@@ -48,7 +61,7 @@ GONE = 1 << 30  # the version of a row that was deleted: ids are never used twic
 class Write:
     """A write of some rows, from when it began to its answer, if there is one."""
 
-    rows: set[int]
+    rows: set[str]
     start: float
     end: float = inf
 
@@ -64,13 +77,13 @@ class History:
 
     world: World
     writes: list[Write] = field(default_factory=list)
-    acknowledged: list[tuple[float, int, set[int]]] = field(default_factory=list)
-    seen: dict[int, list[tuple[float, int]]] = field(default_factory=dict)
+    acknowledged: list[tuple[float, int, set[str]]] = field(default_factory=list)
+    seen: dict[str, list[tuple[float, int]]] = field(default_factory=dict)
     violations: list[str] = field(default_factory=list)
     hits: int = 0
     reads: int = 0
 
-    def begin(self, rows: Iterable[int]) -> Write:
+    def begin(self, rows: Iterable[str]) -> Write:
         """Note that a write begins now."""
         write = Write(set(rows), self.world.loop.now)
         self.writes.append(write)
@@ -81,38 +94,42 @@ class History:
         write.end = self.world.loop.now
         self.acknowledged.append((write.end, index, write.rows))
 
-    def read(self, start: float, row_id: int, status: str, row: Row | None) -> None:
+    def read(self, start: float, key: str, status: str, row: Row | None) -> None:
         """Check a row that was read."""
         self._hit(status)
-        if row not in self._versions(start, row_id, self.unsure(start)):
-            self._violated(start, f"book {row_id} {status}: {row}")
-        self.saw(start, row_id, row)
+        if row not in self._versions(start, key, self.unsure(start)):
+            self._violated(start, f"{key} {status}: {row}")
+        self.saw(start, key, row)
 
     def read_shelf(
-        self, start: float, name: str, status: str, rows: dict[int, Row], total: int
+        self, start: float, name: str, status: str, rows: Rows | None, total: int
     ) -> None:
-        """Check a list: its parts may be of several moments while any row is unsure."""
+        """Check a list: its parts may be of several moments while any row is unsure.
+
+        rows: None if the list is that of a novel which is not there.
+        """
         self._hit(status)
         states, unsure = self.world.commits, self.unsure(start)
         if not unsure:
-            seen = (
-                {row_id: row for row_id, row in state.items() if row.shelf == name}
-                for state in states[self._least(start) :]
-            )
-            is_right = total == len(rows) and rows in seen
+            seen = [on_shelf(state, name) for state in states[self._least(start) :]]
+            is_right = rows in seen and total == len(rows or ())
         else:
-            versions = {i: self._versions(start, i, unsure) for i in set().union(*states)}
-            is_on = {i: {row is not None and row.shelf == name for row in known}
-                     for i, known in versions.items()}  # fmt: skip
+            versions = {key: self._versions(start, key, unsure) for key in set().union(*states)}
+            is_on = {key: {row is not None and row.shelf == name for row in known}
+                     for key, known in versions.items()}  # fmt: skip
+            novel = set(versions.get(name, [None])) if ":" in name else {Row(1, "")}
             is_right = (
-                all((row_id in rows) in where for row_id, where in is_on.items())
-                and all(row in versions[row_id] for row_id, row in rows.items())
+                None in novel
+                if rows is None
+                else novel != {None}
+                and all((key in rows) in where for key, where in is_on.items())
+                and all(row in versions[key] for key, row in rows.items())
                 and sum(map(all, is_on.values())) <= total <= sum(map(any, is_on.values()))
             )
         if not is_right:
             self._violated(start, f"shelf {name} {status}: {rows}, {total}")
-        for row_id, row in rows.items():
-            self.saw(start, row_id, row)
+        for key, row in ({name: None} if rows is None else rows).items():
+            self.saw(start, key, row)
 
     def _hit(self, status: str) -> None:
         self.reads += 1
@@ -121,91 +138,112 @@ class History:
     def _violated(self, start: float, what: str) -> None:
         self.violations.append(f"{start:.4f} {what}, now {self.world.rows}")
 
-    def _least(self, start: float, row_id: int | None = None) -> int:
+    def _least(self, start: float, key: str | None = None) -> int:
         """Give the last state that was answered when a read began, by a write of a row."""
         return max(
             (index for end, index, rows in self.acknowledged
-             if end < start and (row_id is None or row_id in rows)),
+             if end < start and (key is None or key in rows)),
             default=0,
         )  # fmt: skip
 
-    def _versions(self, start: float, row_id: int, unsure: set[int]) -> list[Row | None]:
+    def _versions(self, start: float, key: str, unsure: set[str]) -> list[Row | None]:
         """Give what a row may be seen as."""
-        least = self._least(start, row_id if row_id in unsure else None)
-        return [state.get(row_id) for state in self.world.commits[least:]]
+        least = self._least(start, key if key in unsure else None)
+        return [state.get(key) for state in self.world.commits[least:]]
 
-    def unsure(self, start: float) -> set[int]:
+    def unsure(self, start: float) -> set[str]:
         """Name the rows of the writes that had no answer when a read began, and lost keys."""
         now = self.world.loop.now
         return {
-            row_id
+            key
             for write in self.writes
             if write.start <= now and start <= write.end
             and any(write.start <= lost <= min(write.end, now) for lost in self.world.losses)
-            for row_id in write.rows
+            for key in write.rows
         }  # fmt: skip
 
-    def saw(self, start: float, row_id: int, row: Row | None) -> None:
+    def saw(self, start: float, key: str, row: Row | None) -> None:
         """Check that no reader goes back behind another one."""
-        if row_id in self.unsure(start):
+        if key in self.unsure(start):
             return
-        ever = any(row_id in state for state in self.world.commits)
-        version = row.version if row else GONE if ever and row_id not in self.world.rows else 0
-        known = self.seen.setdefault(row_id, [])
+        ever = any(key in state for state in self.world.commits)
+        version = row.version if row else GONE if ever and key not in self.world.rows else 0
+        known = self.seen.setdefault(key, [])
         newest = max((version for end, version in known if end < start), default=0)
         if version < newest:
-            self.violations.append(f"{start:.4f} book {row_id}: {version} after {newest}")
+            self.violations.append(f"{start:.4f} {key}: {version} after {newest}")
         known.append((self.world.loop.now, version))
 
 
-def write_row(row_id: int, row: Row) -> bytes:
+def write_row(key: str, row: Row) -> bytes:
     """Give the body of a row."""
-    return f"{row_id}:{row.version}:{row.shelf}".encode()
+    return f"{key} {row.version} {row.shelf}".encode()
 
 
-def read_row(body: bytes) -> tuple[int, Row]:
+def read_row(body: bytes) -> tuple[str, Row]:
     """Read the body of a row."""
-    row_id, version, shelf = body.decode().split(":")
-    return int(row_id), Row(int(version), shelf)
+    key, version, shelf = body.decode().split()
+    return key, Row(int(version), shelf)
 
 
-async def load(db: Any, ids: Any) -> dict[int, Entry]:
-    """Give the entries of rows."""
-    found: dict[int, Entry] = await db.read(
-        lambda rows: {
-            i: Entry(b"%d" % rows[i].version, write_row(i, rows[i])) for i in ids if i in rows
-        }
-    )
-    return found
+def kind_of(name: str) -> Kind:
+    """Make a kind whose rows are the world's."""
+
+    async def load(db: Any, ids: Any) -> dict[int, Entry]:
+        keys = {row_id: f"{name}:{row_id}" for row_id in ids}
+        entries: dict[int, Entry] = await db.read(
+            lambda rows: {
+                row_id: Entry(b"%d" % rows[key].version, write_row(key, rows[key]))
+                for row_id, key in keys.items()
+                if key in rows
+            }
+        )
+        return entries
+
+    return Kind(name, "1", load, lambda row: row)
 
 
-BOOKS = Kind("book", "1", load, lambda row: row)
+KINDS = {name: kind_of(name) for name in ("novel", "note")}
 
 
 def shelf(name: str) -> Listing:
-    """List the rows of a shelf."""
+    """List the novels of a shelf, or the notes of a novel. Raises ResourceNotFoundError."""
 
-    def on(rows: dict[int, Row]) -> list[int]:
-        return sorted(i for i, row in rows.items() if row.shelf == name)
+    async def rows_on(db: Any) -> Rows:
+        rows: Rows | None = await db.read(lambda rows: on_shelf(rows, name))
+        if rows is None:
+            raise ResourceNotFoundError
+        return dict(sorted(rows.items(), key=lambda row: _number(row[0])))
 
     async def find(db: Any, wanted: tuple[bool, bool]) -> Found:
-        ids = await db.read(lambda rows: on(rows))
-        return Found(tuple(ids) if wanted[0] else None, len(ids) if wanted[1] else None)
-
-    async def read_all(db: Any) -> Any:
-        return await db.read(
-            lambda rows: ([write_row(i, rows[i]) for i in on(rows)], len(on(rows)), None)
+        rows = await rows_on(db)
+        return Found(
+            tuple(map(_number, rows)) if wanted[0] else None, len(rows) if wanted[1] else None
         )
 
-    return Listing(BOOKS, {"shelf": name}, [], counted=True, find=find, read_all=read_all)
+    async def read_all(db: Any) -> Any:
+        rows = await rows_on(db)
+        return [write_row(key, row) for key, row in rows.items()], len(rows), None
+
+    kind = KINDS["note" if ":" in name else "novel"]
+    return Listing(kind, {"shelf": name}, [], counted=True, find=find, read_all=read_all)
 
 
-async def create(db: Any, given: Sequence[tuple[int, str]], apart: bool) -> list[Session]:
-    """Add rows, all in one transaction."""
+def _number(key: str) -> int:
+    return int(key.partition(":")[2])
+
+
+def change(db: Any, key: str, row: Row) -> None:
+    """Write a row, as a session tracks it."""
+    db.changes[key] = row
+    touched(db).add(cached_model(key.partition(":")[0]), [_number(key)])
+
+
+async def create(db: Any, given: Sequence[tuple[str, str]], apart: bool) -> list[Session]:
+    """Add novels, all in one transaction."""
     assert not apart, "none of them can be refused"
-    for row_id, name in given:
-        db.changes[row_id] = Row(1, name)
-        touched(db).keys.add(BOOKS.key(row_id))
+    for key, name in given:
+        change(db, key, Row(1, name))
     return [db] * len(given)
 
 
@@ -215,7 +253,7 @@ class Client:
     def __init__(self, places: list[Worker], place: int, history: History, think: float) -> None:
         self._places, self._place = places, place
         writes = history.world.weather.writes
-        self._weights = (80, 60, writes / 2, writes / 2, writes / 20)
+        self._weights = (80, 60, writes / 2, writes / 2, writes / 20, writes / 4)
         self._history, self._think = history, think
         self._chance = history.world.chance
 
@@ -225,7 +263,14 @@ class Client:
         while loop.time() < until:
             await asyncio.sleep(self._chance.expovariate(1 / self._think))
             worker = self._places[self._place]
-            ways = (self.item, self.shelf, self.write, self.write_twice, self.create_several)
+            ways = (
+                self.item,
+                self.shelf,
+                self.write,
+                self.write_twice,
+                self.create_several,
+                self.delete,
+            )
             do = self._chance.choices(ways, self._weights)[0]
             asking = asyncio.create_task(do(worker))
             await asyncio.wait({asking}, timeout=15)
@@ -236,23 +281,37 @@ class Client:
             ):
                 await asking  # no answer is an error but that the database is away
 
+    def _key(self, kind: str, beyond: int = 0) -> str:
+        """Choose a row, which may be gone, or `beyond` those that were ever made."""
+        return f"{kind}:{self._chance.randrange(1, self._history.world.next_id[kind] + beyond)}"
+
+    def _new_key(self, kind: str) -> str:
+        world = self._history.world
+        world.next_id[kind] += 1
+        return f"{kind}:{world.next_id[kind] - 1}"
+
     async def item(self, worker: Worker) -> None:
         start = asyncio.get_running_loop().time()
-        row_id = self._chance.randrange(1, self._history.world.next_id + 1)
+        name = self._chance.choice(tuple(KINDS))
+        key, kind = self._key(name, 1), KINDS[name]
         items, entry, status = worker.cache.items, None, "hit"
         if self._chance.random() < 0.3:
-            prefetch = items.prefetch(BOOKS, row_id)
+            prefetch = items.prefetch(kind, _number(key))
             await self._history.world.delay(0.02)  # it is let in meanwhile
-            entry = items.take(prefetch, BOOKS, row_id)
+            entry = items.take(prefetch, kind, _number(key))
         if entry is None:
-            entry, status = await items.read(BOOKS, row_id)
+            entry, status = await items.read(kind, _number(key))
         row = read_row(entry.body)[1] if entry.body else None
-        self._history.read(start, row_id, status, row)
+        self._history.read(start, key, status, row)
 
     async def shelf(self, worker: Worker) -> None:
         start = asyncio.get_running_loop().time()
-        name = self._chance.choice("AB")
-        rows = await worker.cache.lists.read(shelf(name))
+        name = self._chance.choice(("A", "B", self._key("novel"), self._key("novel")))
+        try:
+            rows = await worker.cache.lists.read(shelf(name))
+        except ResourceNotFoundError:
+            self._history.read_shelf(start, name, "miss", None, 0)
+            return
         answer = dict(read_row(body) for body in rows.bodies)
         self._history.read_shelf(start, name, rows.status, answer, rows.total)
 
@@ -263,31 +322,43 @@ class Client:
         await asyncio.gather(*(self.create(worker) for _ in range(UNDER_WAY + 3)))
 
     async def create(self, worker: Worker) -> None:
-        world = self._history.world
-        row_id = world.next_id
-        world.next_id += 1
-        given = row_id, self._chance.choice("AB")
-        write = self._history.begin([row_id])
+        given = self._new_key("novel"), self._chance.choice("AB")
+        write = self._history.begin([given[0]])
         self._history.wrote(write, (await worker.database.write_together(create, given)).index)
 
     async def write(self, worker: Worker) -> None:
-        world, sessions = self._history.world, []
-        new = self._chance.random() < 0.2
-        row_id = world.next_id if new else self._chance.randrange(1, world.next_id)
-        world.next_id += new
-        deletes = not new and self._chance.random() < 0.1
-        moves = self._chance.choice("AB")
+        """Change a row, which may move to another list, or add a row."""
+        kind = self._chance.choice(tuple(KINDS))
+        is_new = self._chance.random() < 0.2
+        key = self._new_key(kind) if is_new else self._key(kind)
+        name = self._chance.choice("AB") if kind == "novel" else self._key("novel")
 
         async def work(db: Any) -> None:
-            sessions.append(db)
-            row = await db.lock(row_id)
-            if row is None and not new:
+            # A foreign key locks the row that it refers to.
+            if kind == "note" and await db.lock(name) is None:
                 return
-            db.changes[row_id] = None if deletes else Row(row.version + 1 if row else 1, moves)
-            touched(db).keys.add(BOOKS.key(row_id))
+            row = await db.lock(key)
+            if row is not None or is_new:
+                change(db, key, Row(row.version + 1 if row else 1, name))
 
-        write = self._history.begin([row_id])
-        await worker.database.write(work)
+        await self._write(worker, key, work)
+
+    async def delete(self, worker: Worker) -> None:
+        """Delete a row, while somebody may write a note on it."""
+        key = self._key(self._chance.choice(("novel", "novel", "note")))
+        await asyncio.gather(
+            self._write(worker, key, lambda db: db.delete(key)), self.write(worker)
+        )
+
+    async def _write(self, worker: Worker, key: str, work: Any) -> None:
+        write, sessions = self._history.begin([key]), []
+
+        async def noting(db: Any) -> None:
+            sessions.append(db)
+            await work(db)
+            write.rows.update(db.changes)
+
+        await worker.database.write(noting)
         if isinstance(sessions[-1], Session) and sessions[-1].changes:
             self._history.wrote(write, sessions[-1].index)
 
@@ -361,12 +432,65 @@ def run(seed: int, weather: Weather | None = None) -> History:
     try:
         return loop.run_until_complete(history_of(chance, loop, weather))
     finally:
-        for task in asyncio.all_tasks(loop):
-            task.cancel()
-        loop._selector.select = lambda timeout=None: []
-        for _ in range(20):
-            loop.run_until_complete(asyncio.sleep(0))
-        loop.close()
+        stop(loop)
+
+
+def stop(loop: VirtualLoop) -> None:
+    """End whatever is still under way."""
+    for task in asyncio.all_tasks(loop):
+        task.cancel()
+    loop._selector.select = lambda timeout=None: []
+    for _ in range(20):
+        loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+
+
+def test_a_write_ends_the_lists_of_its_kinds_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    virtual_time(monkeypatch)
+    loop = VirtualLoop()
+    world = World(random.Random(1), loop, Weather(False, 0.0, 0.0, 0.0, 0.0, 0))
+    names = ("A", "novel:1", "novel:2")
+
+    async def statuses(worker: Worker) -> list[str]:
+        """Read each list, and wait until it is filled in."""
+        seen: list[str] = []
+        for name in names:
+            try:
+                seen.append((await worker.cache.lists.read(shelf(name))).status)
+            except ResourceNotFoundError:
+                seen.append("gone")
+            await asyncio.sleep(1)
+        return seen
+
+    async def scenario() -> list[list[str]]:
+        worker = Worker(world)
+        await worker.start()
+        seen = [await statuses(worker), await statuses(worker)]
+        for work in (
+            lambda db: write(db, "note:1", Row(2, "novel:1")),
+            lambda db: write(db, "novel:1", Row(2, "A")),
+            lambda db: db.delete("novel:2"),
+            lambda db: db.delete("novel:1"),
+        ):
+            await worker.database.write(work)
+            seen.append(await statuses(worker))
+        return seen
+
+    async def write(db: Any, key: str, row: Row) -> None:
+        change(db, key, row)
+
+    try:
+        assert loop.run_until_complete(scenario()) == [
+            ["miss", "miss", "miss"],
+            ["hit", "hit", "hit"],
+            ["hit", "miss", "miss"],  # a note
+            ["miss", "hit", "hit"],  # a novel
+            ["miss", "miss", "gone"],  # a novel without notes
+            ["miss", "gone", "gone"],  # a novel and its note
+        ]
+    finally:
+        stop(loop)
+        world.row.close()
 
 
 @pytest.mark.timeout(3_600 if SEEDS > 1_000 else 240)
@@ -412,7 +536,7 @@ def without_mark(patch: pytest.MonkeyPatch) -> None:
     """Commit without a mark; what is kept is deleted afterwards."""
 
     async def mark(self: Any, state: Any, changed: Any) -> Any:
-        return writes.Mark(state.prefix, tuple(sorted(changed.keys)), "none", changed.lists)
+        return writes.Mark(state.prefix, tuple(changed.keys), "none", tuple(changed.lists))
 
     patch.setattr(writes.Writes, "_mark", mark)
 
@@ -448,8 +572,9 @@ def without_writers(patch: pytest.MonkeyPatch) -> None:
     unmark = MemoryStore.unmark
 
     async def alone(self: MemoryStore, *values: Any) -> None:
-        for other in self._writers.keys() - {values[2]}:
-            del self._writers[other]
+        for writers in self._writers.values():
+            for other in writers.keys() - {values[2]}:
+                del writers[other]
         await unmark(self, *values)
 
     patch.setattr(MemoryStore, "unmark", alone)
@@ -459,12 +584,13 @@ def without_new_generation(patch: pytest.MonkeyPatch) -> None:
     """Begin a generation only where the own mark was found."""
     unmark = MemoryStore.unmark
 
-    async def mine(self: MemoryStore, prefix: str, keys: Any, token: str, lists: bool) -> None:
-        is_there = token in self._writers
-        before = await self.get(prefix + GEN)
+    async def mine(self: MemoryStore, prefix: str, keys: Any, token: str, lists: Any) -> None:
+        lost = [kind for kind in lists if token not in self._writers[kind]]
+        before = {kind: await self.get(prefix + generation_key(kind)) for kind in lost}
         await unmark(self, prefix, keys, token, lists)
-        if lists and not is_there and not self._writers and before is not None:
-            await self.aio.set(prefix + GEN, before, ttl=30.0)
+        for kind, generation in before.items():
+            if generation is not None and not self._writers[kind]:
+                await self.aio.set(prefix + generation_key(kind), generation, ttl=30.0)
 
     patch.setattr(MemoryStore, "unmark", mine)
 
@@ -481,12 +607,53 @@ def without_confirmation(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(writes.Writes, "after_commit", after_commit)
 
 
+def without_one_step(patch: pytest.MonkeyPatch) -> None:
+    """Clear what a write has marked of each kind by itself, and confirm the first of them."""
+
+    async def after_commit(self: writes.Writes, mark: writes.Mark | None) -> None:
+        if mark is None or self._store is None:
+            return
+        for place, kind in enumerate(mark.lists):
+            keys = tuple(key for key in mark.keys if key.startswith(kind))
+            part = writes.Mark(mark.prefix, keys, mark.token, (kind,))
+            if place == 0:
+                await confirmed(self, part)
+                continue
+            with suppress(*FAILURES):
+                async with Patience(self._patience):
+                    await self._store.unmark(part.prefix, part.keys, part.token, part.lists)
+
+    confirmed = writes.Writes.after_commit
+    patch.setattr(writes.Writes, "after_commit", after_commit)
+
+
+def without_cascade(patch: pytest.MonkeyPatch) -> None:
+    """Mark the row that is deleted, and none that the database deletes with it."""
+    patch.setattr(change_tracking, "dependent_rows", lambda *_: {})
+
+
+def without_dependent_lists(patch: pytest.MonkeyPatch) -> None:
+    """End the lists of a child's kind only where a child is deleted."""
+    patch.setattr(change_tracking, "dependent_models", lambda table: set())
+
+
+def without_parent_lock(patch: pytest.MonkeyPatch) -> None:
+    """Select the children of a row that may still get more."""
+    patch.setattr(Select, "with_for_update", lambda query: query)
+
+
+def without_own_generation(patch: pytest.MonkeyPatch) -> None:
+    """Judge the lists of every kind by the generation of one kind."""
+    patch.setattr(Kind, "generation_key", property(lambda self: generation_key("novel")))
+
+
 FORGETFUL = Weather(False, 0.003, 0.001, 0.5, 0.0, 5)
 LATE = Weather(False, 0.0, 0.001, 0.0, 0.1, 20)
 WEATHERS = {  # in which what was left out matters more often; else any
     without_writers: LATE,
     without_new_generation: FORGETFUL,
     without_confirmation: FORGETFUL,
+    without_one_step: FORGETFUL,
 }
 
 
@@ -502,6 +669,11 @@ WEATHERS = {  # in which what was left out matters more often; else any
         without_writers,
         without_new_generation,
         without_confirmation,
+        without_one_step,
+        without_cascade,
+        without_dependent_lists,
+        without_parent_lock,
+        without_own_generation,
     ],
 )
 def test_a_defect_is_found(monkeypatch: pytest.MonkeyPatch, defect: Any) -> None:

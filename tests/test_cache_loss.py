@@ -13,7 +13,7 @@ import pytest
 from redis.asyncio import Redis
 
 from service.cache import Writes
-from service.cache.entries import GEN, WRITERS
+from service.cache.entries import generation_key, writers_key
 from service.models import Book
 from tests.conftest import Hurt
 
@@ -95,7 +95,11 @@ async def test_keys_are_lost_between_mark_and_commit(
     owner = await hurt.make.member()
     book = await hurt.make.book(owner, genre="Fiction")
     assert await seen(hurt, book) == ("Fiction", [], 1)
-    names = {"gen": GEN, "writers": WRITERS, "book": f"book:{book.id}"}
+    names = {
+        "gen": generation_key("book"),
+        "writers": writers_key("book"),
+        "book": f"book:{book.id}",
+    }
     keys = [names[name] for name in lost.split()]
     path, change = f"/api/books/{book.id}", {"genre": "History"}
     async with commits.held(hurt.client.patch(path, json=change, headers=owner.headers)):

@@ -9,9 +9,18 @@ import pytest
 from redis.asyncio import Redis
 
 from service.cache import redis_store
-from service.cache.entries import GEN, WRITERS, Entry, new_generation, new_lease, read
+from service.cache.entries import (
+    Entry,
+    generation_key,
+    new_generation,
+    new_lease,
+    read,
+    writers_key,
+)
 from service.cache.redis_store import RedisStore
 from service.cache.store import AnotherStoreError, MemoryStore, Store
+
+GEN, WRITERS = generation_key("book"), writers_key("book")
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -62,58 +71,105 @@ async def test_several_are_leased_and_filled_in_one_step(store: Store, prefix: s
 async def test_a_mark_takes_the_lease_away(store: Store, prefix: str) -> None:
     key, lease = f"{prefix}book:1", new_lease()
     await store.add(key, lease, 3.0)
-    await store.mark(prefix, ["book:1"], "writer", lists=False)
+    await store.mark(prefix, ["book:1"], "writer", lists=[])
     assert not await store.replace(key, b"old", 3.0, lease)
-    await store.unmark(prefix, ["book:1"], "writer", lists=False)
+    await store.unmark(prefix, ["book:1"], "writer", lists=[])
     assert await store.get(key) is None
     assert not await store.replace(key, b"old", 3.0, lease), "nor afterwards"
 
 
 async def test_anothers_mark_stays(store: Store, prefix: str) -> None:
-    await store.mark(prefix, ["book:1"], "first", lists=False)
-    await store.mark(prefix, ["book:1"], "second", lists=False)
-    await store.unmark(prefix, ["book:1"], "first", lists=False)
+    await store.mark(prefix, ["book:1"], "first", lists=[])
+    await store.mark(prefix, ["book:1"], "second", lists=[])
+    await store.unmark(prefix, ["book:1"], "first", lists=[])
     assert await store.get(f"{prefix}book:1") == b"W:second"
 
 
 async def test_whatever_is_no_mark_goes(store: Store, prefix: str) -> None:
     await store.add(f"{prefix}book:1", b"V\nof a mark that was lost", 3.0)
-    await store.unmark(prefix, ["book:1"], "writer", lists=False)
+    await store.unmark(prefix, ["book:1"], "writer", lists=[])
     assert await store.get(f"{prefix}book:1") is None
 
 
 async def test_there_is_no_generation_while_anybody_writes(store: Store, prefix: str) -> None:
     key = prefix + GEN
     await store.add(key, new_generation(), 3.0)
-    await store.mark(prefix, [], "first", lists=True)
-    await store.mark(prefix, [], "second", lists=True)
-    await store.unmark(prefix, [], "second", lists=True)
+    await store.mark(prefix, [], "first", lists=["book"])
+    await store.mark(prefix, [], "second", lists=["book"])
+    await store.unmark(prefix, [], "second", lists=["book"])
     assert await store.get(key) == b"W", "the first one is under way"
-    await store.unmark(prefix, [], "first", lists=True)
+    await store.unmark(prefix, [], "first", lists=["book"])
     one = await store.get(key)
     assert one is not None
     assert one.startswith(b"G:")
-    await store.mark(prefix, [], "third", lists=True)
-    await store.unmark(prefix, [], "third", lists=True)
+    await store.mark(prefix, [], "third", lists=["book"])
+    await store.unmark(prefix, [], "third", lists=["book"])
     assert await store.get(key) != one
+
+
+async def test_each_kind_has_a_generation_of_its_own(store: Store, prefix: str) -> None:
+    kinds = ("book", "review")
+
+    async def generations() -> list[bytes | None]:
+        return await store.get_many([prefix + generation_key(kind) for kind in kinds])
+
+    before = [await store.generation(prefix, kind) for kind in kinds]
+    await store.mark(prefix, [], "first", lists=["book"])
+    assert await generations() == [b"W", before[1]]
+    await store.unmark(prefix, [], "first", lists=["book"])
+    books, reviews = await generations()
+    assert (books or b"").startswith(b"G:")
+    assert books != before[0]
+    assert reviews == before[1], "no write has changed a review"
+    await store.mark(prefix, ["book:1", "review:1"], "second", lists=kinds)
+    await store.mark(prefix, ["review:2"], "third", lists=["review"])
+    assert await generations() == [b"W", b"W"]
+    await store.unmark(prefix, ["book:1", "review:1"], "second", lists=kinds)
+    books, reviews = await generations()
+    assert (books or b"").startswith(b"G:")
+    assert reviews == b"W", "the third write is under way"
+    await store.unmark(prefix, ["review:2"], "third", lists=["review"])
+    assert ((await generations())[1] or b"").startswith(b"G:")
+    names = ("book:1", "review:1", "review:2")
+    assert await store.get_many([prefix + name for name in names]) == [None] * 3
+
+
+async def test_all_kinds_are_marked_and_cleared_in_one_step(
+    redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store, scripts = RedisStore(redis_url), []
+    call = store._call
+
+    async def note(script: Any, *values: Any) -> Any:
+        scripts.append(script)
+        return await call(script, *values)
+
+    monkeypatch.setattr(store, "_call", note)
+    for kinds in (["book"], ["book", "review", "user"]):
+        await store.mark(prefix, ["book:1"], "writer", lists=kinds)
+        await store.unmark(prefix, ["book:1"], "writer", lists=kinds)
+    assert scripts == [redis_store.MARK, redis_store.UNMARK] * 2
+    await store.close()
 
 
 async def test_a_sweep_takes_values_alone(store: Store, prefix: str) -> None:
     for name in ("book:1", "list:1"):
         await store.add(prefix + name, Entry(b"1", b"{}").write(name), 3.0)
     await store.add(f"{prefix}book:2", new_lease(), 3.0)
-    await store.mark(prefix, ["book:3"], "writer", lists=True)
+    await store.mark(prefix, ["book:3"], "writer", lists=["book"])
+    await store.generation(prefix, "review")
     await store.aio.add("octavo:limit:somebody", b"V\nof somebody else", ttl=3.0)
     assert await store.sweep(prefix) == 2
-    left = await store.get_many([prefix + n for n in ("book:1", "book:2", "book:3", GEN)])
-    assert [one is not None for one in left] == [False, True, True, True]
+    names = ("book:1", "book:2", "book:3", GEN, generation_key("review"))
+    left = await store.get_many([prefix + name for name in names])
+    assert [value is not None for value in left] == [False, True, True, True, False]
     assert await store.aio.get("octavo:limit:somebody")
     await store.aio.delete("octavo:limit:somebody")
 
 
 async def test_everything_ends_by_itself(redis_url: str, prefix: str) -> None:
     store = RedisStore(redis_url)
-    await store.mark(prefix, ["book:1"], "writer", lists=True)
+    await store.mark(prefix, ["book:1"], "writer", lists=["book"])
     await store.fill([(f"{prefix}list:1", b"V", 3.0)])
     await store.lease([f"{prefix}book:2"], new_lease(), 3.0)
     redis: Any = Redis.from_url(redis_url)
@@ -141,7 +197,7 @@ async def test_only_the_run_that_is_meant_is_spoken_to(redis_url: str, prefix: s
         with pytest.raises(AnotherStoreError):
             await store.get("octavo:cache:another:1:book:1")
         with pytest.raises(AnotherStoreError):
-            await store.mark("octavo:cache:another:1:", ["book:1"], "writer", lists=True)
+            await store.mark("octavo:cache:another:1:", ["book:1"], "writer", lists=["book"])
         assert await store.get(f"{prefix}book:1") is None
     await store.close()
 
@@ -152,13 +208,13 @@ async def test_a_command_that_is_repeated_brings_no_generation_back(
     """A command whose reply was lost is sent again as it was: another write may have come since."""
     monkeypatch.setattr(redis_store, "new_generation", lambda: b"G:the same")
     store = RedisStore(redis_url)
-    seen = {await store.generation(prefix)}
+    seen = {await store.generation(prefix, "book")}
     for number in range(1, 100):
-        await store.unmark(prefix, [], "first", lists=True)
-        seen.add(await store.generation(prefix))
+        await store.unmark(prefix, [], "first", lists=["book"])
+        seen.add(await store.generation(prefix, "book"))
         assert len(seen) == 2 * number
         await store.aio.delete(prefix + GEN)
-        seen.add(await store.generation(prefix))
+        seen.add(await store.generation(prefix, "book"))
         assert len(seen) == 2 * number + 1
     await store.close()
 
@@ -168,13 +224,13 @@ async def test_clearing_begins_a_generation_whatever_was_lost(
     store: Store, prefix: str, lost: set[str]
 ) -> None:
     """Also where another one has begun since the marks were lost."""
-    before = await store.generation(prefix)
-    await store.mark(prefix, [], "writer", lists=True)
+    before = await store.generation(prefix, "book")
+    await store.mark(prefix, [], "writer", lists=["book"])
     await lose(store, prefix, lost)
-    meanwhile = await store.generation(prefix)
+    meanwhile = await store.generation(prefix, "book")
     assert meanwhile.startswith(b"G:") == (lost == {GEN, WRITERS}), "a write is known"
-    await store.unmark(prefix, [], "writer", lists=True)
-    after = await store.generation(prefix)
+    await store.unmark(prefix, [], "writer", lists=["book"])
+    after = await store.generation(prefix, "book")
     assert after.startswith(b"G:")
     assert after not in {before, meanwhile}
 
@@ -191,12 +247,12 @@ async def test_a_generation_that_was_evicted_does_not_come_back_early(
     store: Store, prefix: str
 ) -> None:
     for writer in ("first", "second"):
-        await store.mark(prefix, [], writer, lists=True)
+        await store.mark(prefix, [], writer, lists=["book"])
     await store.aio.delete(prefix + GEN)
     await store.add(prefix + GEN, new_generation(), 30.0)
-    await store.unmark(prefix, [], "first", lists=True)
+    await store.unmark(prefix, [], "first", lists=["book"])
     assert await store.get(prefix + GEN) == b"W", "the second one is under way"
-    await store.unmark(prefix, [], "second", lists=True)
+    await store.unmark(prefix, [], "second", lists=["book"])
     assert (await store.get(prefix + GEN) or b"").startswith(b"G:")
 
 

@@ -25,13 +25,13 @@ ROOT = Path(service.__file__).parent
 STOREYS = (
     "__init__", "context", "files", "config_values", "config_cache", "config_limits",
     "config_serve", "config", "logs", "unique", "fields", "additions", "asgi", "column_types",
-    "json_rows", "search", "usernames", "models", "validation", "findings", "db_errors",
-    "group_commit", "admission", "engines", "migrations", "errors", "error_handler", "patience",
-    "precedence", "wire", "cache", "front", "lag", "requests", "web", "links", "openapi", "db",
-    "security", "guard", "pagination", "listing", "cors", "operations", "load_shedding",
-    "http1", "limits", "password_check", "access_log", "figures", "metrics", "health", "home",
-    "books", "users", "auth", "admin", "shortway", "importer", "seed", "plausible", "app",
-    "server", "cli", "__main__",
+    "json_rows", "search", "usernames", "cached_models", "models", "validation", "findings",
+    "db_errors", "group_commit", "admission", "engines", "migrations", "errors",
+    "error_handler", "patience", "precedence", "wire", "cache", "front", "lag", "requests",
+    "web", "links", "openapi", "db", "security", "guard", "pagination", "listing", "cors",
+    "operations", "load_shedding", "http1", "limits", "password_check", "access_log", "figures",
+    "metrics", "health", "home", "books", "users", "auth", "admin", "shortway", "importer",
+    "seed", "plausible", "app", "server", "cli", "__main__",
 )  # fmt: skip
 # What ASGI has in the scope of an HTTP request.
 SCOPE = {
@@ -93,6 +93,11 @@ def test_the_fast_path_knows_no_resource() -> None:
             if isinstance(node, ast.Constant) and isinstance(node.value, str | bytes):
                 text = node.value if isinstance(node.value, str) else node.value.decode("latin-1")
                 assert not re.match("/[a-z]", text), f"{path}:{node.lineno}"
+
+
+def test_the_cache_knows_no_model() -> None:
+    for path in (ROOT / "cache").glob("*.py"):
+        assert not {name for name in imports(path) if name.startswith("service.models")}, path
 
 
 def test_every_room_holds_the_same_files() -> None:

@@ -3,10 +3,9 @@
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.cache import MOST, touch_books
 from service.errors import ConflictError
 from service.guard import CurrentUser, confirm, require_admin
-from service.models import Book, User
+from service.models import User
 from service.pagination import Order, Page, count_of, fetch_page, page_query
 from service.users.service import get_user
 
@@ -49,10 +48,6 @@ async def delete_user(db: AsyncSession, current_user: CurrentUser, user_id: int)
     await _confirm_administrator(db, current_user)
     user = await get_user(db, user_id, lock=True)
     await _keep_one_administrator(db, user)
-    # Their row is locked: no book of theirs comes in meanwhile.
-    touch_books(
-        db, await db.scalars(select(Book.id).where(Book.user_id == user_id).limit(MOST + 1))
-    )
     await db.delete(user)
     await db.flush()
 

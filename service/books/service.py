@@ -23,7 +23,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from stdnum import isbn as isbn_numbers
 
 from service.books.schemas import MAX_PRICE, MAX_YEAR, BookCreate, BookFilters, BookOut, BookUpdate
-from service.cache import Entry, Kind, Listing, insert_books, shape_of
+from service.cache import Entry, Kind, Listing, insert_rows, shape_of
 from service.errors import ForbiddenError, InvalidInputError, ResourceNotFoundError
 from service.group_commit import ApartError
 from service.guard import ACTING, CurrentUser, acting, confirm, who_acts
@@ -119,8 +119,8 @@ async def create_books(
         await confirm(db, given[0][1])
     dialect = db.get_bind().dialect
     rows = [acting(user) | book_values(user.id, data) for data, user in given]
-    found = await insert_books(db, _insert(dialect.name), NEW.write(rows, dialect))
-    books = sorted(found, key=lambda book: book.id)  # ids are given out in the order of the rows
+    made = await insert_rows(db, Book, _insert(dialect.name), NEW.write(rows, dialect))
+    books = sorted(made, key=lambda book: book.id)  # ids are given out in the order of the rows
     if orphans := {n for n, book in enumerate(books) if book.user_id is None}:
         raise ApartError(orphans)
     return books

@@ -6,7 +6,7 @@
       | yes; breaker closed?                            read the epoch's row (epochs)
     get the key                                           off: commit as it is
       V of this key -----------> answer: hit              young (2.2 s): undo, wait, again
-      L, W, an error, late ----> SQL, no fill             on: mark every key W, gen W (writes)
+      L, W, an error, late ----> SQL, no fill             on: mark every key W, each gen W (writes)
       nothing: add L (lease)                                 in doubt: undo, turn it off
     SQL, answer: miss                                   COMMIT
     set V, if L still stands there                      clear: no own mark, no V, no L; new gen
@@ -16,9 +16,18 @@
 A reader fills only under its own lease, which a write's mark takes from it: so what was read
 before a commit is never stored after it. A mark stands from before the commit until after, so no
 reader takes an old value for the new one in between; its life of 30 s is longer than any write
-(10 s), should the writer die. Lists (ids, totals) carry the generation that they were read in; a
-write, of any book, ends it at once (`gen`), and while several are under way (`writers`) there is
-none. So one write turns every list into a miss, in one step, without a list of lists.
+(10 s), should the writer die.
+
+Each kind of list has a generation (`gen:book`). A list (ids, totals) carries the generation of its
+kind that it was read in. A write ends the generations of the kinds whose lists it changes, and no
+other, in one step; while such a write is under way (`writers:book`) the kind has no generation. So
+one write turns every list of its kind into a miss, without a list of lists.
+
+A model registers itself (`service/cached_models.py`); the session of a write tracks what it changes
+of such models. The foreign keys of the metadata say what the database changes when it deletes a
+row: before a DELETE the session locks the row and selects its cached descendants. The write marks
+them as its own changes. It ends the lists of their kinds also if it deletes no row of theirs: an
+empty list of a row that is gone must go as well.
 
 Redis may lose any key at any moment. Clearing deletes what a reader has filled in since a mark was
 lost, and begins a new generation whether or not the mark is found. So a write answers only when
@@ -33,32 +42,31 @@ and 5 s of a store that answers.
 
     entries   what stands under a key        store, redis_store   where it stands, in one step each
     epochs    the row, and SQL about it      fence                the lease, turning off, recovery
-    touched   what a write changes           writes               its marks
+    touched   what a write changes           cascades             what the database changes with it
+    writes    its marks
     items     one row by its id              lists                ids and totals of one generation
     flights   one SQL at a time of a thing   breaker              leaves a silent Redis alone
     access    what every read needs          counters             what is counted
 
 Keys: `octavo:cache:<run id>:<token of the epoch>:` and `book:7`, `user:3`, `list:<digest>`,
-`gen`, `writers`.
+`gen:book`, `writers:book`.
 """
 
 from service.cache.breaker import FAILURES
 from service.cache.cache import Cache, of_app
 from service.cache.counters import Counters
-from service.cache.entries import GEN, NONE, Entry
+from service.cache.entries import NONE, Entry
 from service.cache.epochs import Epochs, State
 from service.cache.fence import SharedCacheError
 from service.cache.items import Items, Kind, Prefetch, Status, shape_of
 from service.cache.lists import Found, Listing, Lists, Rows
 from service.cache.redis_store import RedisStore
 from service.cache.store import Replied
-from service.cache.touched import MOST, WriteSession, insert_books, touch_books
+from service.cache.touched import WriteSession, insert_rows, touch_rows
 from service.cache.writes import Mark, Postponed, Writes
 
 __all__ = [
     "FAILURES",
-    "GEN",
-    "MOST",
     "NONE",
     "Cache",
     "Counters",
@@ -80,8 +88,8 @@ __all__ = [
     "Status",
     "WriteSession",
     "Writes",
-    "insert_books",
+    "insert_rows",
     "of_app",
     "shape_of",
-    "touch_books",
+    "touch_rows",
 ]

@@ -1,14 +1,15 @@
--- Begins a generation of all lists, unless a write is under way; gives what stands under gen then.
--- KEYS: gen, writers. `name`: a name that no other caller gives. The name that is stored holds the
--- time as well: a command that is repeated, because its reply was lost, brings no generation back.
-local function begin(name, life, mark_life)
+-- Begins a generation of a kind's lists, unless a write is under way; gives what stands under gen
+-- then. gen, writers: the kind's keys. `name`: a name that no other caller gives. The name that is
+-- stored holds the time as well: a command that is repeated, because its reply was lost, brings no
+-- generation back.
+local function begin(gen, writers, name, life, mark_life)
     local now = redis.call('TIME')
-    redis.call('ZREMRANGEBYSCORE', KEYS[2], '-inf', now[1] * 1000 + math.floor(now[2] / 1000))
-    if redis.call('ZCARD', KEYS[2]) > 0 then
-        redis.call('SET', KEYS[1], 'W', 'PX', mark_life)
+    redis.call('ZREMRANGEBYSCORE', writers, '-inf', now[1] * 1000 + math.floor(now[2] / 1000))
+    if redis.call('ZCARD', writers) > 0 then
+        redis.call('SET', gen, 'W', 'PX', mark_life)
         return 'W'
     end
     local generation = name .. '-' .. now[1] .. '-' .. now[2]
-    redis.call('SET', KEYS[1], generation, 'PX', life)
+    redis.call('SET', gen, generation, 'PX', life)
     return generation
 end

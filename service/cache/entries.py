@@ -4,7 +4,7 @@ V <key> <stamp> <body>   a value: its own key, what it was true of, the bytes (n
                          no such row). The stamp is a row's version, or a list's generation
 L:<uuid>                 a reader is filling
 W:<uuid>                 a write is under way
-G:<uuid>, W              the generation of all lists, or: a write is under way
+G:<uuid>, W              the generation of the lists of a kind, or: a write is under way
 """
 
 from typing import NamedTuple
@@ -12,7 +12,6 @@ from typing import NamedTuple
 from service.unique import unique
 
 LEASE, MARK, GENERATION = b"L:", b"W:", b"G:"
-GEN, WRITERS = "gen", "writers"  # the keys of the generation, and of the writes under way
 LINE = b"\n"
 
 
@@ -28,6 +27,16 @@ class Entry(NamedTuple):
 
 
 NONE = Entry(b"", b"")
+
+
+def generation_key(kind: str) -> str:
+    """Give the key of the generation of a kind's lists."""
+    return f"gen:{kind}"
+
+
+def writers_key(kind: str) -> str:
+    """Give the key of the writes under way that change a kind's lists."""
+    return f"writers:{kind}"
 
 
 def read(found: bytes | None, key: str) -> Entry | None:

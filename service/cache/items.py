@@ -4,7 +4,7 @@ import json
 import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from hashlib import blake2b
 from typing import Any, Literal, Protocol
 
@@ -12,9 +12,10 @@ from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.cache.access import Access
-from service.cache.entries import LEASE, MARK, NONE, Entry, new_lease, read
+from service.cache.entries import LEASE, MARK, NONE, Entry, generation_key, new_lease, read
 from service.cache.epochs import State
 from service.cache.store import Replied
+from service.cached_models import cached_model
 from service.patience import Patience
 
 LEASE_SECONDS = 3.0  # of a reader that fills
@@ -33,7 +34,7 @@ class LoadMany(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """Rows that are cached one by one.
+    """Rows that are cached one by one. name: the kind that their model is registered as.
 
     shape: changes with the form of a body, so that a new release does not take the old one's.
     write: gives the body of a row.
@@ -43,6 +44,16 @@ class Kind:
     shape: str
     load: LoadMany
     write: Callable[[Any], bytes]
+
+    def __post_init__(self) -> None:
+        cached_model(self.name)  # else no write would invalidate its entries
+
+    @cached_property
+    def generation_key(self) -> str:
+        """The key of the generation of its lists. Raises LookupError if no write would end it."""
+        if not cached_model(self.name).lists:
+            raise LookupError(f"No write would end lists: say @cached({self.name!r}, lists=True)")
+        return generation_key(self.name)
 
     def key(self, row_id: int) -> str:
         """Name an entry, as writes name it too."""

@@ -10,9 +10,10 @@ from pydantic_core import from_json, to_json
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.cache.access import Access
-from service.cache.entries import GEN, GENERATION, NONE, Entry, read
+from service.cache.entries import GENERATION, NONE, Entry, read
 from service.cache.epochs import State
 from service.cache.items import Items, Kind, Status
+from service.errors import ResourceNotFoundError
 from service.patience import Patience
 
 Keeping = Literal["generation", "ttl", "none"]
@@ -128,11 +129,12 @@ class Lists:
     async def _read(self, listing: Listing, state: State, patience: Patience) -> Rows:
         access = self._access
         names = (listing.page, listing.count) if listing.counted else (listing.page,)
-        keys = [state.prefix + GEN, *(state.prefix + _short(name) for name in names)]
+        kind = listing.kind
+        keys = [state.prefix + key for key in (kind.generation_key, *map(_short, names))]
         async with patience:
             generation, *found = await access.store.get_many(keys)
             if generation is None:
-                generation = await access.store.generation(state.prefix)
+                generation = await access.store.generation(state.prefix, kind.name)
         if not generation.startswith(GENERATION):
             raise _ChangedError  # a write is under way
         page, *counts = (read(entry, name) for entry, name in zip(found, names, strict=True))
@@ -153,7 +155,7 @@ class Lists:
             if fresh.ids is not None:
                 ids, more = fresh.ids, fresh.more
             total = total if fresh.total is None else fresh.total
-        bodies, complete = await self._rows(listing.kind, state, generation, ids, patience)
+        bodies, complete = await self._rows(kind, state, generation, ids, patience)
         status = status if complete else "miss"
         return Rows(bodies, total, more, status, generation)
 
@@ -185,9 +187,10 @@ class Lists:
         into another list now.
         """
         store = self._access.store
+        generation_key = state.prefix + kind.generation_key
         keys = [state.prefix + kind.key(row_id) for row_id in ids]
         async with patience:
-            again, *found = await store.get_many([state.prefix + GEN, *keys])
+            again, *found = await store.get_many([generation_key, *keys])
         self._check(state, generation, again)
         rows = {
             row_id: read(one, kind.own_key(row_id)) for row_id, one in zip(ids, found, strict=True)
@@ -198,7 +201,7 @@ class Lists:
         if missing:
             rows |= await self._items.read_missing(kind, state, missing, patience)
             async with patience:
-                self._check(state, generation, await store.get(state.prefix + GEN))
+                self._check(state, generation, await store.get(generation_key))
         bodies = [(rows[row_id] or NONE).body for row_id in ids]
         if not all(bodies):
             raise _ChangedError  # one of them is gone
@@ -221,12 +224,15 @@ class Lists:
         That of the cache comes second: no list of it may be older than what SQL has shown.
         """
         access = self._access
-        async with access.session() as db:
-            bodies, total, more = await listing.read_all(db)
+        try:
+            async with access.session() as db:
+                now = await listing.read_all(db)
+        except ResourceNotFoundError:
+            now = None  # the list was that of a row which is gone
         state = access.enter()
-        if (bodies, total, more) == (seen.bodies, seen.total, seen.more) or state is None:
+        if now == (seen.bodies, seen.total, seen.more) or state is None:
             return
-        if await access.store.get(state.prefix + GEN) == seen.generation:
+        if await access.store.get(state.prefix + listing.kind.generation_key) == seen.generation:
             access.stale(listing.page)
 
     async def _keep(self, values: Sequence[tuple[str, bytes, float]]) -> None:

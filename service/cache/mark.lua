@@ -1,12 +1,14 @@
--- KEYS: gen, writers, the items. ARGV: token, milliseconds, whether lists change ('1').
-local token, life = ARGV[1], tonumber(ARGV[2])
-if ARGV[3] == '1' then
-    local now = redis.call('TIME')
-    redis.call('ZADD', KEYS[2], now[1] * 1000 + math.floor(now[2] / 1000) + life, token)
-    redis.call('PEXPIRE', KEYS[2], life)
-    redis.call('SET', KEYS[1], 'W', 'PX', life)
+-- KEYS: gen and writers of each kind whose lists change, then the items. ARGV: token, milliseconds,
+-- the number of those kinds.
+local token, life, lists = ARGV[1], tonumber(ARGV[2]), 2 * tonumber(ARGV[3])
+local now = redis.call('TIME')
+for i = 1, lists, 2 do
+    local gen, writers = KEYS[i], KEYS[i + 1]
+    redis.call('ZADD', writers, now[1] * 1000 + math.floor(now[2] / 1000) + life, token)
+    redis.call('PEXPIRE', writers, life)
+    redis.call('SET', gen, 'W', 'PX', life)
 end
-for i = 3, #KEYS do
+for i = lists + 1, #KEYS do
     redis.call('SET', KEYS[i], 'W:' .. token, 'PX', life)
 end
 return 1

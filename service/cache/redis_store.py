@@ -15,7 +15,7 @@ from redis.asyncio import BlockingConnectionPool
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
-from service.cache.entries import GEN, WRITERS, new_generation
+from service.cache.entries import generation_key, new_generation, writers_key
 from service.cache.store import (
     GENERATION_SECONDS,
     MARK_SECONDS,
@@ -131,20 +131,24 @@ class RedisStore(Store):
         """Ask for what stands under keys, in one write with all else of this tick."""
         self._wire.call(READ, keys, tell)
 
-    async def mark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
-        """Mark keys, and lists where they change."""
-        life = int(MARK_SECONDS * 1000)
-        await self._call(MARK, prefix, _within(prefix, keys), [token, life, int(lists)])
+    async def mark(
+        self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
+    ) -> None:
+        """Mark keys, and the lists of kinds."""
+        arguments = [token, LIVES[1], len(lists)]
+        await self._call(MARK, prefix, _within(prefix, lists, keys), arguments)
 
-    async def unmark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
-        """Take away one's own marks, and whatever is no mark."""
-        arguments = [token, new_generation(), *LIVES, int(lists)]
-        await self._call(UNMARK, prefix, _within(prefix, keys), arguments)
+    async def unmark(
+        self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
+    ) -> None:
+        """Clear a write's marks, and whatever is no mark."""
+        arguments = [token, new_generation(), *LIVES, len(lists)]
+        await self._call(UNMARK, prefix, _within(prefix, lists, keys), arguments)
 
-    async def generation(self, prefix: str) -> bytes:
-        """Give what stands under `gen`: a new generation if nothing did and nobody writes."""
+    async def generation(self, prefix: str, kind: str) -> bytes:
+        """Give the generation of a kind's lists; a new one if there is none and nobody writes."""
         arguments = [new_generation(), *LIVES]
-        generation: bytes = await self._call(BEGIN, prefix, _within(prefix, ()), arguments)
+        generation: bytes = await self._call(BEGIN, prefix, _within(prefix, [kind]), arguments)
         return generation
 
     async def lease(self, keys: Sequence[str], lease: bytes, seconds: float) -> list[bool]:
@@ -214,5 +218,7 @@ class RedisStore(Store):
         await self.aio.client.aclose()
 
 
-def _within(prefix: str, keys: Sequence[str]) -> list[str]:
-    return [prefix + key for key in (GEN, WRITERS, *keys)]
+def _within(prefix: str, lists: Sequence[str], keys: Sequence[str] = ()) -> list[str]:
+    """Give whole keys: the generation and the writers of each kind, then the others."""
+    of_lists = (key for kind in lists for key in (generation_key(kind), writers_key(kind)))
+    return [prefix + key for key in (*of_lists, *keys)]

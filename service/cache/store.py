@@ -6,7 +6,7 @@ without `await` in memory.
 
 import time
 from abc import ABC, abstractmethod
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Callable, Sequence
 from typing import Any
 from uuid import uuid4
@@ -15,7 +15,7 @@ from aiocache import BaseCache, SimpleMemoryCache
 from aiocache.serializers import NullSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
 
-from service.cache.entries import GEN, GENERATION, MARK, new_generation
+from service.cache.entries import GENERATION, MARK, generation_key, new_generation
 
 MARK_SECONDS = 30.0
 GENERATION_SECONDS = 86_400.0
@@ -65,16 +65,23 @@ class Store(ABC):
         return bool(await self.aio.set(key, value, ttl=seconds, _cas_token=expected))
 
     @abstractmethod
-    async def mark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
-        """Mark keys, and lists where they change: a write is under way."""
+    async def mark(
+        self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
+    ) -> None:
+        """Mark keys, and the lists of kinds, in one step: a write is under way."""
 
     @abstractmethod
-    async def unmark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
-        """Take away one's own marks, and whatever is no mark. Without a writer lists begin anew."""
+    async def unmark(
+        self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
+    ) -> None:
+        """Clear a write's marks, and whatever is no mark, in one step.
+
+        Each kind whose lists change gets a new generation, unless another write changes them.
+        """
 
     @abstractmethod
-    async def generation(self, prefix: str) -> bytes:
-        """Give what stands under `gen`: a new generation if nothing did and nobody writes."""
+    async def generation(self, prefix: str, kind: str) -> bytes:
+        """Give the generation of a kind's lists; a new one if there is none and nobody writes."""
 
     @abstractmethod
     async def lease(self, keys: Sequence[str], lease: bytes, seconds: float) -> list[bool]:
@@ -88,7 +95,7 @@ class Store(ABC):
 
     @abstractmethod
     async def sweep(self, prefix: str) -> int:
-        """Delete every value of an epoch, and no mark and no lease: how many. Lists begin anew."""
+        """Delete every value and generation of an epoch, no mark and no lease: how many values."""
 
     @abstractmethod
     async def identify(self) -> str:
@@ -139,43 +146,49 @@ class MemoryStore(Store):
     def __init__(self, entries: int) -> None:
         super().__init__(_Bounded(entries))
         self.run_id = f"memory-{uuid4().hex}"
-        self._writers: dict[str, float] = {}  # each with its own end
+        # The writes under way that change a kind's lists, each with its own end.
+        self._writers: defaultdict[str, dict[str, float]] = defaultdict(dict)
 
     def call(self, keys: Sequence[str], tell: Callable[[Any], None]) -> None:
         """Tell at once what stands under keys."""
         tell((self.run_id, [self.aio.peek(key) for key in keys]))
 
-    async def mark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
-        """Mark keys, and lists where they change."""
+    async def mark(
+        self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
+    ) -> None:
+        """Mark keys, and the lists of kinds."""
         if run_of(prefix) != self.run_id:
             raise AnotherStoreError
-        if lists:
-            self._writers[token] = time.monotonic() + MARK_SECONDS
-            await self.aio.set(prefix + GEN, b"W", ttl=MARK_SECONDS)
+        for kind in lists:
+            self._writers[kind][token] = time.monotonic() + MARK_SECONDS
+            await self.aio.set(prefix + generation_key(kind), b"W", ttl=MARK_SECONDS)
         for key in keys:
             await self.aio.set(prefix + key, MARK + token.encode(), ttl=MARK_SECONDS)
 
-    async def unmark(self, prefix: str, keys: Sequence[str], token: str, lists: bool) -> None:
-        """Take away one's own marks, and whatever is no mark."""
+    async def unmark(
+        self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
+    ) -> None:
+        """Clear a write's marks, and whatever is no mark."""
         for key in keys:
-            found = await self.get(prefix + key)
-            if found is not None and (found == MARK + token.encode() or not found.startswith(MARK)):
+            value = await self.get(prefix + key)
+            if value is not None and (value == MARK + token.encode() or not value.startswith(MARK)):
                 await self.aio.delete(prefix + key)
-        if lists:
-            self._writers.pop(token, None)
-            await self._begin(prefix)
+        for kind in lists:
+            self._writers[kind].pop(token, None)
+            await self._begin(prefix, kind)
 
-    async def generation(self, prefix: str) -> bytes:
-        """Give what stands under `gen`: a new generation if nothing did and nobody writes."""
-        return await self.get(prefix + GEN) or await self._begin(prefix)
+    async def generation(self, prefix: str, kind: str) -> bytes:
+        """Give the generation of a kind's lists; a new one if there is none and nobody writes."""
+        return await self.get(prefix + generation_key(kind)) or await self._begin(prefix, kind)
 
-    async def _begin(self, prefix: str) -> bytes:
+    async def _begin(self, prefix: str, kind: str) -> bytes:
         """Begin a generation, unless a write is under way: also where the marks were lost."""
         now = time.monotonic()
-        self._writers = {token: end for token, end in self._writers.items() if end > now}
-        value = b"W" if self._writers else new_generation()
-        life = MARK_SECONDS if self._writers else GENERATION_SECONDS
-        await self.aio.set(prefix + GEN, value, ttl=life)
+        writers = {token: end for token, end in self._writers[kind].items() if end > now}
+        self._writers[kind] = writers
+        value = b"W" if writers else new_generation()
+        life = MARK_SECONDS if writers else GENERATION_SECONDS
+        await self.aio.set(prefix + generation_key(kind), value, ttl=life)
         return value
 
     async def lease(self, keys: Sequence[str], lease: bytes, seconds: float) -> list[bool]:
@@ -193,18 +206,15 @@ class MemoryStore(Store):
         return sum(written)
 
     async def sweep(self, prefix: str) -> int:
-        """Delete every value of an epoch."""
-        swept = [
-            key
+        """Delete every value of an epoch, and every generation: processes keep pages of it."""
+        swept = {
+            key: value
             for key, value in self.aio._cache.items()
-            if key.startswith(prefix) and value.startswith(b"V\n")
-        ]
+            if key.startswith(prefix) and value.startswith((b"V\n", GENERATION))
+        }
         for key in swept:
             await self.aio.delete(key)
-        generation = await self.get(prefix + GEN)  # which processes keep pages of
-        if generation is not None and generation.startswith(GENERATION):
-            await self.aio.delete(prefix + GEN)
-        return len(swept)
+        return sum(value.startswith(b"V\n") for value in swept.values())
 
     async def identify(self) -> str:
         """Name this process's memory."""

@@ -1,4 +1,4 @@
--- KEYS: anything of the cache. Deletes the values among them, and the generation, which processes
+-- KEYS: anything of the cache. Deletes the values among them, and the generations, which processes
 -- keep pages of: marks and leases guard somebody. Gives the number of values.
 local swept = 0
 for _, key in ipairs(KEYS) do

@@ -1,43 +1,59 @@
-"""What a write touches, as its session sees it: no write can forget to say so."""
+"""Change tracking: the session of a write notes every cached row that it changes."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Insert, Row, TextClause, event
+from sqlalchemy import Connection, Insert, Row, Table, TextClause, event, inspect
 from sqlalchemy.ext.asyncio import AsyncSession
-from sqlalchemy.orm import ORMExecuteState, Session
+from sqlalchemy.orm import Mapper, ORMExecuteState, Session, object_mapper, object_session
 
+from service.cache.cascades import dependent_models, dependent_rows
 from service.cache.epochs import CLOCK, State, told_state, with_state
-from service.models import Base, Book, User
+from service.cached_models import CACHED_MODELS, CachedModel
 
-CACHED: dict[type[Base], str] = {Book: "book", User: "user"}
-TABLES = {model.__table__: name for model, name in CACHED.items()}
-LISTED = "book"  # what lists are made of
 CHANGES = re.compile(r"\s*(insert|update|delete|merge|truncate|with)\b", re.IGNORECASE)
-MOST = 500  # keys of one write; beyond that the whole cache goes
+MOST = 500  # keys of one write; a write of more rows turns the cache off
 
 
 @dataclass
 class Touched:
-    """Keys of the rows that change; `many`: more than could be named.
+    """What a write changes: the keys of rows, and the kinds whose lists change.
 
-    state: the row of the epoch, if the last statement has read it.
+    many: the write changes more rows than it can name. state: the row of the epoch, if the last
+    statement has read it.
     """
 
     keys: set[str] = field(default_factory=set)
+    lists: set[str] = field(default_factory=set)
     many: bool = False
     state: State | None = None
 
-    @property
-    def lists(self) -> bool:
-        """Whether lists change as well."""
-        return any(key.startswith(LISTED) for key in self.keys)
+    def __bool__(self) -> bool:
+        return bool(self.keys or self.lists or self.many)
+
+    def add(self, model: CachedModel, ids: Iterable[Any]) -> None:
+        """Add rows of a model, and its lists. Lists can change although no row of theirs does."""
+        self.keys.update(f"{model.kind}:{row_id}" for row_id in ids)
+        if model.lists:
+            self.lists.add(model.kind)
+        self.many |= len(self.keys) > MOST
+
+    def add_deleted(self, connection: Connection, table: Table, identity: Sequence[Any]) -> None:
+        """Add a row that is about to be deleted, with all that the database changes with it."""
+        if table in CACHED_MODELS:
+            self.add(CACHED_MODELS[table], identity)
+        for model in dependent_models(table):
+            self.add(model, ())
+        rows = dependent_rows(connection, table, identity, MOST)
+        self.many |= rows is None
+        for model, ids in (rows or {}).items():
+            self.add(model, ids)
 
 
 class WriteSession(Session):
-    """A session that remembers which cached rows it changes."""
+    """A session that tracks which cached rows it changes."""
 
 
 def touched(db: AsyncSession) -> Touched:
@@ -45,24 +61,22 @@ def touched(db: AsyncSession) -> Touched:
     return _of(db.sync_session)
 
 
-def touch_books(db: AsyncSession, ids: Any) -> None:
-    """Say that books change which the database changes by itself: as it deletes a user's."""
-    found = touched(db)
-    found.keys |= {f"book:{book_id}" for book_id in ids}
-    found.many |= len(found.keys) > MOST
+def touch_rows(db: AsyncSession, model: Any, ids: Iterable[int]) -> None:
+    """Note rows of a model that change by other means than this session, such as a trigger."""
+    touched(db).add(CACHED_MODELS[model.__table__], ids)
 
 
-async def insert_books(
-    db: AsyncSession, statement: Insert, values: Mapping[str, Any]
+async def insert_rows(
+    db: AsyncSession, model: Any, statement: Insert, values: Mapping[str, Any]
 ) -> Sequence[Row[Any]]:
-    """Insert books, as the last of a write: give what its statement returns.
+    """Insert rows of a model, as the last of a write. Give what the statement returns: also `id`.
 
     It goes around the ORM, which costs more than all the rest, and reads the row of the epoch in
     the same statement. That is as good as after it: nobody else has had these rows.
     """
     rows = await db.run_sync(_insert, statement, values)
     if rows:
-        touch_books(db, [row.id for row in rows])
+        touch_rows(db, model, [row.id for row in rows])
         touched(db).state = told_state(rows[0])
     return rows
 
@@ -74,24 +88,37 @@ def _insert(session: Session, statement: Insert, values: Mapping[str, Any]) -> S
 
 
 def _of(session: Session) -> Touched:
-    found: Touched = session.info.setdefault("touched", Touched())
-    return found
+    changes: Touched = session.info.setdefault("touched", Touched())
+    return changes
 
 
 @event.listens_for(WriteSession, "after_flush")
 def _flushed(session: Session, context: Any) -> None:
-    changed = [*session.new, *session.deleted]
-    changed += (row for row in session.dirty if session.is_modified(row))
-    found = _of(session)
-    found.keys |= {f"{CACHED[type(row)]}:{row.id}" for row in changed if type(row) in CACHED}
-    found.many |= len(found.keys) > MOST
+    for row in [*session.new, *(row for row in session.dirty if session.is_modified(row))]:
+        mapper = object_mapper(row)
+        for table in mapper.tables:
+            if table in CACHED_MODELS:
+                _of(session).add(CACHED_MODELS[table], mapper.primary_key_from_instance(row))
+
+
+@event.listens_for(Mapper, "before_delete")
+def _deleted(mapper: Mapper[Any], connection: Connection, row: Any) -> None:
+    """Look before each DELETE: afterwards the rows that went with it cannot be selected."""
+    session, identity = object_session(row), inspect(row).identity
+    tables: Any = mapper.tables
+    if isinstance(session, WriteSession):
+        for table in tables:
+            _of(session).add_deleted(connection, table, identity)
 
 
 @event.listens_for(WriteSession, "do_orm_execute")
 def _executed(state: ORMExecuteState) -> None:
-    """Statements about many rows do not say which."""
+    """Note that a statement about many rows changes cached ones: it does not say which."""
     if state.is_insert or state.is_update or state.is_delete:
         table: Any = getattr(state.statement, "table", None)
-        _of(state.session).many |= getattr(table, "element", table) in TABLES
+        table = getattr(table, "element", table)  # of an alias
+        is_unknown = not isinstance(table, Table) or table in CACHED_MODELS
+        if is_unknown or (state.is_delete and dependent_models(table)):
+            _of(state.session).many = True
     elif isinstance(state.statement, TextClause) and CHANGES.match(state.statement.text):
         _of(state.session).many = True

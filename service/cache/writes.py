@@ -44,12 +44,12 @@ class Postponed(Exception):  # noqa: N818  (not an error)
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What a write has marked."""
+    """What a write has marked: the keys of rows, and the kinds whose lists change."""
 
     prefix: str
     keys: tuple[str, ...]
     token: str
-    lists: bool
+    lists: tuple[str, ...]
 
 
 class Writes:
@@ -72,7 +72,7 @@ class Writes:
             await db.flush()
         changed = touched(db)
         mark = None
-        if changed.keys or changed.many:
+        if changed:
             state = changed.state or await read_within(db)
             if not state.on:
                 await hold_off_recovery(db)
@@ -123,7 +123,8 @@ class Writes:
         store = self._store
         if store is None or changed.many:
             raise Postponed(bump=True)
-        mark = Mark(state.prefix, tuple(sorted(changed.keys)), unique(), changed.lists)
+        keys, lists = tuple(sorted(changed.keys)), tuple(sorted(changed.lists))
+        mark = Mark(state.prefix, keys, unique(), lists)
         try:
             async with Patience(self._patience):
                 await store.mark(mark.prefix, mark.keys, mark.token, mark.lists)

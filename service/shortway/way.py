@@ -15,7 +15,7 @@ from quart import Quart
 from service.additions import Additions
 from service.admission import Admission, AdmissionQueue
 from service.asgi import LONGEST_PATH
-from service.cache import GEN, Cache, Entry, Replied
+from service.cache import Cache, Entry, Replied
 from service.cache.entries import read
 from service.config import Settings
 from service.context import context_of
@@ -152,7 +152,8 @@ class ShortWay:
         if page is None or (state := self._cache.access.enter()) is None:
             return None
         take = partial(self._take_page, page)
-        return Sought(page.route, state, state.prefix + GEN, take)
+        generation_key = state.prefix + page.listing.kind.generation_key
+        return Sought(page.route, state, generation_key, take)
 
     def _take_page(self, page: Page, generation: bytes | None) -> Ready | None:
         return page.ready if self._cache.lists.hit(page.listing, page.rows, generation) else None
