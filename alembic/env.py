@@ -5,6 +5,8 @@ import warnings
 from typing import Any
 
 from alembic import context
+from alembic.runtime.migration import MigrationContext, MigrationInfo
+from alembic.util import CommandError
 from sqlalchemy import Connection, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
@@ -24,6 +26,20 @@ def wanted(thing: Any, name: str | None, kind: str, reflected: bool, other: Any)
     return not (sqlite and name is not None and name.startswith(("books_fts", "ix_books_search")))
 
 
+def check_references(*, ctx: MigrationContext, step: MigrationInfo, **_: Any) -> None:
+    """Refuse a migration that leaves references to missing rows: on SQLite nothing else does."""
+    if ctx.dialect.name != "sqlite":
+        return
+    broken = {row[0] for row in ctx.connection.execute(text("PRAGMA foreign_key_check"))}
+    if broken:
+        raise CommandError(
+            f"After the migration {step.up_revision_id}, rows of {', '.join(sorted(broken))} refer"
+            " to rows that do not exist. The database is as it was before. If `PRAGMA"
+            " foreign_key_check` lists such rows, delete them and migrate again; if it lists none,"
+            " the migration is wrong"
+        )
+
+
 def migrate(connection: Connection) -> None:
     context.configure(
         connection=connection,
@@ -32,6 +48,7 @@ def migrate(connection: Connection) -> None:
         compare_server_default=False,  # PostgreSQL rewrites the expressions of the clock
         render_as_batch=connection.dialect.name == "sqlite",
         transactional_ddl=True,
+        on_version_apply=check_references,
     )
     with context.begin_transaction():
         if connection.dialect.name == "postgresql":
@@ -49,7 +66,8 @@ async def main() -> None:
     patience = {} if url.get_backend_name() == "sqlite" else {"timeout": CONNECT_SECONDS}
     engine = create_async_engine(url, poolclass=NullPool, connect_args=patience)
     if url.get_backend_name() == "sqlite":
-        prepare_sqlite(engine, begin="BEGIN IMMEDIATE", busy_ms=BUSY_MS)
+        # While foreign keys are on, to drop a table deletes the rows that refer to it.
+        prepare_sqlite(engine, begin="BEGIN IMMEDIATE", busy_ms=BUSY_MS, foreign_keys=False)
     async with engine.connect() as connection:
         await connection.run_sync(migrate)
     await engine.dispose()

@@ -171,7 +171,9 @@ def _leave_what_failed(engine: AsyncEngine) -> None:
         context.is_disconnect = True
 
 
-def prepare_sqlite(engine: AsyncEngine, begin: str | None, busy_ms: int = BUSY_MS) -> None:
+def prepare_sqlite(
+    engine: AsyncEngine, begin: str | None, busy_ms: int = BUSY_MS, *, foreign_keys: bool = True
+) -> None:
     """Make SQLite exact: WAL, foreign keys, and transactions that begin when we say.
 
     The driver's own, deferred transactions read before they lock, and so lose updates.
@@ -185,7 +187,8 @@ def prepare_sqlite(engine: AsyncEngine, begin: str | None, busy_ms: int = BUSY_M
     def connected(connection: Any, record: Any) -> None:
         connection.isolation_level = None  # the driver begins nothing by itself
         cursor = connection.cursor()
-        for pragma in ("journal_mode=WAL", "foreign_keys=ON", f"busy_timeout={busy_ms}"):
+        enforced = "ON" if foreign_keys else "OFF"  # SQLite ignores a change in a transaction
+        for pragma in ("journal_mode=WAL", f"foreign_keys={enforced}", f"busy_timeout={busy_ms}"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 

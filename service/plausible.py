@@ -64,7 +64,7 @@ def plausible_books(count: int, seed: int) -> Iterator[Accepted]:
         # Of all books, one in x has x views or more: the n-th of them has 1/n of the first's.
         views = min(MOST_VIEWS, int(1 / (1 - draw.random())))
         digest = _hash(f"plausible {seed} {number}")
-        yield Accepted(BookCreate.model_validate(values), digest, views=views)
+        yield Accepted(BookCreate.model_validate(values), (digest,), views=views)
 
 
 class _Authors:

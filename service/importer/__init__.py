@@ -3,6 +3,7 @@
     sources.py    bytes: a file or standard input, plain or gzip
       -> tables.py, lines.py, marc.py    records of CSV, JSON Lines and MARC 21, damaged or not
       -> repair.py    what can be mended without guessing; then the contract decides
+      -> digest.py    how a later import knows the record again
       -> loader.py    a thousand at a time into the database, each record at most once
     run.py walks the path, counts, and writes down what was refused.
 

@@ -44,7 +44,7 @@ async def add_new(db: AsyncSession, batch: Sequence[Accepted], owner_id: int | N
     if postgresql:
         await db.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
     known = await _known(db, batch)
-    fresh = {item.digest: item for item in reversed(batch) if item.digest not in known}
+    fresh = {item.digest: item for item in reversed(batch) if known.isdisjoint(item.digests)}
     items = list(reversed(fresh.values()))  # of the same record twice, the first
     if not items:
         return 0
@@ -59,7 +59,7 @@ async def add_new(db: AsyncSession, batch: Sequence[Accepted], owner_id: int | N
 
 
 async def _known(db: AsyncSession, batch: Sequence[Accepted]) -> set[bytes]:
-    digests = [item.digest for item in batch]
+    digests = [digest for item in batch for digest in item.digests]
     known = select(ImportedRecord.digest).where(ImportedRecord.digest.in_(digests))
     return set(await db.scalars(known))
 
@@ -173,7 +173,7 @@ class Loader:
             return added, len(batch) - added
         async with self._database.session() as db:
             known = await _known(db, batch)
-        rows = [(item.digest,) for item in batch if item.digest not in known]
+        rows = [(item.digest,) for item in batch if known.isdisjoint(item.digests)]
         found = self._seen.executemany("INSERT OR IGNORE INTO seen VALUES (?)", rows)
         return found.rowcount, len(batch) - found.rowcount
 

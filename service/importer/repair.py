@@ -3,14 +3,12 @@
 A value that cannot be mended goes on as it is: the book's schema refuses it in its own words.
 """
 
-import json
 import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from decimal import Decimal
 from functools import partial
-from hashlib import blake2b
 from typing import Any
 
 from pydantic import ValidationError
@@ -19,7 +17,8 @@ from stdnum import isbn as isbn_numbers
 from service.books.schemas import BookCreate
 from service.books.service import check_isbn
 from service.errors import InvalidInputError
-from service.importer.records import FIELDS, Record
+from service.importer.digest import digests
+from service.importer.records import Record
 from service.models import GENRES
 from service.validation import FORBIDDEN, Messages, messages
 
@@ -39,15 +38,21 @@ GENRE_NAMES = {re.sub(r"[\W_]", "", name).casefold(): name for name in GENRES}
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A book to be added, and the digest by which its record is known again.
+    """A book to be added, and the digests of its record.
 
+    digests: of each version, the newest first.
     views: how often it was looked at already, where that is known.
     """
 
     book: BookCreate
-    digest: bytes
+    digests: tuple[bytes, ...]
     repairs: list[str] = field(default_factory=list)
     views: int | None = None
+
+    @property
+    def digest(self) -> bytes:
+        """The digest to be stored."""
+        return self.digests[0]
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,17 +86,9 @@ def judge(record: Record, *, strict_isbn: bool = False) -> Accepted | Refused:
         except InvalidInputError as error:
             errors = error.payload["messages"]
         else:
-            return Accepted(book, digest(book), repairs)
+            return Accepted(book, digests(book), repairs)
     name, sentences = next(iter(errors.items()))
     return Refused(f"{name}: {sentences[0]}", errors)
-
-
-def digest(book: BookCreate) -> bytes:
-    """Give the 16 bytes by which the record of a book is known again: of all its fields."""
-    values: list[Any] = [getattr(book, name) for name in FIELDS]
-    if book.price is not None:
-        values[FIELDS.index("price")] = str(book.price.quantize(CENT))
-    return blake2b(json.dumps(values).encode(), digest_size=16).digest()
 
 
 def _is_nothing(value: Any, nothing: set[str] = NOTHING) -> bool:

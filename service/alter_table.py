@@ -1,0 +1,76 @@
+"""Changes of a table that lose nothing on SQLite. For migrations."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from alembic import op
+from alembic.operations import BatchOperations
+from sqlalchemy import text
+
+AUTOINCREMENT = text("""SELECT sql LIKE '%AUTOINCREMENT%' FROM sqlite_master
+    WHERE type = 'table' AND name = :table""")
+HIGHEST_ID = text("SELECT seq FROM sqlite_sequence WHERE name = :table")
+# The views and the triggers of all tables: SQLite refuses to rename a table while one of them
+# refers to a table that is missing. A trigger of a view comes behind the view.
+DEPENDENTS = text("""SELECT type, name, sql FROM sqlite_master
+    WHERE type IN ('view', 'trigger') OR (type = 'index' AND tbl_name = :table AND sql IS NOT NULL)
+    ORDER BY type = 'trigger', rowid""")
+# SQLite creates a view or a trigger although its columns do not exist. It refuses a renaming then.
+RESOLVE_NAMES = (
+    "CREATE TABLE _before (id)",
+    "ALTER TABLE _before RENAME TO _after",
+    "DROP TABLE _after",
+)
+HAS_STATISTICS = text("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_stat1'")
+ANALYZED_ROWS = 1_000  # of each index
+
+
+@contextmanager
+def alter_table(table: str, **options: Any) -> Iterator[BatchOperations]:
+    """Change a table with Alembic's batch operations, and keep what depends on the table.
+
+    PostgreSQL alters the table. SQLite cannot: there Alembic copies the rows to a new table, drops
+    the old table and renames the new one. Alone it loses the triggers, indexes on expressions,
+    AUTOINCREMENT, the highest id that was ever used, and the statistics, all without an error.
+    This function restores them within the transaction.
+
+    A view, trigger or index that does not fit the changed table fails the migration. Drop it with
+    `op`, before the block or in it, and create its successor behind the block. `batch` knows no
+    existing index: use `op.drop_index`.
+
+    options: those of `op.batch_alter_table`, without `table_kwargs`. `recreate` is for SQLite.
+    """
+    connection = op.get_bind()
+    if connection.dialect.name != "sqlite":
+        with op.batch_alter_table(table, **options | {"recreate": "never"}) as batch:
+            yield batch
+        return
+    if connection.scalar(text("PRAGMA foreign_keys")):
+        raise RuntimeError(
+            "PRAGMA foreign_keys is on: to drop the old table would delete the rows that refer to"
+            " it. Turn it off before the transaction begins, as alembic/env.py does"
+        )
+    named = {"table": table}
+    has_autoincrement = bool(connection.scalar(AUTOINCREMENT, named))
+    highest_id = None
+    with op.batch_alter_table(
+        table, **options, table_kwargs={"sqlite_autoincrement": has_autoincrement}
+    ) as batch:
+        yield batch
+        if has_autoincrement:
+            highest_id = connection.scalar(HIGHEST_ID, named)
+        dependents = connection.execute(DEPENDENTS, named).all()
+        for dependent in reversed(dependents):
+            connection.exec_driver_sql(f'DROP {dependent.type} "{dependent.name}"')
+    for dependent in dependents:
+        connection.exec_driver_sql(dependent.sql)
+    for statement in RESOLVE_NAMES:
+        connection.exec_driver_sql(statement)
+    if highest_id is not None:
+        connection.execute(text("DELETE FROM sqlite_sequence WHERE name = :table"), named)
+        restore = text("INSERT INTO sqlite_sequence (name, seq) VALUES (:table, :seq)")
+        connection.execute(restore, {**named, "seq": highest_id})
+    if connection.scalar(HAS_STATISTICS):
+        connection.exec_driver_sql(f"PRAGMA analysis_limit = {ANALYZED_ROWS}")
+        connection.exec_driver_sql(f'ANALYZE "{table}"')

@@ -1,0 +1,142 @@
+"""Digests of records: the same in every release, also in one that reads more fields."""
+
+import asyncio
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from service.books.schemas import BookCreate
+from service.books.service import book_values
+from service.db import Database
+from service.importer import columns, loader, repair
+from service.importer.loader import Loader
+from service.importer.records import FIELDS, Record
+from service.importer.repair import Accepted, judge
+from service.importer.run import open_reading
+from tests.conftest import fresh_catalogue, settings_for
+
+HEADER = "title,author,isbn,year,genre,price"
+BOOKS = ("Dune,Frank Herbert,9780441172719,1965,Fiction,9.99", "Emma,Jane Austen,,1815,,")
+FILES = {
+    "without": [HEADER, *BOOKS],
+    "empty": [f"{HEADER},publisher", *(f"{book}," for book in BOOKS)],
+    "full": [f"{HEADER},publisher", *(f"{book},Penguin" for book in BOOKS)],
+}
+EDITIONS = [FILES["full"][0], *(f"Ulysses,James Joyce,,,,,{name}" for name in ("Egoist", "Bodley"))]
+
+
+class LaterBook(BookCreate):
+    """A book with one more field."""
+
+    publisher: str | None = None
+
+
+@contextmanager
+def later_release() -> Iterator[pytest.MonkeyPatch]:
+    """Read one more field from files, and give it to the books."""
+
+    def columns_of(owner_id: int | None, book: BookCreate) -> dict[str, Any]:
+        values = book_values(owner_id, book)
+        del values["publisher"]  # there is no such column here
+        return values
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(columns.GUESSES, "publisher", ("publisher",))
+        patch.setitem(repair.MENDERS, "publisher", repair.MENDERS["title"])
+        patch.setattr(repair, "BookCreate", LaterBook)
+        patch.setattr(repair, "FIELDS", (*FIELDS, "publisher"), raising=False)
+        patch.setattr(loader, "book_values", columns_of)
+        yield patch
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+async def catalogue(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Database]:
+    """A migrated database without books, on each backend."""
+    async with fresh_catalogue(request.param, request, folder) as database:
+        yield database
+
+
+async def load(
+    database: Database, folder: Path, lines: list[str], *, dry_run: bool = False
+) -> tuple[int, int]:
+    """Import a file. Give how many books were added, and how many records were known."""
+    path = folder / "books.csv"
+    path.write_text("\n".join(lines), encoding="utf-8")
+    settings = settings_for(database.url.render_as_string(hide_password=False), folder)
+
+    def run() -> tuple[int, int]:
+        with (
+            open_reading(str(path), "csv", None, {}) as reading,
+            Loader(settings, dry_run=dry_run) as target,
+        ):
+            verdicts = [judge(record) for record in reading.records]
+            target.put([verdict for verdict in verdicts if isinstance(verdict, Accepted)])
+            target.finish()
+            return target.added, target.known
+
+    return await asyncio.to_thread(run)
+
+
+@pytest.mark.parametrize(
+    ("fields", "digest"),
+    [
+        (
+            {
+                "title": "The Selfish Gene",
+                "author": "Richard Dawkins",
+                "isbn": "9780192860927",
+                "published_year": "1976",
+                "genre": "Science",
+                "price": "9.95",
+            },
+            "303c820000be8bd9648c6f33373851aa",
+        ),
+        ({"title": "Été", "author": "Anna"}, "ba5abc6f5806a3921df5be9b4dd15281"),
+        ({"title": "T", "author": "A", "price": 7}, "905d4e2d603c9d9fcb966f00cc727291"),
+    ],
+)
+def test_digests_in_databases_do_not_change(fields: dict[str, Any], digest: str) -> None:
+    judged = judge(Record(1, None, {name: [value] for name, value in fields.items()}))
+    assert isinstance(judged, Accepted)
+    assert judged.digests[-1].hex() == digest, "Databases keep it: an import would double them"
+
+
+@pytest.mark.parametrize("first", FILES)
+async def test_a_release_that_reads_one_more_field_adds_no_book_twice(
+    catalogue: Database, tmp_path: Path, first: str
+) -> None:
+    assert await load(catalogue, tmp_path, FILES[first]) == (2, 0)
+    for lines in FILES.values():
+        with later_release():
+            assert await load(catalogue, tmp_path, lines) == (0, 2)
+            assert await load(catalogue, tmp_path, lines, dry_run=True) == (0, 2)
+
+
+@pytest.mark.parametrize("first", FILES)
+async def test_a_book_with_one_more_field_is_known_without_it(
+    catalogue: Database, tmp_path: Path, first: str
+) -> None:
+    with later_release():
+        assert await load(catalogue, tmp_path, FILES[first]) == (2, 0)
+        for lines in FILES.values():
+            assert await load(catalogue, tmp_path, lines) == (0, 2)
+    for lines in FILES.values():  # as a release does that was rolled back
+        assert await load(catalogue, tmp_path, lines) == (0, 2)
+
+
+async def test_a_raised_version_knows_the_records_of_the_versions_before(
+    catalogue: Database, tmp_path: Path
+) -> None:
+    assert await load(catalogue, tmp_path, FILES["full"]) == (2, 0)
+    with later_release() as patch:
+        versions = ((*FIELDS, "publisher"), FIELDS)
+        patch.setattr("service.importer.digest.DIGEST_FIELDS", versions)
+        for lines in FILES.values():
+            assert await load(catalogue, tmp_path, lines, dry_run=True) == (0, 2)
+            assert await load(catalogue, tmp_path, lines) == (0, 2)
+        assert await load(catalogue, tmp_path, EDITIONS, dry_run=True) == (2, 0)
+        assert await load(catalogue, tmp_path, EDITIONS) == (2, 0)
+        assert await load(catalogue, tmp_path, EDITIONS) == (0, 2)
