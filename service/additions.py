@@ -62,7 +62,7 @@ class Additions:
         self._look_at = 0.0
         self.names: list[str] = []
 
-    def begin(self) -> None:
+    def remember(self) -> None:
         """Remember what this package has put on the application, which is complete now."""
         self._remember(lambda kind, part: kind not in HOOKS or _is_own(part))
 

@@ -49,5 +49,5 @@ def create_app(config_name: str | Settings = "development") -> Quart:
         concern.init_app(app, settings)
     for blueprint in BLUEPRINTS:
         app.register_blueprint(blueprint)
-    app.extensions["additions"].begin()
+    app.extensions["additions"].remember()
     return app

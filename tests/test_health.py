@@ -36,6 +36,7 @@ async def test_all_is_well(client: httpx.AsyncClient) -> None:
     assert list(body) == [
         "status", "database", "timestamp", "version", "checks", "revision", "uptime_seconds",
         "workers",
+        "fast_path",
     ]  # fmt: skip
     assert body["revision"] is None or re.fullmatch(r"[0-9a-f]{40}", body["revision"])
     assert (body["uptime_seconds"] >= 0, body["workers"]) == (True, 1)

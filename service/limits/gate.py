@@ -90,7 +90,8 @@ class Gate:
 
     def _complete(self, scope: Any, error: APIError) -> APIError:
         """Add the headers that Quart's cycle would have added."""
-        standing = headers(context_of(scope).quotas or ())
+        quotas = context_of(scope).quotas
+        standing = () if quotas is None else headers(quotas)
         limits = {key.decode(): value.decode() for key, value in standing}
         more = {"Vary": LIMITED_VARY} | self._origins.headers(scope) | limits
         error.headers = {**error.headers, **more}
