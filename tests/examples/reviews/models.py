@@ -19,7 +19,7 @@ class Review(Base):
         CheckConstraint("stars BETWEEN 1 AND 5", name="stars"),
         CheckConstraint("length(text) <= 2000", name="text"),
         Index("ix_reviews_book_id", "book_id", "created_at", "id"),
-        {"sqlite_autoincrement": True, "info": {"is_example": True}},
+        {"sqlite_autoincrement": True},
     )
 
     id: Mapped[int] = mapped_column(Id, primary_key=True)
