@@ -6,12 +6,15 @@
       -> load_shedding.py  ASGI: the request waits for its turn, or is refused
       -> front.py        ASGI: request id, body cap, protection, the answer of last resort
       -> limits/gate.py  ASGI: may this request pass now?
-      -> asgi.py         Quart, in the task that asks
-      -> app.py          create_app: every concern, then every blueprint
-      -> */routes.py     speaks HTTP: parse (web.py), guard (guard.py), respond (web.py)
+      -> shortway/plain  an operation whose request is complete runs without Quart's cycle
+      -> asgi.py         Quart, in the task that asks: hooks, and the view of the operation
+      -> */routes.py     operations/: a handler takes a Call and gives a Reply
       -> cache/          what is known already; what is not, the service loads
       -> */service.py    rules and SQL, given a session and typed values
       -> db.py           session() to read, write() to change, alone or with others
+
+What is known of a request is one typed object in its scope (context.py). What somebody adds to
+the application (hooks, handlers, middleware) sends every request through Quart (additions.py).
 
 A room (`auth`, `books`, `users`, `admin`) always holds the same files: `__init__` (the
 blueprint), `routes` (HTTP), `schemas` (the wire), `service` (rules and SQL). One file for

@@ -10,11 +10,11 @@ import shutil
 import tempfile
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import asynccontextmanager
 from math import inf
 from typing import Any, TypeVar
 
-from quart import Quart, current_app
+from quart import Quart
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
@@ -192,24 +192,3 @@ def init_app(app: Quart, settings: Settings) -> None:
         await database.open()
         yield
         await database.close()
-
-
-def of_app() -> Database:
-    """Give the database of the current application."""
-    database: Database = current_app.extensions["database"]
-    return database
-
-
-def session() -> AbstractAsyncContextManager[AsyncSession]:
-    """Give a session to read with, for the current application."""
-    return of_app().session()
-
-
-async def write(work: Work[T]) -> T:
-    """Run `work` in a transaction of the current application's database and commit it."""
-    return await of_app().write(work)
-
-
-async def write_together(work: Together[Given, Made], one: Given) -> Made:
-    """Write one as `write` does, in one transaction with others that come at this time."""
-    return await of_app().write_together(work, one)

@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar
 
 from itsdangerous import BadSignature, URLSafeSerializer
 from pydantic import BaseModel, Field
 from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
-from quart import Quart, current_app
+from quart import Quart
 from sqlalchemy import ColumnElement, Integer, Select, bindparam, func, select, tuple_
 from sqlalchemy.ext.asyncio import AsyncSession
 
@@ -196,12 +196,6 @@ class Cursors:
         self._signers = [
             URLSafeSerializer(key.get_secret_value(), salt="octavo.cursor") for key in keys if key
         ]
-
-    @classmethod
-    def of_app(cls) -> Self:
-        """Give those of the current application."""
-        found: Self = current_app.extensions["cursors"]
-        return found
 
     def write(self, purpose: list[Any], key: str, row_id: int) -> str:
         """Give the cursor behind a row, for the list that `purpose` describes."""

@@ -15,7 +15,7 @@ import jwt
 from argon2 import PasswordHasher
 from argon2.exceptions import Argon2Error, InvalidHashError
 from pydantic import BaseModel, ConfigDict, Field
-from quart import Quart, current_app
+from quart import Quart
 
 from service.admission import OVERLOADED, current, seconds_left, waiting
 from service.config import Settings
@@ -212,15 +212,3 @@ def init_app(app: Quart, settings: Settings) -> None:
         await store.open()
         yield
         await store.close()
-
-
-def passwords() -> Passwords:
-    """Give the password pool of the current application."""
-    found: Passwords = current_app.extensions["passwords"]
-    return found
-
-
-def tokens() -> Tokens:
-    """Give the tokens of the current application."""
-    found: Tokens = current_app.extensions["tokens"]
-    return found

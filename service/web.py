@@ -55,35 +55,22 @@ def respond(
     body: bytes,
     status: int = 200,
     *,
-    tagged: bool = False,
     headers: Mapping[str, str] | None = None,
     content_type: str = JSON,
 ) -> Response:
-    """Answer with bytes that nobody else may keep; `tagged`: with the ETag of its resource."""
-    response = Response(body, status=status, headers=dict(headers or {}), content_type=content_type)
-    if tagged:
-        response.set_etag(etag(body))
-    return response
+    """Answer with bytes that nobody else may keep."""
+    return Response(body, status=status, headers=dict(headers or {}), content_type=content_type)
 
 
-def respond_public(
-    body: bytes,
-    *,
-    tag: str | None = None,
-    headers: Mapping[str, str] | None = None,
-    content_type: str = JSON,
-    cached: Status | None = None,
-) -> Response:
+def respond_public(body: bytes, *, content_type: str = JSON) -> Response:
     """Answer a public GET: to be revalidated by its tag, 304 if the client has it already."""
-    tag = tag or etag(body)
+    tag = etag(body)
     if is_known(tag, request.headers.getlist("If-None-Match")):
         response = _empty(304)
     else:
-        response = respond(body, headers=headers, content_type=content_type)
+        response = respond(body, content_type=content_type)
     response.set_etag(tag)
     response.headers["Cache-Control"] = "no-cache"
-    if cached is not None:
-        response.headers.update(cache_status(request.scope, cached))
     return response
 
 

@@ -12,14 +12,13 @@ from uuid import uuid4
 
 import httpx
 import pytest
-from quart import Quart, request
+from quart import Quart, current_app, request
 from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 
 from service import migrations
 from service.cache import Cache
-from service.db import session, write
 from service.db_errors import POSTGRESQL_STATES, SQLITE_STATES
 from service.errors import as_api_error
 from tests.conftest import (
@@ -61,7 +60,7 @@ def raising(app: Quart) -> None:
 
     @app.post("/api/read")
     async def read() -> str:
-        async with session() as db:
+        async with current_app.extensions["database"].session() as db:
             await db.execute(text((await request.get_json())["sql"]))
         return "read"
 
@@ -74,7 +73,7 @@ def raising(app: Quart) -> None:
                 await db.execute(text(statement))
                 await asyncio.sleep(0.2)  # idle, within the transaction
 
-        await write(work)
+        await current_app.extensions["database"].write(work)
         return "written"
 
 

@@ -15,14 +15,13 @@ from typing import Any
 
 import httpx
 import pytest
-from quart import Quart
+from quart import Quart, current_app
 from sqlalchemy import text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service import __version__
 from service.books.schemas import BookCreate
 from service.books.service import new_book
-from service.db import session, write
 from tests.conftest import Site, serving, settings_for, visiting
 from tests.factories import Factory, Member
 from tests.test_web import is_problem, raw
@@ -270,13 +269,13 @@ async def test_a_value_that_slips_through_to_the_database_is_400(
             async def work(db: AsyncSession) -> None:
                 db.add(book)
 
-            await write(work)
+            await current_app.extensions["database"].write(work)
             return "stored"
 
         @app.get("/api/defect")
         async def defect() -> str:
             """Ask for what there is not."""
-            async with session() as db:
+            async with current_app.extensions["database"].session() as db:
                 await db.execute(text("SELECT 1 FROM books WHERE"))
             return "never"
 
@@ -287,7 +286,8 @@ async def test_a_value_that_slips_through_to_the_database_is_400(
             async def work(db: AsyncSession) -> str:
                 return str(10.0**400)
 
-            return await write(work)
+            name: str = await current_app.extensions["database"].write(work)
+            return name
 
     settings = settings_for(site.another_url, folder, log_dir=tmp_path)
     async with visiting(settings, careless) as client:

@@ -53,7 +53,7 @@ Keys: `octavo:cache:<run id>:<token of the epoch>:` and `book:7`, `user:3`, `lis
 """
 
 from service.cache.breaker import FAILURES
-from service.cache.cache import Cache, of_app
+from service.cache.cache import Cache
 from service.cache.counters import Counters
 from service.cache.entries import NONE, Entry
 from service.cache.epochs import Epochs, State
@@ -89,7 +89,6 @@ __all__ = [
     "WriteSession",
     "Writes",
     "insert_rows",
-    "of_app",
     "shape_of",
     "touch_rows",
 ]

@@ -2,8 +2,6 @@
 
 import logging
 
-from quart import current_app
-
 from service.cache.access import Access, Sessions
 from service.cache.breaker import Breaker
 from service.cache.counters import Counters
@@ -71,9 +69,3 @@ def _store(settings: Settings) -> Store:
     if settings.ratelimit_storage_url in {None, settings.redis_url}:  # the limits ask there, too
         deadline = min(deadline, settings.ratelimit_redis_seconds)
     return RedisStore(settings.redis_url, deadline)
-
-
-def of_app() -> Cache:
-    """Give the cache of the current application."""
-    found: Cache = current_app.extensions["cache"]
-    return found

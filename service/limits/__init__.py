@@ -16,7 +16,7 @@ from service.config import Settings
 from service.limits.callers import Callers
 from service.limits.gate import Gate
 from service.limits.ledger import Ledger
-from service.limits.limiter import Limiter, of_app
+from service.limits.limiter import Limiter
 from service.limits.routes import limits_bp
 from service.limits.shared import Shared
 from service.limits.table import FAILURES, Table, named
@@ -24,7 +24,7 @@ from service.wire import Wire
 
 MEMORY = "memory://"
 
-__all__ = ["FAILURES", "Limiter", "init_app", "named", "of_app"]
+__all__ = ["FAILURES", "Limiter", "init_app", "named"]
 
 
 def init_app(app: Quart, settings: Settings) -> None:

@@ -148,11 +148,5 @@ class Limiter(RateLimiter):
             raise refuse()
 
 
-def of_app() -> Limiter:
-    """Give the limiter of the current application."""
-    limiter: Limiter = current_app.extensions["limiter"]
-    return limiter
-
-
 def _policy(limit: RateLimit) -> Policy:
     return Policy(limit.count, ceil(limit.period.total_seconds()))  # windows are whole seconds
