@@ -148,8 +148,8 @@ async def test_all_kinds_are_marked_and_cleared_in_one_step(
     for kinds in (["book"], ["book", "review", "user"]):
         await store.mark(prefix, ["book:1"], "writer", lists=kinds)
         await store.unmark(prefix, ["book:1"], "writer", lists=kinds)
-    assert scripts == [redis_store.MARK, redis_store.UNMARK] * 2
     await store.close()
+    assert scripts == [redis_store.MARK, redis_store.UNMARK] * 2
 
 
 async def test_a_sweep_takes_values_alone(store: Store, prefix: str) -> None:
