@@ -190,14 +190,11 @@ class Lists:
         generation_key = state.prefix + kind.generation_key
         keys = [state.prefix + kind.key(row_id) for row_id in ids]
         async with patience:
-            again, *found = await store.get_many([generation_key, *keys])
+            again, *values = await store.get_many([generation_key, *keys])
         self._check(state, generation, again)
-        rows = {
-            row_id: read(one, kind.own_key(row_id)) for row_id, one in zip(ids, found, strict=True)
-        }
-        missing = {
-            row_id: one for row_id, one in zip(ids, found, strict=True) if rows[row_id] is None
-        }
+        stored = dict(zip(ids, values, strict=True))
+        rows = {row_id: read(value, kind.own_key(row_id)) for row_id, value in stored.items()}
+        missing = {row_id: value for row_id, value in stored.items() if rows[row_id] is None}
         if missing:
             rows |= await self._items.read_missing(kind, state, missing, patience)
             async with patience:
