@@ -55,11 +55,11 @@ class Request(asgi.Request):
 
 async def read_json(scope: Any, read_body: Callable[[], Awaitable[bytes]]) -> dict[str, Any]:
     """Read the body of a request, a JSON object. Raises 400, 413, 415 or 503."""
-    told = told_by(scope["headers"])
-    media = told.media[0].decode("latin-1") if told.media else ""
+    fields = told_by(scope["headers"])
+    media = fields.media[0].decode("latin-1") if fields.media else ""
     if not JSON_TYPE.fullmatch(media.partition(";")[0].strip().lower()):
         raise UnsupportedMediaTypeError
-    if told.is_special and _content_coding(scope) != b"identity":
+    if fields.is_special and _content_coding(scope) != b"identity":
         raise UnsupportedMediaTypeError("Send the body without a content coding")
     data, context = await read_body(), context_of(scope)
     if context.is_too_large:

@@ -176,5 +176,5 @@ def operation(handler: Handler) -> Callable[..., Awaitable[Response]]:
 
 def operation_of(app: Quart, endpoint: str) -> Operation | None:
     """Give the operation of an endpoint, if its view is one."""
-    found: Operation | None = getattr(app.view_functions[endpoint], OPERATION, None)
-    return found
+    made: Operation | None = getattr(app.view_functions[endpoint], OPERATION, None)
+    return made

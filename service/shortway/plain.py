@@ -36,10 +36,10 @@ class Plain:
 
     def find(self, scope: Any) -> Operation | None:
         """Give the operation that a request is for, if it needs nothing of the framework."""
-        context, told = context_of(scope), told_by(scope["headers"])
+        context, fields = context_of(scope), told_by(scope["headers"])
         if context.matched is None or context.error is not None or self._additions.are_there:
             return None
-        if told.is_special or not told.host or scope.get("root_path"):
+        if fields.is_special or not fields.host or scope.get("root_path"):
             return None
         endpoint = context.matched[0].endpoint
         if scope["method"] == "OPTIONS" or self._limiter.plan(self._app, endpoint).custom:
@@ -53,10 +53,10 @@ class Plain:
         try:
             status, headers, body = await self._run(operation, call, context)
         except Exception as error:
-            found = render(error, scope["method"], scope["path"], self._app.logger)
-            status, body = found.status_code, problem(found)
-            told = {"content-type": MIMETYPE, "cache-control": "no-store", **found.headers}
-            headers = [*sized(body)[1:], *spelled(told)]
+            rendered = render(error, scope["method"], scope["path"], self._app.logger)
+            status, body = rendered.status_code, problem(rendered)
+            fields = {"content-type": MIMETYPE, "cache-control": "no-store", **rendered.headers}
+            headers = [*sized(body)[1:], *spelled(fields)]
         headers.append((b"vary", vary_of(scope).encode()))
         if call.headers.has_origin:
             headers += spelled(self._origins.headers(scope))

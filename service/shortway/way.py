@@ -128,16 +128,16 @@ class ShortWay:
         take = partial(self._take_item, wanted)
         return Sought(wanted.route, state, state.prefix + wanted.key, take)
 
-    def _take_item(self, wanted: Wanted, found: bytes | None) -> Ready | None:
-        entry, ready = self._read(found, wanted.own_key, wanted.item.show)
+    def _take_item(self, wanted: Wanted, value: bytes | None) -> Ready | None:
+        entry, ready = self._read(value, wanted.own_key, wanted.item.show)
         if entry is not None:
             self._cache.items.hit(wanted.item.kind, wanted.id, entry)
         return ready
 
     def _read_item(
-        self, found: bytes | None, key: str, show: Callable[[bytes], bytes]
+        self, value: bytes | None, key: str, show: Callable[[bytes], bytes]
     ) -> tuple[Entry | None, Ready | None]:
-        entry = read(found, key)
+        entry = read(value, key)
         if entry is None or not entry.body:
             return None, None
         body = show(entry.body)
