@@ -13,8 +13,8 @@
       -> */service.py    rules and SQL, given a session and typed values
       -> db.py           session() to read, write() to change, alone or with others
 
-What is known of a request is one typed object in its scope (context.py). What somebody adds to
-the application (hooks, handlers, middleware) sends every request through Quart (additions.py).
+The facts about a request are one typed object in its scope (context.py). Hooks, handlers and
+middleware that are added to the application send every request through Quart (additions.py).
 
 A room (`auth`, `books`, `users`, `admin`) always holds the same files: `__init__` (the
 blueprint), `routes` (HTTP), `schemas` (the wire), `service` (rules and SQL). One file for

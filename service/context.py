@@ -1,7 +1,7 @@
-"""The context of a request: what the parts of the service know of it, as one typed object.
+"""The context of a request: the facts that the service knows about it, as one typed object.
 
-It is in the ASGI scope under one key. Each attribute has its value from the beginning, and whoever
-learns more sets it.
+The object is in the ASGI scope under one key. Each attribute has a default value. The code that
+learns a fact sets its attribute.
 """
 
 from collections.abc import Mapping
@@ -22,7 +22,7 @@ UNKNOWN = "unknown"
 
 
 class RequestContext:
-    """What is known of one request.
+    """The facts about one request.
 
     begun: when the service took it, in seconds of `time.perf_counter`; 0: the front is the first.
     matched: the rule of its path, and the values in it. route: the rule as text.

@@ -436,10 +436,8 @@ async def test_load_at_default_settings(tmp_path: Path, empty_url: str, redis_ur
                 say(f"{connections} connections, {kind}", outcome)
                 assert outcome.broken == 0
                 rate = rates.setdefault(kind, outcome.good / outcome.seconds)
-                if connections < 1_000 or connections / rate <= BUDGET_SECONDS / 2:
+                if connections < 1_000 or connections / rate <= BUDGET_SECONDS:
                     assert outcome.refused == 0
-                elif connections / rate <= BUDGET_SECONDS:  # the speed of a machine varies
-                    assert outcome.refused <= 0.02 * outcome.good
         peak = await stand.load("closed", "mix", 32, seconds / 4)
         rate = 3 * peak.good / peak.seconds
         say("peak of the mix", peak)

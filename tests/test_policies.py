@@ -74,7 +74,7 @@ def test_imports_point_one_way() -> None:
 
 
 def test_the_context_is_the_one_key_of_the_scope() -> None:
-    """What is known of a request is typed, and found by its readers and writers."""
+    """The facts about a request are typed, and imports show their readers and writers."""
     for path in ROOT.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Subscript) and ast.unparse(node.value).endswith("scope"):

@@ -1,4 +1,4 @@
-"""What goes the short way: recognised by its bytes, looked up in one tick with its limit.
+"""The warm path: an answer is looked up in one tick of the event loop, together with its limit.
 
 No route is known here by its name. What its operation declares decides: `cached_item` names the
 entry that it answers with, and a list that was read through the cache may be kept.
