@@ -13,6 +13,7 @@ import random
 import sqlite3
 from collections.abc import Callable, Sequence
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 from types import SimpleNamespace
 from typing import Any, NamedTuple, TypeVar
 
@@ -24,6 +25,7 @@ from sqlalchemy.util import await_only, greenlet_spawn
 
 import service.db
 from service.cache import Cache, breaker, epochs, fence, store, writes
+from service.cache.access import Access
 from service.cache.epochs import Epochs
 from service.cache.store import AnotherStoreError, MemoryStore, Store
 from service.cache.touched import touched
@@ -32,6 +34,8 @@ from service.config import Testing
 from service.db import Database
 
 T = TypeVar("T")
+
+compared_since: ContextVar[float] = ContextVar("compared_since")  # of a sample
 
 TWICE = 0.01  # of commands: the reply was lost, and the command is sent again
 
@@ -152,6 +156,7 @@ class World:
         self.slow = 0.0
         self.forgetting = weather.forgetting
         self.losses: list[float] = []  # when keys vanished
+        self.stale: list[tuple[float, float, str]] = []  # samples: begun, ended, of what
         self.row = sqlite3.connect(":memory:", isolation_level=None)
         self.row.create_function("now", 0, lambda: self.loop.now)
         free = "pg_try_advisory_xact_lock"
@@ -368,6 +373,7 @@ class Session:
             lock = self._world.locks.setdefault(key, asyncio.Lock())
             await lock.acquire()
             self._held[key] = lock
+            await self._connected()
         return self._world.rows.get(key)
 
     async def delete(self, key: str) -> None:
@@ -406,10 +412,17 @@ class Session:
         if "advisory" in str(query):
             self._world.unmarked += 1
             self._shared = True
+            await self._connected()
             return None
         row = self._world.row.execute(str(query)).fetchone()
         await self._world.delay()
         return SimpleNamespace(one=lambda: row)
+
+    async def _connected(self) -> None:
+        """Go on, unless the worker was killed: then the database lets go what it just gave."""
+        if self._ended:
+            self.end()
+        await self._worker.alive()
 
     async def commit(self) -> None:
         await self._worker.alive()
@@ -460,6 +473,22 @@ class SimulatedEpochs(Epochs):
             return row
 
 
+class SimulatedAccess(Access):
+    """The real one, which tells the world what was stale."""
+
+    world: World
+
+    def is_sampled(self) -> bool:
+        """Note when a sample begins."""
+        compared_since.set(self.world.loop.now)
+        return super().is_sampled()
+
+    def stale(self, what: str) -> None:
+        """Note a row or a list that a sample has found stale."""
+        super().stale(what)
+        self.world.stale.append((compared_since.get(), self.world.loop.now, what))
+
+
 class Worker:
     """A process that serves: a real cache and a real write, on the world's wires."""
 
@@ -477,6 +506,8 @@ class Worker:
         self.cache.epochs._engine = SimpleNamespace(  # type: ignore[assignment]  # a stand-in
             dialect=SimpleNamespace(name="postgresql")
         )
+        self.cache.access.__class__ = SimulatedAccess
+        self.cache.access.world = world  # type: ignore[attr-defined]  # a stand-in
         self.cache.access.sampled, self.cache.access.sampling_seconds = 0.2, 0.0
         self.database = Database(settings, self.cache)
         self.database._write = lambda: Session(self)  # type: ignore[assignment]  # a stand-in

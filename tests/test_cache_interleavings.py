@@ -98,7 +98,7 @@ class History:
     def read(self, start: float, key: str, status: str, row: Row | None) -> None:
         """Check a row that was read."""
         self._hit(status)
-        if row not in self._versions(start, key, self.unsure(start)):
+        if row not in self._versions(start, key, self.unsure(start, self.world.loop.now)):
             self._violated(start, f"{key} {status}: {row}")
         self.saw(start, key, row)
 
@@ -110,7 +110,7 @@ class History:
         rows: None if the list is that of a novel which is not there.
         """
         self._hit(status)
-        states, unsure = self.world.commits, self.unsure(start)
+        states, unsure = self.world.commits, self.unsure(start, self.world.loop.now)
         if not unsure:
             seen = [on_shelf(state, name) for state in states[self._least(start) :]]
             is_right = rows in seen and total == len(rows or ())
@@ -132,6 +132,13 @@ class History:
         for key, row in ({name: None} if rows is None else rows).items():
             self.saw(start, key, row)
 
+    def check_samples(self) -> None:
+        """Check that samples were stale only where a row was unsure; a list has any row."""
+        for start, end, key in self.world.stale:
+            unsure = self.unsure(start, end)
+            if not (key in unsure or (key.startswith("page ") and unsure)):
+                self.violations.append(f"{start:.4f} a sample of {key} was stale at {end:.4f}")
+
     def _hit(self, status: str) -> None:
         self.reads += 1
         self.hits += status == "hit"
@@ -152,20 +159,19 @@ class History:
         least = self._least(start, key if key in unsure else None)
         return [state.get(key) for state in self.world.commits[least:]]
 
-    def unsure(self, start: float) -> set[str]:
-        """Name the rows of the writes that had no answer when a read began, and lost keys."""
-        now = self.world.loop.now
+    def unsure(self, start: float, end: float) -> set[str]:
+        """Name the rows of the writes without an answer while a read ran, if keys vanished."""
         return {
             key
             for write in self.writes
-            if write.start <= now and start <= write.end
-            and any(write.start <= lost <= min(write.end, now) for lost in self.world.losses)
+            if write.start <= end and start <= write.end
+            and any(write.start <= lost <= min(write.end, end) for lost in self.world.losses)
             for key in write.rows
         }  # fmt: skip
 
     def saw(self, start: float, key: str, row: Row | None) -> None:
         """Check that no reader goes back behind another one."""
-        if key in self.unsure(start):
+        if key in self.unsure(start, self.world.loop.now):
             return
         ever = any(key in state for state in self.world.commits)
         version = row.version if row else GONE if ever and key not in self.world.rows else 0
@@ -419,8 +425,7 @@ async def history_of(chance: random.Random, loop: VirtualLoop, weather: Weather)
     await asyncio.gather(*(client.run(horizon) for client in clients))
     if hurting is not None:
         assert not hurting.done() or not hurting.exception()
-    if not world.losses and any(worker.cache.counters.stale for worker in world.workers):
-        history.violations.append("a sample was stale")
+    history.check_samples()
     world.row.close()
     return history
 
