@@ -378,6 +378,9 @@ class Session:
 
     async def delete(self, key: str) -> None:
         """Delete a row as an ORM's session does, and what the database deletes with it."""
+        await self._world.delay()
+        if key not in self._world.rows:
+            return  # a session deletes what it has loaded
         model, number = cached_model(key.partition(":")[0]), int(key.partition(":")[2])
         await greenlet_spawn(touched(self).add_deleted, self, model.key.table, [number])  # type: ignore[arg-type]  # a stand-in
         if await self.lock(key) is None:
