@@ -69,7 +69,7 @@ fuzz: dev  ## CASES=100000 requests that the document allows or forbids, in ever
 soak: dev  ## what takes longer: overload, limits, the cache and workers under faults, and 10,000 interleavings
 	@SOAK=1 $(BIN)/python -m pytest --no-header -rP tests/test_load_shedding.py tests/test_serve.py tests/test_serve_faults.py \
 		tests/test_limits_processes.py tests/test_cache_faults.py tests/test_cache_interleavings.py tests/test_cache_history.py \
-		tests/test_shortway.py
+		tests/test_fast_path.py
 
 BOOKS ?= 10000
 SIZES ?= 10000,100000,1000000

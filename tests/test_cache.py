@@ -7,6 +7,7 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import AsyncMock
 
 import httpx
 import pytest
@@ -14,6 +15,7 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 from sqlalchemy import event
 
+from service.books.service import BOOKS
 from service.cache import Cache, Counters, Entry, Prefetch, entries, items
 from service.guard import USERS
 from service.limits.shared import DECIDING
@@ -466,6 +468,19 @@ async def test_nothing_is_kept_for_no_seconds(
         for _ in range(2):
             assert await status(client, f"/api/books/{book.id}") == BYPASS
             assert await status(client, "/api/books") == MISS
+
+
+async def test_a_row_that_comes_and_goes_during_a_sample_is_not_stale(
+    site: Site, client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cache, counted = cache_of(site), Counters()
+    monkeypatch.setattr(cache.access, "counters", counted)
+    assert (await client.get("/api/books/7000")).status_code == 404
+    row = Entry(b"1", b"{}")
+    for rows, stale in (([{7000: row}, {}], 0), ([{7000: row}, {7000: row}], 1)):
+        kind = replace(BOOKS, load=AsyncMock(side_effect=rows))
+        await cache.items._compare(kind, 7000, entries.NONE)
+        assert counted.stale == stale
 
 
 async def test_the_sampler_finds_what_is_stale(

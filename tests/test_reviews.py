@@ -1,13 +1,8 @@
-"""A resource that is added from outside: cached, limited, documented, and on the fast path.
-
-The table of the example is part of the metadata during these tests alone: other tests compare that
-with the migrations, and delete users in databases that have no such table.
-"""
+"""A resource that is added from outside: cached, limited, documented, and on the fast path."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +12,7 @@ from quart import Quart, request
 
 from tests.conformance import Watched
 from tests.conftest import Site, patient_client, serving, settings_for
+from tests.examples.added import Reviews
 from tests.factories import Factory, Member
 
 HIT, MISS, BYPASS = "Octavo; hit", "Octavo; fwd=miss", "Octavo; fwd=bypass"
@@ -50,15 +46,10 @@ class Shop:
 @pytest.fixture
 async def shop(site: Site, folder: Path) -> AsyncIterator[Shop]:
     """An application to which the example was added."""
-    reviews_bp = import_module("tests.examples.reviews").reviews_bp
-    table = import_module("tests.examples.reviews.models").Review.__table__
-    metadata: Any = table.metadata
-    if table.name not in metadata.tables:  # a test before this one has removed it
-        metadata._add_table(table.name, None, table)
     seen: list[str] = []
 
     def prepare(app: Quart) -> None:
-        app.register_blueprint(reviews_bp)
+        app.register_blueprint(reviews.blueprint)
 
         @app.before_request
         async def note() -> None:
@@ -68,15 +59,13 @@ async def shop(site: Site, folder: Path) -> AsyncIterator[Shop]:
         app.extensions["additions"].accept()
 
     settings = settings_for(site.another_url, folder)
-    async with serving(settings, prepare) as served, patient_client(served) as client:
-        async with served.database.writer.begin() as connection:
-            await connection.run_sync(table.create)
-        try:
-            yield Shop(served, client, Factory(served.app), seen)
-        finally:
-            async with served.database.writer.begin() as connection:
-                await connection.run_sync(table.drop)
-            metadata.remove(table)
+    with Reviews.added() as reviews:
+        async with serving(settings, prepare) as served, patient_client(served) as client:
+            await reviews.create_table(served.database)
+            try:
+                yield Shop(served, client, Factory(served.app), seen)
+            finally:
+                await reviews.drop_table(served.database)
 
 
 async def test_reviews_are_cached_and_never_stale(shop: Shop) -> None:

@@ -198,15 +198,20 @@ class Items:
         self._access.counters.fills += await self._access.store.fill(values, lease)
 
     async def _compare(self, kind: Kind, row_id: int, seen: Entry) -> None:
-        """Look whether a hit was true: stale is what still stands after the row is newer."""
-        async with self._access.session() as db:
-            now = (await kind.load(db, ids=[row_id])).get(row_id, NONE)
-        state = self._access.enter()
-        if now == seen or state is None:
+        """Look whether a hit was true: stale is an entry that stands while the row is newer.
+
+        The row is read before the entry and after it: a row that was missing may come and go.
+        """
+        if await self._read_row(kind, row_id) == seen or (state := self._access.enter()) is None:
             return
         again = await self._access.store.get(state.prefix + kind.key(row_id))
-        if read(again, kind.own_key(row_id)) == seen:
+        is_unchanged = read(again, kind.own_key(row_id)) == seen
+        if is_unchanged and await self._read_row(kind, row_id) != seen:
             self._access.stale(kind.key(row_id))
+
+    async def _read_row(self, kind: Kind, row_id: int) -> Entry:
+        async with self._access.session() as db:
+            return (await kind.load(db, ids=[row_id])).get(row_id, NONE)
 
     def _life(self) -> float:
         return self._seconds * random.uniform(1 - JITTER, 1 + JITTER)  # noqa: S311  (no secret)

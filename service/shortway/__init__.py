@@ -14,8 +14,8 @@ costs more than the work does. Requests that need more of the framework are Quar
 
 No route has code here: what stands on an operation decides. As long as anything was added to the
 application (`service.additions`), every request takes the ordinary way. Nobody can tell the three
-apart but by their time and the order of headers: `tests/test_shortway.py` and
-`test_shortway_creates.py` ask side by side. `SHORT_WAY=false` switches all of it off.
+apart but by their time and the order of headers: `tests/test_fast_path.py` sends
+both the same requests. `SHORT_WAY=false` switches all of it off.
 
     way      what is warm: where it is, and how it is answered
     routes   what operations declare, by path
