@@ -92,10 +92,18 @@ class Stage:
 
     def renew(self) -> str:
         """Give everybody else's beginning: the name of a new copy, and an empty Redis."""
+        self.clear()
+        return self.copy(COPY)
+
+    def clear(self) -> None:
+        """Empty Redis."""
         with Redis.from_url(self.redis_url) as redis:
             redis.flushall()
-        asyncio.run(self._copy())
-        return COPY
+
+    def copy(self, name: str) -> str:
+        """Copy the database, with a cache of its own in Redis. Give the name again."""
+        asyncio.run(self._copy(name))
+        return name
 
     def redis_version(self) -> str:
         """Name the Redis that is used."""
@@ -120,11 +128,14 @@ class Stage:
             await admin.execute(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0")
         await admin.close()
 
-    async def _copy(self) -> None:
+    async def _copy(self, name: str) -> None:
         admin = await asyncpg.connect(self.url("postgres"))
-        await admin.execute(f"DROP DATABASE IF EXISTS {COPY} WITH (FORCE)")
-        await admin.execute(f"CREATE DATABASE {COPY} TEMPLATE {TEMPLATE} STRATEGY file_copy")
+        await admin.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await admin.execute(f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY file_copy")
         await admin.close()
+        db = await asyncpg.connect(self.url(name))
+        await db.execute("UPDATE cache_state SET token = $1", uuid4().hex)
+        await db.close()
 
     async def _complete(self) -> Facts:
         """Add users, turn the cache on, and let the planner know what there is."""

@@ -1,17 +1,18 @@
 """Two checkouts of Octavo, measured in turns: how many times as fast this one is as another.
 
-    python -m bench.turns --before ../octavo-before --rounds 5
+    python -m bench.turns --before ../octavo-before --rounds 10
 
-Each round serves both, one after the other, on the same core and over the same database, and each
-kind of work gives one ratio a round. The median of the ratios is what counts: the speed of a shared
-machine changes from minute to minute, and changes both.
+Both are served at once, on the same core, each with a copy of the same database. They take turns of
+a second, and each pair of turns gives one ratio. The median of the ratios is what counts: the speed
+of a shared machine changes from second to second, and changes both.
 """
 
 import asyncio
 import json
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from pathlib import Path
 from statistics import median
 
@@ -22,10 +23,11 @@ import httpx
 from bench import wrk
 from bench.contestants import ALL
 from bench.server import DidNotStartError, Server, pin_everything_else, serving
-from bench.stage import TEMPLATE, Facts, Stage, free_port, standing
+from bench.stage import COPY, TEMPLATE, Facts, Stage, free_port, standing
 from bench.work import CALLERS, caller, get, item_path, requests_of
 
 CONNECTIONS = 32
+DELETES = 1_500  # of a turn, at most
 WARM_SECONDS = 0.5
 KINDS = (
     "item", "304", "page", "filtered", "create", "update", "delete", "profile", "user", "401",
@@ -41,8 +43,8 @@ def requests(kind: str, facts: Facts, tags: dict[str, str], series: int) -> list
         case "update":
             return [_write("PATCH", item_path(facts, n), n, token, n) for n in range(CALLERS)]
         case "delete":
-            first = 1 + series * facts.books // 2
-            ids = range(first, first + facts.books // 2)
+            first = 1 + series * DELETES
+            ids = range(first, first + DELETES)
             return [_write("DELETE", f"/api/books/{n}", n, token, None) for n in ids]
         case "profile":
             return [get("/api/profile", n, token) for n in range(CALLERS)]
@@ -53,7 +55,7 @@ def requests(kind: str, facts: Facts, tags: dict[str, str], series: int) -> list
             return [get(item_path(facts, n), n, wrong) for n in range(CALLERS)]
         case "404":
             return [get(f"/api/books/{10**9 + n}", n) for n in range(CALLERS)]
-    return requests_of(kind, facts, tags, 3, series=series, warming=not series)
+    return requests_of(kind, facts, tags, 1, series=series, warming=not series)
 
 
 def _write(method: str, path: str, number: int, token: dict[str, str], cents: int | None) -> bytes:
@@ -73,21 +75,32 @@ class Turns:
         self._seconds = seconds
         self._requests = folder / "requests"
 
-    def visit(self, checkout: Path, kinds: tuple[str, ...]) -> Iterator[tuple[str, float]]:
-        """Give the requests per second of a checkout at each kind of work."""
-        for kind in kinds:
-            port = free_port()
-            environment = self._stage.environment(self._stage.renew(), port)
-            environment["PYTHONPATH"] = str(checkout)
-            command, path = ALL[0].command_on(port), item_path(self._facts, 0)
-            with serving(str(checkout), command, port, environment, path) as server:
-                yield kind, self._measure(server, kind)
+    def rates(self, kind: str, checkouts: Sequence[Path], rounds: int) -> Iterator[list[float]]:
+        """Give the requests per second of each checkout at a kind of work, round by round."""
+        self._stage.clear()
+        with ExitStack() as stack:
+            servers = [
+                stack.enter_context(self._serving(checkout, f"{COPY}_{number}"))
+                for number, checkout in enumerate(checkouts)
+            ]
+            tags = [_tags(server, self._facts) if kind == "304" else {} for server in servers]
+            for server, known in zip(servers, tags, strict=True):
+                wrk.write_requests(requests(kind, self._facts, known, 0), self._requests)
+                wrk.warm(server.url, self._requests, WARM_SECONDS, CONNECTIONS)
+            for number in range(rounds):
+                pairs = [*zip(servers, tags, strict=True)][:: 1 if number % 2 else -1]
+                rates = [self._measure(*pair, kind, 1 + number) for pair in pairs]
+                yield rates[:: 1 if number % 2 else -1]
 
-    def _measure(self, server: Server, kind: str) -> float:
-        tags = _tags(server, self._facts) if kind == "304" else {}
-        wrk.write_requests(requests(kind, self._facts, tags, 0), self._requests)
-        wrk.warm(server.url, self._requests, WARM_SECONDS, CONNECTIONS)
-        wrk.write_requests(requests(kind, self._facts, tags, 1), self._requests)
+    def _serving(self, checkout: Path, database: str) -> AbstractContextManager[Server]:
+        port = free_port()
+        environment = self._stage.environment(self._stage.copy(database), port)
+        environment["PYTHONPATH"] = str(checkout)
+        command, path = ALL[0].command_on(port), item_path(self._facts, 0)
+        return serving(str(checkout), command, port, environment, path)
+
+    def _measure(self, server: Server, tags: dict[str, str], kind: str, series: int) -> float:
+        wrk.write_requests(requests(kind, self._facts, tags, series), self._requests)
         server.rest()
         load = wrk.send(server.url, self._requests, self._seconds, CONNECTIONS)
         if load.errors and kind not in REFUSED:
@@ -111,8 +124,8 @@ async def _give_to_the_first(stage: Stage) -> None:
 @click.command()
 @click.option("--before", type=click.Path(exists=True, path_type=Path), required=True)
 @click.option("--books", type=click.IntRange(1_000), default=20_000, show_default=True)
-@click.option("--seconds", type=click.IntRange(1, 60), default=2, show_default=True)
-@click.option("--rounds", type=click.IntRange(1, 50), default=5, show_default=True)
+@click.option("--seconds", type=click.IntRange(1, 60), default=1, show_default=True)
+@click.option("--rounds", type=click.IntRange(1, 50), default=10, show_default=True)
 @click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True, default=KINDS)
 def main(before: Path, books: int, seconds: int, rounds: int, kinds: tuple[str, ...]) -> None:
     """Measure this checkout and the one in the folder BEFORE, in turns."""
@@ -125,13 +138,13 @@ def main(before: Path, books: int, seconds: int, rounds: int, kinds: tuple[str, 
         with standing() as stage, tempfile.TemporaryDirectory() as folder:
             turns = Turns(stage, stage.prepare(books), seconds, Path(folder))
             asyncio.run(_give_to_the_first(stage))
-            for number in range(rounds):
-                for kind in kinds:
-                    order = [now, before.resolve()][:: 1 if number % 2 else -1]
-                    seen = {path: dict(turns.visit(path, (kind,)))[kind] for path in order}
-                    ratios[kind].append(seen[now] / seen[before.resolve()])
-                    rates[kind] = max(rates.get(kind, 0.0), seen[now])
-                    click.echo(f"round {number + 1}: {kind} {ratios[kind][-1]:.2f}", err=True)
+            for kind in kinds:
+                for number, (rate, other) in enumerate(
+                    turns.rates(kind, (now, before.resolve()), rounds)
+                ):
+                    ratios[kind].append(rate / other)
+                    rates[kind] = max(rates.get(kind, 0.0), rate)
+                    click.echo(f"{kind} {number + 1}: {ratios[kind][-1]:.2f}", err=True)
     except (DidNotStartError, wrk.NotMeasuredError) as error:
         sys.exit(str(error))
     for kind in kinds:
