@@ -29,5 +29,5 @@ class CacheSettings(BaseSettings):
         "half as long again, then turns the cache off",
     )
     cache_memory_entries: int = Field(
-        10_000, ge=100, description="entries kept in memory where there is no Redis"
+        20_000, ge=100, description="entries kept in memory where there is no Redis"
     )

@@ -15,7 +15,7 @@ from quart import Quart
 from service.asgi import answer
 from service.config import Settings
 from service.context import context_of
-from service.errors import MIMETYPE, as_api_error, problem
+from service.errors import MIMETYPE, APIError, as_api_error, problem
 from service.fields import Told, told_by
 from service.logs import request_id
 from service.unique import unique
@@ -33,6 +33,19 @@ Observe = Callable[[Any, int, float], None]
 def request_name(told: Told) -> str:
     """Give the request's id: the client's if it is a decent one."""
     return told.name or unique()
+
+
+def error_response(error: APIError) -> tuple[list[tuple[bytes, bytes]], bytes]:
+    """Give the headers and the body of an error that is raised before the framework."""
+    body = problem(error)
+    headers = {
+        "content-type": MIMETYPE,
+        "content-length": str(len(body)),
+        "cache-control": "no-store",
+        "Vary": VARY,
+        **error.headers,
+    }
+    return [(name.lower().encode(), value.encode()) for name, value in headers.items()], body
 
 
 class Front:
@@ -113,16 +126,8 @@ class Front:
                 self._app.logger.exception("%s %s", scope["method"], scope["path"])
             if started:
                 raise  # the server closes the connection: half an answer must not look whole
-            body = problem(rendered)
-            headers = {
-                "content-type": MIMETYPE,
-                "content-length": str(len(body)),
-                "cache-control": "no-store",
-                "Vary": VARY,
-                **rendered.headers,
-            }
-            told = [(name.lower().encode(), value.encode()) for name, value in headers.items()]
-            await answer(cast(Any, send_with_id), rendered.status_code, told, body)
+            headers, body = error_response(rendered)
+            await answer(cast(Any, send_with_id), rendered.status_code, headers, body)
         finally:
             self.in_flight -= 1
             self.tell(scope, status, begun)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from quart import current_app, request
 from quart_schema import security_scheme
-from sqlalchemy import ScalarSelect, bindparam, or_, select
+from sqlalchemy import Row, ScalarSelect, Select, Table, bindparam, or_, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.cache import Entry, Kind
@@ -154,6 +154,24 @@ async def confirm(db: AsyncSession, user: CurrentUser, *, to_change: bool = Fals
     """
     row = (await db.execute(TO_CHANGE if to_change else TO_READ, {"id": user.id})).one_or_none()
     return _recognise(None if row is None else Account(*row), user.jti, user.ver)
+
+
+def with_actor(query: Select[Any], table: Table) -> Select[Any]:
+    """Let a query of a row, which is to be changed, lock the row, and select its actor's account.
+
+    `actor_in` reads the account of the user `actor_id`. PostgreSQL locks the user before the row,
+    as every write does. No row is selected if either of them is not there.
+    """
+    users = User.__table__
+    account = (users.c[name].label(f"actor_{name}") for name in Account._fields)
+    query = query.add_columns(*account).join_from(table, users, users.c.id == bindparam("actor_id"))
+    query = query.with_for_update(read=True, of=users)
+    return query.suffix_with(text(f"FOR UPDATE OF {table.name}"), dialect="postgresql")
+
+
+def actor_in(row: Row[Any], user: CurrentUser) -> CurrentUser:
+    """Recognise a user once more, as `confirm` does, by a row of a query `with_actor`."""
+    return _recognise(Account(*row[-len(Account._fields) :]), user.jti, user.ver)
 
 
 def acting(user: CurrentUser) -> dict[str, Any]:

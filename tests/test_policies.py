@@ -115,7 +115,7 @@ def test_services_know_no_request_and_routes_no_sql() -> None:
 
 def test_no_file_grows_past_a_sitting() -> None:
     for path in ROOT.rglob("*.py"):
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 250, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
 
 
 def test_migrations_change_tables_by_alter_table() -> None:

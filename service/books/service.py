@@ -12,21 +12,31 @@ from sqlalchemy import (
     Insert,
     Row,
     Select,
+    Update,
     and_,
     bindparam,
     cast,
     func,
     insert,
     select,
+    update,
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 from stdnum import isbn as isbn_numbers
 
 from service.books.schemas import MAX_PRICE, MAX_YEAR, BookCreate, BookFilters, BookOut, BookUpdate
-from service.cache import Entry, Kind, Listing, insert_rows, shape_of
+from service.cache import Entry, Kind, Listing, delete_row, shape_of, write_rows
 from service.errors import ForbiddenError, InvalidInputError, ResourceNotFoundError
 from service.group_commit import ApartError
-from service.guard import ACTING, CurrentUser, acting, confirm, who_acts
+from service.guard import (
+    ACTING,
+    CurrentUser,
+    acting,
+    actor_in,
+    confirm,
+    who_acts,
+    with_actor,
+)
 from service.json_rows import ORDER, JsonRows
 from service.listing import Catalogue, Chosen, list_after, list_page
 from service.models import (
@@ -48,6 +58,7 @@ COLUMNS = Book.__table__.c
 SHOWN = [COLUMNS[name] for name in BookOut.model_fields]
 GIVEN = [*BookCreate.model_fields, *Book.derived("", "")]
 NEW = JsonRows("new", {**ACTING, **{name: COLUMNS[name].type for name in GIVEN}})
+OWNED = with_actor(select(*SHOWN).where(COLUMNS.id == bindparam("book_id")), TABLE)
 MANY = select(*SHOWN).where(COLUMNS.id.in_(bindparam("ids", expanding=True)))
 
 
@@ -119,7 +130,7 @@ async def create_books(
         await confirm(db, given[0][1])
     dialect = db.get_bind().dialect
     rows = [acting(user) | book_values(user.id, data) for data, user in given]
-    made = await insert_rows(db, Book, _insert(dialect.name), NEW.write(rows, dialect))
+    made = await write_rows(db, Book, _insert(dialect.name), NEW.write(rows, dialect))
     books = sorted(made, key=lambda book: book.id)  # ids are given out in the order of the rows
     if orphans := {n for n, book in enumerate(books) if book.user_id is None}:
         raise ApartError(orphans)
@@ -133,23 +144,35 @@ def _insert(dialect: str) -> Insert:
     return insert(TABLE).from_select(["user_id", *GIVEN], what).returning(*SHOWN)
 
 
-async def update_book(db: AsyncSession, book_id: int, data: BookUpdate, user: CurrentUser) -> Book:
+async def update_book(
+    db: AsyncSession, book_id: int, data: BookUpdate, user: CurrentUser
+) -> Row[Any]:
     """Change the fields that were given. A change of nothing keeps the version."""
-    book = await _owned_book(db, book_id, user)
-    before = (book.title, book.author)
-    for name in data.model_fields_set:
-        setattr(book, name, getattr(data, name))
-    if (book.title, book.author) != before:
-        for name, value in Book.derived(book.title, book.author).items():
-            setattr(book, name, value)
-    await db.flush()
-    return book
+    book = await _lock_owned(db, book_id, user)
+    given = {name: getattr(data, name) for name in data.model_fields_set}
+    changes = {name: value for name, value in given.items() if value != getattr(book, name)}
+    if not changes:
+        return book
+    if not changes.keys().isdisjoint({"title", "author"}):
+        title, author = (changes.get(name, getattr(book, name)) for name in ("title", "author"))
+        changes |= Book.derived(title, author)
+    values = {f"new_{name}": value for name, value in changes.items()}
+    statement = _update(tuple(sorted(changes)))
+    (changed,) = await write_rows(db, Book, statement, {"book_id": book_id, **values})
+    return changed
+
+
+@lru_cache
+def _update(names: tuple[str, ...]) -> Update:
+    values = {name: bindparam(f"new_{name}", type_=COLUMNS[name].type) for name in names}
+    changed = update(TABLE).where(COLUMNS.id == bindparam("book_id"))
+    return changed.values(version=COLUMNS.version + 1, **values).returning(*SHOWN)
 
 
 async def delete_book(db: AsyncSession, book_id: int, user: CurrentUser) -> None:
     """Delete a book for good."""
-    await db.delete(await _owned_book(db, book_id, user))
-    await db.flush()
+    await _lock_owned(db, book_id, user)
+    await delete_row(db, Book, book_id)
 
 
 def check_isbn(isbn: str | None) -> None:
@@ -158,12 +181,14 @@ def check_isbn(isbn: str | None) -> None:
         raise InvalidInputError({"isbn": ["The check digit is wrong."]})
 
 
-async def _owned_book(db: AsyncSession, book_id: int, user: CurrentUser) -> Book:
+async def _lock_owned(db: AsyncSession, book_id: int, user: CurrentUser) -> Row[Any]:
     """Give a book that `user` may change, locked until the transaction ends."""
-    user = await confirm(db, user)
-    book = await db.get(Book, book_id, with_for_update=True)
+    keys = {"book_id": book_id, "actor_id": user.id}
+    book: Row[Any] | None = (await db.execute(OWNED, keys)).one_or_none()
     if book is None:
+        await confirm(db, user)
         raise not_found(book_id)
+    user = actor_in(book, user)
     if book.user_id != user.id and not user.is_admin:
         raise ForbiddenError("Only the owner of a book or an administrator may change it")
     return book

@@ -62,7 +62,7 @@ from service.cache.items import Items, Kind, Prefetch, Status, shape_of
 from service.cache.lists import Found, Listing, Lists, Rows
 from service.cache.redis_store import RedisStore
 from service.cache.store import Replied
-from service.cache.touched import WriteSession, insert_rows, touch_rows
+from service.cache.touched import WriteSession, delete_row, touch_rows, write_rows
 from service.cache.writes import Mark, Postponed, Writes
 
 __all__ = [
@@ -88,7 +88,8 @@ __all__ = [
     "Status",
     "WriteSession",
     "Writes",
-    "insert_rows",
+    "delete_row",
     "shape_of",
     "touch_rows",
+    "write_rows",
 ]

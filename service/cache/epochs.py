@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 from uuid import uuid4
 
-from sqlalchemy import Insert, Row, TextClause, literal_column, text
+from sqlalchemy import Row, TextClause, literal_column, text
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 
@@ -66,8 +66,11 @@ def _state_query(clock: str) -> TextClause:
 
 
 @lru_cache
-def with_state(statement: Insert, clock: str) -> Insert:
-    """Let a statement read the row as it begins: `told_state` takes it from what it returns."""
+def with_state(statement: Any, clock: str) -> Any:
+    """Let an INSERT, UPDATE or DELETE read the row as it begins.
+
+    `told_state` takes it from what the statement returns.
+    """
     columns = (f"(SELECT {column} FROM cache_state)" for column in _state_columns(clock))  # noqa: S608  (no input)
     return statement.returning(*(literal_column(column) for column in columns))
 

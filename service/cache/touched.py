@@ -3,9 +3,21 @@
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, Insert, Row, Table, TextClause, event, inspect
+from sqlalchemy import (
+    Connection,
+    Insert,
+    Row,
+    Table,
+    TextClause,
+    Update,
+    bindparam,
+    delete,
+    event,
+    inspect,
+)
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session, object_mapper, object_session
 
@@ -66,25 +78,44 @@ def touch_rows(db: AsyncSession, model: Any, ids: Iterable[int]) -> None:
     touched(db).add(CACHED_MODELS[model.__table__], ids)
 
 
-async def insert_rows(
-    db: AsyncSession, model: Any, statement: Insert, values: Mapping[str, Any]
+async def write_rows(
+    db: AsyncSession, model: Any, statement: Insert | Update, values: Mapping[str, Any]
 ) -> Sequence[Row[Any]]:
-    """Insert rows of a model, as the last of a write. Give what the statement returns: also `id`.
+    """Insert or update rows of a model, as the last of a write. Give what the statement returns.
 
-    It goes around the ORM, which costs more than all the rest, and reads the row of the epoch in
-    the same statement. That is as good as after it: nobody else has had these rows.
+    It returns the `id` of each row. The write has locked the rows of an update before. This goes
+    around the ORM, which costs more than all the rest, and reads the row of the epoch in the same
+    statement. That is as good as after it: nobody else can change these rows.
     """
-    rows = await db.run_sync(_insert, statement, values)
+    rows = await db.run_sync(_execute, statement, values)
     if rows:
         touch_rows(db, model, [row.id for row in rows])
         touched(db).state = told_state(rows[0])
     return rows
 
 
-def _insert(session: Session, statement: Insert, values: Mapping[str, Any]) -> Sequence[Row[Any]]:
+async def delete_row(db: AsyncSession, model: Any, row_id: int) -> None:
+    """Delete a row that this write has locked, as the last of a write, around the ORM."""
+    await db.run_sync(_delete, model.__table__, row_id)
+
+
+def _delete(session: Session, table: Table, row_id: int) -> None:
+    changes = _of(session)
+    changes.add_deleted(session.connection(), table, [row_id])
+    (row,) = _execute(session, _deletion(table), {"row_id": row_id})
+    changes.state = told_state(row)
+
+
+@lru_cache
+def _deletion(table: Table) -> Any:
+    (key,) = table.primary_key
+    return delete(table).where(key == bindparam("row_id")).returning(key)
+
+
+def _execute(session: Session, statement: Any, values: Mapping[str, Any]) -> Sequence[Row[Any]]:
     connection = session.connection()
-    telling = with_state(statement, CLOCK[connection.dialect.name])
-    return connection.execute(telling, values).all()
+    with_epoch = with_state(statement, CLOCK[connection.dialect.name])
+    return connection.execute(with_epoch, values).all()
 
 
 def _of(session: Session) -> Touched:

@@ -68,7 +68,7 @@ class Gate:
                 await self._admit(scope, endpoint, handed)
             except APIError as error:
                 if not self._additions.are_there:
-                    raise self._complete(scope, error) from None
+                    raise complete(error, scope, self._origins) from None
                 context.error = error
             send = partial(self._send, context, send)
         if not is_known:
@@ -87,15 +87,6 @@ class Gate:
         refuse = (await self._check(scope, endpoint, plan, handed)).refuse
         if refuse is not None and not (self._enabled and plan.custom):
             raise refuse()
-
-    def _complete(self, scope: Any, error: APIError) -> APIError:
-        """Add the headers that Quart's cycle would have added."""
-        quotas = context_of(scope).quotas
-        standing = () if quotas is None else headers(quotas)
-        limits = {key.decode(): value.decode() for key, value in standing}
-        more = {"Vary": LIMITED_VARY} | self._origins.headers(scope) | limits
-        error.headers = {**error.headers, **more}
-        return error
 
     async def _check(
         self, scope: Any, endpoint: str | None, plan: Plan, handed: Handed | None
@@ -173,6 +164,16 @@ class Gate:
         context.route = rule.rule
         endpoint: str = rule.endpoint
         return endpoint
+
+
+def complete(error: APIError, scope: Any, origins: Origins) -> APIError:
+    """Add the headers that Quart's cycle would have added to a refusal."""
+    quotas = context_of(scope).quotas
+    standing = () if quotas is None else headers(quotas)
+    limits = {key.decode(): value.decode() for key, value in standing}
+    more = {"Vary": LIMITED_VARY} | origins.headers(scope) | limits
+    error.headers = {**error.headers, **more}
+    return error
 
 
 def is_path(target: bytes) -> bool:

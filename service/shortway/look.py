@@ -54,7 +54,8 @@ class Look:
     """What is asked for one request. It begins when it is made; `tell` is called later, once."""
 
     __slots__ = (
-        "_begun", "_claims", "_decision", "_found", "_left", "_scope", "_sought", "_tell", "_way",
+        "_begun", "_claims", "_decision", "_found", "_left", "_refuse", "_scope", "_sought",
+        "_tell", "_way",
     )  # fmt: skip
 
     def __init__(
@@ -62,6 +63,7 @@ class Look:
     ) -> None:
         self._way, self._scope, self._sought, self._tell = way, scope, sought, tell
         self._claims = claims = credentials.claims
+        self._refuse = credentials.refuse
         self._begun = time.perf_counter()
         way.front.in_flight += 1
         self._left = 3  # of what is waited for: two answers, and the end of this
@@ -92,8 +94,11 @@ class Look:
         decision, found = self._decision, self._found
         if not (isinstance(decision, Exception) or isinstance(found, Exception)):
             try:
-                if decision is None or decision.admitted:
+                is_admitted = decision is None or decision.admitted
+                if is_admitted and self._refuse is None:
                     told = way.answer(scope, self._sought, self._claims, found, decision)
+                elif self._claims is None:  # else the account may say that the token was revoked
+                    told = way.refuse(scope, self._sought, self._refuse, decision)
             except Exception:
                 way.logger.exception("The short way")
         if told is None:

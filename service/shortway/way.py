@@ -20,13 +20,15 @@ from service.cache.entries import read
 from service.config import Settings
 from service.context import context_of
 from service.cors import Origins
+from service.errors import APIError
 from service.fields import Told, told_by
-from service.front import NO_PAGE, VARY, Front, request_name
+from service.front import NO_PAGE, VARY, Front, error_response, request_name
 from service.guard import USERS, read_account
 from service.http1.config import AtHand
 from service.limits import Limiter
 from service.limits.callers import Caller
 from service.limits.claims import Decision
+from service.limits.gate import complete
 from service.limits.wording import lines
 from service.logs import request_id
 from service.security import Claims
@@ -74,6 +76,7 @@ class ShortWay:
         self._read = lru_cache(KEPT)(self._read_item)
         self._routes = Routes(app, self._limiter, settings.ratelimit_enabled)
         self._always = as_lines([*ALWAYS, *self.front.protection])
+        self._refused = as_lines([NO_PAGE, *self.front.protection])
         unlimited = [(b"cache-control", b"no-store"), (b"vary", VARY.encode()), NO_PAGE]
         self._constant = as_lines([*unlimited, *self.front.protection])
 
@@ -104,7 +107,7 @@ class ShortWay:
             return False
         credentials = self._limiter.callers.read(scope)
         has_token = credentials.claims is not None
-        if credentials.refuse is not None or (has_token and not self._keeps_items):
+        if has_token and not self._keeps_items:
             return False
 
         def begin(waited: float) -> None:
@@ -199,6 +202,27 @@ class ShortWay:
         if asked.tags and is_known(ready.tag, asked.tags):
             return AtHand(304, ready.had + allowed + limits + _named(asked), b"")
         return AtHand(200, ready.shown + allowed + limits + _named(asked), ready.body)
+
+    def refuse(
+        self,
+        scope: Any,
+        sought: Sought,
+        refuse: Callable[[], APIError] | None,
+        decision: Decision | None,
+    ) -> AtHand:
+        """Give the answer to a request that its limits or its token refuse, as the gate does."""
+        context_of(scope).route = sought.route.rule
+        named = _named(told_by(scope["headers"]))
+        try:
+            if decision is not None:
+                self._limiter.settle(scope, decision)
+            assert refuse is not None, "else it is the limit that refuses"
+            raise refuse()
+        except APIError as error:
+            refused = complete(error, scope, self._origins)
+            headers, body = error_response(refused)
+            error.__traceback__ = None  # its frames hold the request
+        return AtHand(refused.status_code, as_lines(headers) + self._refused + named, body)
 
     def fail(self, undecided: Exception | None, unread: Exception | None) -> None:
         """Hear, within the request, that Redis did not answer: it is not asked a second time."""
