@@ -36,6 +36,7 @@ class Database:
 
     def __init__(self, settings: Settings, cache: Cache | None = None) -> None:
         self._settings = settings
+        self._is_sqlite = settings.is_sqlite  # each request asks: it parses the URL
         self._cache = cache
         self.epochs = Epochs(Counters()) if cache is None else cache.epochs
         self._writes = Writes(None, self.epochs, Counters()) if cache is None else cache.writes
@@ -49,10 +50,10 @@ class Database:
 
     async def open(self) -> None:
         """Make the engines. They connect at first use; a private database is migrated now."""
-        if self._settings.is_sqlite and self.url.database in {None, "", ":memory:"}:
+        if self._is_sqlite and self.url.database in {None, "", ":memory:"}:
             await self._make_private()
         size, overflow = self._settings.pool_size, self._settings.pool_overflow
-        if self._settings.is_sqlite:
+        if self._is_sqlite:
             # Each connection reads in a thread of its own: more threads than cores would take the
             # event loop's share of the CPU.
             readers = min(size, os.cpu_count() or 1)
@@ -94,7 +95,7 @@ class Database:
         These threads share the CPU of the event loop, which takes it all as long as it is busy.
         PostgreSQL has CPU of its own.
         """
-        return self.waits.oldest if self._settings.is_sqlite else inf
+        return self.waits.oldest if self._is_sqlite else inf
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:

@@ -85,7 +85,7 @@ def _start(
 @operation
 @answers(200, BookOut, "ETag", "Cache-Status")
 @validate_querystring(CachedQuery)
-@cached_item(service.BOOKS)
+@cached_item(service.BOOKS, service.not_found)
 async def get_book(call: Call, book_id: int, query_args: CachedQuery) -> Reply:
     """Give one book."""
     past = query_args.nocache

@@ -11,7 +11,7 @@ from quart_schema import document_querystring, document_request
 from quart_schema.openapi import QUART_SCHEMA_SECURITY_ATTRIBUTE
 
 from service.cache import Kind, Listing, Rows, Status
-from service.errors import InvalidInputError
+from service.errors import APIError, InvalidInputError
 from service.operations.call import Call
 from service.validation import messages
 from service.web import Public, cache_status, etag, is_known, sized, spelled, to_bytes
@@ -97,17 +97,24 @@ def _validate(model: type[BaseModel], values: dict[str, Any]) -> Any:
 
 
 class Item(NamedTuple):
-    """The cached entry that an operation answers with. show: makes the answer of the entry."""
+    """The cached entry that an operation answers with.
+
+    show: makes the answer of the entry's body. missing: makes the error of a row that is not there,
+    by its id.
+    """
 
     kind: Kind
+    missing: Callable[[int], APIError]
     show: Callable[[bytes], bytes]
 
 
-def cached_item(kind: Kind, show: Callable[[bytes], bytes] = bytes) -> Callable[[Handler], Handler]:
-    """Say that an operation answers with the entry of the id in its path."""
+def cached_item(
+    kind: Kind, missing: Callable[[int], APIError], show: Callable[[bytes], bytes] = bytes
+) -> Callable[[Handler], Handler]:
+    """Say that an operation answers with the entry of the id in its path, or that it is missing."""
 
     def decorator(handler: Handler) -> Handler:
-        setattr(handler, ITEM, Item(kind, show))
+        setattr(handler, ITEM, Item(kind, missing, show))
         return handler
 
     return decorator

@@ -40,6 +40,7 @@ from service.web import (
     LIMITED_VARY,
     PERSONAL,
     as_lines,
+    cache_status,
     etag,
     is_known,
     sized,
@@ -132,9 +133,12 @@ class ShortWay:
         return Sought(wanted.route, state, state.prefix + wanted.key, take)
 
     def _take_item(self, wanted: Wanted, value: bytes | None) -> Ready | None:
+        """Give the answer. Raises the error of a row that is not there."""
         entry, ready = self._read(value, wanted.own_key, wanted.item.show)
         if entry is not None:
             self._cache.items.hit(wanted.item.kind, wanted.id, entry)
+            if ready is None:
+                raise wanted.item.missing(wanted.id)
         return ready
 
     def _read_item(
@@ -142,7 +146,7 @@ class ShortWay:
     ) -> tuple[Entry | None, Ready | None]:
         entry = read(value, key)
         if entry is None or not entry.body:
-            return None, None
+            return entry, None
         body = show(entry.body)
         return entry, self._ready(etag(body), as_lines(sized(body)), body)
 
@@ -187,12 +191,21 @@ class ShortWay:
             entry, account = read_account(accounts[0], USERS.own_key(claims.user_id))
             if account is None or not account.accepts(claims):
                 return None
-        if (ready := sought.take(value)) is None:
+        missing: APIError | None = None
+        try:
+            ready = sought.take(value)
+        except APIError as error:
+            ready, missing = None, error
+        if ready is None and missing is None:
             return None
         if claims is not None and entry is not None:
             self._cache.items.hit(USERS, claims.user_id, entry)
             context.user_id = claims.user_id
         context.cache_status, context.route = "hit", sought.route.rule
+        if ready is None:
+            assert missing is not None
+            missing.headers = {**missing.headers, **cache_status(scope, "hit")}
+            return self._fail(scope, missing, decision)
         allowed = limits = b""
         asked = told_by(scope["headers"])
         if asked.has_origin:
@@ -212,17 +225,20 @@ class ShortWay:
     ) -> AtHand:
         """Give the answer to a request that its limits or its token refuse, as the gate does."""
         context_of(scope).route = sought.route.rule
+        return self._fail(scope, None if refuse is None else refuse(), decision)
+
+    def _fail(self, scope: Any, error: APIError | None, decision: Decision | None) -> AtHand:
+        """Answer with an error. The limits come first, and then there need be no other one."""
         named = _named(told_by(scope["headers"]))
         try:
             if decision is not None:
                 self._limiter.settle(scope, decision)
-            assert refuse is not None, "else it is the limit that refuses"
-            raise refuse()
-        except APIError as error:
-            refused = complete(error, scope, self._origins)
-            headers, body = error_response(refused)
-            error.__traceback__ = None  # its frames hold the request
-        return AtHand(refused.status_code, as_lines(headers) + self._refused + named, body)
+        except APIError as refusal:
+            error = refusal
+        assert error is not None
+        error.__traceback__ = None  # its frames hold the request
+        headers, body = error_response(complete(error, scope, self._origins))
+        return AtHand(error.status_code, as_lines(headers) + self._refused + named, body)
 
     def fail(self, undecided: Exception | None, unread: Exception | None) -> None:
         """Hear, within the request, that Redis did not answer: it is not asked a second time."""

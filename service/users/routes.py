@@ -87,7 +87,7 @@ def _public(account: bytes) -> bytes:
 @operation
 @answers(200, PublicUser, "ETag", "Cache-Status", links=FOLLOW_UPS)
 @validate_querystring(CachedQuery)
-@cached_item(USERS, _public)
+@cached_item(USERS, service.not_found, _public)
 async def get_user(call: Call, user_id: int, query_args: CachedQuery) -> Reply:
     """Give the public face of a user."""
     entry, status = await call.cache.items.read(USERS, user_id, past=query_args.nocache)
