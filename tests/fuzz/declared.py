@@ -44,6 +44,7 @@ class Declared:
     query: dict[str, list[str]]
     example: dict[str, Any] | None
     fields: dict[str, list[Any]]
+    is_secured: bool
 
 
 @dataclass(frozen=True)
@@ -95,7 +96,15 @@ def declarations(app: Quart) -> Iterator[Declared]:
                 )
                 example = model["examples"][0]
                 fields = {name: _good(each, models) for name, each in model["properties"].items()}
-            yield Declared(rule.endpoint, method.upper(), path, query, example, fields)
+            yield Declared(
+                rule.endpoint,
+                method.upper(),
+                path,
+                query,
+                example,
+                fields,
+                is_secured="security" in described,
+            )
 
 
 def _resolve(schema: Mapping[str, Any], models: Mapping[str, Any]) -> Any:
@@ -156,11 +165,7 @@ class Requests:
             return choice(ODD_PATHS)
         pattern = re.compile(re.sub("{.*?}", "[0-9]+", declared.path))
         created = [path for path in self._created if pattern.fullmatch(path)]
-        parts = [
-            self._id(part[1:-1]) if part.startswith("{") else part
-            for part in declared.path.split("/")
-        ]
-        path = choice(created) if created and self._often(0.8) else "/".join(parts)
+        path = choice(created) if created and self._often(0.8) else self.path(declared)
         args = [
             f"{name}={self._arg(values)}"
             for name, values in declared.query.items()
@@ -169,6 +174,14 @@ class Requests:
         if self._often(0.05):
             args.append(choice(["x=1", "", "=", *args]))
         return f"{path}?{'&'.join(args)}" if args or self._often(0.03) else path
+
+    def path(self, declared: Declared) -> str:
+        """Make a path of an operation."""
+        parts = [
+            self._id(part[1:-1]) if part.startswith("{") else part
+            for part in declared.path.split("/")
+        ]
+        return "/".join(parts)
 
     def _id(self, name: str) -> str:
         if self._often(0.15):
@@ -180,21 +193,24 @@ class Requests:
         text = choice(BAD_ARGS) if self._often(0.1) or not values else choice(values)
         return text.replace(" ", "+").encode().decode("latin-1").replace("+", "%20")
 
-    def _body(self, declared: Declared) -> bytes:
-        choice = self._chance.choice
+    def good(self, declared: Declared) -> dict[str, Any]:
+        """Make the body of a request that succeeds: the example, with what the member knows."""
         self._names += 1
         name = f"reader{self._names}"
         own = {
             "username": name,
-            "email": choice([f"{name}@example.org", self.member.email]),
+            "email": self._chance.choice([f"{name}@example.org", self.member.email]),
             "password": PASSWORD,
             "current_password": PASSWORD,
             "refresh_token": REFRESH_TOKEN,
         }
-        values = {**(declared.example or {})}
-        values |= {key: value for key, value in own.items() if key in values}
+        example = declared.example or {}
+        return {**example, **{key: value for key, value in own.items() if key in example}}
+
+    def _body(self, declared: Declared) -> bytes:
+        choice, values = self._chance.choice, self.good(declared)
         for key, good in declared.fields.items():
-            if key not in own and good and self._often(0.3):
+            if good and values.get(key) == (declared.example or {}).get(key) and self._often(0.3):
                 values[key] = choice(good)
         if self._often(0.15):
             values[choice([*declared.fields, "owner"])] = choice(BAD_VALUES)
