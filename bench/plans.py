@@ -20,7 +20,7 @@ from sqlalchemy import event, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.books.schemas import BookFilters
-from service.books.service import CATALOGUE, SORTS, list_books, list_books_after
+from service.books.service import LIST_DEFINITION, SORTS, list_books, list_books_after
 from service.config import Settings, Testing
 from service.db import Database
 from service.models import Book
@@ -80,7 +80,7 @@ async def every_filter(db: AsyncSession) -> list[dict[str, Any]]:
 
 async def _middle(db: AsyncSession, sort: str) -> tuple[Any, int]:
     """Give the key and id of the row in the middle of an order."""
-    order = CATALOGUE.order(sort)
+    order = LIST_DEFINITION.order(sort)
     last = (await db.scalars(select(Book.id).order_by(Book.id.desc()).limit(1))).one()
     half = order.apply(select(order.key, Book.id)).offset(last // 2).limit(1)
     key, row_id = (await db.execute(half)).one()

@@ -2,11 +2,11 @@
 
     Hypercorn            server/ keeps workers at work: each one process, on uvloop
       -> http1/          HTTP/1.1 under it: bytes into requests, answers into bytes
-      -> shortway/       what is warm is answered here, and goes no further
+      -> fast_path/      cached answers go out from here, without a task
       -> load_shedding.py  ASGI: the request waits for its turn, or is refused
       -> front.py        ASGI: request id, body cap, protection, the answer of last resort
-      -> limits/gate.py  ASGI: may this request pass now?
-      -> shortway/plain  an operation whose request is complete runs without Quart's cycle
+      -> limits/middleware.py  ASGI: the limits of the request, and its token
+      -> fast_path/direct.py   an operation whose request is complete, without Quart's cycle
       -> asgi.py         Quart, in the task that asks: hooks, and the view of the operation
       -> */routes.py     operations/: a handler takes a Call and gives a Reply
       -> cache/          what is known already; what is not, the service loads

@@ -8,7 +8,7 @@ from quart import Quart
 
 from service.config import Settings
 from service.context import context_of
-from service.fields import told_by
+from service.fields import parse_headers
 from service.logs import REFUSAL
 
 REFUSED = {429, 503}
@@ -53,7 +53,7 @@ class ForwardedCheck:
 
     def observe(self, scope: Any, status: int, seconds: float) -> None:
         """Look at the headers of a request, until one was forwarded."""
-        if not self._has_warned and told_by(scope["headers"]).forwarded:
+        if not self._has_warned and parse_headers(scope["headers"]).forwarded:
             self._has_warned = True
             self._logger.warning(
                 "A request has X-Forwarded-For and TRUSTED_PROXY_HOPS is 0: behind a proxy all "

@@ -8,6 +8,7 @@ from service import (
     cors,
     db,
     error_handler,
+    fast_path,
     front,
     health,
     home,
@@ -19,7 +20,6 @@ from service import (
     openapi,
     pagination,
     security,
-    shortway,
     web,
 )
 from service.admin import admin_bp
@@ -31,7 +31,7 @@ from service.users import users_bp
 
 CONCERNS = (
     logs, additions, web, error_handler, cors, security, pagination, db, lag, health, home, openapi,
-    limits, metrics, access_log, front, load_shedding, shortway,
+    limits, metrics, access_log, front, load_shedding, fast_path,
 )  # fmt: skip
 BLUEPRINTS = (auth_bp, books_bp, users_bp, admin_bp)
 

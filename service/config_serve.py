@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field, SecretStr
+from pydantic import AliasChoices, Field, SecretStr
 from pydantic_settings import BaseSettings
 
 
@@ -23,9 +23,10 @@ class ServeSettings(BaseSettings):
     header_seconds: float = Field(
         5.0, gt=0, description="from the first byte of a request to the end of its headers"
     )
-    http1: Literal["httptools", "h11"] = Field(
+    http1_parser: Literal["httptools", "h11"] = Field(
         "httptools",
-        description="who reads HTTP/1.1: `httptools` is fast, `h11` is Hypercorn's own",
+        validation_alias=AliasChoices("http1_parser", "http1"),
+        description="the parser of HTTP/1.1: `httptools` is fast, `h11` is Hypercorn's own",
     )
     max_requests: int = Field(
         0, ge=0, description="requests after which a worker is replaced by a new one; 0: never"
@@ -53,8 +54,9 @@ class ServeSettings(BaseSettings):
         description="the longest wait of a request: for its turn, for a database connection and "
         "for a thread that hashes passwords, together; then 503",
     )
-    short_way: bool = Field(
+    fast_path: bool = Field(
         True,
+        validation_alias=AliasChoices("fast_path", "short_way"),
         description="`false`: every request takes Quart's way. Hooks, handlers and middleware that "
         "are added to the application have the same effect",
     )

@@ -29,6 +29,7 @@ RETIRED = {
     "POOL_TIMEOUT": "MAX_WAIT_SECONDS bounds the wait for a connection as well",
     "PASSWORD_QUEUE": "MAX_WAIT_SECONDS bounds the wait for a thread as well",
 }
+RENAMED = {"SHORT_WAY": "FAST_PATH", "HTTP1": "HTTP1_PARSER"}  # the old names still work
 DATABASE_FORMS = "write postgresql://user:password@host/name or sqlite:///file.db"
 
 
@@ -114,9 +115,12 @@ def _none_by_name(value: Any) -> Any:
 
 
 def warn_of_retired_settings() -> None:
-    """Warn of each variable in the environment or in `.env` that is not read any more."""
-    for name in RETIRED.keys() & {*os.environ, *dotenv_values(".env")}:
+    """Warn of each variable in the environment or in `.env` that has no effect, or a new name."""
+    variables = {*os.environ, *dotenv_values(".env")}
+    for name in RETIRED.keys() & variables:
         warnings.warn(f"{name} is not read any more: {RETIRED[name]}", FutureWarning, stacklevel=3)
+    for name in RENAMED.keys() & variables:
+        warnings.warn(f"{name} is called {RENAMED[name]} now", FutureWarning, stacklevel=3)
 
 
 DatabaseUrl = Annotated[str, AfterValidator(_is_database)]

@@ -12,9 +12,9 @@ if TYPE_CHECKING:
 
     from service.admission import Admission
     from service.guard import CurrentUser
-    from service.limits.callers import Credentials
-    from service.limits.claims import Standing
-    from service.limits.gate import Handed
+    from service.limits.identity import Credentials
+    from service.limits.middleware import LookupResult
+    from service.limits.types import QuotaStatus
     from service.web import Public
 
 KEY = "octavo"
@@ -44,8 +44,8 @@ class RequestContext:
     user: "CurrentUser | None" = None
     user_id: int | None = None
     cache_status: str | None = None
-    quotas: "list[Standing] | None" = None
-    handed: "Handed | None" = None
+    quotas: "list[QuotaStatus] | None" = None
+    handed: "LookupResult | None" = None
     admission: "Admission | None" = None
     listed: "Public | None" = None
     error: Exception | None = None

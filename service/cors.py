@@ -7,7 +7,7 @@ from quart import Quart, Response, request
 from quart_cors import cors
 
 from service.config import Settings
-from service.fields import told_by
+from service.fields import parse_headers
 
 PATHS = {
     "auth": ("/api/auth",),
@@ -44,7 +44,9 @@ class _Hooks:
         @self._app.after_request
         async def where_it_applies(response: Response) -> Response:
             # Who names no origin is told nothing but Vary, which every answer has.
-            is_asked = told_by(request.scope["headers"]).has_origin and self._applies(request.path)
+            is_asked = parse_headers(request.scope["headers"]).has_origin and self._applies(
+                request.path
+            )
             return await function(response) if is_asked else response
 
     def before_websocket(self, function: Any) -> None:

@@ -19,11 +19,11 @@ from sqlalchemy.exc import DBAPIError
 from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
 
 from service import migrations
-from service.cache import Cache, Counters, Epochs, Mark, Postponed, Writes, WriteSession
+from service.cache import Cache, Counters, Epochs, Invalidation, Mark, RetryWrite, WriteSession
 from service.config import Settings
 from service.db_errors import may_be_tried_again
 from service.engines import Waits, make_engine
-from service.group_commit import Given, GroupCommit, Made, Together
+from service.group_commit import GroupCommit, In, Out, Together
 
 T = TypeVar("T")
 Work = Callable[[AsyncSession], Awaitable[T]]
@@ -39,7 +39,9 @@ class Database:
         self._is_sqlite = settings.is_sqlite  # each request asks: it parses the URL
         self._cache = cache
         self.epochs = Epochs(Counters()) if cache is None else cache.epochs
-        self._writes = Writes(None, self.epochs, Counters()) if cache is None else cache.writes
+        self._writes = (
+            Invalidation(None, self.epochs, Counters()) if cache is None else cache.writes
+        )
         self._units: set[asyncio.Task[Any]] = set()
         self._groups: dict[Any, GroupCommit[Any, Any]] = {}
         self._private_folder: str | None = None
@@ -116,14 +118,14 @@ class Database:
         """
         return await asyncio.shield(self._begin(work))
 
-    async def write_together(self, work: Together[Given, Made], one: Given) -> Made:
+    async def write_batched(self, work: Together[In, Out], one: In) -> Out:
         """Run `work` in a transaction with this, and with what others give it at this time.
 
         As with `write`, what has begun ends, even if the caller is cancelled.
         """
         if work not in self._groups:
             self._groups[work] = GroupCommit(self._begin, work)
-        made: Made = await self._groups[work].write(one)
+        made: Out = await self._groups[work].write(one)
         return made
 
     def _begin(self, work: Work[T]) -> asyncio.Task[T]:
@@ -138,7 +140,7 @@ class Database:
             begun = time.monotonic()
             try:
                 result, mark = await self._attempt(work, begun)
-            except Postponed as postponed:
+            except RetryWrite as postponed:
                 await self._writes.postponed(postponed, since)
             except DBAPIError as error:
                 undone += 1

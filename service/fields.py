@@ -15,7 +15,7 @@ BODY = {b"content-length", b"transfer-encoding"}  # of a request that has one
 SPECIAL = {b"content-encoding", b"expect", b"upgrade"}  # it wants what the framework alone knows
 
 
-class Told(NamedTuple):
+class RequestHeaders(NamedTuple):
     """What the fields of a request tell.
 
     host: the one that is asked, if it is a decent name; else empty. is_special: it is for the
@@ -37,10 +37,10 @@ class Told(NamedTuple):
 class Fields(tuple[tuple[bytes, bytes], ...]):
     """Header fields, which keep what was found in them. Names are in small letters."""
 
-    told: Told | None = None
+    told: RequestHeaders | None = None
 
 
-def told_by(headers: Any) -> Told:
+def parse_headers(headers: Any) -> RequestHeaders:
     """Give what the headers of an ASGI request tell."""
     if not isinstance(headers, Fields):
         return _read(headers)
@@ -49,7 +49,7 @@ def told_by(headers: Any) -> Told:
     return headers.told
 
 
-def _read(headers: Pairs) -> Told:
+def _read(headers: Pairs) -> RequestHeaders:
     hosts: list[bytes] = []
     media: list[bytes] = []
     tags: list[str] = []
@@ -78,7 +78,7 @@ def _read(headers: Pairs) -> Told:
             has_body = True
         elif key in SPECIAL:
             is_special = True
-    return Told(
+    return RequestHeaders(
         hosts[0] if len(hosts) == 1 and HOST.fullmatch(hosts[0]) else b"",
         is_special,
         has_body,

@@ -16,7 +16,7 @@ from service.asgi import answer
 from service.config import Settings
 from service.context import context_of
 from service.errors import MIMETYPE, APIError, as_api_error, problem
-from service.fields import Told, told_by
+from service.fields import RequestHeaders, parse_headers
 from service.logs import request_id
 from service.unique import unique
 
@@ -30,7 +30,7 @@ VARY = "Accept-Encoding, Origin"
 Observe = Callable[[Any, int, float], None]
 
 
-def request_name(told: Told) -> str:
+def request_name(told: RequestHeaders) -> str:
     """Give the request's id: the client's if it is a decent one."""
     return told.name or unique()
 
@@ -72,7 +72,7 @@ class Front:
             return await self._inner(scope, receive, send)
         if scope["type"] == "websocket":  # there are none here
             return await send({"type": "websocket.close", "code": 1000, "reason": ""})
-        name = request_name(told_by(scope["headers"]))
+        name = request_name(parse_headers(scope["headers"]))
         request_id.set(name)
         context = context_of(scope)
         begun, status = context.begun or time.perf_counter(), 0

@@ -15,19 +15,19 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.db_errors import is_unavailable
 
-Given = TypeVar("Given")
-Made = TypeVar("Made")
-Together = Callable[[AsyncSession, Sequence[Given], bool], Awaitable[Sequence[Made]]]
-Unit = asyncio.Task[Sequence[Made]]
-Begin = Callable[[Callable[[AsyncSession], Awaitable[Sequence[Made]]]], Unit[Made]]
-Waiting = tuple[Given, asyncio.Future[Made]]
+In = TypeVar("In")
+Out = TypeVar("Out")
+Together = Callable[[AsyncSession, Sequence[In], bool], Awaitable[Sequence[Out]]]
+Unit = asyncio.Task[Sequence[Out]]
+Begin = Callable[[Callable[[AsyncSession], Awaitable[Sequence[Out]]]], Unit[Out]]
+Waiting = tuple[In, asyncio.Future[Out]]
 
 UNDER_WAY = 2  # transactions: one is worked at here while the database works at the other
 MOST = 64  # in one
 SLOW_SECONDS = 0.1  # after which another begins all the same: whatever it is that those wait for
 
 
-class ApartError(Exception):
+class RetryAloneError(Exception):
     """Some cannot be written together with the others: by their places in the group."""
 
     def __init__(self, which: Collection[int]) -> None:
@@ -35,7 +35,7 @@ class ApartError(Exception):
         self.which = which
 
 
-class GroupCommit(Generic[Given, Made]):
+class GroupCommit(Generic[In, Out]):
     """Gathers what is to be written.
 
     begin: begins a transaction, which ends whoever waits for it.
@@ -44,17 +44,17 @@ class GroupCommit(Generic[Given, Made]):
     each `apart`.
     """
 
-    def __init__(self, begin: Begin[Made], together: Together[Given, Made]) -> None:
+    def __init__(self, begin: Begin[Out], together: Together[In, Out]) -> None:
         self._begin = begin
         self._together = together
-        self._waiting: list[Waiting[Given, Made]] = []
+        self._waiting: list[Waiting[In, Out]] = []
         self._under_way = 0
         self._clock: asyncio.TimerHandle | None = None
 
-    async def write(self, one: Given) -> Made:
+    async def write(self, one: In) -> Out:
         """Write one, by itself or with others, and give what came of it."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Made] = loop.create_future()
+        answer: asyncio.Future[Out] = loop.create_future()
         self._waiting.append((one, answer))
         loop.call_soon(self._go_on)  # when all have come who come in this tick
         return await answer
@@ -78,18 +78,18 @@ class GroupCommit(Generic[Given, Made]):
         unit = self._begin(partial(self._write_all, [one for one, _ in group]))
         unit.add_done_callback(partial(self._ended, group))
 
-    async def _write_all(self, some: Sequence[Given], db: AsyncSession) -> Sequence[Made]:
+    async def _write_all(self, some: Sequence[In], db: AsyncSession) -> Sequence[Out]:
         try:
             return await self._together(db, some, False)
         except DBAPIError as error:  # nothing of it is written
             if is_unavailable(error) and not error.connection_invalidated:
                 raise  # it would be the same for each of them
-            raise ApartError(range(len(some))) from error
+            raise RetryAloneError(range(len(some))) from error
 
-    def _ended(self, group: list[Waiting[Given, Made]], unit: Unit[Made]) -> None:
+    def _ended(self, group: list[Waiting[In, Out]], unit: Unit[Out]) -> None:
         self._under_way -= 1
         error = None if unit.cancelled() else unit.exception()
-        if isinstance(error, ApartError):
+        if isinstance(error, RetryAloneError):
             for place in error.which:
                 self._write_apart(group[place])
             left = [one for place, one in enumerate(group) if place not in error.which]
@@ -98,12 +98,12 @@ class GroupCommit(Generic[Given, Made]):
             _tell(group, unit)
         self._go_on()
 
-    def _write_apart(self, one: Waiting[Given, Made]) -> None:
+    def _write_apart(self, one: Waiting[In, Out]) -> None:
         unit = self._begin(lambda db: self._together(db, [one[0]], True))
         unit.add_done_callback(partial(_tell, [one]))
 
 
-def _tell(group: list[Waiting[Given, Made]], unit: Unit[Made]) -> None:
+def _tell(group: list[Waiting[In, Out]], unit: Unit[Out]) -> None:
     """Tell all of a group, as far as they are there, what came of it."""
     error = asyncio.CancelledError() if unit.cancelled() else unit.exception()
     made: Sequence[Any] = [None] * len(group) if error is not None else unit.result()

@@ -16,7 +16,7 @@ from service.cache import Entry, Kind
 from service.cache.entries import read
 from service.context import context_of
 from service.errors import APIError, ForbiddenError, UnauthorizedError
-from service.fields import told_by
+from service.fields import parse_headers
 from service.models import User
 from service.openapi.answers import fails
 from service.security import (
@@ -69,7 +69,7 @@ _ROWS = select(*(User.__table__.c[name] for name in Account._fields))
 MANY = _ROWS.where(User.__table__.c.id.in_(bindparam("ids", expanding=True)))
 ONE = _ROWS.where(User.__table__.c.id == bindparam("id"))
 # What `who_acts` knows a user by, and the types of that.
-ACTING = {
+ACTOR_TYPES = {
     "acting_id": User.__table__.c.id.type,
     "acting_ver": User.__table__.c.token_version.type,
     "acting_jti": User.__table__.c.kept_jti.type,
@@ -97,19 +97,19 @@ async def authenticate(scope: Any, extensions: Mapping[str, Any]) -> CurrentUser
     """
     user = context_of(scope).user
     if user is None:
-        claims = claimed(scope, extensions["tokens"])
+        claims = verify_token(scope, extensions["tokens"])
         entry, _ = await extensions["cache"].items.read(USERS, claims.user_id)
-        user = recognise(scope, claims, entry)
+        user = load_user(scope, claims, entry)
     return user
 
 
-def claimed(scope: Any, tokens: Tokens) -> Claims:
+def verify_token(scope: Any, tokens: Tokens) -> Claims:
     """Verify the token of the Authorization header, with or without `Bearer ` (guide).
 
     Raises UnauthorizedError: there is no token. Raises InvalidTokenError: it does not verify.
     Raises APIError: the header is there twice.
     """
-    headers = told_by(scope["headers"]).authorization
+    headers = parse_headers(scope["headers"]).authorization
     if len(headers) > 1:
         raise APIError("Authorization is given more than once")
     token = bearer("".join(headers))
@@ -118,7 +118,7 @@ def claimed(scope: Any, tokens: Tokens) -> Claims:
     return tokens.read(token)
 
 
-def recognise(scope: Any, claims: Claims, entry: Entry) -> CurrentUser:
+def load_user(scope: Any, claims: Claims, entry: Entry) -> CurrentUser:
     """Note the user of a token in its request, by the entry of their account, and give them.
 
     Raises InvalidTokenError: the token was revoked, the user is gone, or their tier is another one
@@ -146,7 +146,9 @@ def read_account(value: bytes | None, own_key: str) -> tuple[Entry | None, Accou
     return entry, None if entry is None or not entry.body else account_in(entry.body)
 
 
-async def confirm(db: AsyncSession, user: CurrentUser, *, to_change: bool = False) -> CurrentUser:
+async def recheck_user(
+    db: AsyncSession, user: CurrentUser, *, to_change: bool = False
+) -> CurrentUser:
     """Recognise a user once more, in the write that acts for them, and until it has ended.
 
     Between the guard and the write they may have signed out, or lost their rights. Every write
@@ -174,12 +176,12 @@ def actor_in(row: Row[Any], user: CurrentUser) -> CurrentUser:
     return _recognise(Account(*row[-len(Account._fields) :]), user.jti, user.ver)
 
 
-def acting(user: CurrentUser) -> dict[str, Any]:
+def actor_values(user: CurrentUser) -> dict[str, Any]:
     """Give what `who_acts` knows a user by."""
     return {"acting_id": user.id, "acting_ver": user.ver, "acting_jti": user.jti}
 
 
-def who_acts(given: Any) -> ScalarSelect[int]:
+def valid_actor_id(given: Any) -> ScalarSelect[int]:
     """Select the user of a row, by its columns of ACTING: NULL if they may not act any more.
 
     NULL as well if somebody is changing them just now: it waits for nobody. `confirm` does.

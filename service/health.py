@@ -191,7 +191,7 @@ async def health() -> Response:
         "revision": found.revision,
         "uptime_seconds": int(time.monotonic() - found.begun),
         "workers": current_app.extensions.get("workers", 1),
-        "fast_path": _fast_path(current_app.extensions["settings"].short_way),
+        "fast_path": _fast_path(current_app.extensions["settings"].fast_path),
     }
     if unhealthy:
         answer["error"] = "database unavailable"
@@ -201,7 +201,7 @@ async def health() -> Response:
 def _fast_path(is_wanted: bool) -> str:
     additions: Additions = current_app.extensions["additions"]
     if not is_wanted:
-        return "off (SHORT_WAY=false)"
+        return "off (FAST_PATH=false)"
     return f"off ({', '.join(additions.names)})" if additions.are_there else "on"
 
 

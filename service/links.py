@@ -7,7 +7,7 @@ from urllib.parse import urlencode
 from quart import current_app, request
 
 
-class Here(NamedTuple):
+class RequestUrl(NamedTuple):
     """Where a request has come.
 
     base: what links begin with; empty where nobody knows. args: the parameters of its query.

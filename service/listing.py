@@ -14,14 +14,14 @@ from typing import Any, NamedTuple
 from sqlalchemy import ColumnElement, Select, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.cache import Found, Kind, Listing
+from service.cache import Kind, ListIds, ListQuery
 from service.pagination import LIMIT, Order, Page, count_of, fetch_page, page_query
 
 SHAPES = 1_000  # statements that are kept
 
 
 @dataclass(frozen=True, eq=False)
-class Catalogue:
+class ListDefinition:
     """What rows of a kind can be listed by. Filters are known by the names of those that are set.
 
     conditions: of names, sort and dialect, with a parameter for each value. order: of a sort.
@@ -35,7 +35,7 @@ class Catalogue:
     known_count: Callable[[tuple[str, ...]], Select[int] | None]
 
 
-class Chosen(NamedTuple):
+class FilterSelection(NamedTuple):
     """The rows of a list, and their order.
 
     conditions: each filter that is set, as text. values: of their parameters, on a database.
@@ -47,24 +47,24 @@ class Chosen(NamedTuple):
 
 
 class _Shape(NamedTuple):
-    catalogue: Catalogue
+    catalogue: ListDefinition
     names: tuple[str, ...]
     sort: str
     dialect: str
 
 
-def list_page(catalogue: Catalogue, chosen: Chosen, page: Page) -> Listing:
+def list_page(catalogue: ListDefinition, chosen: FilterSelection, page: Page) -> ListQuery:
     """List a page of rows; its total is that of all pages."""
 
-    async def find(db: AsyncSession, wanted: tuple[bool, bool]) -> Found:
+    async def find(db: AsyncSession, wanted: tuple[bool, bool]) -> ListIds:
         shape, values = _of(db, catalogue, chosen)
         if wanted == (True, True):
             ids, total = await fetch_page(db, _page(shape, True), _count(shape), page, values)
-            return Found(tuple(ids), total)
+            return ListIds(tuple(ids), total)
         if wanted[0]:
             found = await db.scalars(_ids(shape), {**values, **page.bounds})
-            return Found(tuple(found), None)
-        return Found(None, await db.scalar(_count(shape), values) or 0)
+            return ListIds(tuple(found), None)
+        return ListIds(None, await db.scalar(_count(shape), values) or 0)
 
     async def read_all(db: AsyncSession) -> tuple[list[bytes], int, None]:
         shape, values = _of(db, catalogue, chosen)
@@ -72,14 +72,14 @@ def list_page(catalogue: Catalogue, chosen: Chosen, page: Page) -> Listing:
         return [catalogue.kind.write(row) for row in rows], total, None
 
     part = [chosen.sort, page.number, page.size]
-    return Listing(
+    return ListQuery(
         catalogue.kind, chosen.conditions, part, counted=True, find=find, read_all=read_all
     )
 
 
 def list_after(
-    catalogue: Catalogue, chosen: Chosen, after: tuple[Any, int] | None, limit: int
-) -> Listing:
+    catalogue: ListDefinition, chosen: FilterSelection, after: tuple[Any, int] | None, limit: int
+) -> ListQuery:
     """List `limit` rows behind a key and id; `more` says where to go on, if there are more."""
 
     async def fetch(db: AsyncSession, by_id: bool) -> tuple[list[Any], list[Any] | None]:
@@ -94,21 +94,23 @@ def list_after(
         spelled = key.isoformat() if isinstance(key, datetime) else str(key)
         return [row[0] for row in rows[:limit]], [spelled, last]
 
-    async def find(db: AsyncSession, wanted: tuple[bool, bool]) -> Found:
+    async def find(db: AsyncSession, wanted: tuple[bool, bool]) -> ListIds:
         ids, more = await fetch(db, True)
-        return Found(tuple(ids), None, more)
+        return ListIds(tuple(ids), None, more)
 
     async def read_all(db: AsyncSession) -> tuple[list[bytes], int, Any]:
         rows, more = await fetch(db, False)
         return [catalogue.kind.write(row) for row in rows], 0, more
 
     part = [chosen.sort, "after", after and [str(after[0]), after[1]], limit]
-    return Listing(
+    return ListQuery(
         catalogue.kind, chosen.conditions, part, counted=False, find=find, read_all=read_all
     )
 
 
-def _of(db: AsyncSession, catalogue: Catalogue, chosen: Chosen) -> tuple[_Shape, Mapping[str, Any]]:
+def _of(
+    db: AsyncSession, catalogue: ListDefinition, chosen: FilterSelection
+) -> tuple[_Shape, Mapping[str, Any]]:
     dialect = db.get_bind().dialect.name
     shape = _Shape(catalogue, tuple(chosen.conditions), chosen.sort, dialect)
     return shape, chosen.values(dialect)

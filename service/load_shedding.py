@@ -26,7 +26,7 @@ from service.context import context_of
 from service.cors import Origins
 from service.db import Database
 from service.errors import MIMETYPE, ServiceUnavailableError, problem
-from service.fields import told_by
+from service.fields import parse_headers
 from service.front import END, NO_PAGE, VARY, Front, request_name
 from service.logs import request_id
 from service.precedence import COSTLY, NEVER_SHED
@@ -68,7 +68,7 @@ class LoadShedding:
             return await self._inner(scope, receive, send)
         admission = context_of(scope).admission or Admission(self.queue)
         if not admission.is_running:
-            if not is_complete(scope) and told_by(scope["headers"]).has_body:
+            if not is_complete(scope) and parse_headers(scope["headers"]).has_body:
                 receive = _Body(self, admission, scope, receive)
             elif not await self.enter(scope, admission):
                 headers, body = self.refusal(scope)
@@ -139,7 +139,7 @@ class LoadShedding:
 
     def refusal(self, scope: Any) -> tuple[Headers, bytes]:
         """Give the headers and the body of a 503."""
-        request_id.set(request_name(told_by(scope["headers"])))
+        request_id.set(request_name(parse_headers(scope["headers"])))
         error = ServiceUnavailableError(OVERLOADED)
         body = problem(error)
         headers = {

@@ -14,7 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.config import Settings
 from service.errors import InvalidInputError
-from service.links import Here
+from service.links import RequestUrl
 from service.validation import Int64, QueryCount, QueryFlag, Schema
 
 DEFAULT_SIZE = 20
@@ -107,7 +107,7 @@ class Page:
         """The parameters of a query of pages."""
         return {"limit": self.size, "offset": self.offset}
 
-    def envelope(self, total: int, here: Here) -> dict[str, Any]:
+    def envelope(self, total: int, here: RequestUrl) -> dict[str, Any]:
         """Give what a list's answer holds beside its items: total, pagination and links."""
         last = max(1, -(-total // self.size))
         has_next = self.number < last

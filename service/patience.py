@@ -8,7 +8,7 @@ from typing import Any
 SLEEP = 0.002
 
 
-class Patience:
+class LoopTimeout:
     """`async with`: TimeoutError after `seconds`, counted in short sleeps of the loop.
 
     While the loop itself is late, an answer that has long been there is not read either: a plain

@@ -18,7 +18,7 @@ from faker import Faker
 from stdnum import ean
 
 from service.books.schemas import BookCreate
-from service.importer.repair import Accepted
+from service.importer.normalise import Accepted
 
 # Part of all books whose author has none before. The others take after any earlier book, so
 # that whoever wrote much writes more: Simon's model (Biometrika 42, 1955), whose tail is Zipf's.

@@ -19,7 +19,7 @@ from service.errors import (
     ServiceUnavailableError,
     UnsupportedMediaTypeError,
 )
-from service.fields import told_by
+from service.fields import parse_headers
 from service.validation import (
     ID,
     INT64,
@@ -55,7 +55,7 @@ class Request(asgi.Request):
 
 async def read_json(scope: Any, read_body: Callable[[], Awaitable[bytes]]) -> dict[str, Any]:
     """Read the body of a request, a JSON object. Raises 400, 413, 415 or 503."""
-    fields = told_by(scope["headers"])
+    fields = parse_headers(scope["headers"])
     media = fields.media[0].decode("latin-1") if fields.media else ""
     if not JSON_TYPE.fullmatch(media.partition(";")[0].strip().lower()):
         raise UnsupportedMediaTypeError

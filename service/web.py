@@ -10,7 +10,7 @@ from pydantic_core import to_json
 from quart import Quart, Response, request
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from service.cache import Listing, Rows, Status
+from service.cache import ListQuery, ListResult, Status
 from service.config import Settings
 from service.context import context_of
 from service.front import VARY
@@ -30,8 +30,8 @@ class Public:
     body: bytes
     tag: str
     headers: Mapping[str, str]
-    listing: Listing
-    rows: Rows
+    listing: ListQuery
+    rows: ListResult
 
 
 def to_bytes(value: Any) -> bytes:

@@ -10,8 +10,8 @@ from quart import Quart
 from werkzeug.exceptions import HTTPException
 
 from service.errors import MIMETYPE
-from service.http1.config import AtHand
-from service.limits.gate import is_path
+from service.http1.config import EarlyResponse
+from service.limits.middleware import is_path
 from service.openapi.pages import document
 
 # What HTTP, the server and CORS say about themselves.
@@ -53,7 +53,7 @@ class Watched:
         self._app = app
         self._inner = app.asgi_app
         self._validators: dict[str, Any] = {}
-        self._shortcut: Any = app.extensions.get("shortway")
+        self._shortcut: Any = app.extensions.get("fast_path")
 
     @cached_property
     def document(self) -> dict[str, Any]:
@@ -84,7 +84,7 @@ class Watched:
     def look(self, scope: Any, tell: Any) -> bool:
         """Pass on what needs no application, and look at that as well."""
 
-        def telling(found: AtHand | None) -> None:
+        def telling(found: EarlyResponse | None) -> None:
             if found is not None:
                 start = {"status": found.status, "headers": found.headers}
                 self._look(scope, start, found.body)

@@ -37,7 +37,7 @@ from service.cache import Cache, RedisStore
 from service.config import Settings, Testing
 from service.config_limits import LimitSettings
 from service.db import Database
-from service.server.hypercorn import configured
+from service.server.hypercorn_config import configured
 from tests.conformance import Watched, violations
 from tests.factories import Factory
 

@@ -146,7 +146,7 @@ async def side_by_side(
                     "cors_origins": [SHOP],
                     "max_body_bytes": MOST_BYTES,
                     "isbn_checksum": "strict",
-                    "short_way": is_fast,
+                    "fast_path": is_fast,
                     **changed,
                 },
             )

@@ -24,11 +24,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.util import await_only, greenlet_spawn
 
 import service.db
-from service.cache import Cache, breaker, epochs, fence, store, writes
-from service.cache.access import Access
-from service.cache.epochs import Epochs
+from service.cache import Cache, circuit_breaker, invalidation, lease, state, store
+from service.cache.change_tracking import changes_of
+from service.cache.reader import CacheReader
+from service.cache.state import Epochs
 from service.cache.store import AnotherStoreError, MemoryStore, Store
-from service.cache.touched import touched
 from service.cached_models import cached, cached_model
 from service.config import Testing
 from service.db import Database
@@ -132,9 +132,9 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 def virtual_time(patch: pytest.MonkeyPatch) -> None:
     """Let the service tell the time by the loop."""
     clock = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
-    for module in (breaker, fence, store, writes, service.db):
+    for module in (circuit_breaker, lease, store, invalidation, service.db):
         patch.setattr(module, "time", clock)
-    patch.setattr(epochs, "CLOCK", {"postgresql": "now()"})
+    patch.setattr(state, "CLOCK", {"postgresql": "now()"})
 
 
 class World:
@@ -382,7 +382,7 @@ class Session:
         if key not in self._world.rows:
             return  # a session deletes what it has loaded
         model, number = cached_model(key.partition(":")[0]), int(key.partition(":")[2])
-        await greenlet_spawn(touched(self).add_deleted, self, model.key.table, [number])  # type: ignore[arg-type]  # a stand-in
+        await greenlet_spawn(changes_of(self).add_deleted, self, model.key.table, [number])  # type: ignore[arg-type]  # a stand-in
         if await self.lock(key) is None:
             return
         self.changes[key] = None
@@ -471,12 +471,12 @@ class SimulatedEpochs(Epochs):
             await world.delay(0.02)
             if query.startswith("SELECT pg_try_advisory_lock"):
                 return (True,)
-            row = world.row.execute(query.removeprefix(epochs.PRIMARY), values).fetchone()
+            row = world.row.execute(query.removeprefix(state.PRIMARY), values).fetchone()
             await world.delay(0.02)
             return row
 
 
-class SimulatedAccess(Access):
+class SimulatedAccess(CacheReader):
     """The real one, which tells the world what was stale."""
 
     world: World

@@ -317,8 +317,8 @@ async def test_without_additions_the_fast_path_is_on(site: Site, client: httpx.A
 
 
 async def test_it_says_that_it_is_switched_off(site: Site, folder: Path) -> None:
-    async with visiting(settings_for(site.another_url, folder, short_way=False)) as client:
-        assert (await client.get("/health")).json()["fast_path"] == "off (SHORT_WAY=false)"
+    async with visiting(settings_for(site.another_url, folder, fast_path=False)) as client:
+        assert (await client.get("/health")).json()["fast_path"] == "off (FAST_PATH=false)"
 
 
 async def test_what_is_taken_away_again_counts_no_more(

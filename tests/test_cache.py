@@ -18,9 +18,9 @@ from sqlalchemy import event
 from service.books.service import BOOKS
 from service.cache import Cache, Counters, Entry, Prefetch, entries, items
 from service.guard import USERS
-from service.limits.shared import DECIDING
-from service.wire import READ
-from service.wire.line import Line
+from service.limits.redis_store import DECIDING
+from service.redis_client import GET_MANY
+from service.redis_client.connection import RedisConnection
 from tests.conformance import violations as documented_violations
 from tests.conftest import Site, patient_client, serving, settings_for
 from tests.factories import PASSWORD, Factory, Member
@@ -278,7 +278,7 @@ async def test_what_a_read_may_cost_of_redis(
     owner: Member,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The short way and the ordinary one."""
+    """The fast path and the ordinary one."""
     url = site.app.extensions["settings"].redis_url
     if url is None:
         pytest.skip("memory has no round trips")
@@ -300,7 +300,7 @@ async def test_what_a_read_may_cost_of_redis(
         await status(client, path)
     assert await commands(item) == {"mget": 1}
     assert await commands("/api/books") == {"mget": 1}
-    monkeypatch.setattr(site.app.extensions["shortway"], "look", lambda *asked: False)
+    monkeypatch.setattr(site.app.extensions["fast_path"], "look", lambda *asked: False)
     assert await commands(item) == {"mget": 1}
     assert await commands("/api/books") == {"mget": 2}
     await redis.aclose()
@@ -314,9 +314,9 @@ async def test_who_asks_is_read_together_with_their_limit(
     if url is None:
         pytest.skip("memory has no round trips")
     sent: list[set[Any]] = []
-    send = Line.send
+    send = RedisConnection.send
 
-    def note(line: Line, asked: Any, **more: Any) -> None:
+    def note(line: RedisConnection, asked: Any, **more: Any) -> None:
         sent.append(set(asked))
         send(line, asked, **more)
 
@@ -325,11 +325,11 @@ async def test_who_asks_is_read_together_with_their_limit(
         paths = ("/api/profile", f"/api/books/{book.id}", "/api/books")
         for path in paths * 3:
             await client.get(path, headers=owner.headers)
-        monkeypatch.setattr(Line, "send", note)
+        monkeypatch.setattr(RedisConnection, "send", note)
         for path in paths:
             sent.clear()
             assert (await client.get(path, headers=owner.headers)).status_code == 200
-            assert sent == [{READ, DECIDING}], path
+            assert sent == [{GET_MANY, DECIDING}], path
 
 
 SPOILT: dict[str, Callable[[Prefetch], None]] = {

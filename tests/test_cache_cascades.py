@@ -20,9 +20,9 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, selectinload
 
-from service.cache import Cache, Entry, Found, Kind, Listing, Status, touch_rows
-from service.cache import touched as change_tracking
-from service.cache.touched import Touched, touched
+from service.cache import Cache, Entry, Kind, ListIds, ListQuery, Status, touch_rows
+from service.cache import change_tracking as change_tracking
+from service.cache.change_tracking import Changes, changes_of
 from service.cached_models import cached
 from service.errors import ResourceNotFoundError
 from service.guard import USERS
@@ -170,9 +170,9 @@ async def library(site: Site) -> AsyncIterator[Site]:
         await connection.run_sync(Base.metadata.drop_all)
 
 
-async def changes(site: Site, *work: Any) -> Touched:
+async def changes(site: Site, *work: Any) -> Changes:
     """Do work in a write, or add rows, and give what its session tracked."""
-    tracked: list[Touched] = []
+    tracked: list[Changes] = []
 
     async def tracking(db: Any) -> None:
         for part in work:
@@ -181,7 +181,7 @@ async def changes(site: Site, *work: Any) -> Touched:
             else:
                 await part(db)
             await db.flush()
-        tracked.append(touched(db))
+        tracked.append(changes_of(db))
 
     await site.database.write(tracking)
     return tracked[-1]
@@ -263,7 +263,7 @@ async def test_more_rows_than_can_be_named_are_many(
     async def undone(db: Any) -> None:
         await deletion(Publisher, 1)(db)
         await db.flush()
-        assert touched(db).many == is_many
+        assert changes_of(db).many == is_many
         raise InterruptedError  # committed, it would turn the cache off
 
     with pytest.raises(InterruptedError):
@@ -288,7 +288,7 @@ async def test_more_rows_than_can_be_named_are_many(
 async def test_a_statement_about_many_rows(library: Site, statement: Any, is_many: bool) -> None:
     async def undone(db: Any) -> None:
         await db.execute(statement)
-        assert touched(db).many == is_many
+        assert changes_of(db).many == is_many
         raise InterruptedError
 
     with pytest.raises(InterruptedError):
@@ -356,7 +356,7 @@ async def load_leaves(db: Any, ids: Any) -> dict[int, Entry]:
 LEAVES = Kind("leaf", "1", load_leaves, lambda row: b"%d" % row.volume)
 
 
-def leaves_of(series_id: int) -> Listing:
+def leaves_of(series_id: int) -> ListQuery:
     """List the leaves of a series. Raises ResourceNotFoundError."""
 
     async def rows(db: Any) -> list[Leaf]:
@@ -365,15 +365,15 @@ def leaves_of(series_id: int) -> Listing:
         query = select(Leaf).where(Leaf.series_id == series_id).order_by(Leaf.id)
         return [*await db.scalars(query)]
 
-    async def find(db: Any, wanted: tuple[bool, bool]) -> Found:
+    async def find(db: Any, wanted: tuple[bool, bool]) -> ListIds:
         leaves = await rows(db)
-        return Found(tuple(leaf.id for leaf in leaves), len(leaves))
+        return ListIds(tuple(leaf.id for leaf in leaves), len(leaves))
 
     async def read_all(db: Any) -> Any:
         leaves = await rows(db)
         return [LEAVES.write(leaf) for leaf in leaves], len(leaves), None
 
-    return Listing(LEAVES, {"series": series_id}, [], counted=True, find=find, read_all=read_all)
+    return ListQuery(LEAVES, {"series": series_id}, [], counted=True, find=find, read_all=read_all)
 
 
 async def test_a_second_resource_is_cached_and_never_old(library: Site, make: Factory) -> None:

@@ -14,7 +14,7 @@ from redis.asyncio import Redis
 from sqlalchemy import select
 
 from service import migrations
-from service.cache import Cache, SharedCacheError, redis_store, touched, writes
+from service.cache import Cache, SharedCacheError, change_tracking, invalidation, redis_store
 from service.config import Settings
 from service.db import Database
 from service.models import Book
@@ -107,7 +107,7 @@ async def test_redis_hangs(hurt: Hurt, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 async def test_a_request_waits_in_vain_once(hurt: Hurt, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the short way has waited for, the ordinary one does not; the next request does."""
+    """What the fast path has waited for, the ordinary one does not; the next request does."""
     book = await hurt.make.book(await hurt.make.member())
     path, waits = f"/api/books/{book.id}", count_asked(hurt, monkeypatch)
     for _ in range(3):
@@ -123,14 +123,14 @@ async def test_a_request_waits_in_vain_once(hurt: Hurt, monkeypatch: pytest.Monk
 def count_asked(hurt: Hurt, monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     """Give what Redis is asked over its wire from now on."""
     store: Any = hurt.cache.store
-    wire = store.wire
-    call, waits = wire.call, list[Any]()
+    batcher = store.batcher
+    submit, waits = batcher.submit, list[Any]()
 
     def counted(*asked: Any) -> Any:
         waits.append(asked)
-        return call(*asked)
+        return submit(*asked)
 
-    monkeypatch.setattr(wire, "call", counted)
+    monkeypatch.setattr(batcher, "submit", counted)
     return waits
 
 
@@ -304,13 +304,13 @@ async def test_a_write_that_takes_too_long_is_given_up(
 ) -> None:
     owner = await hurt.make.member()
     path = f"/api/books/{(await hurt.make.book(owner)).id}"
-    monkeypatch.setattr(writes, "COMMIT_SECONDS", 0.0)
+    monkeypatch.setattr(invalidation, "COMMIT_SECONDS", 0.0)
     answer = await hurt.client.patch(path, json={"price": 1}, headers=owner.headers)
     assert (answer.status_code, answer.headers["Retry-After"]) == (503, "1")
     assert (await hurt.client.get(path)).json()["price"] is None
-    monkeypatch.setattr(writes, "COMMIT_SECONDS", 10.0)
+    monkeypatch.setattr(invalidation, "COMMIT_SECONDS", 10.0)
     hurt.server.stop()
-    monkeypatch.setattr(writes, "POSTPONED_SECONDS", 0.0)
+    monkeypatch.setattr(invalidation, "POSTPONED_SECONDS", 0.0)
     answer = await hurt.client.patch(path, json={"price": 1}, headers=owner.headers)
     assert answer.status_code == 503
     assert (await hurt.client.get(path)).json()["price"] is None
@@ -320,7 +320,7 @@ async def test_many_changes_at_once_turn_it_off(
     hurt: Hurt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A user with more books than can be named is deleted: nobody sees any of them."""
-    monkeypatch.setattr(touched, "MOST", 3)
+    monkeypatch.setattr(change_tracking, "MOST", 3)
     admin, gone = await hurt.make.admin(), await hurt.make.member()
     books = [await hurt.make.book(gone) for _ in range(5)]
     for _ in range(2):

@@ -18,25 +18,25 @@ from sqlalchemy import Select
 from service.cache import (
     FAILURES,
     Entry,
-    Found,
     Kind,
-    Listing,
+    ListIds,
+    ListQuery,
     entries,
-    epochs,
+    invalidation,
     items,
     lists,
+    state,
     store,
-    writes,
 )
-from service.cache import touched as change_tracking
+from service.cache import change_tracking as change_tracking
+from service.cache.change_tracking import changes_of
 from service.cache.entries import LEASE, generation_key
 from service.cache.items import Items
 from service.cache.store import MemoryStore
-from service.cache.touched import touched
 from service.cached_models import cached_model
 from service.errors import ResourceNotFoundError
 from service.group_commit import UNDER_WAY
-from service.patience import Patience
+from service.patience import LoopTimeout
 from tests.simulation import (
     Row,
     Rows,
@@ -213,7 +213,7 @@ def kind_of(name: str) -> Kind:
 KINDS = {name: kind_of(name) for name in ("novel", "note")}
 
 
-def shelf(name: str) -> Listing:
+def shelf(name: str) -> ListQuery:
     """List the novels of a shelf, or the notes of a novel. Raises ResourceNotFoundError."""
 
     async def rows_on(db: Any) -> Rows:
@@ -222,9 +222,9 @@ def shelf(name: str) -> Listing:
             raise ResourceNotFoundError
         return dict(sorted(rows.items(), key=lambda row: _number(row[0])))
 
-    async def find(db: Any, wanted: tuple[bool, bool]) -> Found:
+    async def find(db: Any, wanted: tuple[bool, bool]) -> ListIds:
         rows = await rows_on(db)
-        return Found(
+        return ListIds(
             tuple(map(_number, rows)) if wanted[0] else None, len(rows) if wanted[1] else None
         )
 
@@ -233,7 +233,7 @@ def shelf(name: str) -> Listing:
         return [write_row(key, row) for key, row in rows.items()], len(rows), None
 
     kind = KINDS["note" if ":" in name else "novel"]
-    return Listing(kind, {"shelf": name}, [], counted=True, find=find, read_all=read_all)
+    return ListQuery(kind, {"shelf": name}, [], counted=True, find=find, read_all=read_all)
 
 
 def _number(key: str) -> int:
@@ -243,7 +243,7 @@ def _number(key: str) -> int:
 def change(db: Any, key: str, row: Row) -> None:
     """Write a row, as a session tracks it."""
     db.changes[key] = row
-    touched(db).add(cached_model(key.partition(":")[0]), [_number(key)])
+    changes_of(db).add(cached_model(key.partition(":")[0]), [_number(key)])
 
 
 async def create(db: Any, given: Sequence[tuple[str, str]], apart: bool) -> list[Session]:
@@ -332,7 +332,7 @@ class Client:
     async def create(self, worker: Worker) -> None:
         given = self._new_key("novel"), self._chance.choice("AB")
         write = self._history.begin([given[0]])
-        self._history.wrote(write, (await worker.database.write_together(create, given)).index)
+        self._history.wrote(write, (await worker.database.write_batched(create, given)).index)
 
     async def write(self, worker: Worker) -> None:
         """Change a row, which may move to another list, or add a row."""
@@ -543,15 +543,15 @@ def without_mark(patch: pytest.MonkeyPatch) -> None:
     """Commit without a mark; what is kept is deleted afterwards."""
 
     async def mark(self: Any, state: Any, changed: Any) -> Any:
-        return writes.Mark(state.prefix, tuple(changed.keys), "none", tuple(changed.lists))
+        return invalidation.Mark(state.prefix, tuple(changed.keys), "none", tuple(changed.lists))
 
-    patch.setattr(writes.Writes, "_mark", mark)
+    patch.setattr(invalidation.Invalidation, "_mark", mark)
 
 
 def without_wait(patch: pytest.MonkeyPatch) -> None:
     """Do not wait until leases on the epoch before have ended."""
-    patch.setattr(writes, "SETTLED_SECONDS", -1_000.0)
-    patch.setattr(epochs, "SETTLED_SECONDS", -1_000.0)
+    patch.setattr(invalidation, "SETTLED_SECONDS", -1_000.0)
+    patch.setattr(state, "SETTLED_SECONDS", -1_000.0)
 
 
 def without_run_id(patch: pytest.MonkeyPatch) -> None:
@@ -605,13 +605,13 @@ def without_new_generation(patch: pytest.MonkeyPatch) -> None:
 def without_confirmation(patch: pytest.MonkeyPatch) -> None:
     """Answer a write although nobody knows that its marks were cleared."""
 
-    async def after_commit(self: writes.Writes, mark: writes.Mark | None) -> None:
+    async def after_commit(self: invalidation.Invalidation, mark: invalidation.Mark | None) -> None:
         if mark is not None and self._store is not None:
             with suppress(*FAILURES):
-                async with Patience(self._patience):
+                async with LoopTimeout(self._patience):
                     await self._store.unmark(mark.prefix, mark.keys, mark.token, mark.lists)
 
-    patch.setattr(writes.Writes, "after_commit", after_commit)
+    patch.setattr(invalidation.Invalidation, "after_commit", after_commit)
 
 
 def without_cascade(patch: pytest.MonkeyPatch) -> None:

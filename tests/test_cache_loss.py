@@ -12,7 +12,7 @@ import httpx
 import pytest
 from redis.asyncio import Redis
 
-from service.cache import Writes
+from service.cache import Invalidation
 from service.cache.entries import generation_key, writers_key
 from service.models import Book
 from tests.conftest import Hurt
@@ -29,7 +29,7 @@ class Gate:
 class Commits:
     """Lets a test stop one write after the other before its commit."""
 
-    def __init__(self, writes: Writes, patch: pytest.MonkeyPatch) -> None:
+    def __init__(self, writes: Invalidation, patch: pytest.MonkeyPatch) -> None:
         self._before_commit = writes.before_commit
         self._gate: Gate | None = None
         patch.setattr(writes, "before_commit", self._wait)

@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 from sqlalchemy import text
 
 from service import migrations
-from service.cache import Cache, SharedCacheError, fence, redis_store, writes
-from service.cache.epochs import UNMARKED_LOCK, hold_off_recovery
+from service.cache import Cache, SharedCacheError, invalidation, lease, redis_store
+from service.cache.state import UNMARKED_LOCK, hold_off_recovery
 from service.cache.store import AnotherStoreError
 from service.db import Database
 from service.models import Book
@@ -26,8 +26,8 @@ BACK = 10  # seconds in which a short recovery comes, on a busy machine
 @pytest.fixture
 def short(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let recovery not take its 15 s: nobody else serves that database."""
-    monkeypatch.setattr(fence, "RESTED_SECONDS", 0.5)
-    monkeypatch.setattr(fence, "WELL_SECONDS", 0.3)
+    monkeypatch.setattr(lease, "RESTED_SECONDS", 0.5)
+    monkeypatch.setattr(lease, "WELL_SECONDS", 0.3)
 
 
 @asynccontextmanager
@@ -116,7 +116,7 @@ async def test_a_write_marks_what_a_recovery_has_begun_under_it(
             recovered.append(await epochs.recover(state, await hurt.cache.store.identify()))
         await hold_off_recovery(db)
 
-    monkeypatch.setattr(writes, "hold_off_recovery", late)
+    monkeypatch.setattr(invalidation, "hold_off_recovery", late)
 
     async def work(db: Any) -> None:
         (await db.get(Book, book.id)).title = "New"

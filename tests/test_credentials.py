@@ -16,8 +16,8 @@ from quart import request as quart_request
 from quart_rate_limiter import rate_limit
 from sqlalchemy import text
 
-from service.limits import callers as callers_module
-from service.limits.callers import MOST_REVOKED
+from service.limits import identity as callers_module
+from service.limits.identity import MOST_REVOKED
 from tests.conftest import Site, serving, settings_for
 from tests.factories import Factory
 from tests.test_web import is_problem
@@ -25,8 +25,8 @@ from tests.test_web import is_problem
 INVALID = 'Bearer error="invalid_token"'
 WAYS: dict[str, dict[str, Any]] = {
     "warm": {},
-    "framework": {"short_way": False},
-    "another server": {"http1": "h11"},  # asks as HTTP/2 does: over ASGI
+    "framework": {"fast_path": False},
+    "another server": {"http1_parser": "h11"},  # asks as HTTP/2 does: over ASGI
     "without limits": {"ratelimit_enabled": False},
     "without a cache of items": {"cache_item_seconds": 0},
 }

@@ -21,12 +21,12 @@ from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
 from service import logs, requests
-from service.cache import Rows
+from service.cache import ListResult
 from service.cache.lists import Lists
 from service.context import KEY, RequestContext
 from service.errors import ServiceUnavailableError, UnauthorizedError
-from service.shortway.look import Ready, Route
-from service.shortway.pages import LARGEST, MOST, Page, Pages
+from service.fast_path.lookup import PreparedResponse, Route
+from service.fast_path.remembered import LARGEST, MOST, RememberedList, RememberedLists
 from tests.conftest import Site, settings_for, visiting
 from tests.cycles import kinds, left_by
 from tests.factories import Factory
@@ -157,7 +157,7 @@ async def test_cached_responses_and_creates_are_not_dispatched_by_quart(servers:
 READS_AND_WRITES: list[tuple[str, str, Callable[[Server], bytes]]] = [
     ("cache", "items.read", lambda _: get("/api/books/7000")),
     ("cache", "lists.read", lambda _: get("/api/books?genre=Science")),
-    ("database", "write_together", create),
+    ("database", "write_batched", create),
 ]
 ERRORS: list[Callable[[], Exception]] = [
     TimeoutError,
@@ -211,7 +211,7 @@ async def test_an_error_leaves_no_cycle(servers: Servers) -> None:
     """A cycle would hold all that the client has sent until the next full collection."""
 
     server = servers[0]
-    server.app.extensions["database"].write_together = AsyncMock(side_effect=ValueError)
+    server.app.extensions["database"].write_batched = AsyncMock(side_effect=ValueError)
 
     async def send() -> None:
         assert (await server.send(create(server))).status == 500
@@ -245,7 +245,7 @@ async def test_other_servers_have_it_as_a_middleware(
     request: pytest.FixtureRequest, folder: Path
 ) -> None:
     """Servers that call an ASGI application alone: here Hypercorn's own HTTP/1.1."""
-    async with side_by_side(request, folder, "sqlite", http1="h11") as servers:
+    async with side_by_side(request, folder, "sqlite", http1_parser="h11") as servers:
         for server in servers:
             await enrol(server, 0)
         targets = [get("/api/books/1"), get("/api/books?per_page=5"), get("/health/live")]
@@ -273,7 +273,7 @@ async def test_below_a_root_path_it_is_quarts(site: Site) -> None:
     scope[KEY].matched = matched
     for root_path in ("", "/x"):
         scope["root_path"] = root_path
-        is_looked_up = app.extensions["shortway"].look(scope, lambda found: None)
+        is_looked_up = app.extensions["fast_path"].look(scope, lambda found: None)
         operation = app.extensions["plain"].find(scope)
         assert is_looked_up is (operation is not None) is (not root_path)
 
@@ -331,11 +331,11 @@ async def test_a_page_is_of_its_generation(
 
 async def test_remembered_pages_are_bounded() -> None:
     listing: Any = None
-    pages = Pages(60)
+    pages = RememberedLists(60)
 
-    def page(size: int) -> Page:
-        ready = Ready("tag", b"", b"", b"x" * size)
-        return Page(Route("", "", None), ready, listing, Rows((), 0, None, "hit"))
+    def page(size: int) -> RememberedList:
+        ready = PreparedResponse("tag", b"", b"", b"x" * size)
+        return RememberedList(Route("", "", None), ready, listing, ListResult((), 0, None, "hit"))
 
     for n in range(MOST + 10):
         pages.put((b"%d" % n, b"", b""), page(1))
@@ -343,6 +343,6 @@ async def test_remembered_pages_are_bounded() -> None:
     assert pages.get((b"10", b"", b"")) is not None
     pages.put((b"large", b"", b""), page(LARGEST + 1))
     assert pages.get((b"large", b"", b"")) is None
-    expired = Pages(-1)
+    expired = RememberedLists(-1)
     expired.put((b"", b"", b""), page(1))
     assert expired.get((b"", b"", b"")) is None

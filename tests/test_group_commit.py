@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from service.books import service
 from service.books.service import book_values
-from service.group_commit import MOST, SLOW_SECONDS, UNDER_WAY, ApartError, GroupCommit
+from service.group_commit import MOST, SLOW_SECONDS, UNDER_WAY, GroupCommit, RetryAloneError
 from service.models import User
 from tests.conftest import Site
 from tests.factories import Factory, Member
@@ -67,7 +67,7 @@ class Bench:
         if self.error is not None and (len(some) > 1 or apart):
             raise self.error
         if refused := {place for place, one in enumerate(some) if one in self.refused}:
-            raise LookupError(some[0]) if apart else ApartError(refused)
+            raise LookupError(some[0]) if apart else RetryAloneError(refused)
         return [str(one) for one in some]
 
 

@@ -11,11 +11,11 @@ import pytest
 from service.books.schemas import BookCreate
 from service.books.service import book_values
 from service.db import Database
-from service.importer import columns, loader, repair
+from service.importer import columns, loader, normalise
+from service.importer.importer import open_reading
 from service.importer.loader import Loader
+from service.importer.normalise import Accepted, judge
 from service.importer.records import FIELDS, Record
-from service.importer.repair import Accepted, judge
-from service.importer.run import open_reading
 from tests.conftest import fresh_catalogue, settings_for
 
 HEADER = "title,author,isbn,year,genre,price"
@@ -45,9 +45,9 @@ def later_release() -> Iterator[pytest.MonkeyPatch]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(columns.GUESSES, "publisher", ("publisher",))
-        patch.setitem(repair.MENDERS, "publisher", repair.MENDERS["title"])
-        patch.setattr(repair, "BookCreate", LaterBook)
-        patch.setattr(repair, "FIELDS", (*FIELDS, "publisher"), raising=False)
+        patch.setitem(normalise.MENDERS, "publisher", normalise.MENDERS["title"])
+        patch.setattr(normalise, "BookCreate", LaterBook)
+        patch.setattr(normalise, "FIELDS", (*FIELDS, "publisher"), raising=False)
         patch.setattr(loader, "book_values", columns_of)
         yield patch
 

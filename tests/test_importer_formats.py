@@ -9,10 +9,10 @@ import pytest
 from pymarc import Field, Indicators, Subfield
 from pymarc import Record as MarcRecord
 
-from service.importer import sources, tables
+from service.importer import csv_table, sources
 from service.importer.columns import parse_map
-from service.importer.repair import Accepted, Refused, judge
-from service.importer.run import open_reading
+from service.importer.importer import open_reading
+from service.importer.normalise import Accepted, Refused, judge
 from service.importer.sources import SourceError
 
 DAMAGED = "quotes do not fit"
@@ -131,7 +131,7 @@ def test_a_title_of_a_megabyte_is_refused(tmp_path: Path) -> None:
 def test_a_line_without_an_end_costs_itself(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for module in (sources, tables):
+    for module in (sources, csv_table):
         monkeypatch.setattr(module, "MAX_RECORD", 1_000)
     long = "x" * 12_345
     rows = {

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
+from service.importer.normalise import Accepted, Refused, judge
 from service.importer.records import Record
-from service.importer.repair import Accepted, Refused, judge
 
 WHOLE: dict[str, Any] = {"title": "T", "author": "A"}
 

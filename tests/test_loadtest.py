@@ -15,7 +15,7 @@ from loadtest.promises import KEPT, TOLD, limit_of
 from loadtest.verdict import STALE, Figures, Measured, judge, render
 from service import config
 from service.app import create_app
-from service.limits.table import Table
+from service.limits.policies import Policies
 
 SLO = Path("loadtest/slo.toml")
 NAME, OTHER = "GET /api/books", "GET /api/books/{id}"
@@ -140,7 +140,7 @@ def test_limits_are_those_of_the_service() -> None:
         for method in {"GET", "POST", "PATCH", "DELETE"} & (rule.methods or set()):
             if named:
                 assert [limit_of(method, template)] == list(named), template
-    assert {limit_of("GET", OTHER.removeprefix("GET "))} < set(Table(config.Testing()).names)
+    assert {limit_of("GET", OTHER.removeprefix("GET "))} < set(Policies(config.Testing()).names)
 
 
 @pytest.mark.parametrize(

@@ -194,7 +194,7 @@ async def test_what_is_not_in_it_is_found(site: Site, folder: Path) -> None:
 
         app.asgi_app = Watched(app)  # type: ignore[method-assign]  # Quart's way in
 
-    settings = settings_for(site.another_url, folder, short_way=False)  # a hook lies
+    settings = settings_for(site.another_url, folder, fast_path=False)  # a hook lies
     async with visiting(settings, lying) as client:
         for path in ("/api/books", *map("/api/books/{}".format, (7, 8, 9)), "/api/hidden"):
             await client.get(path)

@@ -100,7 +100,7 @@ async def both_ways(site: Site, folder: Path) -> AsyncIterator[list[Any]]:
 
     async with (
         visiting(settings_for(site.another_url, folder), prepare) as fast,
-        visiting(settings_for(site.another_url, folder, short_way=False), prepare) as ordinary,
+        visiting(settings_for(site.another_url, folder, fast_path=False), prepare) as ordinary,
     ):
         yield [*zip((fast, ordinary), ways, strict=True)]
 

@@ -12,7 +12,7 @@ from quart_schema.validation import (
 )
 
 import service
-from service.limits.callers import Caller
+from service.limits.identity import Caller
 from service.limits.limiter import UNKNOWN, Limiter
 from service.pagination import PageQuery
 from service.precedence import COSTLY
@@ -27,10 +27,10 @@ STOREYS = (
     "config_serve", "config", "logs", "unique", "fields", "additions", "asgi", "column_types",
     "json_rows", "search", "usernames", "cached_models", "models", "validation", "findings",
     "db_errors", "group_commit", "admission", "engines", "alter_table", "migrations", "errors",
-    "error_handler", "patience", "precedence", "wire", "cache", "front", "lag", "requests",
+    "error_handler", "patience", "precedence", "redis_client", "cache", "front", "lag", "requests",
     "web", "links", "openapi", "db", "security", "guard", "pagination", "listing", "cors",
     "operations", "load_shedding", "http1", "limits", "password_check", "access_log", "figures",
-    "metrics", "health", "home", "books", "users", "auth", "admin", "shortway", "importer",
+    "metrics", "health", "home", "books", "users", "auth", "admin", "fast_path", "importer",
     "seed", "plausible", "app", "server", "cli", "__main__",
 )  # fmt: skip
 # What ASGI has in the scope of an HTTP request.
@@ -86,7 +86,7 @@ def test_the_context_is_the_one_key_of_the_scope() -> None:
 def test_the_fast_path_knows_no_resource() -> None:
     """It has no code for any one route: what a route declares decides."""
     resources = {"admin", "auth", "books", "users", "health"}
-    for path in (ROOT / "shortway").glob("*.py"):
+    for path in (ROOT / "fast_path").glob("*.py"):
         names = {name.split(".")[1] for name in imports(path) if name.startswith("service.")}
         assert not names & resources, path
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

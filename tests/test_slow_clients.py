@@ -108,7 +108,7 @@ async def test_the_system_cuts_who_never_reads_whatever_protocol_serves(
         async def large() -> bytes:
             return b"a" * 30_000_000
 
-    changed: dict[str, Any] = {"http1": http1, "keep_alive_seconds": 600}
+    changed: dict[str, Any] = {"http1_parser": http1, "keep_alive_seconds": 600}
     async with serving(settings_for(site.another_url, folder, **changed), large) as served_site:
         loop, client = asyncio.get_running_loop(), socket.socket()
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 65_536)

@@ -21,12 +21,12 @@ from redis.asyncio import BlockingConnectionPool
 from bench.peers.bare import kind_of, load
 from bench.stage import RATE
 from bench.work import CALLERS
-from service.limits.claims import Claim, Policy
-from service.limits.shared import DECIDING
-from service.wire import READ, Wire
+from service.limits.redis_store import DECIDING
+from service.limits.types import Charge, Policy
+from service.redis_client import GET_MANY, RedisBatcher
 
 KEYS = [(f"floor:{n}",) for n in range(100)]
-CLAIMS = [(Claim(f"floor:caller:{n}", (Policy(RATE, 60),)),) for n in range(CALLERS)]
+CLAIMS = [(Charge(f"floor:caller:{n}", (Policy(RATE, 60),)),) for n in range(CALLERS)]
 
 
 class Asker(asyncio.Protocol):
@@ -34,8 +34,8 @@ class Asker(asyncio.Protocol):
 
     number = 0  # of requests, over all connections
 
-    def __init__(self, wire: Wire, answers: dict[str, bytes]) -> None:
-        self._wire = wire
+    def __init__(self, batcher: RedisBatcher, answers: dict[str, bytes]) -> None:
+        self._batcher = batcher
         self._answers = answers
 
     def connection_made(self, transport: Any) -> None:
@@ -49,8 +49,8 @@ class Asker(asyncio.Protocol):
         path, _, query = target.partition(b"?")
         tag = [(b"if-none-match", b"")] if b"\r\nIf-None-Match: " in data else []
         self._kind = kind_of(method.decode(), path.decode(), query, tag)
-        self._wire.call(DECIDING, CLAIMS[number % CALLERS], self._decided)
-        self._wire.call(READ, KEYS[number % len(KEYS)], self._read)
+        self._batcher.submit(DECIDING, CLAIMS[number % CALLERS], self._decided)
+        self._batcher.submit(GET_MANY, KEYS[number % len(KEYS)], self._read)
 
     def _decided(self, decision: Any) -> None:
         self._is_admitted = decision.admitted
@@ -70,11 +70,11 @@ def written(start: dict[str, Any], body: dict[str, Any]) -> bytes:
 async def main(port: int) -> None:
     """Serve until it is ended."""
     pool = BlockingConnectionPool.from_url(os.environ["REDIS_URL"])
-    wire = Wire(pool, deadline=1.0)
+    batcher = RedisBatcher(pool, deadline=1.0)
     known = load(Path(os.environ["ANSWERS"])) if os.environ.get("ANSWERS") else {}
     answers = {kind: written(*messages) for kind, messages in known.items()}
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Asker(wire, answers), "127.0.0.1", port)
+    server = await loop.create_server(lambda: Asker(batcher, answers), "127.0.0.1", port)
     await server.serve_forever()
 
 

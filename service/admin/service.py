@@ -4,7 +4,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.errors import ConflictError
-from service.guard import CurrentUser, confirm, require_admin
+from service.guard import CurrentUser, recheck_user, require_admin
 from service.models import User
 from service.pagination import Order, Page, count_of, fetch_page, page_query
 from service.users.service import get_user
@@ -60,7 +60,7 @@ async def _confirm_administrator(db: AsyncSession, current_user: CurrentUser) ->
     await db.execute(
         select(User.id).where(User.is_admin.is_(True)).order_by(User.id).with_for_update()
     )
-    require_admin(await confirm(db, current_user, to_change=True))
+    require_admin(await recheck_user(db, current_user, to_change=True))
 
 
 async def _keep_one_administrator(db: AsyncSession, user: User) -> None:

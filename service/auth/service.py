@@ -8,7 +8,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.auth.schemas import TokenPair
 from service.column_types import UtcDateTime, UtcNow
-from service.guard import CurrentUser, confirm
+from service.guard import CurrentUser, recheck_user
 from service.models import RefreshToken, User
 from service.security import Tokens, digest, new_refresh_token
 from service.users.service import end_tokens, get_user
@@ -73,7 +73,7 @@ async def refresh(
 
 async def logout(db: AsyncSession, current_user: CurrentUser) -> None:
     """End every token of a user."""
-    await confirm(db, current_user, to_change=True)
+    await recheck_user(db, current_user, to_change=True)
     await end_tokens(db, await get_user(db, current_user.id))
 
 

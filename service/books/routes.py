@@ -103,7 +103,7 @@ async def get_book(call: Call, book_id: int, query_args: CachedQuery) -> Reply:
 async def create_book(call: Call, data: BookCreate, current_user: CurrentUser) -> Reply:
     """Add a book, owned by the caller."""
     _check_isbn(call, data)
-    book = await call.database.write_together(service.create_books, (data, current_user))
+    book = await call.database.write_batched(service.create_books, (data, current_user))
     place = {"Location": f"{call.base}/api/books/{book.id}"}
     return Reply(service.BOOKS.write(book), 201, place, is_tagged=True)
 

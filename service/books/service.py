@@ -25,20 +25,20 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from stdnum import isbn as isbn_numbers
 
 from service.books.schemas import MAX_PRICE, MAX_YEAR, BookCreate, BookFilters, BookOut, BookUpdate
-from service.cache import Entry, Kind, Listing, delete_row, shape_of, write_rows
+from service.cache import Entry, Kind, ListQuery, delete_row, shape_of, write_rows
 from service.errors import ForbiddenError, InvalidInputError, ResourceNotFoundError
-from service.group_commit import ApartError
+from service.group_commit import RetryAloneError
 from service.guard import (
-    ACTING,
+    ACTOR_TYPES,
     CurrentUser,
-    acting,
     actor_in,
-    confirm,
-    who_acts,
+    actor_values,
+    recheck_user,
+    valid_actor_id,
     with_actor,
 )
 from service.json_rows import ORDER, JsonRows
-from service.listing import Catalogue, Chosen, list_after, list_page
+from service.listing import FilterSelection, ListDefinition, list_after, list_page
 from service.models import (
     PRICE_ASC,
     PRICE_DESC,
@@ -55,11 +55,11 @@ CENT = Decimal("0.01")
 TABLE: Any = Book.__table__
 COLUMNS = Book.__table__.c
 # Made once, and without the ORM: what is shown of a book.
-SHOWN = [COLUMNS[name] for name in BookOut.model_fields]
-GIVEN = [*BookCreate.model_fields, *Book.derived("", "")]
-NEW = JsonRows("new", {**ACTING, **{name: COLUMNS[name].type for name in GIVEN}})
-OWNED = with_actor(select(*SHOWN).where(COLUMNS.id == bindparam("book_id")), TABLE)
-MANY = select(*SHOWN).where(COLUMNS.id.in_(bindparam("ids", expanding=True)))
+OUTPUT_COLUMNS = [COLUMNS[name] for name in BookOut.model_fields]
+INPUT_COLUMNS = [*BookCreate.model_fields, *Book.derived("", "")]
+NEW_ROWS = JsonRows("new", {**ACTOR_TYPES, **{name: COLUMNS[name].type for name in INPUT_COLUMNS}})
+SELECT_OWNED = with_actor(select(*OUTPUT_COLUMNS).where(COLUMNS.id == bindparam("book_id")), TABLE)
+SELECT_MANY = select(*OUTPUT_COLUMNS).where(COLUMNS.id.in_(bindparam("ids", expanding=True)))
 
 
 class _SortKey(NamedTuple):
@@ -84,16 +84,16 @@ def key_of(sort: str, spelled: str) -> Any:
     return SORTS[sort.removeprefix("-")].read(spelled)
 
 
-def list_books(filters: BookFilters, sort: str, page: Page) -> Listing:
+def list_books(filters: BookFilters, sort: str, page: Page) -> ListQuery:
     """List a page of books."""
-    return list_page(CATALOGUE, _chosen(filters, sort), page)
+    return list_page(LIST_DEFINITION, _chosen(filters, sort), page)
 
 
 def list_books_after(
     filters: BookFilters, sort: str, after: tuple[Any, int] | None, limit: int
-) -> Listing:
+) -> ListQuery:
     """List `limit` books behind a key and id."""
-    return list_after(CATALOGUE, _chosen(filters, sort), after, limit)
+    return list_after(LIST_DEFINITION, _chosen(filters, sort), after, limit)
 
 
 def _bytes(book: Book | Row[Any]) -> bytes:
@@ -102,7 +102,7 @@ def _bytes(book: Book | Row[Any]) -> bytes:
 
 async def load_books(db: AsyncSession, ids: Sequence[int]) -> dict[int, Entry]:
     """Give the entries of those books that there are."""
-    books = await db.execute(MANY, {"ids": ids})
+    books = await db.execute(SELECT_MANY, {"ids": ids})
     return {book.id: Entry(b"%d" % book.version, _bytes(book)) for book in books}
 
 
@@ -127,21 +127,23 @@ async def create_books(
     apart: it is one, and what has to be waited for is waited for.
     """
     if apart:
-        await confirm(db, given[0][1])
+        await recheck_user(db, given[0][1])
     dialect = db.get_bind().dialect
-    rows = [acting(user) | book_values(user.id, data) for data, user in given]
-    made = await write_rows(db, Book, _insert(dialect.name), NEW.write(rows, dialect))
+    rows = [actor_values(user) | book_values(user.id, data) for data, user in given]
+    made = await write_rows(db, Book, _insert(dialect.name), NEW_ROWS.write(rows, dialect))
     books = sorted(made, key=lambda book: book.id)  # ids are given out in the order of the rows
     if orphans := {n for n, book in enumerate(books) if book.user_id is None}:
-        raise ApartError(orphans)
+        raise RetryAloneError(orphans)
     return books
 
 
 @lru_cache
 def _insert(dialect: str) -> Insert:
-    new = NEW.read(dialect)
-    what = select(who_acts(new.c), *(new.c[name] for name in GIVEN)).order_by(new.c[ORDER])
-    return insert(TABLE).from_select(["user_id", *GIVEN], what).returning(*SHOWN)
+    new = NEW_ROWS.read(dialect)
+    what = select(valid_actor_id(new.c), *(new.c[name] for name in INPUT_COLUMNS)).order_by(
+        new.c[ORDER]
+    )
+    return insert(TABLE).from_select(["user_id", *INPUT_COLUMNS], what).returning(*OUTPUT_COLUMNS)
 
 
 async def update_book(
@@ -166,7 +168,7 @@ async def update_book(
 def _update(names: tuple[str, ...]) -> Update:
     values = {name: bindparam(f"new_{name}", type_=COLUMNS[name].type) for name in names}
     changed = update(TABLE).where(COLUMNS.id == bindparam("book_id"))
-    return changed.values(version=COLUMNS.version + 1, **values).returning(*SHOWN)
+    return changed.values(version=COLUMNS.version + 1, **values).returning(*OUTPUT_COLUMNS)
 
 
 async def delete_book(db: AsyncSession, book_id: int, user: CurrentUser) -> None:
@@ -184,9 +186,9 @@ def check_isbn(isbn: str | None) -> None:
 async def _lock_owned(db: AsyncSession, book_id: int, user: CurrentUser) -> Row[Any]:
     """Give a book that `user` may change, locked until the transaction ends."""
     keys = {"book_id": book_id, "actor_id": user.id}
-    book: Row[Any] | None = (await db.execute(OWNED, keys)).one_or_none()
+    book: Row[Any] | None = (await db.execute(SELECT_OWNED, keys)).one_or_none()
     if book is None:
-        await confirm(db, user)
+        await recheck_user(db, user)
         raise not_found(book_id)
     user = actor_in(book, user)
     if book.user_id != user.id and not user.is_admin:
@@ -199,13 +201,13 @@ def not_found(book_id: int, headers: Mapping[str, str] | None = None) -> Resourc
     return ResourceNotFoundError(f"Book with id {book_id} not found", headers=headers)
 
 
-EQUAL = {
+EQUALITY_FILTERS = {
     "genre": COLUMNS.genre,
     "author": COLUMNS.author_key,
     "isbn": COLUMNS.isbn,
     "user_id": COLUMNS.user_id,
 }
-BETWEEN: dict[str, tuple[str, Any]] = {
+RANGE_FILTERS: dict[str, tuple[str, Any]] = {
     "year": ("published_year", MAX_YEAR),
     "price": ("price", MAX_PRICE),
 }
@@ -229,25 +231,27 @@ def _kept_count(names: tuple[str, ...]) -> Select[int] | None:
 
 def _conditions(names: tuple[str, ...], sort: str, dialect: str) -> list[ColumnElement[bool]]:
     """Put filters into SQL: `_values` has their parameters."""
-    found = [EQUAL[name] == bindparam(name) for name in names if name in EQUAL]
-    bounded = [key for key in BETWEEN if {f"{key}_min", f"{key}_max"}.intersection(names)]
+    found = [
+        EQUALITY_FILTERS[name] == bindparam(name) for name in names if name in EQUALITY_FILTERS
+    ]
+    bounded = [key for key in RANGE_FILTERS if {f"{key}_min", f"{key}_max"}.intersection(names)]
     found += [_between(key, sort) for key in bounded]
     return [*found, found_by(COLUMNS, dialect)] if "q" in names else found
 
 
-CATALOGUE = Catalogue(BOOKS, Book, _conditions, _order_of, _kept_count)
+LIST_DEFINITION = ListDefinition(BOOKS, Book, _conditions, _order_of, _kept_count)
 
 
-def _chosen(filters: BookFilters, sort: str) -> Chosen:
-    return Chosen(filters.conditions(), sort, partial(_values, filters))
+def _chosen(filters: BookFilters, sort: str) -> FilterSelection:
+    return FilterSelection(filters.conditions(), sort, partial(_values, filters))
 
 
 def _values(filters: BookFilters, dialect: str) -> dict[str, Any]:
     """Give the values of all parameters that filters may have."""
-    found = {name: getattr(filters, name) for name in EQUAL}
+    found = {name: getattr(filters, name) for name in EQUALITY_FILTERS}
     if filters.author is not None:
         found["author"] = fold(filters.author)
-    for name, (_, highest) in BETWEEN.items():
+    for name, (_, highest) in RANGE_FILTERS.items():
         # Bounded to what the column can hold: that leaves NULLs out.
         least, most = getattr(filters, f"{name}_min"), getattr(filters, f"{name}_max")
         least = 0 if least is None else min(max(least, 0), highest + 1)
@@ -265,7 +269,7 @@ def _between(name: str, sort: str) -> ColumnElement[bool]:
     The key is the one that the list is sorted by, if it is of the same column, so that one walk
     through one index does for both; the planner has statistics of its values.
     """
-    column = BETWEEN[name][0]
+    column = RANGE_FILTERS[name][0]
     key = SORTS[column]
     value = key.ascending if sort == column else key.descending
     return and_(value >= bindparam(f"{name}_least"), value <= bindparam(f"{name}_most"))

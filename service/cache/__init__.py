@@ -2,11 +2,11 @@
 
     a read that begins                                  a write
     ------------------                                  -------
-    lease on the epoch? (fence) ---no---> SQL           BEGIN, change: the rows are locked
-      | yes; breaker closed?                            read the epoch's row (epochs)
+    lease on the epoch? (lease) ---no---> SQL           BEGIN, change: the rows are locked
+      | yes; breaker closed?                            read the epoch's row (state)
     get the key                                           off: commit as it is
       V of this key -----------> answer: hit              young (2.2 s): undo, wait, again
-      L, W, an error, late ----> SQL, no fill             on: mark every key W, each gen W (writes)
+      L, W, an error, late ----> SQL, no fill             on: mark every key W, each gen W
       nothing: add L (lease)                                 in doubt: undo, turn it off
     SQL, answer: miss                                   COMMIT
     set V, if L still stands there                      clear: no own mark, no V, no L; new gen
@@ -40,30 +40,34 @@ write that cannot make its marks first turns the cache off for all and waits for
 such lease is left. It comes back by itself: off for 15 s, longer than any write that saw it on,
 and 5 s of a store that answers.
 
-    entries   what stands under a key        store, redis_store   where it stands, in one step each
-    epochs    the row, and SQL about it      fence                the lease, turning off, recovery
-    touched   what a write changes           cascades             what the database changes with it
-    writes    its marks
-    items     one row by its id              lists                ids and totals of one generation
-    flights   one SQL at a time of a thing   breaker              leaves a silent Redis alone
-    access    what every read needs          counters             what is counted
+    entries           the values under keys
+    store             a store in memory, and its interface; redis_store: the same in Redis
+    state             the row of the epoch, and SQL about it
+    lease             the lease on the epoch, turning the cache off, recovery
+    change_tracking   the rows that a write changes; cascades: those that change with them
+    invalidation      marks, and their clearing
+    items, lists      one row by its id; ids and totals of one generation
+    reader            what every read needs: state, SQL, counters
+    single_flight     one load at a time for a key
+    circuit_breaker   leaves a Redis alone that does not reply
+    counters          what is counted
 
 Keys: `octavo:cache:<run id>:<token of the epoch>:` and `book:7`, `user:3`, `list:<digest>`,
 `gen:book`, `writers:book`.
 """
 
-from service.cache.breaker import FAILURES
 from service.cache.cache import Cache
+from service.cache.change_tracking import WriteSession, delete_row, touch_rows, write_rows
+from service.cache.circuit_breaker import FAILURES
 from service.cache.counters import Counters
 from service.cache.entries import NONE, Entry
-from service.cache.epochs import Epochs, State
-from service.cache.fence import SharedCacheError
+from service.cache.invalidation import Invalidation, Mark, RetryWrite
 from service.cache.items import Items, Kind, Prefetch, Status, shape_of
-from service.cache.lists import Found, Listing, Lists, Rows
+from service.cache.lease import SharedCacheError
+from service.cache.lists import ListIds, ListQuery, ListResult, Lists
 from service.cache.redis_store import RedisStore
+from service.cache.state import Epochs, State
 from service.cache.store import Replied
-from service.cache.touched import WriteSession, delete_row, touch_rows, write_rows
-from service.cache.writes import Mark, Postponed, Writes
 
 __all__ = [
     "FAILURES",
@@ -72,22 +76,22 @@ __all__ = [
     "Counters",
     "Entry",
     "Epochs",
-    "Found",
+    "Invalidation",
     "Items",
     "Kind",
-    "Listing",
+    "ListIds",
+    "ListQuery",
+    "ListResult",
     "Lists",
     "Mark",
-    "Postponed",
     "Prefetch",
     "RedisStore",
     "Replied",
-    "Rows",
+    "RetryWrite",
     "SharedCacheError",
     "State",
     "Status",
     "WriteSession",
-    "Writes",
     "delete_row",
     "shape_of",
     "touch_rows",

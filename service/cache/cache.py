@@ -2,18 +2,18 @@
 
 import logging
 
-from service.cache.access import Access, Sessions
-from service.cache.breaker import Breaker
+from service.cache.circuit_breaker import CircuitBreaker
 from service.cache.counters import Counters
-from service.cache.epochs import Epochs
-from service.cache.fence import Fence
+from service.cache.invalidation import Invalidation
 from service.cache.items import Items
+from service.cache.lease import EpochLease
 from service.cache.lists import Lists
+from service.cache.reader import CacheReader, Sessions
 from service.cache.redis_store import RedisStore
+from service.cache.state import Epochs
 from service.cache.store import MemoryStore, Store
-from service.cache.writes import Writes
 from service.config import Settings
-from service.patience import Patience
+from service.patience import LoopTimeout
 
 CLEAR_PATIENCE = 5.0
 
@@ -27,11 +27,13 @@ class Cache:
         self.store = store or _store(settings)
         self.counters = Counters()
         self.epochs = Epochs(self.counters)
-        self.fence = Fence(self.store, self.epochs, logger)
+        self.fence = EpochLease(self.store, self.epochs, logger)
         patience = settings.cache_redis_seconds
-        self.writes = Writes(self.store, self.epochs, self.counters, patience)
-        self._breaker = Breaker(self.store.identify, self.counters, logger)
-        self.access = Access(self.store, self.fence, self._breaker, self.counters, logger, patience)
+        self.writes = Invalidation(self.store, self.epochs, self.counters, patience)
+        self._breaker = CircuitBreaker(self.store.identify, self.counters, logger)
+        self.access = CacheReader(
+            self.store, self.fence, self._breaker, self.counters, logger, patience
+        )
         self.items = Items(self.access, settings.cache_item_seconds)
         self.lists = Lists(
             self.access,
@@ -51,7 +53,7 @@ class Cache:
         state = await self.epochs.read()
         if not state.on:
             return 0
-        async with Patience(CLEAR_PATIENCE):
+        async with LoopTimeout(CLEAR_PATIENCE):
             return await self.store.sweep(state.prefix)
 
     async def close(self) -> None:

@@ -11,12 +11,12 @@ from typing import Any, Literal, Protocol
 from pydantic import BaseModel
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.cache.access import Access
 from service.cache.entries import LEASE, MARK, NONE, Entry, generation_key, new_lease, read
-from service.cache.epochs import State
+from service.cache.reader import CacheReader
+from service.cache.state import State
 from service.cache.store import Replied
 from service.cached_models import cached_model
-from service.patience import Patience
+from service.patience import LoopTimeout
 
 LEASE_SECONDS = 3.0  # of a reader that fills
 NONE_SECONDS = 5.0  # of "there is none"
@@ -87,7 +87,7 @@ class Prefetch:
 class Items:
     """Reads entries, and fills what is missing under a lease."""
 
-    def __init__(self, access: Access, seconds: float) -> None:
+    def __init__(self, access: CacheReader, seconds: float) -> None:
         self._access = access
         self._seconds = seconds
 
@@ -105,22 +105,22 @@ class Items:
         access = self._access
         state = access.enter() if self._seconds and not past else None
         if state is None:
-            return await self._load(kind, row_id), access.count("bypass")
+            return await access.row(kind, row_id), access.count("bypass")
         key, own_key = state.prefix + kind.key(row_id), kind.own_key(row_id)
         lease = None
         try:
-            async with Patience(access.patience):
+            async with LoopTimeout(access.patience):
                 found = await access.store.get(key)
                 entry = read(found, own_key)
                 if entry is None and may_be_filled(found):
                     lease = await self._lease(key, found)
         except access.failures as error:
             access.failed(error)
-            return await self._load(kind, row_id), access.count("bypass")
+            return await access.row(kind, row_id), access.count("bypass")
         if entry is not None:
             self.hit(kind, row_id, entry)
             return entry, "hit"
-        entry = await self._load(kind, row_id)
+        entry = await access.row(kind, row_id)
         if lease is None:
             return entry, access.count("bypass")
         access.later(self._fill(key, entry.write(own_key), bool(entry.body), lease))
@@ -149,7 +149,7 @@ class Items:
             self._access.later(self._compare(kind, row_id, entry))
 
     async def read_missing(
-        self, kind: Kind, state: State, found: dict[int, bytes | None], patience: Patience
+        self, kind: Kind, state: State, found: dict[int, bytes | None], patience: LoopTimeout
     ) -> dict[int, Entry]:
         """Load several rows that a list needs, and fill those that can be leased."""
         access = self._access
@@ -176,10 +176,6 @@ class Items:
         if values:
             access.later(self._fill_many(values, lease))
         return loaded
-
-    async def _load(self, kind: Kind, row_id: int) -> Entry:
-        found = await self._access.sql(kind.key(row_id), partial(kind.load, ids=[row_id]))
-        return found.get(row_id, NONE)
 
     async def _lease(self, key: str, found: bytes | None) -> bytes | None:
         lease = new_lease()

@@ -9,18 +9,18 @@ from typing import Any, Literal, Protocol
 from pydantic_core import from_json, to_json
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service.cache.access import Access
 from service.cache.entries import GENERATION, NONE, Entry, read
-from service.cache.epochs import State
 from service.cache.items import Items, Kind, Status
+from service.cache.reader import CacheReader
+from service.cache.state import State
 from service.errors import ResourceNotFoundError
-from service.patience import Patience
+from service.patience import LoopTimeout
 
 Keeping = Literal["generation", "ttl", "none"]
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
+class ListIds:
     """What SQL says of a list. None: it was not asked for.
 
     more: what the list needs beside its ids, as JSON has it.
@@ -32,7 +32,7 @@ class Found:
 
 
 @dataclass(frozen=True, slots=True)
-class Rows:
+class ListResult:
     """A list, ready to be sent: the bytes of its rows, and how many there are in all.
 
     generation: the one that it is of, if it was read through the cache.
@@ -48,12 +48,12 @@ class Rows:
 class Find(Protocol):
     """Gives what is wanted of a list, ids or total or both, in one snapshot."""
 
-    def __call__(self, db: AsyncSession, wanted: tuple[bool, bool]) -> Awaitable[Found]:
+    def __call__(self, db: AsyncSession, wanted: tuple[bool, bool]) -> Awaitable[ListIds]:
         """Ask SQL."""
 
 
 @dataclass(frozen=True)
-class Listing:
+class ListQuery:
     """A list of rows, and how to read it.
 
     conditions: which rows, always in one order. part: which of them, in what order; together they
@@ -88,7 +88,12 @@ class Lists:
     """Reads lists whose every part is of one moment."""
 
     def __init__(
-        self, access: Access, items: Items, keeping: Keeping, page_seconds: float, seconds: float
+        self,
+        access: CacheReader,
+        items: Items,
+        keeping: Keeping,
+        page_seconds: float,
+        seconds: float,
     ) -> None:
         self._access = access
         self._items = items
@@ -96,13 +101,13 @@ class Lists:
         self._page_seconds = 0 if keeping == "none" else page_seconds
         self._count_seconds = seconds
 
-    async def read(self, listing: Listing, *, past: bool = False) -> Rows:
+    async def read(self, listing: ListQuery, *, past: bool = False) -> ListResult:
         """Give a list. `past`: do not ask the cache."""
         access = self._access
         state = None if past else access.enter()
         if state is not None:
             try:
-                rows = await self._read(listing, state, Patience(access.patience))
+                rows = await self._read(listing, state, LoopTimeout(access.patience))
                 access.count(rows.status)
                 if rows.status == "hit":
                     self._hit(listing, rows)
@@ -112,9 +117,9 @@ class Lists:
             except _ChangedError:
                 pass
         bodies, total, more = await access.sql(f"all {listing.page}", listing.read_all)
-        return Rows(bodies, total, more, access.count("bypass"))
+        return ListResult(bodies, total, more, access.count("bypass"))
 
-    def hit(self, listing: Listing, rows: Rows, generation: bytes | None) -> bool:
+    def hit(self, listing: ListQuery, rows: ListResult, generation: bytes | None) -> bool:
         """Tell whether a list is still true: of the generation that a read finds by itself."""
         if generation != rows.generation:
             return False
@@ -122,11 +127,11 @@ class Lists:
         self._hit(listing, rows)
         return True
 
-    def _hit(self, listing: Listing, rows: Rows) -> None:
+    def _hit(self, listing: ListQuery, rows: ListResult) -> None:
         if self._keeping != "ttl" and self._access.is_sampled():
             self._access.later(self._compare(listing, rows))
 
-    async def _read(self, listing: Listing, state: State, patience: Patience) -> Rows:
+    async def _read(self, listing: ListQuery, state: State, patience: LoopTimeout) -> ListResult:
         access = self._access
         names = (listing.page, listing.count) if listing.counted else (listing.page,)
         kind = listing.kind
@@ -157,15 +162,15 @@ class Lists:
             total = total if fresh.total is None else fresh.total
         bodies, complete = await self._rows(kind, state, generation, ids, patience)
         status = status if complete else "miss"
-        return Rows(bodies, total, more, status, generation)
+        return ListResult(bodies, total, more, status, generation)
 
     async def _find(
-        self, listing: Listing, generation: bytes, keys: Sequence[str], wanted: tuple[bool, bool]
-    ) -> Found:
+        self, listing: ListQuery, generation: bytes, keys: Sequence[str], wanted: tuple[bool, bool]
+    ) -> ListIds:
         """Ask SQL, which has begun after the generation was read, and keep what it says."""
         access = self._access
         find = partial(listing.find, wanted=wanted)
-        found: Found = await access.sql(f"{wanted} {listing.page}", find)
+        found: ListIds = await access.sql(f"{wanted} {listing.page}", find)
         values = []
         if found.ids is not None and self._page_seconds:
             body = to_json([found.ids, found.more])
@@ -179,7 +184,7 @@ class Lists:
         return found
 
     async def _rows(
-        self, kind: Kind, state: State, generation: bytes, ids: Sequence[int], patience: Patience
+        self, kind: Kind, state: State, generation: bytes, ids: Sequence[int], patience: LoopTimeout
     ) -> tuple[list[bytes], bool]:
         """Give the rows, and whether all were in the cache.
 
@@ -215,7 +220,7 @@ class Lists:
         ):
             raise _ChangedError
 
-    async def _compare(self, listing: Listing, seen: Rows) -> None:
+    async def _compare(self, listing: ListQuery, seen: ListResult) -> None:
         """Look whether a hit was true: stale is what is of this generation and not as SQL has it.
 
         That of the cache comes second: no list of it may be older than what SQL has shown.

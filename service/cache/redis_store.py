@@ -23,7 +23,7 @@ from service.cache.store import (
     Store,
     run_of,
 )
-from service.wire import READ, Script, Wire
+from service.redis_client import GET_MANY, RedisBatcher, Script
 
 ROOM = files("service.cache")
 
@@ -81,7 +81,7 @@ class _Wired(RedisCache):  # type: ignore[misc]  # aiocache has no types
     asking for them costs as much as the read.
     """
 
-    wire: Wire
+    batcher: RedisBatcher
 
     async def get(self, key: str, *_: Any, **__: Any) -> bytes | None:
         """Give what stands under a key."""
@@ -91,7 +91,7 @@ class _Wired(RedisCache):  # type: ignore[misc]  # aiocache has no types
     async def multi_get(self, keys: Sequence[str], *_: Any, **__: Any) -> list[bytes | None]:
         """Give what stands under keys."""
         found: list[bytes | None]
-        who, found = await self.wire.ask(READ, keys)
+        who, found = await self.batcher.request(GET_MANY, keys)
         if who != _meant.get():
             raise AnotherStoreError("Another Redis answers")
         return found
@@ -112,7 +112,7 @@ class RedisStore(Store):
             redis_connect_func=_greet,
         )
         self.pool = pool
-        self._wire = Wire(pool, deadline)
+        self._batcher = RedisBatcher(pool, deadline)
         super().__init__(
             _Wired(
                 serializer=NullSerializer(encoding=None),  # bytes: a lease is compared as it is
@@ -120,16 +120,16 @@ class RedisStore(Store):
                 timeout=0,  # patience is counted by whoever asks
             )
         )
-        self.aio.wire = self._wire
+        self.aio.batcher = self._batcher
 
     @property
-    def wire(self) -> Wire:
+    def batcher(self) -> RedisBatcher:
         """The way to it."""
-        return self._wire
+        return self._batcher
 
     def call(self, keys: Sequence[str], tell: Callable[[Any], None]) -> None:
         """Ask for what stands under keys, in one write with all else of this tick."""
-        self._wire.call(READ, keys, tell)
+        self._batcher.submit(GET_MANY, keys, tell)
 
     async def mark(
         self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
@@ -187,7 +187,7 @@ class RedisStore(Store):
 
         In another Redis it would do nothing that anybody sees: every key says whose it is.
         """
-        who, reply = await self._wire.ask(script, (keys, told))
+        who, reply = await self._batcher.request(script, (keys, told))
         if who != run_of(key):
             raise AnotherStoreError("Another Redis answers")
         return reply
@@ -214,7 +214,7 @@ class RedisStore(Store):
 
     async def close(self) -> None:
         """End every connection."""
-        await self._wire.close()
+        await self._batcher.close()
         await self.aio.client.aclose()
 
 

@@ -9,11 +9,11 @@ import click
 from service.cli.database import fill_with_shipped_books
 from service.config import load_from_environment
 from service.importer.columns import ColumnMap, parse_map
+from service.importer.importer import Reading, Rejects, Report, open_reading
+from service.importer.importer import import_books as run_import
 from service.importer.interrupt import Interrupt
 from service.importer.loader import Loader
 from service.importer.progress import Progress
-from service.importer.run import Reading, Rejects, Report, open_reading
-from service.importer.run import import_books as run_import
 from service.importer.sources import Format, SourceError
 
 EX_INTERRUPTED = 130

@@ -13,7 +13,7 @@ from hypercorn.utils import LifespanFailureError
 
 from service import __version__, figures, logs
 from service.config import Settings, load_from_environment
-from service.server.forks import Forks
+from service.server.fork_server import Forks
 from service.server.supervisor import Supervisor
 
 

@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple, Protocol
 from hypercorn.config import Config
 
 
-class AtHand(NamedTuple):
+class EarlyResponse(NamedTuple):
     """An answer that needs no application. `lines`: its header lines, each with its end."""
 
     status: int
@@ -23,7 +23,7 @@ class AtHand(NamedTuple):
 class Shortcut(Protocol):
     """Knows answers that need no application."""
 
-    def look(self, scope: Any, tell: Callable[[AtHand | None], None]) -> bool:
+    def look(self, scope: Any, tell: Callable[[EarlyResponse | None], None]) -> bool:
         """Begin to look for the answer to a GET without a body.
 
         False: it is for the application. Else `tell` is called later, once: with the answer, or

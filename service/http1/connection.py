@@ -6,13 +6,13 @@ from collections.abc import Coroutine
 from math import inf
 from typing import TYPE_CHECKING, Any
 
-from service.http1 import wire
-from service.http1.answers import Answer
-from service.http1.exchange import Exchange
-from service.http1.refusals import Headers, refusal
-from service.http1.requests import Reader, RefusedError
+from service.http1 import transport
+from service.http1.error_responses import Headers, refusal
+from service.http1.parser import Reader, RefusedError
+from service.http1.request_cycle import Exchange
+from service.http1.response_writer import Answer
 from service.http1.scope import scope_of
-from service.http1.wire import BUSY, IN_HEAD, STALLED, UNREAD, Wire
+from service.http1.transport import BUSY, IN_HEAD, STALLED, UNREAD, Wire
 
 if TYPE_CHECKING:
     from service.http1.server import Serving
@@ -223,11 +223,11 @@ class Connection(Wire):
         if self._is_closing:
             return
         if not self._is_writable or (exchange is not None and exchange.is_awaited):
-            phase, seconds = STALLED, wire.STALL_SECONDS
+            phase, seconds = STALLED, transport.STALL_SECONDS
         elif exchange is not None:
             phase, seconds = BUSY, inf
         elif not self._reader.is_complete:  # what comes of the rest is no progress
-            phase, seconds = UNREAD, wire.UNREAD_SECONDS
+            phase, seconds = UNREAD, transport.UNREAD_SECONDS
         elif self._data:
             phase, seconds = IN_HEAD, config.header_seconds
         else:

@@ -12,8 +12,8 @@ from hypercorn.protocol.h11 import H11Protocol
 from hypercorn.typing import H11SendableEvent
 
 from service.http1.config import ServerConfig
-from service.http1.refusals import as_origin, refusal
-from service.http1.requests import RefusedError
+from service.http1.error_responses import as_origin, refusal
+from service.http1.parser import RefusedError
 
 
 class Http1(H11Protocol):

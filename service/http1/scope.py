@@ -5,8 +5,8 @@ from typing import TYPE_CHECKING
 from hypercorn.typing import ConnectionState, HTTPScope
 
 from service.fields import Fields
-from service.http1.refusals import as_origin
-from service.http1.requests import Reader, read_target
+from service.http1.error_responses import as_origin
+from service.http1.parser import Reader, read_target
 
 if TYPE_CHECKING:
     from service.http1.connection import Connection

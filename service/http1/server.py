@@ -19,7 +19,7 @@ from service.http1.config import ServerConfig
 from service.http1.connection import Connection
 from service.http1.h2 import Http2
 from service.http1.h11 import Http1
-from service.http1.requests import Known
+from service.http1.parser import Known
 
 
 class Serving:

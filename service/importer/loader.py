@@ -17,7 +17,7 @@ from service.books.service import book_values
 from service.config import Settings
 from service.db import Database
 from service.db_errors import violated
-from service.importer.repair import Accepted
+from service.importer.normalise import Accepted
 from service.importer.sources import SourceError
 from service.models import Base, Book, BookViews, ImportedRecord, User
 from service.usernames import name_key

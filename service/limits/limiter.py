@@ -11,11 +11,11 @@ from quart_rate_limiter import QUART_RATE_LIMITER_EXEMPT_ATTRIBUTE as EXEMPT
 from quart_rate_limiter import RateLimit, RateLimiter
 
 from service.context import context_of
-from service.limits.callers import Caller, Callers
-from service.limits.claims import Claim, Claims, Decision, Policy
-from service.limits.ledger import Ledger
-from service.limits.table import BY_ADDRESS, DEFAULT, NamedLimit, Table
-from service.limits.wording import refusal
+from service.limits.failover import LimitStore
+from service.limits.headers import refusal
+from service.limits.identity import Caller, Identities
+from service.limits.policies import BY_ADDRESS, DEFAULT, NamedLimit, Policies
+from service.limits.types import Charge, Charges, Decision, Policy
 
 PREFIX = "octavo:limit"
 CALLERS = 4_096  # who are remembered, to save time
@@ -49,7 +49,7 @@ class Limiter(RateLimiter):
     says whose units are spent; without one it is the user, else the address.
     """
 
-    def __init__(self, table: Table, callers: Callers, ledger: Ledger) -> None:
+    def __init__(self, table: Policies, callers: Identities, ledger: LimitStore) -> None:
         super().__init__()
         self.callers = callers
         self.table = table
@@ -85,19 +85,19 @@ class Limiter(RateLimiter):
             return Plan(names, custom=written)
         return Plan(names, tuple(map(_policy, written)))
 
-    def _make_claims(self, endpoint: str | None, plan: Plan, caller: Caller) -> Claims:
+    def _make_claims(self, endpoint: str | None, plan: Plan, caller: Caller) -> Charges:
         found = [self.claim(name, caller) for name in plan.names]
         if plan.written:
-            found.append(Claim(f"{PREFIX}:{endpoint}:{caller.key}", plan.written))
-        return Claims(found)
+            found.append(Charge(f"{PREFIX}:{endpoint}:{caller.key}", plan.written))
+        return Charges(found)
 
-    def claim(self, name: str, caller: Caller, cost: int = 1, account: str = "") -> Claim:
+    def claim(self, name: str, caller: Caller, cost: int = 1, account: str = "") -> Charge:
         """Give what a caller asks of a limit of the settings, about an account (or none)."""
         whose = caller.address if name in BY_ADDRESS else caller.key
         key = f"{PREFIX}:{name}:{whose}{account and ':'}{account}"
-        return Claim(key, self.table.policies(name, caller.tier), cost)
+        return Charge(key, self.table.policies(name, caller.tier), cost)
 
-    async def decide(self, scope: Any, claims: Sequence[Claim]) -> Decision:
+    async def decide(self, scope: Any, claims: Sequence[Charge]) -> Decision:
         """Admit all claims of a request; its answer will tell. Raises RateLimitedError."""
         if not self._enabled:
             return Decision(True, 0, (), ())
@@ -113,11 +113,11 @@ class Limiter(RateLimiter):
         self.admitted += 1
         return decision
 
-    async def look(self, claims: Sequence[Claim]) -> Decision:
+    async def look(self, claims: Sequence[Charge]) -> Decision:
         """Give how a caller stands with claims of no cost."""
         return await self.ledger.decide(claims)
 
-    async def give_back(self, claims: Sequence[Claim], decision: Decision) -> None:
+    async def give_back(self, claims: Sequence[Charge], decision: Decision) -> None:
         """Undo what a decision has admitted, as far as its logs know single units."""
         if decision.admitted:
             for claim, stamp in zip(claims, decision.stamps, strict=False):  # off: none
@@ -141,7 +141,7 @@ class Limiter(RateLimiter):
                 key = await limit.key_function() if limit.key_function else caller.key
                 by_key.setdefault(key, []).append(_policy(limit))
         for key, policies in by_key.items():
-            found.append(Claim(f"{PREFIX}:{request.endpoint}:{key}", tuple(policies)))
+            found.append(Charge(f"{PREFIX}:{request.endpoint}:{key}", tuple(policies)))
         if found:
             await self.decide(request.scope, found)
         if (refuse := self.callers.read(request.scope).refuse) is not None:

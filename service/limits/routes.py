@@ -4,7 +4,7 @@ from pydantic import BaseModel, Field
 from quart import Blueprint
 from quart_rate_limiter import rate_exempt
 
-from service.limits.wording import name, seconds
+from service.limits.headers import name, seconds
 from service.openapi.answers import answers
 from service.operations import Call, Reply, operation
 from service.validation import Int64

@@ -11,8 +11,8 @@ from service.config import Settings
 from service.context import RequestContext, context_of
 from service.db import Database
 from service.errors import APIError
-from service.fields import Told, told_by
-from service.links import Here
+from service.fields import RequestHeaders, parse_headers
+from service.links import RequestUrl
 from service.pagination import Cursors
 from service.requests import read_json
 from service.security import Passwords, Tokens
@@ -36,7 +36,7 @@ class Call:
         self.scope = scope
         self.path = path
         self.context: RequestContext = context_of(scope)
-        self.headers: Told = told_by(scope["headers"])
+        self.headers: RequestHeaders = parse_headers(scope["headers"])
         self._read_body = read_body
 
     @property
@@ -95,9 +95,9 @@ class Call:
         return await read_json(self.scope, self._read_body)
 
     @property
-    def here(self) -> Here:
+    def here(self) -> RequestUrl:
         """Where the request has come: what links are made of."""
-        return Here(self.base, self.path, self.args)
+        return RequestUrl(self.base, self.path, self.args)
 
     @property
     def base(self) -> str:

@@ -10,7 +10,7 @@ from quart import Quart, Response, current_app, request
 from quart_schema import document_querystring, document_request
 from quart_schema.openapi import QUART_SCHEMA_SECURITY_ATTRIBUTE
 
-from service.cache import Kind, Listing, Rows, Status
+from service.cache import Kind, ListQuery, ListResult, Status
 from service.errors import APIError, InvalidInputError
 from service.operations.call import Call
 from service.validation import messages
@@ -50,11 +50,15 @@ class Reply:
     is_tagged: bool = False
     is_public: bool = False
     cached: Status | None = None
-    listed: tuple[Listing, Rows] | None = None
+    listed: tuple[ListQuery, ListResult] | None = None
 
     @classmethod
     def of_list(
-        cls, body: bytes, listing: Listing, rows: Rows, headers: Mapping[str, str] | None = None
+        cls,
+        body: bytes,
+        listing: ListQuery,
+        rows: ListResult,
+        headers: Mapping[str, str] | None = None,
     ) -> Self:
         """Answer a public list that was read through the cache."""
         kept = (listing, rows)

@@ -2,13 +2,13 @@
 
     octavo serve        binds the sockets, then watches over its workers (supervisor)
       octavo serve --workers 0 --bind fd://...
-                        loads what serves, and forks when it is asked to (forks)
+                        loads what serves, and forks when it is asked to (fork_server)
         each worker     Hypercorn on uvloop, one process, until it is drained (worker)
 
 So a worker that has died is replaced in a few milliseconds, and what was loaded is in memory once.
 
-A worker hears from its supervisor, and tells it what it has to say, log lines too, over two pipes
-(channel); when that one ends, so does the worker. Hypercorn's own workers drop requests at
+A worker and its supervisor exchange messages and log lines over two pipes (pipes). When the
+supervisor ends, the worker ends. Hypercorn's own workers drop requests at
 SIGTERM and end the service when one is killed; these
 
     SIGTERM   say 503 at /health/ready and `Connection: close` everywhere, listen for a little
@@ -18,5 +18,5 @@ SIGTERM and end the service when one is killed; these
               cache is in the memory of the only one
     SIGUSR1   leave new connections to the others, then end: what a replaced one hears
 
-`hypercorn` configures it; the HTTP/1.1 that it speaks here is in `service.http1`.
+`hypercorn_config` configures it; the HTTP/1.1 that it speaks here is in `service.http1`.
 """

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from service.server.processes import ForkServer, WorkerProcess
+from service.server.worker_processes import ForkServer, WorkerProcess
 
 START_SECONDS = 60.0  # until a worker has to be ready
 STEADY_SECONDS = 1.0  # that one has to serve to be no failure

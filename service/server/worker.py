@@ -20,8 +20,8 @@ from service import figures
 from service.app import create_app
 from service.config import Settings
 from service.http1 import ServerConfig
-from service.server.channel import Channel, ChannelHandler
-from service.server.hypercorn import configured
+from service.server.hypercorn_config import configured
+from service.server.pipes import Channel, ChannelHandler
 
 LAST_SECONDS = 0.2  # for who was accepted last to have asked
 # Python's full look for cycles stops 1,500 connections for 0.3 s, and under load there is one a

@@ -14,7 +14,7 @@ from sqlalchemy.orm import InstrumentedAttribute
 
 from service.db_errors import violated
 from service.errors import InvalidInputError, ResourceNotFoundError
-from service.guard import CurrentUser, confirm
+from service.guard import CurrentUser, recheck_user
 from service.models import RefreshToken, User, fold
 from service.usernames import name_key
 from service.users.schemas import MAX_EMAIL
@@ -78,7 +78,7 @@ async def update_profile(
 
     `checked_hash` is that of the current password, where it was asked for.
     """
-    await confirm(db, current_user, to_change=True)
+    await recheck_user(db, current_user, to_change=True)
     user = await get_user(db, current_user.id)
     if checked_hash not in {None, user.password_hash}:
         raise wrong_password()  # changed since it was checked

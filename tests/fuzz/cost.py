@@ -24,7 +24,7 @@ from service.config import Settings
 from service.http1 import ServerConfig
 from service.http1.connection import Connection
 from service.http1.server import Serving
-from service.server.hypercorn import configured
+from service.server.hypercorn_config import configured
 from tests.conftest import settings_for
 
 SEGMENT = 65_536  # bytes that a transport hands over at once

@@ -13,7 +13,7 @@ from tests.factories import PASSWORD, Factory
 from tests.fuzz.cost import METRICS_TOKEN
 from tests.fuzz.shapes import Case, Operation
 
-FRAMEWORK = (b"Content-Encoding", b"identity")  # has the framework answer: no short way
+FRAMEWORK = (b"Content-Encoding", b"identity")  # has the framework answer: no fast path
 _numbers = count(1)
 
 

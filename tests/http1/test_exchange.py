@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from service.asgi import COMPLETE, is_complete
-from service.http1 import wire
+from service.http1 import transport
 from service.http1.connection import Connection
 from tests.http1.site import answer, bare, read
 from tests.http1.test_corpus import next_answer
@@ -444,7 +444,7 @@ async def test_a_request_byte_by_byte_is_the_same() -> None:
 
 async def test_what_takes_too_long_is_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each by its own measure; what makes progress is not."""
-    monkeypatch.setattr(wire, "STALL_SECONDS", 0.6)
+    monkeypatch.setattr(transport, "STALL_SECONDS", 0.6)
     loop = asyncio.get_running_loop()
     heads = b"GET / HTTP/1.1\r\nHost: x\r\nA: "
     body = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100\r\n\r\n"
@@ -480,7 +480,7 @@ async def test_an_application_may_think_longer_than_a_client(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also about a body that it had to wait for."""
-    monkeypatch.setattr(wire, "STALL_SECONDS", 0.3)
+    monkeypatch.setattr(transport, "STALL_SECONDS", 0.3)
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         body = await read(receive)
@@ -500,7 +500,7 @@ async def test_an_application_may_think_longer_than_a_client(
 
 async def test_who_does_not_read_is_cut_whatever_they_send(monkeypatch: pytest.MonkeyPatch) -> None:
     """The rest of a body that nobody asked for is no sign of reading."""
-    monkeypatch.setattr(wire, "STALL_SECONDS", 0.4)
+    monkeypatch.setattr(transport, "STALL_SECONDS", 0.4)
     loop = asyncio.get_running_loop()
     app = saying(start(), *[part(b"a" * 100_000, True)] * 300, part(b""))
     async with bare(app) as site:
@@ -520,7 +520,7 @@ async def test_who_does_not_read_is_cut_whatever_they_send(monkeypatch: pytest.M
 async def test_who_does_not_read_is_cut_and_who_reads_slowly_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(wire, "STALL_SECONDS", 0.5)
+    monkeypatch.setattr(transport, "STALL_SECONDS", 0.5)
     sent = ended = 0
 
     async def app(scope: Any, receive: Any, send: Any) -> None:

@@ -4,8 +4,8 @@ import random
 from typing import Any
 
 from service.config_limits import MOST_HOPS
-from service.fields import told_by
-from service.http1.requests import (
+from service.fields import parse_headers
+from service.http1.parser import (
     KEPT_BYTES,
     MOST_KEPT,
     Known,
@@ -82,6 +82,6 @@ def test_of_a_line_only_what_is_short_is_remembered() -> None:
 def test_of_a_chain_of_proxies_the_end_is_read() -> None:
     """Whatever stands before it, a client made up: it is not worth a millisecond."""
     chain = b"1.1.1.1," * 8_000 + b" 2.2.2.2 , 3.3.3.3"
-    told = told_by([(b"x-forwarded-for", chain)])
+    told = parse_headers([(b"x-forwarded-for", chain)])
     assert len(told.forwarded) == MOST_HOPS + 1
     assert told.forwarded[-2:] == ["2.2.2.2", "3.3.3.3"]

@@ -12,7 +12,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, Event, StreamEnded, StreamReset
 
-from service.http1 import wire
+from service.http1 import transport
 from tests.http1.site import Bare, answer, bare, read
 from tests.http1.test_corpus import next_answer
 from tests.http1.test_exchange import BOTH, GET, part, saying, start
@@ -41,10 +41,10 @@ async def closed(site: Bare) -> None:
 
 
 def test_the_bounds_are_as_documented() -> None:
-    assert wire.UNREAD_SECONDS <= 5
-    assert wire.LINGER_SECONDS <= 5
-    assert wire.UNREAD_BYTES == 65_536
-    assert wire.STALL_SECONDS == 20
+    assert transport.UNREAD_SECONDS <= 5
+    assert transport.LINGER_SECONDS <= 5
+    assert transport.UNREAD_BYTES == 65_536
+    assert transport.STALL_SECONDS == 20
 
 
 @BOTH
@@ -54,7 +54,7 @@ async def test_a_trickle_after_the_answer_holds_no_connection(
 ) -> None:
     """Whether the answer says that the connection stays, or that it ends."""
     for name in ("UNREAD_SECONDS", "LINGER_SECONDS"):
-        monkeypatch.setattr(wire, name, 0.5)
+        monkeypatch.setattr(transport, name, 0.5)
     answering = saying(start((b"content-length", b"3"), status=401), part(b"abc"))
     async with bare(answering, http1=http1) as site:
         reader, writer = await site.connect()
@@ -89,7 +89,7 @@ async def test_a_body_that_comes_in_time_after_its_answer_keeps_the_connection()
 async def test_a_flood_after_the_answer_ends_before_its_time(
     monkeypatch: pytest.MonkeyPatch, raw: bytes
 ) -> None:
-    monkeypatch.setattr(wire, "LINGER_SECONDS", 600.0)
+    monkeypatch.setattr(transport, "LINGER_SECONDS", 600.0)
     async with bare(saying(start(status=413), part(b"abc"))) as site:
         reader, writer = await site.connect()
         writer.write(raw)
@@ -123,7 +123,7 @@ async def test_an_answer_that_nobody_reads_is_cut_long_before_an_idle_connection
     monkeypatch: pytest.MonkeyPatch, size: int
 ) -> None:
     """Also where the application has sent all of it, as it waits within the server."""
-    monkeypatch.setattr(wire, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(transport, "STALL_SECONDS", 1.0)
     app = saying(start(), part(b"a" * size))
     async with bare(app, keep_alive_timeout=600) as site:
         loop, client = asyncio.get_running_loop(), socket.socket()
@@ -143,7 +143,7 @@ async def test_an_answer_that_nobody_reads_is_cut_long_before_an_idle_connection
 
 async def test_who_reads_a_little_now_and_then_is_not_cut(monkeypatch: pytest.MonkeyPatch) -> None:
     """For six times as long as a client may stand still."""
-    monkeypatch.setattr(wire, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(transport, "STALL_SECONDS", 1.0)
     body = b"a" * 3_000_000
     async with bare(saying(start(), part(body)), keep_alive_timeout=1) as site:
         loop, client = asyncio.get_running_loop(), socket.socket()

@@ -7,10 +7,10 @@ from sqlalchemy import ColumnElement, bindparam, select
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.books.service import not_found as book_not_found
-from service.cache import Entry, Kind, Listing, shape_of
+from service.cache import Entry, Kind, ListQuery, shape_of
 from service.errors import ForbiddenError, ResourceNotFoundError
-from service.guard import CurrentUser, confirm
-from service.listing import Catalogue, Chosen, list_page
+from service.guard import CurrentUser, recheck_user
+from service.listing import FilterSelection, ListDefinition, list_page
 from service.models import Book
 from service.pagination import Order, Page
 from tests.examples.reviews.models import Review
@@ -36,7 +36,7 @@ def _conditions(names: tuple[str, ...], sort: str, dialect: str) -> Sequence[Col
     return [COLUMNS.book_id == bindparam("book_id")]
 
 
-CATALOGUE = Catalogue(
+CATALOGUE = ListDefinition(
     REVIEWS,
     Review,
     _conditions,
@@ -45,20 +45,22 @@ CATALOGUE = Catalogue(
 )
 
 
-def list_reviews(book_id: int, page: Page) -> Listing:
+def list_reviews(book_id: int, page: Page) -> ListQuery:
     """List a page of the reviews of a book, newest first."""
 
     def values(dialect: str) -> Mapping[str, Any]:
         return {"book_id": book_id}
 
-    return list_page(CATALOGUE, Chosen({"book_id": str(book_id)}, "-created_at", values), page)
+    return list_page(
+        CATALOGUE, FilterSelection({"book_id": str(book_id)}, "-created_at", values), page
+    )
 
 
 async def create_review(
     db: AsyncSession, book_id: int, data: ReviewCreate, user: CurrentUser
 ) -> Review:
     """Add a review of a book. Raises ResourceNotFoundError if there is no such book."""
-    await confirm(db, user)
+    await recheck_user(db, user)
     if await db.get(Book, book_id, with_for_update={"key_share": True, "read": True}) is None:
         raise book_not_found(book_id)
     review = Review(book_id=book_id, user_id=user.id, **data.model_dump())
@@ -69,7 +71,7 @@ async def create_review(
 
 async def delete_review(db: AsyncSession, book_id: int, review_id: int, user: CurrentUser) -> None:
     """Delete a review. Its author and administrators may."""
-    user = await confirm(db, user)
+    user = await recheck_user(db, user)
     review = await db.get(Review, review_id, with_for_update=True)
     if review is None or review.book_id != book_id:
         raise ResourceNotFoundError(f"Review with id {review_id} not found")

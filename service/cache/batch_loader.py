@@ -1,0 +1,71 @@
+"""Batch loading: rows that are requested in one tick are read in one statement."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from functools import partial
+from typing import Generic, TypeVar
+
+Row = TypeVar("Row")
+Load = Callable[[Sequence[int]], Awaitable[Mapping[int, Row]]]
+
+MOST = 100  # rows of one statement
+
+
+class BatchLoader(Generic[Row]):
+    """Loads the rows of one kind by their ids.
+
+    No row is older than its request: a request that arrives while its row is being read waits for
+    that statement, and takes the next one. So each row is read at most once at a time.
+    """
+
+    def __init__(self, load: Load[Row], missing: Row) -> None:
+        self._load = load
+        self._missing = missing  # given for a row that is not there
+        self._pending: dict[int, asyncio.Future[Row]] = {}
+        self._running: set[int] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def read(self, row_id: int) -> Row:
+        """Give a row. Raises what the statement raises."""
+        future = self._pending.get(row_id)
+        if future is None:
+            loop = asyncio.get_running_loop()
+            future = self._pending[row_id] = loop.create_future()
+            future.add_done_callback(_retrieve)
+            loop.call_soon(self._start)
+        return await asyncio.shield(future)
+
+    def _start(self) -> None:
+        """Begin to read the pending rows, but for those that are being read."""
+        while ids := [row_id for row_id in self._pending if row_id not in self._running][:MOST]:
+            batch = {row_id: self._pending.pop(row_id) for row_id in ids}
+            self._running.update(batch)
+            task = asyncio.create_task(self._run(batch))
+            self._tasks.add(task)
+            task.add_done_callback(partial(self._ended, batch))
+
+    async def _run(self, batch: Mapping[int, asyncio.Future[Row]]) -> None:
+        rows = await self._load(list(batch))
+        for row_id, future in batch.items():
+            if not future.done():
+                future.set_result(rows.get(row_id, self._missing))
+
+    def _ended(self, batch: Mapping[int, asyncio.Future[Row]], task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._running.difference_update(batch)
+        error = asyncio.CancelledError() if task.cancelled() else task.exception()
+        for future in batch.values():
+            if error is not None and not future.done():
+                future.set_exception(error)
+        self._start()
+
+    async def close(self) -> None:
+        """Wait until everything that was requested has been read."""
+        while self._tasks or self._pending:
+            await asyncio.wait(self._tasks) if self._tasks else await asyncio.sleep(0)
+
+
+def _retrieve(future: asyncio.Future[Row]) -> None:
+    """Look at an error that nobody may have waited for."""
+    if not future.cancelled():
+        future.exception()

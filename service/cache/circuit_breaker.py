@@ -1,0 +1,69 @@
+"""Leaves a store alone that does not answer."""
+
+import asyncio
+import logging
+import time
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from redis.exceptions import RedisError
+
+from service.cache.counters import Counters
+from service.patience import LoopTimeout, end
+
+FAILURES = (RedisError, OSError)  # a time-out is an OSError
+TIMES, WITHIN = 3, 1.0  # failures, in so many seconds
+PAUSE = 1.0  # seconds, before each probe
+PROBE_PATIENCE = 0.1
+
+
+class CircuitBreaker:
+    """Opens at the third failure within a second; a probe of its own closes it again.
+
+    No reader ever pays for a probe.
+    """
+
+    def __init__(
+        self, probe: Callable[[], Awaitable[object]], counters: Counters, logger: logging.Logger
+    ) -> None:
+        self._probe = probe
+        self._counters = counters
+        self._logger = logger
+        self._failures: deque[float] = deque(maxlen=TIMES)
+        self._probing: asyncio.Task[None] | None = None
+        self.is_open = False  # the store is to be left alone
+
+    def failed(self, error: Exception) -> None:
+        """Count a failure."""
+        if self.is_open:
+            return
+        now = time.monotonic()
+        self._failures.append(now)
+        if len(self._failures) == TIMES and now - self._failures[0] <= WITHIN:
+            self._failures.clear()
+            self._counters.breaker_openings += 1
+            self._logger.warning(
+                "The cache's Redis is away (%s): reads go to the database", type(error).__name__
+            )
+            self.is_open = True
+            self._probing = asyncio.create_task(self._probe_until_well())
+
+    async def close(self) -> None:
+        """Stop probing."""
+        if self._probing is not None:
+            await end(self._probing)
+
+    async def _probe_until_well(self) -> None:
+        while True:
+            await asyncio.sleep(PAUSE)
+            try:
+                async with LoopTimeout(PROBE_PATIENCE):
+                    await self._probe()
+            except FAILURES:
+                continue
+            except Exception:
+                self._logger.exception("The cache's Redis cannot be asked")
+                continue
+            break
+        self._probing, self.is_open = None, False
+        self._logger.warning("The cache's Redis is back")

@@ -1,0 +1,134 @@
+"""The write's side: nothing is committed that a cache would not be told of.
+
+    change -> read the row of the epoch -> mark what changes -> commit -> take the marks away
+
+Whatever is in doubt is undone; then the cache goes off for all, and the write begins again.
+"""
+
+import time
+from dataclasses import dataclass
+
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.cache.change_tracking import Changes, changes_of
+from service.cache.circuit_breaker import FAILURES
+from service.cache.counters import Counters
+from service.cache.state import (
+    SETTLED_SECONDS,
+    Epochs,
+    State,
+    hold_off_recovery,
+    read_within,
+)
+from service.cache.store import Store
+from service.errors import ServiceUnavailableError
+from service.patience import LoopTimeout
+from service.unique import unique
+
+LONGER = 1.5  # than a reader a write waits for its marks
+CLEARINGS = 3  # attempts: the first may meet a connection that broke, or a Redis that is busy
+COMMIT_SECONDS = 10.0  # from BEGIN: far inside the life of a mark
+POSTPONED_SECONDS = 12.0  # that a write waits in all, before it is given up
+
+
+class RetryWrite(Exception):  # noqa: N818  (not an error)
+    """A write that has to begin again, without a connection meanwhile.
+
+    bump: the cache has to be turned off before.
+    """
+
+    def __init__(self, *, bump: bool) -> None:
+        super().__init__()
+        self.bump = bump
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """What a write has marked: the keys of rows, and the kinds whose lists change."""
+
+    prefix: str
+    keys: tuple[str, ...]
+    token: str
+    lists: tuple[str, ...]
+
+
+class Invalidation:
+    """Marks for writes, with the store that readers use. Without one, a write turns it off."""
+
+    def __init__(
+        self, store: Store | None, epochs: Epochs, counters: Counters, patience: float = 0.1
+    ) -> None:
+        self._store = store
+        self._epochs = epochs
+        self._counters = counters
+        self._patience = LONGER * patience
+
+    async def before_commit(self, db: AsyncSession, begun: float) -> Mark | None:
+        """Mark what a write changes. `begun`: when it did, on the monotonic clock.
+
+        Raises Postponed; ServiceUnavailableError if it took too long to be let in.
+        """
+        if db.new or db.dirty or db.deleted:
+            await db.flush()
+        changed = changes_of(db)
+        mark = None
+        if changed:
+            state = changed.state or await read_within(db)
+            if not state.on:
+                await hold_off_recovery(db)
+                state = await read_within(db)
+            if state.age <= SETTLED_SECONDS:
+                raise RetryWrite(bump=False)
+            if state.on:
+                mark = await self._mark(state, changed)
+        if time.monotonic() - begun > COMMIT_SECONDS:
+            raise ServiceUnavailableError("The write took too long")
+        return mark
+
+    async def after_commit(self, mark: Mark | None) -> None:
+        """Take the marks away, or turn the cache off, before the write answers.
+
+        A store may have lost the marks before the commit, and keep what readers filled in since:
+        only a clearing that is confirmed says that this is gone. Raises ServiceUnavailableError,
+        SQLAlchemyError or OSError if the cache cannot be turned off.
+        """
+        if mark is None or self._store is None:
+            return
+        for _ in range(CLEARINGS):
+            try:
+                async with LoopTimeout(self._patience):
+                    await self._store.unmark(mark.prefix, mark.keys, mark.token, mark.lists)
+            except FAILURES:
+                continue
+            return
+        await self._wait_until_off(bump=True)
+
+    async def postponed(self, postponed: RetryWrite, since: float) -> None:
+        """Wait until a write may begin again. Raises ServiceUnavailableError after too long."""
+        if time.monotonic() - since > POSTPONED_SECONDS:
+            raise ServiceUnavailableError("The cache could not be told of the write")
+        await self._wait_until_off(bump=postponed.bump)
+
+    async def _wait_until_off(self, *, bump: bool) -> None:
+        try:
+            if not bump:
+                return await self._epochs.settle()
+            await self._epochs.turn_off()
+            if self._store is None:  # more of the same may come
+                await self._epochs.hold_off()
+        except TimeoutError:
+            raise ServiceUnavailableError("The cache could not be turned off") from None
+
+    async def _mark(self, state: State, changed: Changes) -> Mark:
+        store = self._store
+        if store is None or changed.many:
+            raise RetryWrite(bump=True)
+        keys, lists = tuple(sorted(changed.keys)), tuple(sorted(changed.lists))
+        mark = Mark(state.prefix, keys, unique(), lists)
+        try:
+            async with LoopTimeout(self._patience):
+                await store.mark(mark.prefix, mark.keys, mark.token, mark.lists)
+        except FAILURES:
+            raise RetryWrite(bump=True) from None
+        self._counters.marks += 1
+        return mark

@@ -1,0 +1,153 @@
+"""Whether this process may use the cache now: a lease of two seconds, renewed each half."""
+
+import asyncio
+import logging
+import time
+
+from sqlalchemy.exc import SQLAlchemyError
+
+from service.cache.circuit_breaker import FAILURES
+from service.cache.state import (
+    LEASE_SECONDS,
+    LOOK_SECONDS,
+    RESTED_SECONDS,
+    Epochs,
+    State,
+)
+from service.cache.store import AnotherStoreError, MemoryStore, Store
+from service.patience import LoopTimeout, end
+
+WELL_SECONDS = 5.0  # that a store must have answered before it is trusted again
+PROBE_PATIENCE = 0.1
+UNREACHABLE = (SQLAlchemyError, OSError)
+
+
+class SharedCacheError(Exception):
+    """Others serve this database who would not see this process's writes in time."""
+
+
+class EpochLease:
+    """Reads the row while a process serves, and brings the cache back."""
+
+    def __init__(self, store: Store, epochs: Epochs, logger: logging.Logger) -> None:
+        self._store = store
+        self._epochs = epochs
+        self._logger = logger
+        self._alone = isinstance(store, MemoryStore)
+        self._state: State | None = None
+        self._until = 0.0
+        self._was_on = False
+        self._well_since: float | None = None
+        self._well_id = ""
+        self._renewing: asyncio.Task[None] | None = None
+        self._leaving: asyncio.Task[None] | None = None
+
+    def lease(self) -> State | None:
+        """Give the epoch whose entries may be used by a read that begins now."""
+        state = self._state
+        if state is None or not state.on or time.monotonic() >= self._until:
+            return None
+        return state
+
+    async def open(self) -> None:
+        """Begin to read the row. Raises SharedCacheError."""
+        try:
+            await self._renew()
+        except UNREACHABLE as error:
+            self._logger.warning("No cache yet: %s", type(error).__name__)
+        self._renewing = asyncio.create_task(self._renew_for_ever())
+
+    async def close(self) -> None:
+        """Use the cache no more."""
+        self._state = None
+        for task in (self._renewing, self._leaving):
+            if task is not None:
+                await end(task)
+
+    def leave(self) -> None:
+        """Leave the cache: another store answers in its name."""
+        self._state = None
+        if self._leaving is None or self._leaving.done():
+            self._logger.warning("Another Redis answers than the one the cache is in")
+            self._leaving = asyncio.create_task(self._leave())
+
+    async def _leave(self) -> None:
+        try:
+            await self._epochs.turn_off()
+        except UNREACHABLE as error:  # the next reading finds the same
+            self._logger.warning("The cache could not be turned off: %s", type(error).__name__)
+
+    async def _renew_for_ever(self) -> None:
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            try:
+                await self._renew()
+            except (*UNREACHABLE, SharedCacheError) as error:
+                self._logger.debug("No lease on the cache: %s", type(error).__name__)
+            except Exception:
+                self._logger.exception("No lease on the cache")
+
+    async def _renew(self) -> None:
+        begun = time.monotonic()
+        if not await self._epochs.hold_serving(alone=self._alone):
+            self._state = None
+            raise SharedCacheError(
+                "another process serves this database, and each would keep a cache of its "
+                "own: set REDIS_URL to the same Redis for all of them, or stop the other one"
+            )
+        state = await self._read()
+        if self._alone:
+            await self._take_over(state)
+        elif state.on:
+            await self._look(state)
+        elif await self._is_well(begun) and state.age >= RESTED_SECONDS:
+            await self._recover(state, self._well_id, settled=False)
+
+    async def _look(self, state: State) -> None:
+        """Leave the cache if its store has become another one behind connections that stay."""
+        try:
+            async with LoopTimeout(PROBE_PATIENCE):
+                if await self._store.identify() != state.run_id:
+                    self.leave()
+        except AnotherStoreError:
+            self.leave()
+        except FAILURES:
+            pass  # whoever needs it will see
+
+    async def _take_over(self, state: State) -> None:
+        """Use this process's own memory, which nobody else's entries are in."""
+        mine = await self._store.identify()
+        if state.on and state.run_id == mine:
+            return
+        self._state = None
+        if state.on and self._epochs.is_postgresql:
+            await self._epochs.bump()  # whose it was may have lost its lock, and live
+        elif state.on or state.age >= RESTED_SECONDS:
+            # On SQLite, whose it was has ended: that lock goes with the process.
+            await self._recover(state, mine, settled=not self._epochs.is_postgresql)
+
+    async def _is_well(self, now: float) -> bool:
+        """Whether the same store has answered for a while."""
+        try:
+            async with LoopTimeout(PROBE_PATIENCE):
+                run_id = await self._store.identify()
+        except FAILURES:
+            self._well_since = None
+            return False
+        if self._well_since is None or run_id != self._well_id:
+            self._well_since, self._well_id = now, run_id
+        return now - self._well_since >= WELL_SECONDS
+
+    async def _recover(self, state: State, run_id: str, *, settled: bool) -> None:
+        if await self._epochs.recover(state, run_id, settled=settled):
+            self._well_since = None
+            await self._read()
+
+    async def _read(self) -> State:
+        begun = time.monotonic()
+        state = await self._epochs.read()
+        if state.on != self._was_on:
+            self._was_on = state.on
+            self._logger.info("The cache is %s, epoch %d", "on" if state.on else "off", state.epoch)
+        self._state, self._until = state, begun + LEASE_SECONDS
+        return state

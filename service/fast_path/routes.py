@@ -1,0 +1,77 @@
+"""What the operations of an application declare, by the paths of their requests."""
+
+from functools import lru_cache
+from typing import NamedTuple
+
+from quart import Quart
+
+from service.fast_path.lookup import Route
+from service.limits import Limiter
+from service.operations import Item, operation_of
+from service.precedence import CONSTANT
+from service.validation import ID
+from service.web import PERSONAL
+
+LONGEST_ID = 18  # digits
+KEPT = 2_048  # paths of items
+
+
+class ItemRequest(NamedTuple):
+    """An item that is asked for: its key in the cache, and the one that stands in its entry."""
+
+    route: Route
+    item: Item
+    id: int
+    key: str
+    own_key: str
+
+
+class Routes:
+    """Finds what an application answers from memory.
+
+    Its routes are read at the first request, when all of them are there.
+    """
+
+    def __init__(self, app: Quart, limiter: Limiter, is_limited: bool) -> None:
+        self._app = app
+        self._limiter = limiter
+        self._is_limited = is_limited
+        self._constants: dict[bytes, bytes] | None = None  # by path
+        self._items: dict[bytes, tuple[Route, Item]] = {}  # by what stands before the id
+        self.route = lru_cache(self._find_route)
+        self.item = lru_cache(KEPT)(self._find_item)
+
+    def constant(self, raw_path: bytes) -> bytes | None:
+        """Give the body that a path is answered with always."""
+        if self._constants is None:
+            self._constants = {}
+            self._read()
+        return self._constants.get(raw_path)
+
+    def _read(self) -> None:
+        for rule in self._app.url_map.iter_rules():
+            path, endpoint = rule.rule, rule.endpoint
+            body = getattr(self._app.view_functions[endpoint], CONSTANT, None)
+            if body is not None and self._constants is not None:
+                self._constants[path.encode()] = body
+            operation = operation_of(self._app, endpoint)
+            before, _, variable = path.partition("<")
+            if operation is None or operation.item is None or "GET" not in (rule.methods or ()):
+                continue
+            if before.startswith(PERSONAL) and variable.endswith(">") and "<" not in variable:
+                self._items[before.encode()] = self.route(endpoint), operation.item
+
+    def _find_item(self, raw_path: bytes) -> ItemRequest | None:
+        before, slash, digits = raw_path.rpartition(b"/")
+        known, number = self._items.get(before + slash), digits.decode("latin-1")
+        if known is None or not ID.fullmatch(number) or len(number) > LONGEST_ID:
+            return None
+        (route, item), row_id = known, int(number)
+        kind = item.kind
+        return ItemRequest(route, item, row_id, kind.key(row_id), kind.own_key(row_id))
+
+    def _find_route(self, endpoint: str) -> Route:
+        rule = next(self._app.url_map.iter_rules(endpoint)).rule
+        plan = self._limiter.plan(self._app, endpoint)
+        is_limited = self._is_limited and (plan.names or plan.written or plan.custom)
+        return Route(endpoint, rule, plan if is_limited else None)

@@ -1,0 +1,183 @@
+"""The gate before the framework: whether a request may pass, by its credentials and its limits.
+
+If anything was added to the application, a refusal is raised within Quart's cycle: so the added
+error handlers and hooks see it.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
+from quart import Quart
+from werkzeug.exceptions import HTTPException
+
+from service.additions import Additions
+from service.asgi import LONGEST_PATH
+from service.cache import Items, Prefetch
+from service.context import RequestContext, context_of
+from service.cors import Origins
+from service.errors import APIError, InternalError, ResourceNotFoundError, as_api_error
+from service.guard import USERS, load_user
+from service.limits.headers import headers
+from service.limits.identity import Credentials
+from service.limits.limiter import UNKNOWN, Limiter, Plan
+from service.limits.types import Decision
+from service.security import InvalidTokenError
+from service.web import LIMITED_VARY, PERSONAL
+
+
+class LookupResult(NamedTuple):
+    """What somebody before the gate has found out of a request.
+
+    decision: of its limits; None: it is yet to be made. account: the reply about its user. fail:
+    tells, from within the request, whom it concerns what did not answer.
+    """
+
+    decision: Decision | None
+    account: Prefetch | None
+    fail: Callable[[], None]
+
+
+class LimitMiddleware:
+    """Wraps an ASGI application: decides before it, and tells how the caller stands afterwards."""
+
+    def __init__(self, app: Quart, inner: ASGIFramework, limiter: Limiter, enabled: bool) -> None:
+        self._app = app
+        self._inner = inner
+        self._limiter = limiter
+        self._enabled = enabled
+        self._match = app.url_map.bind("").match
+        self._origins: Origins = app.extensions["origins"]
+        self._items: Items = app.extensions["cache"].items
+        self._additions: Additions = app.extensions["additions"]
+
+    async def __call__(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        if scope["type"] != "http":
+            return await self._inner(scope, receive, send)
+        context = context_of(scope)
+        handed = context.handed
+        if handed is not None:
+            handed.fail()
+        is_known = is_path(scope.get("raw_path") or scope["path"].encode())
+        endpoint = self._endpoint(scope) if is_known else None
+        if scope["method"] != "OPTIONS":
+            try:
+                await self._admit(scope, endpoint, handed)
+            except APIError as error:
+                if not self._additions.are_there:
+                    raise complete(error, scope, self._origins) from None
+                context.error = error
+            send = partial(self._send, context, send)
+        if not is_known:
+            raise ResourceNotFoundError
+        return await self._inner(scope, receive, send)
+
+    async def _admit(self, scope: Any, endpoint: str | None, handed: LookupResult | None) -> None:
+        """Count a request and check its token, unless its route is exempt from both.
+
+        Raises RateLimitedError, and InvalidTokenError for a token that is not valid (any more). On
+        routes with custom limits these are raised within the request.
+        """
+        plan = UNKNOWN if endpoint is None else self._limiter.plan(self._app, endpoint)
+        if not (plan.is_limited or scope["path"].startswith(PERSONAL)):
+            return
+        refuse = (await self._check(scope, endpoint, plan, handed)).refuse
+        if refuse is not None and not (self._enabled and plan.custom):
+            raise refuse()
+
+    async def _check(
+        self, scope: Any, endpoint: str | None, plan: Plan, handed: LookupResult | None
+    ) -> Credentials:
+        """Charge the caller of a request, and give its credentials, checked against the account.
+
+        Limit and account are requested together. So the user of a revoked token is charged before
+        the account says that it was revoked: they get their units back, and the address pays.
+        """
+        limiter = self._limiter
+        credentials = limiter.callers.read(scope)
+        claims, account = credentials.claims, None
+        if handed is not None:
+            account = handed.account
+        elif claims is not None:
+            account = self._items.prefetch(USERS, claims.user_id)
+        charges = self._charges(endpoint, plan, credentials)
+        decision = None if handed is None else handed.decision
+        if decision is None and charges:
+            decision = await limiter.ledger.decide(charges)
+        try:
+            if claims is not None:
+                is_refused = decision is not None and not decision.admitted
+                await self._recognise(scope, claims, account, is_refused)
+        except InvalidTokenError as error:
+            credentials = limiter.callers.revoke(scope, error)
+            if decision is not None:
+                await limiter.give_back(charges, decision)
+                decision = await limiter.ledger.decide(self._charges(endpoint, plan, credentials))
+        finally:
+            if decision is not None:
+                limiter.settle(scope, decision)
+        return credentials
+
+    def _charges(self, endpoint: str | None, plan: Plan, credentials: Credentials) -> Any:
+        if not self._enabled or plan.custom or not plan.is_limited:
+            return ()
+        return self._limiter.claims(endpoint, plan, credentials.caller)
+
+    async def _recognise(
+        self, scope: Any, claims: Any, account: Prefetch | None, is_refused: bool
+    ) -> None:
+        """Check a token against its user's account. Raises InvalidTokenError, or a 503.
+
+        A request that is refused anyway costs no SQL.
+        """
+        entry = self._items.take(account, USERS, claims.user_id)
+        if entry is None and is_refused:
+            return
+        try:
+            if entry is None:
+                entry, _ = await self._items.read(USERS, claims.user_id)
+        except Exception as error:
+            known = as_api_error(error)
+            if isinstance(known, InternalError):
+                raise
+            self._app.logger.warning(
+                "An account could not be read (%s: %s)", type(error).__name__, error
+            )
+            raise known from None
+        load_user(scope, claims, entry)
+
+    async def _send(self, context: RequestContext, send: ASGISendCallable, message: Any) -> None:
+        if message["type"] == "http.response.start" and context.quotas is not None:
+            message["headers"] = [*message["headers"], *headers(context.quotas)]
+        await send(message)
+
+    def _endpoint(self, scope: Any) -> str | None:
+        try:
+            matched = self._match(scope["path"], scope["method"], return_rule=True)
+        except HTTPException:
+            return None
+        context = context_of(scope)
+        context.matched, rule = matched, matched[0]
+        context.route = rule.rule
+        endpoint: str = rule.endpoint
+        return endpoint
+
+
+def complete(error: APIError, scope: Any, origins: Origins) -> APIError:
+    """Add the headers that Quart's cycle would have added to a refusal."""
+    quotas = context_of(scope).quotas
+    standing = () if quotas is None else headers(quotas)
+    limits = {key.decode(): value.decode() for key, value in standing}
+    more = {"Vary": LIMITED_VARY} | origins.headers(scope) | limits
+    error.headers = {**error.headers, **more}
+    return error
+
+
+def is_path(target: bytes) -> bool:
+    """Whether a target is a path in its one spelling: Quart takes `x:/a` and `///a` for `/a`."""
+    if len(target) > LONGEST_PATH:
+        return False
+    return target.startswith(b"/") and b"//" not in target and b"%2f" not in target.lower()
