@@ -160,7 +160,7 @@ async def test_redis_from_an_old_dump(
         async def who(connection: Any) -> str:
             return state.run_id
 
-        monkeypatch.setattr(redis_store, "_ask_who", who)
+        monkeypatch.setattr(redis_store, "_read_run_id", who)
     answer = await client.get(path)
     assert answer.json()["title"] == ("New" if is_asked else book.title)
     if is_asked:

@@ -530,10 +530,10 @@ def without_token(patch: pytest.MonkeyPatch) -> None:
     """Fill whatever stands there now."""
 
     async def fill(self: Items, key: str, value: bytes, is_row: bool, lease: bytes) -> None:
-        await self._access.store.fill([(key, value, 300.0)])
+        await self._reader.store.fill([(key, value, 300.0)])
 
     async def fill_many(self: Items, values: Any, lease: bytes) -> None:
-        await self._access.store.fill(values)
+        await self._reader.store.fill(values)
 
     patch.setattr(Items, "_fill", fill)
     patch.setattr(Items, "_fill_many", fill_many)

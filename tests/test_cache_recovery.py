@@ -190,4 +190,4 @@ async def test_who_does_not_say_that_it_is_a_master_is_not_trusted(told: bytes) 
         return told
 
     with pytest.raises(AnotherStoreError):
-        await redis_store._ask_who(SimpleNamespace(send_command=send, read_response=read))
+        await redis_store._read_run_id(SimpleNamespace(send_command=send, read_response=read))

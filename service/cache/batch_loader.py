@@ -15,12 +15,12 @@ class BatchLoader(Generic[Row]):
     """Loads the rows of one kind by their ids.
 
     No row is older than its request: a request that arrives while its row is being read waits for
-    that statement, and takes the next one. So each row is read at most once at a time.
+    that statement, and gets the row from the next one. So each row is read at most once at a time.
     """
 
     def __init__(self, load: Load[Row], missing: Row) -> None:
         self._load = load
-        self._missing = missing  # given for a row that is not there
+        self._missing = missing  # the result for a row that does not exist
         self._pending: dict[int, asyncio.Future[Row]] = {}
         self._running: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -36,7 +36,7 @@ class BatchLoader(Generic[Row]):
         return await asyncio.shield(future)
 
     def _start(self) -> None:
-        """Begin to read the pending rows, but for those that are being read."""
+        """Start statements for the pending rows, except rows that are being read."""
         while ids := [row_id for row_id in self._pending if row_id not in self._running][:MOST]:
             batch = {row_id: self._pending.pop(row_id) for row_id in ids}
             self._running.update(batch)
@@ -60,12 +60,12 @@ class BatchLoader(Generic[Row]):
         self._start()
 
     async def close(self) -> None:
-        """Wait until everything that was requested has been read."""
+        """Wait until every requested row has been read."""
         while self._tasks or self._pending:
             await asyncio.wait(self._tasks) if self._tasks else await asyncio.sleep(0)
 
 
 def _retrieve(future: asyncio.Future[Row]) -> None:
-    """Look at an error that nobody may have waited for."""
+    """Retrieve the error, so that asyncio does not log it if no caller waits."""
     if not future.cancelled():
         future.exception()

@@ -1,7 +1,7 @@
--- Begins a generation of a kind's lists, unless a write is under way; gives what stands under gen
--- then. gen, writers: the kind's keys. `name`: a name that no other caller gives. The name that is
--- stored holds the time as well: a command that is repeated, because its reply was lost, brings no
--- generation back.
+-- Begins a generation of a kind's lists, unless a write is under way. Returns the content of gen.
+-- gen, writers: the kind's keys. `name`: a name that no other caller uses. The stored name includes
+-- the time: a command that is repeated because its reply was lost makes another generation, not the
+-- old one.
 local function begin(gen, writers, name, life, mark_life)
     local now = redis.call('TIME')
     redis.call('ZREMRANGEBYSCORE', writers, '-inf', now[1] * 1000 + math.floor(now[2] / 1000))

@@ -19,7 +19,7 @@ CLEAR_PATIENCE = 5.0
 
 
 class Cache:
-    """Rows and lists, kept in Redis if there is one, else in memory; and the marks of writes."""
+    """Cached rows and lists, and the marks of writes: in Redis if configured, else in memory."""
 
     def __init__(
         self, settings: Settings, logger: logging.Logger, store: Store | None = None
@@ -44,12 +44,12 @@ class Cache:
         )
 
     async def open(self, session: Sessions) -> None:
-        """Begin to use it, over the open database. Raises SharedCacheError."""
+        """Begin to use the cache; the database is open. Raises SharedCacheError."""
         self.access.session = session
         await self.fence.open()
 
     async def clear(self) -> int:
-        """Delete every value, and nothing else: how many. Raises RedisError or OSError."""
+        """Delete every value, nothing else; return the number. Raises RedisError or OSError."""
         state = await self.epochs.read()
         if not state.on:
             return 0
@@ -57,7 +57,7 @@ class Cache:
             return await self.store.sweep(state.prefix)
 
     async def close(self) -> None:
-        """Use it no more."""
+        """Stop using the cache."""
         await self.access.close()
         await self._breaker.close()
         await self.fence.close()
@@ -68,6 +68,6 @@ def _store(settings: Settings) -> Store:
     if settings.redis_url is None:
         return MemoryStore(settings.cache_memory_entries)
     deadline = settings.cache_redis_seconds
-    if settings.ratelimit_storage_url in {None, settings.redis_url}:  # the limits ask there, too
+    if settings.ratelimit_storage_url in {None, settings.redis_url}:  # the limits use it too
         deadline = min(deadline, settings.ratelimit_redis_seconds)
     return RedisStore(settings.redis_url, deadline)

@@ -1,4 +1,4 @@
-"""What the database changes by itself when it deletes a row: the foreign keys say it."""
+"""The rows that the database changes when it deletes a row, by the foreign keys."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -18,7 +18,7 @@ def dependent_models(table: Table) -> set[CachedModel]:
     """
     models = set()
     deleted = [table]
-    for parent in deleted:  # grows meanwhile: a cascade may go on from each child
+    for parent in deleted:  # the list grows: a cascade may continue from each child
         for key in _references(parent):
             if key.table in CACHED_MODELS:
                 models.add(CACHED_MODELS[key.table])
@@ -34,8 +34,8 @@ def dependent_rows(
 
     identity: the row's primary key. None: the cascade reaches more than `most` rows.
     Each row that the cascade deletes is locked before its children are selected. An insert of a
-    child locks its parent as well (FOR KEY SHARE), so no child can come in between. SQLite locks
-    nothing: it has one writer at a time.
+    child locks its parent as well (FOR KEY SHARE), so no child can be added in between. SQLite
+    locks nothing: it has one writer at a time.
     """
     changes: Changes = {}
     seen: set[tuple[Any, ...]] = set()

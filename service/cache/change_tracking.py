@@ -1,4 +1,4 @@
-"""Change tracking: the session of a write notes every cached row that it changes."""
+"""Change tracking: the session of a write records every cached row that it changes."""
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -46,7 +46,7 @@ class Changes:
         return bool(self.keys or self.lists or self.many)
 
     def add(self, model: CachedModel, ids: Iterable[Any]) -> None:
-        """Add rows of a model, and its lists. Lists can change although no row of theirs does."""
+        """Add rows of a model, and its lists. Lists can change although no row of them does."""
         self.keys.update(f"{model.kind}:{row_id}" for row_id in ids)
         if model.lists:
             self.lists.add(model.kind)
@@ -69,23 +69,24 @@ class WriteSession(Session):
 
 
 def changes_of(db: AsyncSession) -> Changes:
-    """Give what a session has changed so far."""
+    """Return the changes of a session so far."""
     return _of(db.sync_session)
 
 
 def touch_rows(db: AsyncSession, model: Any, ids: Iterable[int]) -> None:
-    """Note rows of a model that change by other means than this session, such as a trigger."""
+    """Record rows of a model that something else than this session changes, such as a trigger."""
     changes_of(db).add(CACHED_MODELS[model.__table__], ids)
 
 
 async def write_rows(
     db: AsyncSession, model: Any, statement: Insert | Update, values: Mapping[str, Any]
 ) -> Sequence[Row[Any]]:
-    """Insert or update rows of a model, as the last of a write. Give what the statement returns.
+    """Insert or update rows of a model, as the last step of a write. Return the statement's rows.
 
-    It returns the `id` of each row. The write has locked the rows of an update before. This goes
-    around the ORM, which costs more than all the rest, and reads the row of the epoch in the same
-    statement. That is as good as after it: nobody else can change these rows.
+    The statement returns the `id` of each row. The write has already locked the rows of an update.
+    This function bypasses the ORM, which costs more than all the rest, and reads the row of the
+    epoch in the same statement. Reading it later would be no safer: no other transaction can
+    change these rows.
     """
     rows = await db.run_sync(_execute, statement, values)
     if rows:
@@ -95,7 +96,7 @@ async def write_rows(
 
 
 async def delete_row(db: AsyncSession, model: Any, row_id: int) -> None:
-    """Delete a row that this write has locked, as the last of a write, around the ORM."""
+    """Delete a row that this write has locked, as its last step, without the ORM."""
     await db.run_sync(_delete, model.__table__, row_id)
 
 
@@ -134,7 +135,7 @@ def _flushed(session: Session, context: Any) -> None:
 
 @event.listens_for(Mapper, "before_delete")
 def _deleted(mapper: Mapper[Any], connection: Connection, row: Any) -> None:
-    """Look before each DELETE: afterwards the rows that went with it cannot be selected."""
+    """Select before each DELETE: afterwards the rows deleted with it cannot be selected."""
     session, identity = object_session(row), inspect(row).identity
     tables: Any = mapper.tables
     if isinstance(session, WriteSession):
@@ -144,7 +145,7 @@ def _deleted(mapper: Mapper[Any], connection: Connection, row: Any) -> None:
 
 @event.listens_for(WriteSession, "do_orm_execute")
 def _executed(state: ORMExecuteState) -> None:
-    """Note that a statement about many rows changes cached ones: it does not say which."""
+    """Record that a bulk statement changes cached rows: it does not name them."""
     if state.is_insert or state.is_update or state.is_delete:
         table: Any = getattr(state.statement, "table", None)
         table = getattr(table, "element", table)  # of an alias

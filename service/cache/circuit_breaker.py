@@ -1,4 +1,4 @@
-"""Leaves a store alone that does not answer."""
+"""A circuit breaker: reads skip a store that does not reply."""
 
 import asyncio
 import logging
@@ -18,9 +18,9 @@ PROBE_PATIENCE = 0.1
 
 
 class CircuitBreaker:
-    """Opens at the third failure within a second; a probe of its own closes it again.
+    """Opens at the third failure within a second. Its own probe closes it again.
 
-    No reader ever pays for a probe.
+    No reader ever waits for a probe.
     """
 
     def __init__(
@@ -31,7 +31,7 @@ class CircuitBreaker:
         self._logger = logger
         self._failures: deque[float] = deque(maxlen=TIMES)
         self._probing: asyncio.Task[None] | None = None
-        self.is_open = False  # the store is to be left alone
+        self.is_open = False  # readers skip the store
 
     def failed(self, error: Exception) -> None:
         """Count a failure."""
@@ -43,7 +43,7 @@ class CircuitBreaker:
             self._failures.clear()
             self._counters.breaker_openings += 1
             self._logger.warning(
-                "The cache's Redis is away (%s): reads go to the database", type(error).__name__
+                "The cache's Redis is unavailable (%s): reads use SQL", type(error).__name__
             )
             self.is_open = True
             self._probing = asyncio.create_task(self._probe_until_well())
@@ -62,8 +62,8 @@ class CircuitBreaker:
             except FAILURES:
                 continue
             except Exception:
-                self._logger.exception("The cache's Redis cannot be asked")
+                self._logger.exception("The probe of the cache's Redis failed")
                 continue
             break
         self._probing, self.is_open = None, False
-        self._logger.warning("The cache's Redis is back")
+        self._logger.warning("The cache's Redis is available again")

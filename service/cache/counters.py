@@ -1,11 +1,11 @@
-"""What a process counts of its cache."""
+"""The counters of a process's cache."""
 
 from dataclasses import dataclass
 
 
 @dataclass
 class Counters:
-    """Since the process began. `stale` is promised to stay 0."""
+    """Events since the process began. The cache guarantees that `stale` stays 0."""
 
     hits: int = 0
     misses: int = 0

@@ -1,8 +1,8 @@
-"""What stands under a key: a value, a reader's lease, or a writer's mark.
+"""The content of a key: a value, a reader's lease, or a writer's mark.
 
-V <key> <stamp> <body>   a value: its own key, what it was true of, the bytes (none: there is
-                         no such row). The stamp is a row's version, or a list's generation
-L:<uuid>                 a reader is filling
+V <key> <stamp> <body>   a value: its own key, its stamp, the bytes (none: there is no such
+                         row). The stamp is the version of a row, or the generation of a list
+L:<uuid>                 a reader is filling the entry
 W:<uuid>                 a write is under way
 G:<uuid>, W              the generation of the lists of a kind, or: a write is under way
 """
@@ -16,13 +16,13 @@ LINE = b"\n"
 
 
 class Entry(NamedTuple):
-    """A value and what it was true of. `body` is empty if there is no such row."""
+    """A value and its stamp. `body` is empty if there is no such row."""
 
     stamp: bytes
     body: bytes
 
     def write(self, key: str) -> bytes:
-        """Give what is stored under `key`."""
+        """Return the bytes to store under `key`."""
         return LINE.join((b"V", key.encode(), self.stamp, self.body))
 
 
@@ -39,19 +39,19 @@ def writers_key(kind: str) -> str:
     return f"writers:{kind}"
 
 
-def read(found: bytes | None, key: str) -> Entry | None:
-    """Give the value that was found, if it is one, and of this very key."""
-    if found is None or not found.startswith(b"V\n"):
+def read(value: bytes | None, key: str) -> Entry | None:
+    """Decode a stored value. None: it is no value, or it belongs to another key."""
+    if value is None or not value.startswith(b"V\n"):
         return None
-    _, own, stamp, body = found.split(LINE, 3)
-    return Entry(stamp, body) if own == key.encode() else None
+    _, own_key, stamp, body = value.split(LINE, 3)
+    return Entry(stamp, body) if own_key == key.encode() else None
 
 
 def new_lease() -> bytes:
-    """Give the lease of one reader."""
+    """Make the lease of one reader."""
     return LEASE + unique().encode()
 
 
 def new_generation() -> bytes:
-    """Give a generation that never was."""
+    """Make a generation that was never used."""
     return GENERATION + unique().encode()

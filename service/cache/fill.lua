@@ -1,5 +1,5 @@
--- KEYS: the entries. ARGV: the lease that must stand there ('': whatever stands there), then a
--- value and its milliseconds for each. How many were written.
+-- KEYS: the entries. ARGV: the lease that each key must hold ('': any content), then a value and
+-- its lifetime (ms) for each key. Returns the number of values written.
 local written = 0
 for i, key in ipairs(KEYS) do
     if ARGV[1] == '' or redis.call('GET', key) == ARGV[1] then

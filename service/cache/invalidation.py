@@ -1,8 +1,9 @@
-"""The write's side: nothing is committed that a cache would not be told of.
+"""Invalidation: a write marks its changes before it commits.
 
-    change -> read the row of the epoch -> mark what changes -> commit -> take the marks away
+    change -> read the row of the epoch -> mark the changes -> commit -> clear the marks
 
-Whatever is in doubt is undone; then the cache goes off for all, and the write begins again.
+If a mark fails, the write is rolled back, the cache is turned off for all processes, and the write
+begins again.
 """
 
 import time
@@ -25,16 +26,16 @@ from service.errors import ServiceUnavailableError
 from service.patience import LoopTimeout
 from service.unique import unique
 
-LONGER = 1.5  # than a reader a write waits for its marks
-CLEARINGS = 3  # attempts: the first may meet a connection that broke, or a Redis that is busy
+LONGER = 1.5  # a write waits for its marks this many times as long as a reader
+CLEARINGS = 3  # attempts: the first may meet a broken connection or a busy Redis
 COMMIT_SECONDS = 10.0  # from BEGIN: far inside the life of a mark
-POSTPONED_SECONDS = 12.0  # that a write waits in all, before it is given up
+POSTPONED_SECONDS = 12.0  # the longest time that a write is retried
 
 
 class RetryWrite(Exception):  # noqa: N818  (not an error)
-    """A write that has to begin again, without a connection meanwhile.
+    """The write has to begin again. It holds no connection while it waits.
 
-    bump: the cache has to be turned off before.
+    bump: the cache has to be turned off first.
     """
 
     def __init__(self, *, bump: bool) -> None:
@@ -44,7 +45,7 @@ class RetryWrite(Exception):  # noqa: N818  (not an error)
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """What a write has marked: the keys of rows, and the kinds whose lists change."""
+    """The marks of a write: the keys of rows, and the kinds whose lists change."""
 
     prefix: str
     keys: tuple[str, ...]
@@ -53,7 +54,7 @@ class Mark:
 
 
 class Invalidation:
-    """Marks for writes, with the store that readers use. Without one, a write turns it off."""
+    """Sets marks in the store that readers use. Without a store, a write turns the cache off."""
 
     def __init__(
         self, store: Store | None, epochs: Epochs, counters: Counters, patience: float = 0.1
@@ -64,9 +65,9 @@ class Invalidation:
         self._patience = LONGER * patience
 
     async def before_commit(self, db: AsyncSession, begun: float) -> Mark | None:
-        """Mark what a write changes. `begun`: when it did, on the monotonic clock.
+        """Mark the changes of a write. `begun`: when the write began (monotonic clock).
 
-        Raises Postponed; ServiceUnavailableError if it took too long to be let in.
+        Raises RetryWrite; ServiceUnavailableError if the write has taken too long.
         """
         if db.new or db.dirty or db.deleted:
             await db.flush()
@@ -86,10 +87,10 @@ class Invalidation:
         return mark
 
     async def after_commit(self, mark: Mark | None) -> None:
-        """Take the marks away, or turn the cache off, before the write answers.
+        """Clear the marks, or turn the cache off, before the response to the write.
 
-        A store may have lost the marks before the commit, and keep what readers filled in since:
-        only a clearing that is confirmed says that this is gone. Raises ServiceUnavailableError,
+        A store may have lost the marks before the commit, and hold values that readers stored
+        since: only a confirmed clearing proves that these are gone. Raises ServiceUnavailableError,
         SQLAlchemyError or OSError if the cache cannot be turned off.
         """
         if mark is None or self._store is None:
@@ -104,9 +105,9 @@ class Invalidation:
         await self._wait_until_off(bump=True)
 
     async def postponed(self, postponed: RetryWrite, since: float) -> None:
-        """Wait until a write may begin again. Raises ServiceUnavailableError after too long."""
+        """Wait until a write may begin again. Raises ServiceUnavailableError after 12 s."""
         if time.monotonic() - since > POSTPONED_SECONDS:
-            raise ServiceUnavailableError("The cache could not be told of the write")
+            raise ServiceUnavailableError("The write could not be marked in the cache")
         await self._wait_until_off(bump=postponed.bump)
 
     async def _wait_until_off(self, *, bump: bool) -> None:
@@ -114,7 +115,7 @@ class Invalidation:
             if not bump:
                 return await self._epochs.settle()
             await self._epochs.turn_off()
-            if self._store is None:  # more of the same may come
+            if self._store is None:  # more such writes may follow
                 await self._epochs.hold_off()
         except TimeoutError:
             raise ServiceUnavailableError("The cache could not be turned off") from None

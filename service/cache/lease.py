@@ -1,4 +1,4 @@
-"""Whether this process may use the cache now: a lease of two seconds, renewed each half."""
+"""The lease on the epoch: a process may use the cache for 2 s; renewed every 0.5 s."""
 
 import asyncio
 import logging
@@ -17,17 +17,17 @@ from service.cache.state import (
 from service.cache.store import AnotherStoreError, MemoryStore, Store
 from service.patience import LoopTimeout, end
 
-WELL_SECONDS = 5.0  # that a store must have answered before it is trusted again
+WELL_SECONDS = 5.0  # a store must reply for this time before it is trusted again
 PROBE_PATIENCE = 0.1
 UNREACHABLE = (SQLAlchemyError, OSError)
 
 
 class SharedCacheError(Exception):
-    """Others serve this database who would not see this process's writes in time."""
+    """Other processes serve this database without sharing this process's cache."""
 
 
 class EpochLease:
-    """Reads the row while a process serves, and brings the cache back."""
+    """Reads the row of the epoch while a process serves, and turns the cache on again."""
 
     def __init__(self, store: Store, epochs: Epochs, logger: logging.Logger) -> None:
         self._store = store
@@ -43,7 +43,7 @@ class EpochLease:
         self._leaving: asyncio.Task[None] | None = None
 
     def lease(self) -> State | None:
-        """Give the epoch whose entries may be used by a read that begins now."""
+        """Return the epoch for a read that begins now. None: the cache may not be used."""
         state = self._state
         if state is None or not state.on or time.monotonic() >= self._until:
             return None
@@ -54,27 +54,27 @@ class EpochLease:
         try:
             await self._renew()
         except UNREACHABLE as error:
-            self._logger.warning("No cache yet: %s", type(error).__name__)
+            self._logger.warning("The cache is not available yet: %s", type(error).__name__)
         self._renewing = asyncio.create_task(self._renew_for_ever())
 
     async def close(self) -> None:
-        """Use the cache no more."""
+        """Stop using the cache."""
         self._state = None
         for task in (self._renewing, self._leaving):
             if task is not None:
                 await end(task)
 
     def leave(self) -> None:
-        """Leave the cache: another store answers in its name."""
+        """Turn the cache off: another store replies under its address."""
         self._state = None
         if self._leaving is None or self._leaving.done():
-            self._logger.warning("Another Redis answers than the one the cache is in")
+            self._logger.warning("Another Redis replies, not the one of the cache")
             self._leaving = asyncio.create_task(self._leave())
 
     async def _leave(self) -> None:
         try:
             await self._epochs.turn_off()
-        except UNREACHABLE as error:  # the next reading finds the same
+        except UNREACHABLE as error:  # the next read of the row finds the same
             self._logger.warning("The cache could not be turned off: %s", type(error).__name__)
 
     async def _renew_for_ever(self) -> None:
@@ -83,9 +83,9 @@ class EpochLease:
             try:
                 await self._renew()
             except (*UNREACHABLE, SharedCacheError) as error:
-                self._logger.debug("No lease on the cache: %s", type(error).__name__)
+                self._logger.debug("The cache lease was not renewed: %s", type(error).__name__)
             except Exception:
-                self._logger.exception("No lease on the cache")
+                self._logger.exception("The cache lease was not renewed")
 
     async def _renew(self) -> None:
         begun = time.monotonic()
@@ -104,7 +104,7 @@ class EpochLease:
             await self._recover(state, self._well_id, settled=False)
 
     async def _look(self, state: State) -> None:
-        """Leave the cache if its store has become another one behind connections that stay."""
+        """Turn the cache off if another store replies over the existing connections."""
         try:
             async with LoopTimeout(PROBE_PATIENCE):
                 if await self._store.identify() != state.run_id:
@@ -112,22 +112,22 @@ class EpochLease:
         except AnotherStoreError:
             self.leave()
         except FAILURES:
-            pass  # whoever needs it will see
+            pass  # the next read or write will notice
 
     async def _take_over(self, state: State) -> None:
-        """Use this process's own memory, which nobody else's entries are in."""
-        mine = await self._store.identify()
-        if state.on and state.run_id == mine:
+        """Use this process's own memory, which no other process can fill."""
+        run_id = await self._store.identify()
+        if state.on and state.run_id == run_id:
             return
         self._state = None
         if state.on and self._epochs.is_postgresql:
-            await self._epochs.bump()  # whose it was may have lost its lock, and live
+            await self._epochs.bump()  # its owner may have lost its lock, and still run
         elif state.on or state.age >= RESTED_SECONDS:
-            # On SQLite, whose it was has ended: that lock goes with the process.
-            await self._recover(state, mine, settled=not self._epochs.is_postgresql)
+            # On SQLite its owner has ended: the file lock ends with the process.
+            await self._recover(state, run_id, settled=not self._epochs.is_postgresql)
 
     async def _is_well(self, now: float) -> bool:
-        """Whether the same store has answered for a while."""
+        """Whether the same store has replied for WELL_SECONDS."""
         try:
             async with LoopTimeout(PROBE_PATIENCE):
                 run_id = await self._store.identify()

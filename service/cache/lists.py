@@ -21,9 +21,9 @@ Keeping = Literal["generation", "ttl", "none"]
 
 @dataclass(frozen=True, slots=True)
 class ListIds:
-    """What SQL says of a list. None: it was not asked for.
+    """The ids and the total of a list, from the database. None: not requested.
 
-    more: what the list needs beside its ids, as JSON has it.
+    more: what the list needs beside its ids, as a JSON value.
     """
 
     ids: tuple[int, ...] | None
@@ -33,9 +33,9 @@ class ListIds:
 
 @dataclass(frozen=True, slots=True)
 class ListResult:
-    """A list, ready to be sent: the bytes of its rows, and how many there are in all.
+    """A list, ready to be sent: the bytes of its rows, and the total.
 
-    generation: the one that it is of, if it was read through the cache.
+    generation: its generation, if it was read through the cache.
     """
 
     bodies: Sequence[bytes]
@@ -46,20 +46,20 @@ class ListResult:
 
 
 class Find(Protocol):
-    """Gives what is wanted of a list, ids or total or both, in one snapshot."""
+    """Reads the wanted parts of a list (ids, total, or both) in one snapshot."""
 
     def __call__(self, db: AsyncSession, wanted: tuple[bool, bool]) -> Awaitable[ListIds]:
-        """Ask SQL."""
+        """Read from the database."""
 
 
 @dataclass(frozen=True)
 class ListQuery:
     """A list of rows, and how to read it.
 
-    conditions: which rows, always in one order. part: which of them, in what order; together they
-    name the list.
+    conditions: the filters, always in the same order. part: the page and the sort order. Both
+    together name the list.
     counted: whether its total is wanted.
-    read_all: gives the bytes of rows, the total, and what more there is, in one snapshot.
+    read_all: reads the bytes of rows, the total, and `more`, in one snapshot.
     """
 
     kind: Kind
@@ -71,12 +71,12 @@ class ListQuery:
 
     @cached_property
     def page(self) -> str:
-        """Name the ids."""
+        """The name of the ids."""
         return f"page {self.kind.name} {to_json([self.conditions, self.part]).decode()}"
 
     @cached_property
     def count(self) -> str:
-        """Name the total."""
+        """The name of the total."""
         return f"count {self.kind.name} {to_json(self.conditions).decode()}"
 
 
@@ -85,64 +85,64 @@ class _ChangedError(Exception):
 
 
 class Lists:
-    """Reads lists whose every part is of one moment."""
+    """Reads lists. All parts of a list are of one moment."""
 
     def __init__(
         self,
-        access: CacheReader,
+        reader: CacheReader,
         items: Items,
         keeping: Keeping,
         page_seconds: float,
         seconds: float,
     ) -> None:
-        self._access = access
+        self._reader = reader
         self._items = items
         self._keeping = keeping
         self._page_seconds = 0 if keeping == "none" else page_seconds
         self._count_seconds = seconds
 
     async def read(self, listing: ListQuery, *, past: bool = False) -> ListResult:
-        """Give a list. `past`: do not ask the cache."""
-        access = self._access
-        state = None if past else access.enter()
+        """Return a list. `past`: bypass the cache."""
+        reader = self._reader
+        state = None if past else reader.enter()
         if state is not None:
             try:
-                rows = await self._read(listing, state, LoopTimeout(access.patience))
-                access.count(rows.status)
+                rows = await self._read(listing, state, LoopTimeout(reader.patience))
+                reader.count(rows.status)
                 if rows.status == "hit":
                     self._hit(listing, rows)
                 return rows
-            except access.failures as error:
-                access.failed(error)
+            except reader.failures as error:
+                reader.failed(error)
             except _ChangedError:
                 pass
-        bodies, total, more = await access.sql(f"all {listing.page}", listing.read_all)
-        return ListResult(bodies, total, more, access.count("bypass"))
+        bodies, total, more = await reader.sql(f"all {listing.page}", listing.read_all)
+        return ListResult(bodies, total, more, reader.count("bypass"))
 
     def hit(self, listing: ListQuery, rows: ListResult, generation: bytes | None) -> bool:
-        """Tell whether a list is still true: of the generation that a read finds by itself."""
+        """Return whether a list is still valid: it has the given, current generation."""
         if generation != rows.generation:
             return False
-        self._access.count("hit")
+        self._reader.count("hit")
         self._hit(listing, rows)
         return True
 
     def _hit(self, listing: ListQuery, rows: ListResult) -> None:
-        if self._keeping != "ttl" and self._access.is_sampled():
-            self._access.later(self._compare(listing, rows))
+        if self._keeping != "ttl" and self._reader.is_sampled():
+            self._reader.later(self._compare(listing, rows))
 
     async def _read(self, listing: ListQuery, state: State, patience: LoopTimeout) -> ListResult:
-        access = self._access
+        reader = self._reader
         names = (listing.page, listing.count) if listing.counted else (listing.page,)
         kind = listing.kind
         keys = [state.prefix + key for key in (kind.generation_key, *map(_short, names))]
         async with patience:
-            generation, *found = await access.store.get_many(keys)
+            generation, *values = await reader.store.get_many(keys)
             if generation is None:
-                generation = await access.store.generation(state.prefix, kind.name)
+                generation = await reader.store.generation(state.prefix, kind.name)
         if not generation.startswith(GENERATION):
             raise _ChangedError  # a write is under way
-        page, *counts = (read(entry, name) for entry, name in zip(found, names, strict=True))
+        page, *counts = (read(value, name) for value, name in zip(values, names, strict=True))
         count = counts[0] if counts else None
         if self._page_seconds == 0 or (
             page and self._keeping == "generation" and page.stamp != generation
@@ -167,31 +167,31 @@ class Lists:
     async def _find(
         self, listing: ListQuery, generation: bytes, keys: Sequence[str], wanted: tuple[bool, bool]
     ) -> ListIds:
-        """Ask SQL, which has begun after the generation was read, and keep what it says."""
-        access = self._access
+        """Read from the database, after the generation was read, and store the result."""
+        reader = self._reader
         find = partial(listing.find, wanted=wanted)
-        found: ListIds = await access.sql(f"{wanted} {listing.page}", find)
+        result: ListIds = await reader.sql(f"{wanted} {listing.page}", find)
         values = []
-        if found.ids is not None and self._page_seconds:
-            body = to_json([found.ids, found.more])
+        if result.ids is not None and self._page_seconds:
+            body = to_json([result.ids, result.more])
             entry = Entry(generation, body).write(listing.page)
             values.append((keys[0], entry, float(self._page_seconds)))
-        if found.total is not None and self._count_seconds:
-            entry = Entry(generation, b"%d" % found.total).write(listing.count)
+        if result.total is not None and self._count_seconds:
+            entry = Entry(generation, b"%d" % result.total).write(listing.count)
             values.append((keys[1], entry, float(self._count_seconds)))
         if values:
-            access.later(self._keep(values))
-        return found
+            reader.later(self._keep(values))
+        return result
 
     async def _rows(
         self, kind: Kind, state: State, generation: bytes, ids: Sequence[int], patience: LoopTimeout
     ) -> tuple[list[bytes], bool]:
-        """Give the rows, and whether all were in the cache.
+        """Return the rows, and whether all were in the cache.
 
-        The generation is read again with the last of them: what has changed meanwhile may belong
-        into another list now.
+        The generation is read again with the last rows: a row that has changed meanwhile may
+        belong to another list now.
         """
-        store = self._access.store
+        store = self._reader.store
         generation_key = state.prefix + kind.generation_key
         keys = [state.prefix + kind.key(row_id) for row_id in ids]
         async with patience:
@@ -206,39 +206,39 @@ class Lists:
                 self._check(state, generation, await store.get(generation_key))
         bodies = [(rows[row_id] or NONE).body for row_id in ids]
         if not all(bodies):
-            raise _ChangedError  # one of them is gone
+            raise _ChangedError  # a row is deleted
         return bodies, not missing
 
     def _check(self, state: State, generation: bytes, again: bytes | None) -> None:
         """Raise _ChangedError if a write may have come since the generation was read.
 
-        When the epoch is over, writes leave no trace in its keys.
+        After the end of an epoch, writes do not change its keys.
         """
-        now = self._access.enter()
+        now = self._reader.enter()
         if self._keeping != "ttl" and (
             again != generation or now is None or now.token != state.token
         ):
             raise _ChangedError
 
     async def _compare(self, listing: ListQuery, seen: ListResult) -> None:
-        """Look whether a hit was true: stale is what is of this generation and not as SQL has it.
+        """Compare a hit with SQL: stale if the generation is current and the rows differ.
 
-        That of the cache comes second: no list of it may be older than what SQL has shown.
+        The generation is read second: no cached list may be older than a result of SQL.
         """
-        access = self._access
+        reader = self._reader
         try:
-            async with access.session() as db:
+            async with reader.session() as db:
                 now = await listing.read_all(db)
         except ResourceNotFoundError:
-            now = None  # the list was that of a row which is gone
-        state = access.enter()
+            now = None  # the list belonged to a row that is deleted
+        state = reader.enter()
         if now == (seen.bodies, seen.total, seen.more) or state is None:
             return
-        if await access.store.get(state.prefix + listing.kind.generation_key) == seen.generation:
-            access.stale(listing.page)
+        if await reader.store.get(state.prefix + listing.kind.generation_key) == seen.generation:
+            reader.stale(listing.page)
 
     async def _keep(self, values: Sequence[tuple[str, bytes, float]]) -> None:
-        self._access.counters.fills += await self._access.store.fill(values)
+        self._reader.counters.fills += await self._reader.store.fill(values)
 
 
 def _short(name: str) -> str:

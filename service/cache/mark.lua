@@ -1,5 +1,5 @@
--- KEYS: gen and writers of each kind whose lists change, then the items. ARGV: token, milliseconds,
--- the number of those kinds.
+-- KEYS: gen and writers of each kind whose lists change, then the items. ARGV: token, lifetime
+-- of a mark (ms), the number of those kinds.
 local token, life, lists = ARGV[1], tonumber(ARGV[2]), 2 * tonumber(ARGV[3])
 local now = redis.call('TIME')
 for i = 1, lists, 2 do

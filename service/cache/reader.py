@@ -1,4 +1,4 @@
-"""What every read needs: the way in, the store, and what happens after the answer."""
+"""The reader: every read enters the cache through it, and falls back to the database."""
 
 import asyncio
 import logging
@@ -31,63 +31,63 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 Sessions = Callable[[], AbstractAsyncContextManager[AsyncSession]]
-Way = TypeVar("Way", bound=str)
+StatusT = TypeVar("StatusT", bound=str)
 
 LATER_PATIENCE = 1.0
-_lost: ContextVar[str] = ContextVar("lost", default="")  # the request that the store has failed
-SQL_SECONDS = 4.5  # from a reader's arrival: its turn, a connection, and the statement
+_lost: ContextVar[str] = ContextVar("lost", default="")  # the request for which the store failed
+SQL_SECONDS = 4.5  # from a request's arrival: its turn, a connection, and the statement
 
 
 class CacheReader:
-    """The store, behind its fence and its breaker.
+    """The store, guarded by the lease on the epoch and by the circuit breaker.
 
-    patience: seconds that the cache may cost a read in all.
+    patience: the most time that the cache may cost a read, in seconds.
     """
 
     failures = FAILURES
     sampled = 0.001  # of all hits
-    sampling_seconds = 0.1  # at least between two of them: each costs what twenty hits do
+    sampling_seconds = 0.1  # at least, between two samples: each costs as much as twenty hits
     _sampled_at = -inf
 
     def __init__(
         self,
         store: Store,
-        fence: EpochLease,
+        epoch_lease: EpochLease,
         breaker: CircuitBreaker,
         counters: Counters,
-        log: logging.Logger,
+        logger: logging.Logger,
         patience: float,
     ) -> None:
         self.store = store
         self.patience = patience
         self.counters = counters
-        self.logger = log
+        self.logger = logger
         self.session: Sessions
-        self._flights = SingleFlight()
+        self._single_flight = SingleFlight()
         self._loaders: dict[Kind, BatchLoader[Entry]] = {}
-        self._fence = fence
+        self._epoch_lease = epoch_lease
         self._breaker = breaker
-        self.under_way: set[asyncio.Task[None]] = set()  # what follows answers
+        self.under_way: set[asyncio.Task[None]] = set()  # tasks after responses
 
     def enter(self) -> State | None:
-        """Give the epoch that a read which begins now may use; None: it goes past the cache.
+        """Return the epoch for a read that begins now. None: the read bypasses the cache.
 
-        A request that has waited in vain once does so no second time.
+        A request for which the store has failed once does not use it again.
         """
         if self._breaker.is_open or _lost.get() == request_id.get():
             return None
-        return self._fence.lease()
+        return self._epoch_lease.lease()
 
     def is_still(self, state: State) -> bool:
-        """Whether what a read has found in an epoch may be used now."""
-        now = self._fence.lease()
+        """Whether a value that was read in an epoch may be used now."""
+        now = self._epoch_lease.lease()
         return now is not None and now.token == state.token
 
     async def sql(self, name: str, load: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        """Read from the database; who asks for the same before it has begun gets the same.
+        """Read from the database. Callers with the same name share a load that has not begun.
 
-        Raises TimeoutError: a database that says nothing any more is not waited for by readers,
-        though a connection takes its time to find out.
+        Raises TimeoutError: readers do not wait for a database that does not reply, although its
+        connection notices later.
         """
 
         async def read() -> T:
@@ -95,10 +95,10 @@ class CacheReader:
                 return await load(db)
 
         async with self._sql_timeout():
-            return await self._flights.read(name, read)
+            return await self._single_flight.read(name, read)
 
     async def row(self, kind: "Kind", row_id: int) -> Entry:
-        """Read a row from the database, with others that are requested in this tick.
+        """Read a row from the database, in one statement with the other rows of this tick.
 
         Raises TimeoutError, as `sql` does.
         """
@@ -118,16 +118,16 @@ class CacheReader:
         return asyncio.timeout(SQL_SECONDS - min(waited, SQL_SECONDS / 2))
 
     def failed(self, error: Exception) -> None:
-        """Hear of a command that failed."""
+        """Record a failed command of the store."""
         if (request := request_id.get()) != NO_REQUEST:
             _lost.set(request)
         if isinstance(error, AnotherStoreError):
-            self._fence.leave()
+            self._epoch_lease.leave()
         else:
             self._breaker.failed(error)
 
-    def count(self, status: Way) -> Way:
-        """Count how a read was answered."""
+    def count(self, status: StatusT) -> StatusT:
+        """Count the cache status of a read."""
         if status == "hit":
             self.counters.hits += 1
         elif status == "miss":
@@ -137,7 +137,7 @@ class CacheReader:
         return status
 
     def is_sampled(self) -> bool:
-        """Whether a hit is one of those that are compared with the database."""
+        """Whether to compare this hit with the database."""
         if random.random() >= self.sampled:  # noqa: S311  (a sample, not a secret)
             return False
         now = time.monotonic()
@@ -146,13 +146,13 @@ class CacheReader:
         self._sampled_at = now
         return True
 
-    def stale(self, what: str) -> None:
-        """Count a hit that was older than an answer before it: promised never to be."""
+    def stale(self, name: str) -> None:
+        """Count a hit that was older than an earlier response. The cache guarantees: never."""
         self.counters.stale += 1
-        self.logger.error("The cache is stale: %s", what)
+        self.logger.error("The cache is stale: %s", name)
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do what no answer waits for."""
+        """Run work that no response waits for."""
         task = asyncio.create_task(self._do(work))
         self.under_way.add(task)
         task.add_done_callback(self.under_way.discard)
@@ -164,13 +164,13 @@ class CacheReader:
         except FAILURES as error:
             self.failed(error)
         except SQLAlchemyError as error:
-            self.logger.debug("After an answer: %s", type(error).__name__)
+            self.logger.debug("Cache: work after a response: %s", type(error).__name__)
         except Exception:
-            self.logger.exception("After an answer")
+            self.logger.exception("Cache: work after a response")
 
     async def close(self) -> None:
-        """Wait for what was to be done later."""
-        await self._flights.close()
+        """Wait for the work after responses."""
+        await self._single_flight.close()
         for loader in self._loaders.values():
             await loader.close()
         while self.under_way:

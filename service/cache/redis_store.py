@@ -1,7 +1,7 @@
-"""The store of many processes: one Redis, and none but the one that is meant.
+"""The store of many processes: one Redis server, identified by its run id.
 
-Every key says which Redis it belongs to, and every connection asks the server who it is when it
-is opened. A Redis that was started again, from whatever dump, or another master, is another one.
+Every key contains the run id of its Redis, and every new connection reads the server's run id. A
+Redis that was restarted, from any dump, or another master, is another store.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -25,111 +25,111 @@ from service.cache.store import (
 )
 from service.redis_client import GET_MANY, RedisBatcher, Script
 
-ROOM = files("service.cache")
+FOLDER = files("service.cache")
 
 
 def _script(*names: str) -> Script:
-    """Make a script of files, one after the other."""
-    return Script("".join((ROOM / f"{name}.lua").read_text(encoding="utf-8") for name in names))
+    """Make a script of the concatenated files."""
+    return Script("".join((FOLDER / f"{name}.lua").read_text(encoding="utf-8") for name in names))
 
 
 MARK, LEASE, FILL, SWEEP = map(_script, ("mark", "lease", "fill", "sweep"))
 UNMARK, BEGIN = _script("begin", "unmark"), _script("begin", "generation")
 LIVES = (int(GENERATION_SECONDS * 1000), int(MARK_SECONDS * 1000))
 PROBE = "octavo:cache:probe"
-POOL_SECONDS = 5.0  # wait for a free connection; whoever asks is less patient
+POOL_SECONDS = 5.0  # wait for a free connection; callers have shorter time-outs
 AT_ONCE = 1_000
-_meant: ContextVar[str | None] = ContextVar("meant", default=None)  # the Redis, by its run id
+_expected_run_id: ContextVar[str | None] = ContextVar("expected_run_id", default=None)  # of Redis
 
 
 class _Pool(BlockingConnectionPool):
-    """Gives connections to the Redis that is meant alone."""
+    """Returns connections to the expected Redis only."""
 
     async def ensure_connection(self, connection: Any) -> None:
-        meant = _meant.get()
+        expected = _expected_run_id.get()
         if connection.is_connected and connection.octavo_run_id != (
-            meant or connection.octavo_run_id
+            expected or connection.octavo_run_id
         ):
             await connection.disconnect()
         await super().ensure_connection(connection)
 
 
 async def _greet(connection: Any) -> None:
-    """Open a connection, and ask who answers."""
+    """Open a connection, and read the server's run id."""
     await connection.on_connect()
-    connection.octavo_run_id = await _ask_who(connection)
-    if _meant.get() not in {None, connection.octavo_run_id}:
-        raise AnotherStoreError("Another Redis answers")
+    connection.octavo_run_id = await _read_run_id(connection)
+    if _expected_run_id.get() not in {None, connection.octavo_run_id}:
+        raise AnotherStoreError("Another Redis replied")
 
 
-async def _ask_who(connection: Any) -> str:
-    """Name the server, and the history of its data."""
+async def _read_run_id(connection: Any) -> str:
+    """Return the ids of the server and of the history of its data."""
     lines: dict[str, str] = {}
     for section in ("server", "replication"):
         await connection.send_command("INFO", section)
-        told: bytes = await connection.read_response()
-        lines |= dict(line.split(":", 1) for line in told.decode().splitlines() if ":" in line)
+        reply: bytes = await connection.read_response()
+        lines |= dict(line.split(":", 1) for line in reply.decode().splitlines() if ":" in line)
     if lines.get("role") != "master" or "run_id" not in lines:
-        raise AnotherStoreError("This Redis is no master, or does not say who it is")
+        raise AnotherStoreError("This Redis is no master, or reports no run id")
     return f"{lines['run_id']}-{lines.get('master_replid', '')}"
 
 
-class _Wired(RedisCache):  # type: ignore[misc]  # aiocache has no types
-    """aiocache's Redis, of which one tick's reads go in one write.
+class _BatchedRedisCache(RedisCache):  # type: ignore[misc]  # aiocache has no types
+    """aiocache's Redis, which sends the reads of one tick in one write.
 
-    They are overridden as a whole: plugins, a time-out and a serializer are not used here, and
-    asking for them costs as much as the read.
+    The methods replace aiocache's completely: the cache uses no plugins, time-out or serializer,
+    and checking for them costs as much as the read.
     """
 
     batcher: RedisBatcher
 
     async def get(self, key: str, *_: Any, **__: Any) -> bytes | None:
-        """Give what stands under a key."""
-        (found,) = await self.multi_get([key])
-        return found
+        """Return the value of a key."""
+        (value,) = await self.multi_get([key])
+        return value
 
     async def multi_get(self, keys: Sequence[str], *_: Any, **__: Any) -> list[bytes | None]:
-        """Give what stands under keys."""
-        found: list[bytes | None]
-        who, found = await self.batcher.request(GET_MANY, keys)
-        if who != _meant.get():
-            raise AnotherStoreError("Another Redis answers")
-        return found
+        """Return the values of keys."""
+        values: list[bytes | None]
+        run_id, values = await self.batcher.request(GET_MANY, keys)
+        if run_id != _expected_run_id.get():
+            raise AnotherStoreError("Another Redis replied")
+        return values
 
 
 class RedisStore(Store):
-    """Entries in Redis, for every process that uses it. Raises RedisError or OSError.
+    """Entries in Redis, shared by all its processes. Methods raise RedisError or OSError.
 
-    deadline: how long whatever reads waits, in seconds.
+    deadline: how long a read waits, in seconds.
     """
 
     def __init__(self, url: str, deadline: float = 1.0) -> None:
         pool: Any = _Pool.from_url(
             url,
             timeout=POOL_SECONDS,
-            # One connection that broke while it was idle is no outage.
+            # A connection that broke while it was idle is no outage.
             retry=Retry(NoBackoff(), 1),
             redis_connect_func=_greet,
         )
         self.pool = pool
         self._batcher = RedisBatcher(pool, deadline)
         super().__init__(
-            _Wired(
+            _BatchedRedisCache(
                 serializer=NullSerializer(encoding=None),  # bytes: a lease is compared as it is
                 connection_pool_class=lambda **_: pool,
-                timeout=0,  # patience is counted by whoever asks
+                timeout=0,  # callers have their own time-outs
             )
         )
         self.aio.batcher = self._batcher
 
     @property
     def batcher(self) -> RedisBatcher:
-        """The way to it."""
+        """The client."""
         return self._batcher
 
-    def call(self, keys: Sequence[str], tell: Callable[[Any], None]) -> None:
-        """Ask for what stands under keys, in one write with all else of this tick."""
-        self._batcher.submit(GET_MANY, keys, tell)
+    def call(self, keys: Sequence[str], callback: Callable[[Any], None]) -> None:
+        """Read keys, in one write with the other commands of this tick."""
+        self._batcher.submit(GET_MANY, keys, callback)
 
     async def mark(
         self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
@@ -141,55 +141,57 @@ class RedisStore(Store):
     async def unmark(
         self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
     ) -> None:
-        """Clear a write's marks, and whatever is no mark."""
+        """Delete a write's marks, and any value that is no mark."""
         arguments = [token, new_generation(), *LIVES, len(lists)]
         await self._call(UNMARK, prefix, _within(prefix, lists, keys), arguments)
 
     async def generation(self, prefix: str, kind: str) -> bytes:
-        """Give the generation of a kind's lists; a new one if there is none and nobody writes."""
+        """Return the generation of a kind's lists. Begin it if there is none and no writer."""
         arguments = [new_generation(), *LIVES]
         generation: bytes = await self._call(BEGIN, prefix, _within(prefix, [kind]), arguments)
         return generation
 
     async def lease(self, keys: Sequence[str], lease: bytes, seconds: float) -> list[bool]:
-        """Lease the keys where nothing stands."""
-        told = [lease, int(seconds * 1000)]
-        return [bool(one) for one in await self._call(LEASE, keys[0], keys, told)]
+        """Lease the empty keys."""
+        arguments = [lease, int(seconds * 1000)]
+        return [bool(reply) for reply in await self._call(LEASE, keys[0], keys, arguments)]
 
     async def fill(
         self, values: Sequence[tuple[str, bytes, float]], lease: bytes | None = None
     ) -> int:
-        """Write values where `lease` stands; without one anywhere."""
-        told: list[Any] = [lease or b""]
+        """Write values where the key holds `lease`; None: anywhere."""
+        arguments: list[Any] = [lease or b""]
         for _, value, seconds in values:
-            told += (value, int(seconds * 1000))
-        written: int = await self._call(FILL, values[0][0], [key for key, _, _ in values], told)
+            arguments += (value, int(seconds * 1000))
+        written: int = await self._call(
+            FILL, values[0][0], [key for key, _, _ in values], arguments
+        )
         return written
 
     async def sweep(self, prefix: str) -> int:
-        """Delete every value of an epoch, some at a time: others are served between."""
+        """Delete every value of an epoch, in batches: Redis serves other clients between."""
         scanned = self._scan(prefix)
         return sum([await self._call(SWEEP, prefix, keys, ()) async for keys in scanned])
 
     async def names(self, prefix: str) -> list[str]:
-        """Name what is there of an epoch."""
-        found = [keys async for keys in self._scan(prefix)]
-        return [key.decode().removeprefix(prefix) for keys in found for key in keys]
+        """Return the keys of an epoch, without the prefix."""
+        batches = [keys async for keys in self._scan(prefix)]
+        return [key.decode().removeprefix(prefix) for keys in batches for key in keys]
 
     def mean(self, key: str) -> None:
-        """Speak to the Redis of a key from now on, in this task."""
-        _meant.set(run_of(key))
+        """Accept only the Redis of a key from now on, in this task."""
+        _expected_run_id.set(run_of(key))
 
     async def _call(
-        self, script: Script, key: str, keys: Sequence[Any], told: Sequence[Any]
+        self, script: Script, key: str, keys: Sequence[Any], arguments: Sequence[Any]
     ) -> Any:
-        """Call a script about the epoch of `key`.
+        """Call a script for the epoch of `key`.
 
-        In another Redis it would do nothing that anybody sees: every key says whose it is.
+        In another Redis the script has no visible effect: every key contains its run id.
         """
-        who, reply = await self._batcher.request(script, (keys, told))
-        if who != run_of(key):
-            raise AnotherStoreError("Another Redis answers")
+        run_id, reply = await self._batcher.request(script, (keys, arguments))
+        if run_id != run_of(key):
+            raise AnotherStoreError("Another Redis replied")
         return reply
 
     async def _scan(self, prefix: str) -> AsyncIterator[list[bytes]]:
@@ -201,11 +203,11 @@ class RedisStore(Store):
                 yield keys
 
     async def identify(self) -> str:
-        """Name the Redis that answers, if it can be written to."""
-        _meant.set(None)
+        """Return the run id of the Redis that replies, if it accepts writes."""
+        _expected_run_id.set(None)
         connection = await self.pool.get_connection()
         try:
-            connection.octavo_run_id = run_id = await _ask_who(connection)
+            connection.octavo_run_id = run_id = await _read_run_id(connection)
             await connection.send_command("SET", PROBE, "1", "PX", "1000")
             await connection.read_response()
             return run_id
@@ -219,6 +221,6 @@ class RedisStore(Store):
 
 
 def _within(prefix: str, lists: Sequence[str], keys: Sequence[str] = ()) -> list[str]:
-    """Give whole keys: the generation and the writers of each kind, then the others."""
+    """Return keys with the prefix: the generation and writers of each kind, then the others."""
     of_lists = (key for kind in lists for key in (generation_key(kind), writers_key(kind)))
     return [prefix + key for key in (*of_lists, *keys)]

@@ -1,4 +1,4 @@
-"""Single flight: at most one reading of a thing is under way in a process."""
+"""Single flight: a process runs at most one load at a time for a key."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -13,16 +13,16 @@ class _Flight:
 
 
 class SingleFlight:
-    """Joins readers to one reading, which never began before any of them came."""
+    """Lets callers share a load. A load never begins before its callers arrive."""
 
     def __init__(self) -> None:
         self._last: dict[str, _Flight] = {}
 
     async def read(self, key: str, load: Callable[[], Awaitable[T]]) -> T:
-        """Give what `load` gives, to whoever asks before it is called.
+        """Return the result of `load`, shared by all callers that arrive before it begins.
 
-        Who comes while it is under way takes part in the next one: what that one saw may be
-        older than what the newcomer has a right to.
+        A caller that arrives while a load is running waits for the next load: the running load
+        may have read older data than the caller may see.
         """
         flight = self._last.get(key)
         if flight is None or flight.begun:
@@ -30,8 +30,8 @@ class SingleFlight:
             flight = self._last[key] = _Flight()
             flight.task = asyncio.create_task(self._run(key, flight, before, load))
             flight.task.add_done_callback(_seen)
-        found: T = await asyncio.shield(flight.task)
-        return found
+        result: T = await asyncio.shield(flight.task)
+        return result
 
     async def _run(
         self,
@@ -50,12 +50,12 @@ class SingleFlight:
                 del self._last[key]
 
     async def close(self) -> None:
-        """Wait for what is under way."""
+        """Wait for the loads that are under way."""
         while self._last:
             await asyncio.wait([flight.task for flight in self._last.values()])
 
 
 def _seen(task: asyncio.Task[Any]) -> None:
-    """Look at an error, should nobody have waited for it."""
+    """Retrieve the error, so that asyncio does not log it if no caller waits."""
     if not task.cancelled():
         task.exception()

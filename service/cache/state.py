@@ -1,7 +1,7 @@
-"""The one row that every process trusts: who may use the cache, and since when.
+"""The row of the epoch: whether the cache may be used, and since when. Every process trusts it.
 
-The cache is on in one epoch, on one store (`run_id`), or off for all. Whoever doubts it turns it
-off, and nobody commits a write until every lease on it has ended.
+The cache is on in one epoch, on one store (`run_id`), or off for all. A process that doubts the
+store turns the cache off. Then no write commits until every lease on the epoch has ended.
 """
 
 import asyncio
@@ -20,17 +20,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession
 from service.cache.counters import Counters
 from service.files import private
 
-LEASE_SECONDS = 2.0  # from the beginning of a reading of the row
-SETTLED_SECONDS = 2.2  # after which no lease on the epoch before is left
+LEASE_SECONDS = 2.0  # from the beginning of a read of the row
+SETTLED_SECONDS = 2.2  # after this time no lease on the epoch before is left
 RESTED_SECONDS = 15.0  # off: longer than any write that saw it on
-LOOK_SECONDS = 0.5  # between readings of the row
+LOOK_SECONDS = 0.5  # between reads of the row
 PATIENCE = 2.0  # for the database, in seconds
-BUMP_PATIENCE = 6.0  # SQLite's other writers come first
-UNSEEN = 5.0  # seconds in which a committing database is slow, and not gone
-UNMARKED_LOCK = 0x0C7A_0003  # PostgreSQL's advisory lock: of writes without marks, and recovery
-SERVING_LOCK = 0x0C7A_0004  # of who serves: alone, or with others that share a Redis
+BUMP_PATIENCE = 6.0  # on SQLite other writers may come first
+UNSEEN = 5.0  # seconds: a commit may take this long
+UNMARKED_LOCK = 0x0C7A_0003  # advisory lock of PostgreSQL: writes without marks, and recovery
+SERVING_LOCK = 0x0C7A_0004  # serving processes: one alone, or several that share a Redis
 PRIMARY = "WITH nothing AS (UPDATE cache_state SET epoch = epoch WHERE false) "
-CLOCK = {  # the database's, in seconds: the one clock that all processes have
+CLOCK = {  # of the database, in seconds: all processes share this clock
     "postgresql": "extract(epoch FROM clock_timestamp())::float8",
     "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
 }
@@ -40,7 +40,7 @@ CLOCK = {  # the database's, in seconds: the one clock that all processes have
 class State:
     """The row: `age` is the time since the epoch changed, in seconds.
 
-    token: names the epoch, and no other of any database.
+    token: a name of the epoch that no other epoch of any database has.
     """
 
     epoch: int
@@ -51,7 +51,7 @@ class State:
 
     @cached_property
     def prefix(self) -> str:
-        """What every key of this epoch begins with."""
+        """The prefix of every key of this epoch."""
         return f"octavo:cache:{self.run_id}:{self.token}:"
 
 
@@ -61,22 +61,22 @@ def _state_columns(clock: str) -> list[str]:
 
 @lru_cache
 def _state_query(clock: str) -> TextClause:
-    """Make it once: most writes ask."""
+    """Make the query. It is kept: most writes run it."""
     return text(f"SELECT {', '.join(_state_columns(clock))} FROM cache_state")  # noqa: S608  (no input)
 
 
 @lru_cache
 def with_state(statement: Any, clock: str) -> Any:
-    """Let an INSERT, UPDATE or DELETE read the row as it begins.
+    """Let an INSERT, UPDATE or DELETE read the row of the epoch as it begins.
 
-    `told_state` takes it from what the statement returns.
+    `state_in` takes it from the rows that the statement returns.
     """
     columns = (f"(SELECT {column} FROM cache_state)" for column in _state_columns(clock))  # noqa: S608  (no input)
     return statement.returning(*(literal_column(column) for column in columns))
 
 
 def state_in(row: Row[Any]) -> State:
-    """Give the row of the epoch that a statement has read besides."""
+    """Return the row of the epoch from a result row of `with_state`."""
     return _state(row[-len(fields(State)) :])
 
 
@@ -90,9 +90,9 @@ def _state(row: Any) -> State:
 
 
 async def hold_off_recovery(db: AsyncSession) -> None:
-    """Keep the cache off until this write has ended: it makes no marks.
+    """Keep the cache off until this write has ended, as it sets no marks.
 
-    On SQLite nobody else writes meanwhile. What was read before this has to be read again.
+    On SQLite no other process writes meanwhile. Read the row of the epoch again after this.
     """
     if db.get_bind().dialect.name == "postgresql":
         await db.execute(text(f"SELECT pg_advisory_xact_lock_shared({UNMARKED_LOCK})"))
@@ -108,7 +108,7 @@ class Epochs:
         self._turn = asyncio.Lock()
         self._locks: list[str] = []
         self._leaving: set[asyncio.Task[None]] = set()
-        self._file: IO[str] | None = None  # SQLite's own locks come and go with its transactions
+        self._file: IO[str] | None = None  # SQLite's own locks end with its transactions
 
     def open(self, engine: AsyncEngine) -> None:
         """Take an engine of one connection, which is made at first use."""
@@ -121,7 +121,7 @@ class Epochs:
         return self._engine.dialect.name == "postgresql"
 
     async def read(self) -> State:
-        """Read the row. PRIMARY changes nothing, and fails on a read-only server: it may be old."""
+        """Read the row. PRIMARY changes no row; it fails on a read-only server, which may lag."""
         primary = PRIMARY if self.is_postgresql else ""
         state = _state(await self._ask(primary + _state_query(self._clock).text))
         if state.age < -2 * UNSEEN:  # the database's clock was set back: the age begins anew
@@ -130,8 +130,8 @@ class Epochs:
 
     async def bump(self) -> None:
         """Turn the cache off for all, if it is on."""
-        # Committing may take its time, in which leases are still given on what was before: so the
-        # epoch is young, and no write goes on, until it has been seen that it is over.
+        # While this commit takes its time, processes still get leases on the epoch before. So the
+        # epoch counts as young, and no write continues, until the commit is known to be done.
         row = await self._ask(
             "UPDATE cache_state SET epoch = epoch + 1, token = :token, mode = 'off', "  # noqa: S608  (no input)
             f"changed_at = {self._clock} + {UNSEEN} WHERE mode = 'on' RETURNING epoch",
@@ -144,7 +144,7 @@ class Epochs:
         await self._renew(row[0])
 
     async def _renew(self, epoch: int) -> None:
-        """Let the age of an epoch begin now."""
+        """Begin the age of an epoch now."""
         await self._ask(
             f"UPDATE cache_state SET changed_at = {self._clock} "  # noqa: S608  (no input)
             "WHERE epoch = :epoch RETURNING epoch",
@@ -153,7 +153,7 @@ class Epochs:
         )
 
     async def turn_off(self) -> None:
-        """Turn the cache off for all, and do not return before a write may go on."""
+        """Turn the cache off for all, and wait until a write may continue."""
         await self.bump()
         await self.settle()
 
@@ -165,7 +165,7 @@ class Epochs:
     async def recover(self, seen: State, run_id: str, *, settled: bool = False) -> bool:
         """Turn the cache on again, on this store, unless a write without marks is under way.
 
-        `settled`: no other process can have a lease, so that writes need not wait.
+        `settled`: no other process can have a lease, so writes need not wait.
         """
         alone = f" AND pg_try_advisory_xact_lock({UNMARKED_LOCK})" if self.is_postgresql else ""
         row = await self._ask(
@@ -180,13 +180,13 @@ class Epochs:
         return row is not None
 
     async def hold_off(self) -> None:
-        """Keep the cache off until this is closed."""
+        """Keep the cache off until `close`."""
         lock = f"SELECT pg_try_advisory_lock_shared({UNMARKED_LOCK})"
         while self.is_postgresql and not await self.hold(lock):  # noqa: ASYNC110  (a lock)
-            await asyncio.sleep(0.01)  # a recovery is just deciding
+            await asyncio.sleep(0.01)  # a recovery is under way
 
     async def hold_serving(self, *, alone: bool) -> bool:
-        """Take one's place among those who serve, until closed: whether there is one."""
+        """Register as a serving process until `close`. False: another process excludes it."""
         if not self.is_postgresql:
             return self._hold_file(alone=alone)
         shared = "" if alone else "_shared"
@@ -194,7 +194,7 @@ class Epochs:
 
     def _hold_file(self, *, alone: bool) -> bool:
         if self._file is None:
-            file = Path(str(self._engine.url.database)).resolve()  # by whatever path it is opened
+            file = Path(str(self._engine.url.database)).resolve()  # the same for every path to it
             self._file = open(f"{file}.lock", "a", opener=private)  # noqa: SIM115  (kept)
         try:
             flock(self._file, (LOCK_EX if alone else LOCK_SH) | LOCK_NB)
@@ -203,7 +203,7 @@ class Epochs:
         return True
 
     async def hold(self, lock: str) -> bool:
-        """Take a lock for as long as this is open, also over a connection that was lost."""
+        """Take a lock until `close`. It is taken again after a lost connection."""
         if lock in self._locks:
             return True
         held = await self._lock(lock)
@@ -212,7 +212,7 @@ class Epochs:
         return held
 
     async def close(self) -> None:
-        """End the connection, and with it every lock."""
+        """Close the connection, which releases every lock."""
         if self._connection is not None:
             await self._connection.close()
         if self._leaving:
@@ -225,12 +225,12 @@ class Epochs:
         return bool((await self._ask(query))[0])
 
     async def _ask(self, query: str, patience: float = PATIENCE, **values: object) -> Any:
-        """Run one statement, in turn. A connection that failed is left for another one."""
+        """Run one statement at a time. A failed connection is replaced."""
         async with asyncio.timeout(patience), self._turn:
             try:
                 if self._connection is None:
                     self._connection = await self._engine.connect()
-                    # What is refused now has been taken by somebody else meanwhile.
+                    # A lock that is refused now was taken by another process meanwhile.
                     self._locks = [
                         lock
                         for lock in self._locks
@@ -247,7 +247,7 @@ class Epochs:
 
 
 async def _leave(connection: AsyncConnection) -> None:
-    """End a connection that may not answer any more."""
+    """Close a connection that may not reply any more."""
     with suppress(SQLAlchemyError, OSError):
         await connection.invalidate()
         await connection.close()

@@ -1,7 +1,7 @@
-"""Where entries are: what the protocol asks of Redis, and of a process's own memory.
+"""The store of entries: the interface of Redis and of a process's own memory.
 
-Single commands are aiocache's; what must happen in one step is a script in Redis, and a few lines
-without `await` in memory.
+aiocache runs single commands. An atomic step is a script in Redis, and code that never waits in
+memory.
 """
 
 import time
@@ -21,37 +21,37 @@ MARK_SECONDS = 30.0
 GENERATION_SECONDS = 86_400.0
 
 
-Replied = tuple[str, list[bytes | None]]  # who, by its run id, and what stands under the keys
+Replied = tuple[str, list[bytes | None]]  # the run id of the store, and the values of the keys
 
 
 class AnotherStoreError(RedisConnectionError):
-    """Who answers is not the store that the cache is in."""
+    """The store that replies is not the store of the cache."""
 
 
 class Store(ABC):
-    """Keys are whole, where no `prefix` is given: that of the epoch that they belong to."""
+    """Where a method takes no `prefix`, keys include the prefix of their epoch."""
 
     def __init__(self, aio: BaseCache) -> None:
         self.aio: Any = aio
 
     @abstractmethod
-    def call(self, keys: Sequence[str], tell: Callable[[Any], None]) -> None:
-        """Tell who replies, and what stands under keys: `Replied`, or the error there is."""
+    def call(self, keys: Sequence[str], callback: Callable[[Any], None]) -> None:
+        """Read keys; call `callback` with `Replied`, or with an error."""
 
     async def get(self, key: str) -> bytes | None:
-        """Give what stands under a key."""
+        """Return the value of a key."""
         self.mean(key)
-        found: bytes | None = await self.aio.get(key)
-        return found
+        value: bytes | None = await self.aio.get(key)
+        return value
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Give what stands under keys, all at one instant."""
+        """Return the values of keys, all of one instant."""
         self.mean(keys[0])
-        found: list[bytes | None] = await self.aio.multi_get(keys)
-        return found
+        values: list[bytes | None] = await self.aio.multi_get(keys)
+        return values
 
     async def add(self, key: str, value: bytes, seconds: float) -> bool:
-        """Write where nothing stands."""
+        """Write if the key is empty."""
         self.mean(key)
         try:
             await self.aio.add(key, value, ttl=seconds)
@@ -60,7 +60,7 @@ class Store(ABC):
         return True
 
     async def replace(self, key: str, value: bytes, seconds: float, expected: bytes) -> bool:
-        """Write where `expected` stands."""
+        """Write if the key holds `expected`."""
         self.mean(key)
         return bool(await self.aio.set(key, value, ttl=seconds, _cas_token=expected))
 
@@ -68,48 +68,48 @@ class Store(ABC):
     async def mark(
         self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
     ) -> None:
-        """Mark keys, and the lists of kinds, in one step: a write is under way."""
+        """Mark keys, and the lists of kinds, in one step, while a write is under way."""
 
     @abstractmethod
     async def unmark(
         self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
     ) -> None:
-        """Clear a write's marks, and whatever is no mark, in one step.
+        """Delete a write's marks, and any value that is no mark, in one step.
 
         Each kind whose lists change gets a new generation, unless another write changes them.
         """
 
     @abstractmethod
     async def generation(self, prefix: str, kind: str) -> bytes:
-        """Give the generation of a kind's lists; a new one if there is none and nobody writes."""
+        """Return the generation of a kind's lists. Begin it if there is none and no writer."""
 
     @abstractmethod
     async def lease(self, keys: Sequence[str], lease: bytes, seconds: float) -> list[bool]:
-        """Lease the keys where nothing stands: which of them."""
+        """Lease the empty keys. Return for each key whether it is leased."""
 
     @abstractmethod
     async def fill(
         self, values: Sequence[tuple[str, bytes, float]], lease: bytes | None = None
     ) -> int:
-        """Write (key, value, seconds) where `lease` stands; without one anywhere: how many."""
+        """Write (key, value, seconds) if the key holds `lease` or it is None. Return the count."""
 
     @abstractmethod
     async def sweep(self, prefix: str) -> int:
-        """Delete every value and generation of an epoch, no mark and no lease: how many values."""
+        """Delete values and generations of an epoch, no marks or leases. Return the value count."""
 
     @abstractmethod
     async def identify(self) -> str:
-        """Name this very store: another run is another store."""
+        """Return the run id: a restarted server is another store."""
 
-    def mean(self, key: str) -> None:  # noqa: B027  (memory is there alone)
-        """Speak to the store of a key alone. Raises AnotherStoreError, at latest when asked."""
+    def mean(self, key: str) -> None:  # noqa: B027  (memory has no servers)
+        """Accept only the store of a key from now on. Commands then raise AnotherStoreError."""
 
     async def close(self) -> None:  # noqa: B027  (memory has none)
         """End every connection."""
 
 
 class _Bounded(SimpleMemoryCache):  # type: ignore[misc]  # aiocache has no types
-    """aiocache's memory, of which the least used goes when it is full."""
+    """aiocache's memory, bounded: the least recently used value is evicted."""
 
     def __init__(self, entries: int) -> None:
         super().__init__(serializer=NullSerializer(encoding=None), timeout=0)
@@ -117,11 +117,11 @@ class _Bounded(SimpleMemoryCache):  # type: ignore[misc]  # aiocache has no type
         self._cache: OrderedDict[str, bytes] = OrderedDict()
 
     def peek(self, key: str) -> bytes | None:
-        """Give what stands under a key."""
-        found = self._cache.get(key)
-        if found is not None:
+        """Return the value of a key."""
+        value = self._cache.get(key)
+        if value is not None:
             self._cache.move_to_end(key)
-        return found
+        return value
 
     async def _get(self, key: str, encoding: Any = None, _conn: Any = None) -> bytes | None:
         return self.peek(key)
@@ -134,24 +134,24 @@ class _Bounded(SimpleMemoryCache):  # type: ignore[misc]  # aiocache has no type
         if done:
             self._cache.move_to_end(key)
             if len(self._cache) > self._entries:
-                # Values alone: marks, leases and the generation guard somebody.
+                # Only values: writers and readers rely on marks, leases and generations.
                 oldest = (k for k, v in self._cache.items() if v.startswith(b"V"))
                 await self._delete(next(oldest, key))
         return done
 
 
 class MemoryStore(Store):
-    """The store of one process. Nothing in it waits, so that each method is one step."""
+    """The store of one process. Its methods never wait, so each is atomic."""
 
     def __init__(self, entries: int) -> None:
         super().__init__(_Bounded(entries))
         self.run_id = f"memory-{uuid4().hex}"
-        # The writes under way that change a kind's lists, each with its own end.
+        # By kind: the writes under way that change its lists, each with its expiry time.
         self._writers: defaultdict[str, dict[str, float]] = defaultdict(dict)
 
-    def call(self, keys: Sequence[str], tell: Callable[[Any], None]) -> None:
-        """Tell at once what stands under keys."""
-        tell((self.run_id, [self.aio.peek(key) for key in keys]))
+    def call(self, keys: Sequence[str], callback: Callable[[Any], None]) -> None:
+        """Call `callback` at once with the values of keys."""
+        callback((self.run_id, [self.aio.peek(key) for key in keys]))
 
     async def mark(
         self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
@@ -168,7 +168,7 @@ class MemoryStore(Store):
     async def unmark(
         self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
     ) -> None:
-        """Clear a write's marks, and whatever is no mark."""
+        """Delete a write's marks, and any value that is no mark."""
         for key in keys:
             value = await self.get(prefix + key)
             if value is not None and (value == MARK + token.encode() or not value.startswith(MARK)):
@@ -178,13 +178,13 @@ class MemoryStore(Store):
             await self._begin(prefix, kind)
 
     async def generation(self, prefix: str, kind: str) -> bytes:
-        """Give the generation of a kind's lists; a new one if there is none and nobody writes."""
+        """Return the generation of a kind's lists. Begin it if there is none and no writer."""
         return await self.get(prefix + generation_key(kind)) or await self._begin(prefix, kind)
 
     async def _begin(self, prefix: str, kind: str) -> bytes:
-        """Begin a generation, unless a write is under way: also where the marks were lost."""
+        """Begin a generation, unless a write is under way, even if its marks were lost."""
         now = time.monotonic()
-        writers = {token: end for token, end in self._writers[kind].items() if end > now}
+        writers = {token: expiry for token, expiry in self._writers[kind].items() if expiry > now}
         self._writers[kind] = writers
         value = b"W" if writers else new_generation()
         life = MARK_SECONDS if writers else GENERATION_SECONDS
@@ -192,13 +192,13 @@ class MemoryStore(Store):
         return value
 
     async def lease(self, keys: Sequence[str], lease: bytes, seconds: float) -> list[bool]:
-        """Lease the keys where nothing stands."""
+        """Lease the empty keys."""
         return [await self.add(key, lease, seconds) for key in keys]
 
     async def fill(
         self, values: Sequence[tuple[str, bytes, float]], lease: bytes | None = None
     ) -> int:
-        """Write values where `lease` stands; without one anywhere."""
+        """Write values where the key holds `lease`; None: anywhere."""
         written = [
             bool(await self.aio.set(key, value, ttl=seconds, _cas_token=lease))
             for key, value, seconds in values
@@ -206,7 +206,7 @@ class MemoryStore(Store):
         return sum(written)
 
     async def sweep(self, prefix: str) -> int:
-        """Delete every value of an epoch, and every generation: processes keep pages of it."""
+        """Delete every value of an epoch, and every generation: processes keep pages by it."""
         swept = {
             key: value
             for key, value in self.aio._cache.items()
@@ -217,10 +217,10 @@ class MemoryStore(Store):
         return sum(value.startswith(b"V\n") for value in swept.values())
 
     async def identify(self) -> str:
-        """Name this process's memory."""
+        """Return the run id of this process's memory."""
         return self.run_id
 
 
 def run_of(key: str) -> str:
-    """Give the run id of the store that a key belongs to."""
+    """Return the run id of the store that a key belongs to."""
     return key.split(":", 3)[2]

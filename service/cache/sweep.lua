@@ -1,5 +1,6 @@
--- KEYS: anything of the cache. Deletes the values among them, and the generations, which processes
--- keep pages of: marks and leases guard somebody. Gives the number of values.
+-- KEYS: any keys of the cache. Deletes the values among them, and the generations: processes keep
+-- pages by their generation. Marks and leases stay: writers and readers rely on them. Returns the
+-- number of values.
 local swept = 0
 for _, key in ipairs(KEYS) do
     if redis.call('TYPE', key).ok == 'string' then
