@@ -62,7 +62,7 @@ async def test_several_writes_are_under_way(batcher: Any, proxy: Proxy) -> None:
     await batcher.request(GET_MANY, KEYS)
     await proxy.turn("hold")
     asked = await ask(batcher)
-    assert len(batcher._line._batches) == UNDER_WAY
+    assert len(batcher._connection._batches) == UNDER_WAY
     assert not any(one.done() for one in asked)
     await proxy.turn("pass")
     assert await outcomes(asked) == KEYS
@@ -77,10 +77,10 @@ async def test_what_is_under_way_on_a_broken_line_is_asked_again(
     await proxy.sever()
     await proxy.turn("pass")
     assert await outcomes(asked) == KEYS
-    line = batcher._line
+    line = batcher._connection
     await asyncio.sleep(1.5 * DEADLINE)  # what was asked on the old line had no answer there
     assert await outcomes(await ask(batcher)) == KEYS
-    assert batcher._line is line
+    assert batcher._connection is line
 
 
 async def test_what_is_asked_again_has_no_more_patience(batcher: Any, proxy: Proxy) -> None:
@@ -145,19 +145,19 @@ async def test_unknown_scripts_are_told_in_between(batcher: Any, proxy: Proxy) -
 @pytest.mark.parametrize("reply", [b"no reply at all\r\n", b"+unasked\r\n"])
 async def test_nonsense_ends_the_line(batcher: Any, reply: bytes) -> None:
     await batcher.request(GET_MANY, KEYS)
-    batcher._line.data_received(reply)
-    assert batcher._line is None
+    batcher._connection.data_received(reply)
+    assert batcher._connection is None
     assert await outcomes(await ask(batcher)) == KEYS
 
 
 async def test_what_comes_late_on_a_line_that_was_left_is_not_read(batcher: Any) -> None:
     await batcher.request(GET_MANY, KEYS)
-    left = batcher._line
+    left = batcher._connection
     batcher.fail(TimeoutError())
     await batcher.request(GET_MANY, KEYS)
-    line = batcher._line
+    line = batcher._connection
     left.data_received(b"+late\r\n")
-    assert batcher._line is line is not left
+    assert batcher._connection is line is not left
 
 
 async def test_what_no_command_can_hold_fails_alone(batcher: Any) -> None:

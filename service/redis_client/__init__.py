@@ -1,12 +1,11 @@
 """A Redis client that sends all commands of one tick of the event loop in one write.
 
-A single command costs most of its time in the client, not in Redis. So the commands of a tick go
-together over one connection that stays open. While several writes are under way, commands wait for
-the next write.
+A single command costs more time in the client than in Redis. So the commands of a tick share one
+write to one open connection. While several writes are under way, commands wait for the next write.
 
     batcher      collects commands, and sends them when the tick ends
-    connection   one connection: what it sent, and the replies that it reads
-    commands     kinds of commands: how a batch of them is sent, and how replies are read
+    connection   one connection: its batches under way, and their replies
+    commands     kinds of commands: how requests become commands, and replies become results
 """
 
 from service.redis_client.batcher import RedisBatcher

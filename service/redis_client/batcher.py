@@ -1,4 +1,4 @@
-"""Asks a Redis: what one tick of the loop wants goes in one write."""
+"""The Redis client: it sends all requests of one tick of the event loop in one write."""
 
 import asyncio
 from contextlib import suppress
@@ -17,18 +17,18 @@ from service.redis_client.connection import (
     Callback,
     PendingRequests,
     RedisConnection,
+    deliver,
+    merge,
     oldest,
-    tell,
-    together,
 )
 
-ENOUGH = 32  # questions, to send them before the tick ends: Redis works while this process reads on
+ENOUGH = 32  # requests are sent before the tick ends: Redis then works in parallel
 
 
 class RedisBatcher:
-    """Asks one Redis.
+    """Sends requests to one Redis.
 
-    deadline: seconds; whoever has waited longer gets TimeoutError.
+    deadline: in seconds; a request that has waited longer fails with TimeoutError.
     """
 
     def __init__(self, pool: ConnectionPool, deadline: float) -> None:
@@ -38,95 +38,96 @@ class RedisBatcher:
         self._ticks = 0
         self._clock: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._context = Context()  # what is asked for many is in no request's own
-        self._asked: PendingRequests = {}
-        self._number = 0  # of questions in it
-        self._is_due = False  # what was asked is sent in the next tick
+        self._context = Context()  # empty: a batch serves many HTTP requests
+        self._pending: PendingRequests = {}
+        self._number = 0  # of requests in it
+        self._is_due = False  # `send` is scheduled for the end of this tick
         self._opening: asyncio.Task[None] | None = None
-        self._line: RedisConnection | None = None
+        self._connection: RedisConnection | None = None
 
-    def submit(self, kind: CommandKind, what: Any, tell: Callback) -> None:
-        """Ask in this tick: `tell` is called with the answer, or what `ask` raises, in no context.
+    def submit(self, kind: CommandKind, request: Any, callback: Callback) -> None:
+        """Send a request in this tick. `callback` gets its result, or an error as of `request`.
 
-        That costs a third of what a future does.
+        The callback runs in an empty context. It costs a third of a future.
         """
-        if (of_kind := self._asked.get(kind)) is None:
-            of_kind = self._asked[kind] = []
-        of_kind.append((what, tell, self._ticks))
+        if (of_kind := self._pending.get(kind)) is None:
+            of_kind = self._pending[kind] = []
+        of_kind.append((request, callback, self._ticks))
         self._number += 1
         if not self._is_due:
             self._is_due = True
-            if self._loop is None:  # asked for once: in Python 3.11 it is a system call
+            if self._loop is None:  # kept: in Python 3.11 the lookup is a system call
                 self._loop = asyncio.get_running_loop()
             self._loop.call_soon(self._end_tick, context=self._context)
         elif self._number >= ENOUGH:
             self.send()
 
-    async def request(self, kind: CommandKind, what: Any) -> Any:
-        """Ask, and wait for the answer. Raises RedisError, OSError, TimeoutError."""
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self.submit(kind, what, partial(_settle, answer))
-        return await answer
+    async def request(self, kind: CommandKind, request: Any) -> Any:
+        """Send a request, and return its result. Raises RedisError, OSError, TimeoutError."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.submit(kind, request, partial(_settle, future))
+        return await future
 
     async def load(self, kind: CommandKind) -> None:
-        """Connect, and tell Redis the scripts of a kind. Raises as `ask`."""
+        """Connect, and load the scripts of a kind into Redis. Raises as `request` does."""
         await self.request(ScriptLoad(tuple(kind.scripts)), None)
 
     async def close(self) -> None:
-        """End the connection, once what is under way has its answer."""
-        for _ in range(2):  # a script that had to be told is asked a second time
+        """Close the connection after the replies to the requests under way."""
+        for _ in range(2):  # a script that had to be loaded is called a second time
             if self._under_way():
                 with suppress(RedisError, OSError):
-                    await self.request(GET_MANY, ("octavo",))  # whose answer comes after theirs
-        self.fail(RedisConnectionError("Redis is not asked any more"))
+                    await self.request(GET_MANY, ("octavo",))  # its reply comes after theirs
+        self.fail(RedisConnectionError("The Redis client is closed"))
         if self._clock is not None:
             self._clock.cancel()
         self._loop = self._clock = None
 
     def _under_way(self) -> PendingRequests:
-        return together({} if self._line is None else self._line.asked(), self._asked)
+        connection = self._connection
+        return merge({} if connection is None else connection.unanswered(), self._pending)
 
     def _end_tick(self) -> None:
         self._is_due = False
         self.send()
 
     def send(self) -> None:
-        """Send what was asked, if there is room for one more batch under way."""
-        if not self._asked:
+        """Send the pending requests, if another batch may be under way."""
+        if not self._pending:
             return
         if self._clock is None:
-            self._wind()
-        line = self._line
-        if line is None:
+            self._start_clock()
+        connection = self._connection
+        if connection is None:
             if self._opening is None or self._opening.done():
                 self._opening = asyncio.create_task(self._open(), context=Context())
-        elif line.has_room:
-            asked, self._asked, self._number = self._asked, {}, 0
+        elif connection.has_room:
+            requests, self._pending, self._number = self._pending, {}, 0
             try:
-                line.send(asked)
-            except Exception as error:  # what cannot be put into bytes
-                _tell_all(asked, error)
+                connection.send(requests)
+            except Exception as error:  # an argument that cannot be encoded
+                _fail_all(requests, error)
 
-    def _wind(self) -> None:
+    def _start_clock(self) -> None:
         loop = asyncio.get_running_loop()
         self._clock = loop.call_later(SLEEP, self._tick, context=self._context)
 
     def _tick(self) -> None:
-        """Count as Patience does: while the loop is late, replies that are there are not read."""
+        """Count ticks as LoopTimeout does: while the loop is late, it does not read replies."""
         self._clock = None
         self._ticks += 1
-        since = None if self._line is None else self._line.oldest
+        since = None if self._connection is None else self._connection.oldest
         if since is None:
-            if not self._asked:
+            if not self._pending:
                 return
-            since = oldest(self._asked)
+            since = oldest(self._pending)
         if self._ticks - since >= self._patience:
             self.fail(TimeoutError())
         else:
-            self._wind()
+            self._start_clock()
 
     async def _open(self) -> None:
-        connection = self._pool.make_connection()  # of its own
+        connection = self._pool.make_connection()  # not shared with the pool
         try:
             async with LoopTimeout(self._deadline):
                 await connection.connect()
@@ -135,43 +136,43 @@ class RedisBatcher:
             self.fail(error)
             await connection.disconnect(nowait=True)
         else:
-            self._opening, self._line = None, RedisConnection(self, connection)
+            self._opening, self._connection = None, RedisConnection(self, connection)
             self.send()
 
     def fail(self, error: Exception) -> None:
-        """Tell all who wait: those queued behind have waited as well."""
-        waiting, self._asked, self._number = self._under_way(), {}, 0
+        """Fail all requests, also those in the queue: they have waited as well."""
+        waiting, self._pending, self._number = self._under_way(), {}, 0
         self._leave()
-        _tell_all(waiting, error)
+        _fail_all(waiting, error)
 
-    def lost(self, line: RedisConnection) -> None:
-        """Hear that a line is broken: if it had been good, that is no outage, and asked anew."""
-        if line is not self._line:
+    def lost(self, connection: RedisConnection) -> None:
+        """Handle a lost connection. Requests are sent again if it had replied before."""
+        if connection is not self._connection:
             return
-        if line.is_proven:
-            self._asked = self._under_way()
-            self._line = None
+        if connection.is_proven:
+            self._pending = self._under_way()
+            self._connection = None
             self.send()
         else:
             self.fail(RedisConnectionError("Redis closed the connection"))
 
     def _leave(self) -> None:
-        line, self._line = self._line, None
-        if line is not None:
-            line.end()
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            connection.end()
 
 
-def _tell_all(asked: PendingRequests, error: Exception) -> None:
-    for asks in asked.values():
-        for ask in asks:
-            tell(ask, error)
+def _fail_all(requests: PendingRequests, error: Exception) -> None:
+    for of_kind in requests.values():
+        for pending in of_kind:
+            deliver(pending, error)
 
 
-def _settle(answer: asyncio.Future[Any], found: Any) -> None:
-    if answer.done():
-        return  # nobody waits for it any more
-    if isinstance(found, Exception):
-        answer.set_exception(found)
-        answer.exception()  # seen, should its request have ended otherwise
+def _settle(future: asyncio.Future[Any], result: Any) -> None:
+    if future.done():
+        return  # its caller was cancelled
+    if isinstance(result, Exception):
+        future.set_exception(result)
+        future.exception()  # retrieved, as its caller may be gone
     else:
-        answer.set_result(found)
+        future.set_result(result)

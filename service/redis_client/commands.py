@@ -1,4 +1,4 @@
-"""What can be asked of a Redis: how it becomes commands, and their replies become answers."""
+"""Kinds of commands: how requests become commands, and replies become results."""
 
 from collections.abc import Sequence
 from hashlib import sha1
@@ -11,55 +11,57 @@ Command = tuple[Any, ...]
 
 
 class CommandKind(Protocol):
-    """What can be asked: how several of it become commands, and their replies become answers.
+    """A kind of request: its commands, and the results from their replies.
 
-    scripts: what these commands call by its digest.
+    scripts: the scripts that the commands call by digest.
     """
 
     @property
     def scripts(self) -> Sequence[str]:
-        """Give them."""
+        """The sources of the scripts."""
 
-    def commands(self, asked: Sequence[Any]) -> list[Command]:
-        """Give the commands that ask all of it."""
+    def commands(self, requests: Sequence[Any]) -> list[Command]:
+        """Return the commands for all requests."""
 
-    def answers(self, asked: Sequence[Any], replies: Sequence[Any], who: str) -> Sequence[Any]:
-        """Give an answer to each. `who`: the run id of the Redis that replied, if it is known."""
+    def answers(
+        self, requests: Sequence[Any], replies: Sequence[Any], run_id: str
+    ) -> Sequence[Any]:
+        """Return a result for each request. `run_id`: of the Redis that replied, if known."""
 
 
 class GetMany:
-    """Reads what stands under keys, all of one asker's at one instant: (who replied, values)."""
+    """Reads the values of keys: (run id, values). The keys of a request are read atomically."""
 
     scripts = ()
 
-    def commands(self, asked: Sequence[Sequence[str]]) -> list[Command]:
-        """Ask for each key once, for so many keys at a time: Redis does nothing else meanwhile."""
-        return [("MGET", *dict.fromkeys(chain.from_iterable(own))) for own in _groups(asked)]
+    def commands(self, requests: Sequence[Sequence[str]]) -> list[Command]:
+        """Read each key once. A command has a limit of keys, as it blocks Redis meanwhile."""
+        return [("MGET", *dict.fromkeys(chain.from_iterable(group))) for group in _groups(requests)]
 
     def answers(
-        self, asked: Sequence[Sequence[str]], replies: Sequence[Any], who: str
+        self, requests: Sequence[Sequence[str]], replies: Sequence[Any], run_id: str
     ) -> list[tuple[str, list[bytes | None]]]:
-        """Give each its values."""
-        found = []
-        for askers, reply in zip(_groups(asked), replies, strict=True):
-            keys = dict.fromkeys(chain.from_iterable(askers))
+        """Return the values of each request."""
+        results = []
+        for group, reply in zip(_groups(requests), replies, strict=True):
+            keys = dict.fromkeys(chain.from_iterable(group))
             values = dict(zip(keys, reply, strict=True))
-            found += [(who, [values[key] for key in own]) for own in askers]
-        return found
+            results += [(run_id, [values[key] for key in request]) for request in group]
+        return results
 
 
-def _groups(asked: Sequence[Sequence[str]]) -> Sequence[Sequence[Sequence[str]]]:
-    """Put askers together, each whole, as long as they have not too many keys."""
-    if sum(map(len, asked)) <= AT_ONCE:
-        return [asked]
+def _groups(requests: Sequence[Sequence[str]]) -> Sequence[Sequence[Sequence[str]]]:
+    """Group requests, each as a whole. A group with AT_ONCE keys is full."""
+    if sum(map(len, requests)) <= AT_ONCE:
+        return [requests]
     groups: list[list[Sequence[str]]] = [[]]
     number = 0
-    for own in asked:
+    for request in requests:
         if number >= AT_ONCE:
             groups.append([])
             number = 0
-        groups[-1].append(own)
-        number += len(own)
+        groups[-1].append(request)
+        number += len(request)
     return groups
 
 
@@ -67,38 +69,42 @@ GET_MANY = GetMany()
 
 
 class Script:
-    """Calls a script, for each asker by itself: (keys, arguments) -> (who replied, its reply)."""
+    """Calls a script once for each request: (keys, arguments) -> (run id, reply)."""
 
     def __init__(self, source: str) -> None:
         self.scripts = (source,)
         self._digest = digest_of(source)
 
-    def commands(self, asked: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Command]:
-        """Call it once for each."""
-        return [("EVALSHA", self._digest, len(keys), *keys, *told) for keys, told in asked]
+    def commands(self, requests: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Command]:
+        """Return one call for each request."""
+        return [
+            ("EVALSHA", self._digest, len(keys), *keys, *arguments) for keys, arguments in requests
+        ]
 
     def answers(
-        self, asked: Sequence[Any], replies: Sequence[Any], who: str
+        self, requests: Sequence[Any], replies: Sequence[Any], run_id: str
     ) -> list[tuple[str, Any]]:
-        """Give each its own."""
-        return [(who, reply) for reply in replies]
+        """Return the reply to each request."""
+        return [(run_id, reply) for reply in replies]
 
 
 class ScriptLoad(NamedTuple):
-    """Tells Redis scripts."""
+    """Loads scripts into Redis."""
 
-    told: tuple[str, ...]
+    sources: tuple[str, ...]
     scripts: tuple[str, ...] = ()
 
-    def commands(self, asked: Sequence[None]) -> list[Command]:
-        """Tell each once."""
-        return [("SCRIPT", "LOAD", script) for script in self.told]
+    def commands(self, requests: Sequence[None]) -> list[Command]:
+        """Return a SCRIPT LOAD for each script."""
+        return [("SCRIPT", "LOAD", script) for script in self.sources]
 
-    def answers(self, asked: Sequence[None], replies: Sequence[Any], who: str) -> Sequence[None]:
-        """It is done."""
-        return asked
+    def answers(
+        self, requests: Sequence[None], replies: Sequence[Any], run_id: str
+    ) -> Sequence[None]:
+        """Return no result."""
+        return requests
 
 
 def digest_of(script: str) -> str:
-    """Give the digest that Redis knows a script by."""
+    """Return the digest by which Redis identifies a script."""
     return sha1(script.encode()).hexdigest()  # noqa: S324  (Redis's own digest)

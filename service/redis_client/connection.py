@@ -1,4 +1,4 @@
-"""A connection to a Redis, on which several batches may be under way."""
+"""A connection to Redis. Several batches may be under way on it."""
 
 import asyncio
 from collections import deque
@@ -13,44 +13,44 @@ from service.redis_client.commands import CommandKind, ScriptLoad
 if TYPE_CHECKING:
     from service.redis_client.batcher import RedisBatcher
 
-UNDER_WAY = 4  # batches: Redis has some to answer while this process reads others
-NOTHING = object()  # no whole reply
+UNDER_WAY = 4  # batches: Redis works on some while this process reads the replies to others
+NOTHING = object()  # an incomplete reply
 
-Callback = Callable[[Any], None]  # is told the answer, or the error that there is instead
-# A question: what is asked, who is told, and the tick of the wire in which it came. A plain tuple:
-# there are two for each request.
+Callback = Callable[[Any], None]  # gets the result, or an error
+# A request, its callback, and the batcher's tick in which it arrived. A plain tuple is cheaper than
+# an object, and each HTTP request makes two.
 PendingRequest = tuple[Any, Callback, int]
-PendingRequests = dict[
-    CommandKind, list[PendingRequest]
-]  # by kind, in the order in which each came
+PendingRequests = dict[CommandKind, list[PendingRequest]]  # by kind, in order of arrival
 
 
 class Batch(NamedTuple):
-    """What went in one write. numbers: of the commands of each kind. is_again: its scripts were
-    just told.
+    """The requests of one write.
+
+    numbers: of commands, for each kind. number: of commands in all. is_retry: the write loads the
+    scripts first.
     """
 
-    asks: PendingRequests
+    requests: PendingRequests
     numbers: list[int]
     number: int
-    is_again: bool
+    is_retry: bool
 
 
 class RedisConnection(asyncio.Protocol):
-    """A connection that redis-py has made, greeted, and given away: no task waits for replies."""
+    """A connection that redis-py opened and handed over: no task waits for replies."""
 
-    is_proven = False  # it has replied
+    is_proven = False  # Redis has replied on it
     _is_over = False
 
     def __init__(self, batcher: "RedisBatcher", connection: Any) -> None:
         self._batcher = batcher
-        is_ended = connection._reader.at_eof()  # by Redis, before anybody was told
-        self._who = getattr(connection, "octavo_run_id", "")
-        # Held, as it closes the transport when it goes (Python 3.12).
+        is_ended = connection._reader.at_eof()  # Redis has closed it already
+        self._run_id = getattr(connection, "octavo_run_id", "")
+        # Kept, as a deleted writer closes its transport (Python 3.12).
         self._writer, connection._writer = connection._writer, None
         self._transport = self._writer.transport
         self._replier = Reader(
-            protocolError=InvalidResponse, replyError=_refused, notEnoughData=NOTHING
+            protocolError=InvalidResponse, replyError=_error_reply, notEnoughData=NOTHING
         )
         self._replies: list[Any] = []
         self._batches: deque[Batch] = deque()
@@ -60,40 +60,40 @@ class RedisConnection(asyncio.Protocol):
 
     @property
     def has_room(self) -> bool:
-        """Whether another batch may go."""
+        """Whether another batch may be sent."""
         return len(self._batches) < UNDER_WAY
 
-    def asked(self) -> PendingRequests:
-        """Give what has no answer yet."""
-        return together(*(batch.asks for batch in self._batches))
+    def unanswered(self) -> PendingRequests:
+        """Return the requests without a reply."""
+        return merge(*(batch.requests for batch in self._batches))
 
     @property
     def oldest(self) -> int | None:
-        """When the oldest of that came."""
-        return oldest(self._batches[0].asks) if self._batches else None
+        """The tick in which the oldest unanswered request arrived."""
+        return oldest(self._batches[0].requests) if self._batches else None
 
-    def send(self, asked: PendingRequests, *, is_again: bool = False) -> None:
-        """Ask all of it in one write."""
+    def send(self, requests: PendingRequests, *, is_retry: bool = False) -> None:
+        """Send requests in one write."""
         numbers, packed = [], []
-        for kind, asks in asked.items():
-            commands = kind.commands([what for what, _, _ in asks])
+        for kind, of_kind in requests.items():
+            commands = kind.commands([request for request, _, _ in of_kind])
             numbers.append(len(commands))
             packed += [pack_command(command) for command in commands]
-        self._batches.append(Batch(asked, numbers, len(packed), is_again))
+        self._batches.append(Batch(requests, numbers, len(packed), is_retry))
         self._transport.write(b"".join(packed))
 
     def data_received(self, data: bytes) -> None:
-        """Read what Redis replies."""
-        if self._is_over:  # who waited has been told, and the wire has another line
+        """Read the replies of Redis."""
+        if self._is_over:  # its requests have failed, and the batcher has a new connection
             return
         gets, replies = self._replier.gets, self._replies
         self._replier.feed(data)
         try:
             while (reply := gets()) is not NOTHING:
                 if isinstance(reply, PushNotification):
-                    continue  # nobody asked for it
+                    continue  # not a reply to a command
                 if not self._batches:
-                    raise InvalidResponse("Redis replies, and was not asked")
+                    raise InvalidResponse("Redis sent a reply without a request")
                 replies.append(reply)
                 if len(replies) == self._batches[0].number:
                     self._deliver(self._batches.popleft(), replies)
@@ -104,39 +104,42 @@ class RedisConnection(asyncio.Protocol):
     def _deliver(self, batch: Batch, replies: list[Any]) -> None:
         self.is_proven = True
         begin = 0
-        for (kind, asks), number in zip(batch.asks.items(), batch.numbers, strict=True):
+        for (kind, requests), number in zip(batch.requests.items(), batch.numbers, strict=True):
             end = begin + number
-            self._tell(kind, asks, replies[begin:end], is_again=batch.is_again)
+            self._deliver_kind(kind, requests, replies[begin:end], is_retry=batch.is_retry)
             begin = end
         self._batcher.send()
 
-    def _tell(
+    def _deliver_kind(
         self,
         kind: CommandKind,
-        asks: list[PendingRequest],
+        requests: list[PendingRequest],
         replies: Sequence[Any],
         *,
-        is_again: bool,
+        is_retry: bool,
     ) -> None:
-        answers: Sequence[Any]
-        failed = next((reply for reply in replies if isinstance(reply, Exception)), None)
+        results: Sequence[Any]
+        error = next((reply for reply in replies if isinstance(reply, Exception)), None)
         try:
-            if isinstance(failed, NoScriptError) and not is_again:
-                # A new Redis, or one that was flushed.
-                load: PendingRequest = (None, _ignore, asks[0][2])
+            if isinstance(error, NoScriptError) and not is_retry:
+                # A new Redis, or its scripts were flushed.
+                load: PendingRequest = (None, _ignore, requests[0][2])
                 return self.send(
-                    {ScriptLoad(tuple(kind.scripts)): [load], kind: asks}, is_again=True
+                    {ScriptLoad(tuple(kind.scripts)): [load], kind: requests}, is_retry=True
                 )
-            whats = [what for what, _, _ in asks]
-            answers = [failed] * len(asks) if failed else kind.answers(whats, replies, self._who)
-        except Exception as error:
-            answers = [error] * len(asks)
-        for ask, answer in zip(asks, answers, strict=True):
-            tell(ask, answer)
+            if error:
+                results = [error] * len(requests)
+            else:
+                arguments = [request for request, _, _ in requests]
+                results = kind.answers(arguments, replies, self._run_id)
+        except Exception as failure:
+            results = [failure] * len(requests)
+        for request, result in zip(requests, results, strict=True):
+            deliver(request, result)
         return None
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Tell the wire."""
+        """Report the loss to the batcher."""
         self._batcher.lost(self)
 
     def end(self) -> None:
@@ -145,33 +148,33 @@ class RedisConnection(asyncio.Protocol):
         self._transport.abort()
 
 
-def together(*several: PendingRequests) -> PendingRequests:
-    """Put questions together, in lists of their own."""
-    found: PendingRequests = {}
-    for asked in several:
-        for kind, asks in asked.items():
-            found.setdefault(kind, []).extend(asks)
-    return found
+def merge(*several: PendingRequests) -> PendingRequests:
+    """Merge requests into new lists."""
+    merged: PendingRequests = {}
+    for requests in several:
+        for kind, of_kind in requests.items():
+            merged.setdefault(kind, []).extend(of_kind)
+    return merged
 
 
-def oldest(asks: PendingRequests) -> int:
-    """Give when the oldest of some questions came."""
-    return min(of_kind[0][2] for of_kind in asks.values())
+def oldest(requests: PendingRequests) -> int:
+    """Return the tick in which the oldest request arrived."""
+    return min(of_kind[0][2] for of_kind in requests.values())
 
 
-def tell(ask: PendingRequest, answer: Any) -> None:
-    """Tell one: what goes wrong there is not for the others to bear."""
+def deliver(request: PendingRequest, result: Any) -> None:
+    """Call the callback of a request. Its error must not affect other requests."""
     try:
-        ask[1](answer)
+        request[1](result)
     except Exception as error:
-        told = {"message": "Who had asked Redis", "exception": error}
-        asyncio.get_running_loop().call_exception_handler(told)
+        details = {"message": "A callback of the Redis client failed", "exception": error}
+        asyncio.get_running_loop().call_exception_handler(details)
 
 
-def _refused(told: str) -> RedisError:
-    """Make the error that Redis replies with."""
-    return (NoScriptError if told.startswith("NOSCRIPT") else ResponseError)(told)
+def _error_reply(message: str) -> RedisError:
+    """Make the exception for an error reply."""
+    return (NoScriptError if message.startswith("NOSCRIPT") else ResponseError)(message)
 
 
-def _ignore(answer: Any) -> None:
-    """Be told of what comes before something else, and fails with it."""
+def _ignore(result: Any) -> None:
+    """Ignore the result of a script load: if it fails, the call after it fails as well."""
