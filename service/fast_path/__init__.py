@@ -1,28 +1,28 @@
-"""The fast path: operations without Quart's cycle.
+"""The fast path: operations without Quart's request cycle.
 
     Quart      front, limits (Redis) -> Quart: hooks, view, operation
     direct     front, limits (Redis) ->                     operation
-    warm       the limits, the account and the answer's bytes, in one write to Redis
+    warm       the limits, the account and the body, in one write to Redis
 
 *Warm.* The server calls `WarmResponder.look` before it makes a task for a request. The cached item
 or the remembered list is looked up while the limits are decided. If it is cached and the request is
-admitted, its bytes are sent from the callback of Redis's reply. The same callback sends a cached
-404, and the refusal of an address. All other requests (a miss, a write under way, a doubt about
-Redis, a header that might matter) go on, with their limits decided.
+admitted, the callback of Redis's reply sends the response. The same callback sends a cached 404,
+and the refusal of an address. All other requests (a miss, a write under way, an error of Redis, a
+header that may change the response) continue on the ordinary path, with their limits decided.
 
 *Direct.* An operation whose request is complete runs without Quart's cycle, which costs more than
-the work. A request that needs more of the framework goes to Quart.
+the operation. A request that needs more of the framework goes to Quart.
 
 No route has code here: the declarations of an operation decide. While anything is added to the
-application (`service.additions`), every request goes to Quart. The responses of the three differ in
-nothing but time and the order of headers: `tests/test_fast_path.py` sends the same requests to
-both. `FAST_PATH=false` switches the fast path off.
+application (`service.additions`), every request goes to Quart. The responses of the three paths
+differ only in time and in the order of headers: `tests/test_fast_path.py` compares them.
+`FAST_PATH=false` turns the fast path off.
 
     warm         which requests are looked up, and their responses
     routes       what operations declare, by path
     lookup       one request, from its lookup to its response
-    remembered   responses of lists, each while its generation is the current one
-    middleware   the same for other servers, and for HTTP/2
+    remembered   responses of lists, each valid for its generation
+    middleware   the warm path under other servers, and for HTTP/2
     direct       operations without Quart's cycle
 """
 
@@ -37,9 +37,9 @@ __all__ = ["WarmResponder", "init_app"]
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Put it before the front, and where a server finds it."""
+    """Install the fast path before the front, and where the server looks for it."""
     if settings.fast_path:
-        way = app.extensions["fast_path"] = WarmResponder(app, settings)
-        app.extensions["observers"].append(way.learn)
-        app.asgi_app = FastPathMiddleware(app.asgi_app, way)  # type: ignore[method-assign]  # Quart's way in
+        responder = app.extensions["fast_path"] = WarmResponder(app, settings)
+        app.extensions["observers"].append(responder.learn)
+        app.asgi_app = FastPathMiddleware(app.asgi_app, responder)  # type: ignore[method-assign]  # as Quart documents
         direct.init_app(app, settings)

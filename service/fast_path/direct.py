@@ -1,7 +1,7 @@
-"""What needs a task, but not the framework: operations whose request has come as a whole.
+"""The direct path: an operation with a complete request runs in a task, without the framework.
 
-The gate has let a request in, and has checked its token, as it does for all. The operation is run
-here as it is within Quart: the same decorators, the same handler, the same answers and errors.
+The gate has admitted the request and checked its token, as for every request. The operation runs as
+it does within Quart: with the same decorators, handler, responses and errors.
 """
 
 from collections.abc import Awaitable, Callable
@@ -26,7 +26,7 @@ from service.web import sized, spelled, vary_of
 
 
 class DirectResponder:
-    """Answers operations."""
+    """Runs operations."""
 
     def __init__(self, app: Quart) -> None:
         self._app = app
@@ -35,11 +35,11 @@ class DirectResponder:
         self._origins: Origins = app.extensions["origins"]
 
     def find(self, scope: Any) -> Operation | None:
-        """Give the operation that a request is for, if it needs nothing of the framework."""
-        context, fields = context_of(scope), parse_headers(scope["headers"])
+        """Return the operation of a request, if it needs nothing of the framework."""
+        context, parsed = context_of(scope), parse_headers(scope["headers"])
         if context.matched is None or context.error is not None or self._additions.are_there:
             return None
-        if fields.is_special or not fields.host or scope.get("root_path"):
+        if parsed.is_special or not parsed.host or scope.get("root_path"):
             return None
         endpoint = context.matched[0].endpoint
         if scope["method"] == "OPTIONS" or self._limiter.plan(self._app, endpoint).custom:
@@ -47,9 +47,9 @@ class DirectResponder:
         return operation_of(self._app, endpoint)
 
     async def answer(self, operation: Operation, scope: Any, body: bytes) -> RawResponse:
-        """Run an operation on a request that has this body, and give the whole answer."""
+        """Run an operation on a request with this body, and return the response."""
         context = context_of(scope)
-        call = Call(self._app.extensions, scope, scope["path"], _given(body))
+        call = Call(self._app.extensions, scope, scope["path"], _body_reader(body))
         try:
             status, headers, body = await self._run(operation, call, context)
         except Exception as error:
@@ -71,7 +71,7 @@ class DirectResponder:
         return await operation.run(call, context.matched[1])
 
 
-def _given(body: bytes) -> Callable[[], Awaitable[bytes]]:
+def _body_reader(body: bytes) -> Callable[[], Awaitable[bytes]]:
     async def read_body() -> bytes:
         return body
 
@@ -79,15 +79,15 @@ def _given(body: bytes) -> Callable[[], Awaitable[bytes]]:
 
 
 class DirectConnection(Connection):
-    """A connection to the framework that runs operations without it."""
+    """A Quart connection that runs operations without Quart."""
 
     async def answer(self, body: bytes, send: ASGISendCallable) -> None:
-        """Answer a request."""
-        plain: DirectResponder = self.app.extensions["plain"]
-        operation = plain.find(self.scope)
+        """Respond to a request."""
+        responder: DirectResponder = self.app.extensions["plain"]
+        operation = responder.find(self.scope)
         if operation is None:
             return await super().answer(body, send)
-        status, headers, data = await plain.answer(operation, self.scope, body)
+        status, headers, data = await responder.answer(operation, self.scope, body)
         start: Any = {"type": "http.response.start", "status": status, "headers": headers}
         end: Any = {"type": "http.response.body", "body": data, "more_body": False}
         await send(start)
@@ -95,6 +95,6 @@ class DirectConnection(Connection):
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Put it in the place of Quart's connection: within the front and the gate."""
+    """Replace Quart's connection class, within the front and the gate."""
     app.extensions["plain"] = DirectResponder(app)
     app.asgi_http_class = DirectConnection

@@ -1,4 +1,4 @@
-"""One look: a limit and an answer's bytes are asked for together, and waited for without a task."""
+"""A lookup: it requests a decision and a cached response together, and waits without a task."""
 
 import asyncio
 import time
@@ -22,19 +22,19 @@ Callback = Callable[[EarlyResponse | None], None]
 
 
 class PreparedResponse(NamedTuple):
-    """An answer to anybody who asks for it.
+    """A response that is the same for all clients.
 
-    shown, had: its header lines as a 200, and as a 304; those are there that all of them have.
+    headers, headers_304: the header lines of a 200 and of a 304, as far as all clients share them.
     """
 
     tag: str
-    shown: bytes
-    had: bytes
+    headers: bytes
+    headers_304: bytes
     body: bytes
 
 
 class Route(NamedTuple):
-    """A route that goes this way. plan: its limits; None: there are none."""
+    """A route of the warm path. plan: its limits; None: it has no limits."""
 
     endpoint: str
     rule: str
@@ -42,7 +42,7 @@ class Route(NamedTuple):
 
 
 class LookupPlan(NamedTuple):
-    """Where an answer is, if there is one. `take`: makes it of what stands under the key."""
+    """Where a response may be cached. take: makes it from the value of the key."""
 
     route: Route
     state: State
@@ -51,34 +51,35 @@ class LookupPlan(NamedTuple):
 
 
 class WarmLookup:
-    """What is asked for one request. It begins when it is made; `tell` is called later, once."""
+    """The lookup of one request. It starts when it is made; `callback` is called later, once."""
 
     __slots__ = (
-        "_begun", "_claims", "_decision", "_found", "_left", "_refuse", "_scope", "_sought",
-        "_tell", "_way",
+        "_begun", "_callback", "_claims", "_decision", "_left", "_plan", "_refuse", "_reply",
+        "_responder", "_scope",
     )  # fmt: skip
 
     def __init__(
         self,
-        way: "WarmResponder",
+        responder: "WarmResponder",
         scope: Any,
-        sought: LookupPlan,
+        plan: LookupPlan,
         credentials: Credentials,
-        tell: Callback,
+        callback: Callback,
     ) -> None:
-        self._way, self._scope, self._sought, self._tell = way, scope, sought, tell
+        self._responder, self._scope = responder, scope
+        self._plan, self._callback = plan, callback
         self._claims = claims = credentials.claims
         self._refuse = credentials.refuse
         self._begun = time.perf_counter()
-        way.front.in_flight += 1
-        self._left = 3  # of what is waited for: two answers, and the end of this
-        way.decide(sought.route, credentials.caller, self._decided)
-        keys = [sought.key]
+        responder.front.in_flight += 1
+        self._left = 3  # events to wait for: the decision, the reply, and the end of __init__
+        responder.decide(plan.route, credentials.caller, self._decided)
+        keys = [plan.key]
         if claims is not None:
-            keys.append(sought.state.prefix + USERS.key(claims.user_id))
-        way.store.call(keys, self._replied)
+            keys.append(plan.state.prefix + USERS.key(claims.user_id))
+        responder.store.call(keys, self._replied)
         self._left -= 1
-        if not self._left:  # not at once: who calls is still at the request
+        if not self._left:  # not at once: the caller is still handling the request
             asyncio.get_running_loop().call_soon(self._end)
 
     def _decided(self, decision: Decision | Exception | None) -> None:
@@ -87,40 +88,42 @@ class WarmLookup:
         if not self._left:
             self._end()
 
-    def _replied(self, found: Replied | Exception) -> None:
-        self._found = found
+    def _replied(self, reply: Replied | Exception) -> None:
+        self._reply = reply
         self._left -= 1
         if not self._left:
             self._end()
 
     def _end(self) -> None:
-        way, scope, told = self._way, self._scope, None
-        way.front.in_flight -= 1
-        decision, found = self._decision, self._found
-        if not (isinstance(decision, Exception) or isinstance(found, Exception)):
+        responder, scope, response = self._responder, self._scope, None
+        responder.front.in_flight -= 1
+        decision, reply = self._decision, self._reply
+        if not (isinstance(decision, Exception) or isinstance(reply, Exception)):
             try:
                 is_admitted = decision is None or decision.admitted
                 if is_admitted and self._refuse is None:
-                    told = way.answer(scope, self._sought, self._claims, found, decision)
-                elif self._claims is None:  # else the account may say that the token was revoked
-                    told = way.refuse(scope, self._sought, self._refuse, decision)
+                    response = responder.answer(scope, self._plan, self._claims, reply, decision)
+                elif self._claims is None:  # with a token: the account must be checked first
+                    response = responder.refuse(scope, self._plan, self._refuse, decision)
             except Exception:
-                way.logger.exception("The fast path")
-        if told is None:
+                responder.logger.exception("The fast path failed")
+        if response is None:
             context = context_of(scope)
             context.begun = self._begun
             decided, undecided = _outcome(decision)
-            replied, unread = _outcome(found)
+            stored, unread = _outcome(reply)
             account = None
-            if self._claims is not None and replied is not None:
-                account = Prefetch(self._sought.state)
-                account.receive((replied[0], replied[1][1:]))
-            context.handed = LookupResult(decided, account, partial(way.fail, undecided, unread))
-            return self._tell(None)
-        self._tell(told)
-        return way.front.tell(scope, told.status, self._begun)
+            if self._claims is not None and stored is not None:
+                account = Prefetch(self._plan.state)
+                account.receive((stored[0], stored[1][1:]))
+            context.handed = LookupResult(
+                decided, account, partial(responder.fail, undecided, unread)
+            )
+            return self._callback(None)
+        self._callback(response)
+        return responder.front.tell(scope, response.status, self._begun)
 
 
-def _outcome(told: Any) -> tuple[Any, Any]:
-    """Give what came of something, or why nothing did."""
-    return (None, told) if isinstance(told, Exception) else (told, None)
+def _outcome(result: Any) -> tuple[Any, Any]:
+    """Return (result, None), or (None, error)."""
+    return (None, result) if isinstance(result, Exception) else (result, None)

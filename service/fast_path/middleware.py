@@ -1,4 +1,4 @@
-"""The fast path under any ASGI server. Our own HTTP/1.1 asks it without an application."""
+"""The warm path under any ASGI server. Octavo's HTTP/1.1 server calls the responder itself."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from service.http1.config import EarlyResponse, Shortcut
 
 
 class FastPathMiddleware:
-    """Wraps an ASGI application, and answers what is at hand before it."""
+    """Wraps an ASGI application, and sends responses that need no application."""
 
     def __init__(self, inner: ASGIFramework, shortcut: Shortcut) -> None:
         self._inner = inner
@@ -23,14 +23,15 @@ class FastPathMiddleware:
             scope["type"] == "http"
             and scope["method"] == "GET"
             and not context_of(scope).is_looked_up
-            and scope.get("raw_path")  # a server need not give it
+            and scope.get("raw_path")  # optional in ASGI
         ):
-            told: asyncio.Future[EarlyResponse | None] = asyncio.get_running_loop().create_future()
+            loop = asyncio.get_running_loop()
+            future: asyncio.Future[EarlyResponse | None] = loop.create_future()
 
-            def tell(found: EarlyResponse | None) -> None:
-                if not told.done():
-                    told.set_result(found)
+            def callback(response: EarlyResponse | None) -> None:
+                if not future.done():
+                    future.set_result(response)
 
-            if self._shortcut.look(scope, tell) and (found := await told) is not None:
-                return await answer(send, found.status, found.headers, found.body)
+            if self._shortcut.look(scope, callback) and (response := await future) is not None:
+                return await answer(send, response.status, response.headers, response.body)
         return await self._inner(scope, receive, send)

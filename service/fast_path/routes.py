@@ -1,4 +1,4 @@
-"""What the operations of an application declare, by the paths of their requests."""
+"""Routes: the declarations of an application's operations, by the paths of requests."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -17,7 +17,7 @@ KEPT = 2_048  # paths of items
 
 
 class ItemRequest(NamedTuple):
-    """An item that is asked for: its key in the cache, and the one that stands in its entry."""
+    """A request for an item: its key in the cache, and the key stored in its entry."""
 
     route: Route
     item: Item
@@ -27,9 +27,9 @@ class ItemRequest(NamedTuple):
 
 
 class Routes:
-    """Finds what an application answers from memory.
+    """Finds the constant responses and cached items of an application.
 
-    Its routes are read at the first request, when all of them are there.
+    It reads the routes at the first request, when all of them are registered.
     """
 
     def __init__(self, app: Quart, limiter: Limiter, is_limited: bool) -> None:
@@ -37,12 +37,12 @@ class Routes:
         self._limiter = limiter
         self._is_limited = is_limited
         self._constants: dict[bytes, bytes] | None = None  # by path
-        self._items: dict[bytes, tuple[Route, Item]] = {}  # by what stands before the id
+        self._items: dict[bytes, tuple[Route, Item]] = {}  # by the path before the id
         self.route = lru_cache(self._find_route)
         self.item = lru_cache(KEPT)(self._find_item)
 
     def constant(self, raw_path: bytes) -> bytes | None:
-        """Give the body that a path is answered with always."""
+        """Return the body of a constant response."""
         if self._constants is None:
             self._constants = {}
             self._read()

@@ -1,7 +1,7 @@
-"""The warm path: an answer is looked up in one tick of the event loop, together with its limit.
+"""The warm path: a response is looked up in one tick of the event loop, together with its limits.
 
-No route is known here by its name. What its operation declares decides: `cached_item` names the
-entry that it answers with, and a list that was read through the cache may be kept.
+No code here names a route. The declaration of its operation decides: `cached_item` names the entry
+of its response, and a list that was read through the cache may be remembered.
 """
 
 import asyncio
@@ -47,7 +47,7 @@ from service.web import (
     spelled,
 )
 
-KEPT = 2_048  # items that are remembered, by their bytes
+KEPT = 2_048  # decoded items, by their bytes
 ALWAYS = [
     (b"cache-control", b"no-cache"),
     (b"cache-status", f"Octavo; {CACHE_STATUS['hit']}".encode()),
@@ -57,7 +57,7 @@ ALWAYS = [
 
 
 class WarmResponder:
-    """Looks for answers that are at hand."""
+    """Responds from the cache, without a task."""
 
     def __init__(self, app: Quart, settings: Settings) -> None:
         self.front: Front = app.extensions["front"]
@@ -81,30 +81,30 @@ class WarmResponder:
         unlimited = [(b"cache-control", b"no-store"), (b"vary", VARY.encode()), NO_PAGE]
         self._constant = as_lines([*unlimited, *self.front.protection])
 
-    def look(self, scope: Any, tell: Callback) -> bool:
-        """Begin to look for the answer to a GET, if it is one of these."""
+    def look(self, scope: Any, callback: Callback) -> bool:
+        """Begin the lookup for a GET. False: the request takes the ordinary path."""
         context = context_of(scope)
         context.is_looked_up = True
         if self._additions.are_there:
             return False
         raw_path = scope["raw_path"]
-        told = parse_headers(scope["headers"])
-        if told.is_special or told.has_body or not told.host or scope.get("root_path"):
+        headers = parse_headers(scope["headers"])
+        if headers.is_special or headers.has_body or not headers.host or scope.get("root_path"):
             return False
         if len(raw_path) > LONGEST_PATH:
             return False
         if not scope["query_string"] and (constant := self._routes.constant(raw_path)) is not None:
             loop, begun = asyncio.get_running_loop(), time.perf_counter()
-            loop.call_soon(self._tell_constant, scope, tell, constant, begun)
+            loop.call_soon(self._send_constant, scope, callback, constant, begun)
             return True
         if self._limiter.ledger.is_away:
             return False
-        wanted = None if scope["query_string"] else self._routes.item(raw_path)
-        if wanted is not None:
-            sought = self._seek_item(wanted)
+        request = None if scope["query_string"] else self._routes.item(raw_path)
+        if request is not None:
+            plan = self._plan_item(request)
         else:
-            sought = self._seek_page(self._key(scope, told))
-        if sought is None or (sought.route.plan is not None and sought.route.plan.custom):
+            plan = self._plan_page(self._key(scope, headers))
+        if plan is None or (plan.route.plan is not None and plan.route.plan.custom):
             return False
         credentials = self._limiter.callers.read(scope)
         has_token = credentials.claims is not None
@@ -114,32 +114,32 @@ class WarmResponder:
         def begin(waited: float) -> None:
             if waited:
                 context.admission = Admission(self._queue, waited)
-            WarmLookup(self, scope, sought, credentials, tell)
+            WarmLookup(self, scope, plan, credentials, callback)
 
         self._queue.submit_quick(begin)
         return True
 
-    def _tell_constant(self, scope: Any, tell: Callback, body: bytes, begun: float) -> None:
-        """Answer in the next turn of the loop: under load, Quart's ten take their time."""
+    def _send_constant(self, scope: Any, callback: Callback, body: bytes, begun: float) -> None:
+        """Send a constant response in the next turn of the loop, where Quart needs ten turns."""
         context_of(scope).route = scope["raw_path"].decode()
-        lines = as_lines(sized(body)) + self._constant + _named(parse_headers(scope["headers"]))
-        tell(EarlyResponse(200, lines, body))
+        lines = as_lines(sized(body)) + self._constant + _id_line(parse_headers(scope["headers"]))
+        callback(EarlyResponse(200, lines, body))
         self.front.tell(scope, 200, begun)
 
-    def _seek_item(self, wanted: ItemRequest) -> LookupPlan | None:
+    def _plan_item(self, request: ItemRequest) -> LookupPlan | None:
         if not self._keeps_items or (state := self._cache.access.enter()) is None:
             return None
-        take = partial(self._take_item, wanted)
-        return LookupPlan(wanted.route, state, state.prefix + wanted.key, take)
+        take = partial(self._take_item, request)
+        return LookupPlan(request.route, state, state.prefix + request.key, take)
 
-    def _take_item(self, wanted: ItemRequest, value: bytes | None) -> PreparedResponse | None:
-        """Give the answer. Raises the error of a row that is not there."""
-        entry, ready = self._read(value, wanted.own_key, wanted.item.show)
+    def _take_item(self, request: ItemRequest, value: bytes | None) -> PreparedResponse | None:
+        """Return the response. Raises the error of a row that does not exist."""
+        entry, prepared = self._read(value, request.own_key, request.item.show)
         if entry is not None:
-            self._cache.items.hit(wanted.item.kind, wanted.id, entry)
-            if ready is None:
-                raise wanted.item.missing(wanted.id)
-        return ready
+            self._cache.items.hit(request.item.kind, request.id, entry)
+            if prepared is None:
+                raise request.item.missing(request.id)
+        return prepared
 
     def _read_item(
         self, value: bytes | None, key: str, show: Callable[[bytes], bytes]
@@ -148,13 +148,13 @@ class WarmResponder:
         if entry is None or not entry.body:
             return entry, None
         body = show(entry.body)
-        return entry, self._ready(etag(body), as_lines(sized(body)), body)
+        return entry, self._prepare(etag(body), as_lines(sized(body)), body)
 
-    def _ready(self, tag: str, lines: bytes, body: bytes) -> PreparedResponse:
-        had = b'etag: "%b"\r\n%b' % (tag.encode(), self._always)
-        return PreparedResponse(tag, lines + had, had, body)
+    def _prepare(self, tag: str, lines: bytes, body: bytes) -> PreparedResponse:
+        headers_304 = b'etag: "%b"\r\n%b' % (tag.encode(), self._always)
+        return PreparedResponse(tag, lines + headers_304, headers_304, body)
 
-    def _seek_page(self, key: Key) -> LookupPlan | None:
+    def _plan_page(self, key: Key) -> LookupPlan | None:
         page = self._pages.get(key)
         if page is None or (state := self._cache.access.enter()) is None:
             return None
@@ -163,27 +163,27 @@ class WarmResponder:
         return LookupPlan(page.route, state, generation_key, take)
 
     def _take_page(self, page: RememberedList, generation: bytes | None) -> PreparedResponse | None:
-        return page.ready if self._cache.lists.hit(page.listing, page.rows, generation) else None
+        return page.prepared if self._cache.lists.hit(page.listing, page.rows, generation) else None
 
-    def decide(self, route: Route, caller: Caller, tell: Callable[[Any], None]) -> None:
-        """Begin to decide the limits of a caller, and tell. None: there are none."""
+    def decide(self, route: Route, caller: Caller, callback: Callable[[Any], None]) -> None:
+        """Decide the limits of a caller; `callback` gets the decision, or None without limits."""
         if route.plan is None:
-            return tell(None)
+            return callback(None)
         limiter = self._limiter
         claims = limiter.claims(route.endpoint, route.plan, caller)
-        return limiter.ledger.call(claims, tell)
+        return limiter.ledger.call(claims, callback)
 
     def answer(
         self,
         scope: Any,
-        sought: LookupPlan,
+        plan: LookupPlan,
         claims: Claims | None,
-        found: Replied,
+        reply: Replied,
         decision: Decision | None,
     ) -> EarlyResponse | None:
-        """Give the answer, if what was found is one, and still is one, and the token is valid."""
-        run_id, (value, *accounts) = found
-        state = sought.state
+        """Return the response, if it is cached and still valid, and the token is valid."""
+        run_id, (value, *accounts) = reply
+        state = plan.state
         if run_id != state.run_id or not self._cache.access.is_still(state):
             return None
         entry, context = None, context_of(scope)
@@ -193,84 +193,87 @@ class WarmResponder:
                 return None
         missing: APIError | None = None
         try:
-            ready = sought.take(value)
+            prepared = plan.take(value)
         except APIError as error:
-            ready, missing = None, error
-        if ready is None and missing is None:
+            prepared, missing = None, error
+        if prepared is None and missing is None:
             return None
         if claims is not None and entry is not None:
             self._cache.items.hit(USERS, claims.user_id, entry)
             context.user_id = claims.user_id
-        context.cache_status, context.route = "hit", sought.route.rule
-        if ready is None:
+        context.cache_status, context.route = "hit", plan.route.rule
+        if prepared is None:
             assert missing is not None
             missing.headers = {**missing.headers, **cache_status(scope, "hit")}
             return self._fail(scope, missing, decision)
-        allowed = limits = b""
-        asked = parse_headers(scope["headers"])
-        if asked.has_origin:
-            allowed = as_lines(spelled(self._origins.headers(scope)))
+        cors = limits = b""
+        headers = parse_headers(scope["headers"])
+        if headers.has_origin:
+            cors = as_lines(spelled(self._origins.headers(scope)))
         if decision is not None:
             limits = lines(self._limiter.settle(scope, decision).standings)
-        if asked.tags and is_known(ready.tag, asked.tags):
-            return EarlyResponse(304, ready.had + allowed + limits + _named(asked), b"")
-        return EarlyResponse(200, ready.shown + allowed + limits + _named(asked), ready.body)
+        own = cors + limits + _id_line(headers)
+        if headers.tags and is_known(prepared.tag, headers.tags):
+            return EarlyResponse(304, prepared.headers_304 + own, b"")
+        return EarlyResponse(200, prepared.headers + own, prepared.body)
 
     def refuse(
         self,
         scope: Any,
-        sought: LookupPlan,
+        plan: LookupPlan,
         refuse: Callable[[], APIError] | None,
         decision: Decision | None,
     ) -> EarlyResponse:
-        """Give the answer to a request that its limits or its token refuse, as the gate does."""
-        context_of(scope).route = sought.route.rule
+        """Return the refusal of a request by its limits or its token, as the gate does."""
+        context_of(scope).route = plan.route.rule
         return self._fail(scope, None if refuse is None else refuse(), decision)
 
     def _fail(self, scope: Any, error: APIError | None, decision: Decision | None) -> EarlyResponse:
-        """Answer with an error. The limits come first, and then there need be no other one."""
-        named = _named(parse_headers(scope["headers"]))
+        """Return an error response. A refusal by the limits replaces `error`, which may be None."""
+        id_line = _id_line(parse_headers(scope["headers"]))
         try:
             if decision is not None:
                 self._limiter.settle(scope, decision)
         except APIError as refusal:
             error = refusal
         assert error is not None
-        error.__traceback__ = None  # its frames hold the request
+        error.__traceback__ = None  # its frames keep the request alive
         headers, body = error_response(complete(error, scope, self._origins))
-        return EarlyResponse(error.status_code, as_lines(headers) + self._refused + named, body)
+        return EarlyResponse(error.status_code, as_lines(headers) + self._refused + id_line, body)
 
     def fail(self, undecided: Exception | None, unread: Exception | None) -> None:
-        """Hear, within the request, that Redis did not answer: it is not asked a second time."""
+        """Record, within the request, that Redis failed: the request does not use it again."""
         if undecided is not None:
             self._limiter.ledger.failed(undecided)
         if unread is not None:
             self._cache.access.failed(unread)
 
     def learn(self, scope: Any, status: int, _: float) -> None:
-        """Keep what the ordinary way has answered, if it can be asked for again."""
+        """Remember a list that the ordinary path has sent, if it can be sent again."""
         context = context_of(scope)
         page, matched = context.listed, context.matched
         if page is None or matched is None or status not in {200, 304} or not page.rows.generation:
             return
-        told = parse_headers(scope["headers"])
-        is_odd = told.is_special or told.has_body or not told.host or scope.get("root_path")
+        headers = parse_headers(scope["headers"])
+        is_odd = (
+            headers.is_special or headers.has_body or not headers.host or scope.get("root_path")
+        )
         if not is_odd and scope["path"].startswith(PERSONAL):
             lines = as_lines([*sized(page.body), *spelled(page.headers)])
-            ready = self._ready(page.tag, lines, page.body)
+            prepared = self._prepare(page.tag, lines, page.body)
             route = self._routes.route(matched[0].endpoint)
             self._pages.put(
-                self._key(scope, told), RememberedList(route, ready, page.listing, page.rows)
+                self._key(scope, headers), RememberedList(route, prepared, page.listing, page.rows)
             )
 
-    def _key(self, scope: Any, told: RequestHeaders) -> Key:
-        """Name a list by all that its answer depends on: links are absolute."""
-        base = self._base or b"%b://%b" % (scope["scheme"].encode(), told.host)
+    def _key(self, scope: Any, headers: RequestHeaders) -> Key:
+        """Return the key of a list. It includes the base URL, as links are absolute."""
+        base = self._base or b"%b://%b" % (scope["scheme"].encode(), headers.host)
         return scope.get("raw_path") or b"", scope["query_string"], base
 
 
-def _named(told: RequestHeaders) -> bytes:
-    """Give the line of a request's id, which is that of all that is logged from now on."""
-    name = request_name(told)
+def _id_line(headers: RequestHeaders) -> bytes:
+    """Return the header line of a request's id. All later log lines carry this id as well."""
+    name = request_name(headers)
     request_id.set(name)
     return f"x-request-id: {name}\r\n".encode()
