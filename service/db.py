@@ -1,7 +1,7 @@
-"""The database: one engine's life, `session()` to read, `write()` to change.
+"""The database of an application: `session()` to read, `write()` to change.
 
-Nothing else in Octavo commits. Reads are single statements in autocommit; a write is one unit
-that a client's hanging up cannot split.
+Nothing else in Octavo commits. Reads are single statements in autocommit. A write is one unit: a
+client that disconnects cannot interrupt it.
 """
 
 import asyncio
@@ -28,15 +28,15 @@ from service.group_commit import GroupCommit, In, Out, Together
 T = TypeVar("T")
 Work = Callable[[AsyncSession], Awaitable[T]]
 
-ATTEMPTS = 3  # of a write that the database undid to let another through
+ATTEMPTS = 3  # of a write that the database rolled back, as in a deadlock
 
 
 class Database:
-    """The engine of one application, from `open()` to `close()`."""
+    """The engines of one application, from `open()` to `close()`."""
 
     def __init__(self, settings: Settings, cache: Cache | None = None) -> None:
         self._settings = settings
-        self._is_sqlite = settings.is_sqlite  # each request asks: it parses the URL
+        self._is_sqlite = settings.is_sqlite  # kept, as each request needs it and it parses the URL
         self._cache = cache
         self.epochs = Epochs(Counters()) if cache is None else cache.epochs
         self._writes = (
@@ -51,16 +51,16 @@ class Database:
         self.reader: AsyncEngine
 
     async def open(self) -> None:
-        """Make the engines. They connect at first use; a private database is migrated now."""
+        """Make the engines, which connect at first use. A private database is migrated now."""
         if self._is_sqlite and self.url.database in {None, "", ":memory:"}:
             await self._make_private()
         size, overflow = self._settings.pool_size, self._settings.pool_overflow
         if self._is_sqlite:
-            # Each connection reads in a thread of its own: more threads than cores would take the
-            # event loop's share of the CPU.
+            # Each connection has its own thread: more threads than cores would take CPU time from
+            # the event loop.
             readers = min(size, os.cpu_count() or 1)
             self.reader = self._engine(readers, 0, autocommit=True)
-            # One connection writes: the others queue for it in order, not by SQLite's polling.
+            # One connection writes: writes queue for it in order, instead of SQLite's polling.
             self.writer = self._engine(1, 0, autocommit=False)
         else:
             self.writer = self._engine(size, overflow, autocommit=False)
@@ -74,7 +74,7 @@ class Database:
             await self._cache.open(self.session)
 
     async def close(self) -> None:
-        """Let writes under way end, then close every connection."""
+        """Wait for writes under way, then close every connection."""
         while self._units:
             await asyncio.wait(self._units)
         if self._cache is not None:
@@ -87,46 +87,46 @@ class Database:
 
     @property
     def in_use(self) -> int:
-        """How many connections are at work."""
+        """The number of connections in use."""
         pools: set[Any] = {self.reader.pool, self.writer.pool}
         return sum(pool.checkedout() for pool in pools)
 
     def oldest_wait(self) -> float:
-        """Tell since when a request waits for SQLite's threads; inf: none waits.
+        """Return since when a request waits for SQLite's threads; inf: no request waits.
 
-        These threads share the CPU of the event loop, which takes it all as long as it is busy.
-        PostgreSQL has CPU of its own.
+        These threads share the CPU with the event loop, which uses all of it while it is busy.
+        PostgreSQL has its own CPU.
         """
         return self.waits.oldest if self._is_sqlite else inf
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:
-        """Give a session to read with: each statement sees one snapshot and holds no locks."""
+        """Open a session for reads: each statement sees one snapshot and holds no locks."""
         db = self._read()
         try:
             yield db
         except BaseException:
             await asyncio.shield(db.close())
             raise
-        await db.close()  # nothing is under way: SQLAlchemy would make a task to shield it
+        await db.close()  # without a shield, which costs a task: no statement is under way
 
     async def write(self, work: Work[T]) -> T:
-        """Run `work` in a transaction, commit, and give its result.
+        """Run `work` in a transaction, commit, and return its result.
 
-        `work` holds SQL alone: it may run more than once. Once begun it ends, by commit or
-        rollback, even if the caller is cancelled.
+        `work` has no effects but SQL: it may run more than once. Once begun it is committed or
+        rolled back, even if the caller is cancelled.
         """
         return await asyncio.shield(self._begin(work))
 
-    async def write_batched(self, work: Together[In, Out], one: In) -> Out:
-        """Run `work` in a transaction with this, and with what others give it at this time.
+    async def write_batched(self, work: Together[In, Out], item: In) -> Out:
+        """Run `work` in a transaction for an item, together with concurrent items of other callers.
 
-        As with `write`, what has begun ends, even if the caller is cancelled.
+        As with `write`, a transaction that has begun ends, even if the caller is cancelled.
         """
         if work not in self._groups:
             self._groups[work] = GroupCommit(self._begin, work)
-        made: Out = await self._groups[work].write(one)
-        return made
+        result: Out = await self._groups[work].write(item)
+        return result
 
     def _begin(self, work: Work[T]) -> asyncio.Task[T]:
         unit = asyncio.create_task(self._unit(work))
@@ -155,7 +155,7 @@ class Database:
         try:
             result = await work(db)
             mark = await self._writes.before_commit(db, begun)
-            await db.commit()  # it lets go of the connection: nothing is left to close
+            await db.commit()  # it releases the connection, so `close` is not needed
         except BaseException:
             await db.close()
             raise
@@ -164,10 +164,10 @@ class Database:
     def _forget(self, unit: asyncio.Task[Any]) -> None:
         self._units.discard(unit)
         if not unit.cancelled():
-            unit.exception()  # seen here, should the caller have gone
+            unit.exception()  # retrieved, as the caller may be gone
 
     async def _make_private(self) -> None:
-        """SQLite's own :memory: is one transaction shared by all: a private file is not."""
+        """Use a private file: all sessions of SQLite's :memory: share one transaction."""
         self._private_folder = tempfile.mkdtemp(prefix="octavo-")
         self.url = self.url.set(database=f"{self._private_folder}/octavo.db")
         await asyncio.to_thread(migrations.upgrade, self.url)

@@ -17,29 +17,31 @@ from service.admission import seconds_left, waiting
 from service.db_errors import is_read_only, server_state
 from service.files import make_database
 
-SILENCE_SECONDS = 4.5  # of PostgreSQL: longer than it may take itself (`statement_timeout`)
-LEAVING_SECONDS = 1.0  # between two times that a read-only server is left: as Retry-After says
+SILENCE_SECONDS = 4.5  # without a reply of PostgreSQL: longer than its `statement_timeout`
+LEAVING_SECONDS = (
+    1.0  # between two replacements of all connections to a read-only server, as Retry-After
+)
 BUSY_MS = 5_000  # how long SQLite waits for another process's write
-SESSION = {  # PostgreSQL ends what would hold others up
+SESSION = {  # PostgreSQL ends sessions that would block others
     "statement_timeout": "4000",
     "lock_timeout": "3000",
     "idle_in_transaction_session_timeout": "5000",
     # A write reads the cache's row as it is, not as it was when the write began.
     "default_transaction_isolation": "read committed",
-    # Whoever vanished keeps no lock for hours.
+    # A client that vanished must not keep locks for hours.
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
 }
-# Where the server has it (PostgreSQL 17), it bounds a whole write as well.
+# From PostgreSQL 17 on, the server limits a whole write as well.
 TRANSACTION_LIMIT = """SELECT set_config('transaction_timeout', '10000', false)
     WHERE current_setting('server_version_num')::int >= 170000"""
 
 
 class _Abrupt(asyncpg.Connection):
-    """A connection that is left at once where SQLAlchemy would take leave of it for 2 s.
+    """A connection that is terminated at once where SQLAlchemy would close it within 2 s.
 
-    It does so of one that is of no more use; a server that hangs would take those seconds, too.
+    SQLAlchemy does that with a broken connection. A server that hangs would use up the 2 s.
     """
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  (asyncpg's)
@@ -51,33 +53,35 @@ class _Abrupt(asyncpg.Connection):
 
 @dataclass
 class Waits:
-    """Waits for a connection of a pool that has none left: how many, how long, and since when."""
+    """Waits for a connection of a full pool: their number, total time, and current waits."""
 
     number: int = 0
     seconds: float = 0.0
-    begun: dict[object, float] = field(default_factory=dict)  # those of now, in monotonic time
+    begun: dict[object, float] = field(
+        default_factory=dict
+    )  # current waits: their beginnings, in monotonic time
 
     @property
     def waiting(self) -> int:
-        """How many requests wait now."""
+        """The number of requests that wait now."""
         return len(self.begun)
 
     @property
     def oldest(self) -> float:
-        """When the request began to wait that waits the longest; inf: none waits."""
+        """The beginning of the longest current wait; inf: no request waits."""
         return next(iter(self.begun.values()), inf)
 
 
 def _fair_pool(waits: Waits) -> type[AsyncAdaptedQueuePool]:
     class FairPool(AsyncAdaptedQueuePool):
-        """Gives connections in the order in which requests ask, and measures how long they wait.
+        """Serves requests in order of arrival, and measures how long they wait.
 
-        In SQLAlchemy's own a request that has just come may take the connection that another one
-        has been woken up for, again and again, until that one's time is over. A request waits for
-        as long as its budget allows, a task of the application's own for `timeout`.
+        In SQLAlchemy's pool a new request may take the connection for which a waiting request was
+        woken up, again and again, until the waiting request times out. A request waits for the
+        rest of its budget, a background task for `timeout`.
         """
 
-        __module__ = AsyncAdaptedQueuePool.__module__  # SQLAlchemy names its logger so
+        __module__ = AsyncAdaptedQueuePool.__module__  # SQLAlchemy names its logger by this
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
@@ -120,14 +124,14 @@ def _fair_pool(waits: Waits) -> type[AsyncAdaptedQueuePool]:
 def make_engine(
     url: URL, *, autocommit: bool, waits: Waits | None = None, **pool: Any
 ) -> AsyncEngine:
-    """Make an engine. `autocommit`: each statement is a transaction, and holds no locks."""
+    """Make an engine. `autocommit`: each statement is a transaction that holds no locks."""
     if waits is not None:
         pool["poolclass"] = _fair_pool(waits)
-    # E-mail addresses and hashes have no place in a log.
+    # E-mail addresses and hashes must not be logged.
     options: dict[str, Any] = {"hide_parameters": True, **pool}
     if url.get_backend_name() == "sqlite":
         engine = create_async_engine(url, **options)
-        _leave_what_failed(engine)
+        _drop_failed_connections(engine)
         prepare_sqlite(engine, begin=None if autocommit else "BEGIN IMMEDIATE")
         return engine
     engine = create_async_engine(
@@ -141,7 +145,7 @@ def make_engine(
         **({"isolation_level": "AUTOCOMMIT"} if autocommit else {}),
         **options,
     )
-    _leave_what_failed(engine)
+    _drop_failed_connections(engine)
 
     @event.listens_for(engine.sync_engine, "connect")
     def connected(connection: Any, record: Any) -> None:
@@ -150,33 +154,33 @@ def make_engine(
     return engine
 
 
-def _leave_what_failed(engine: AsyncEngine) -> None:
-    """Let connections leave the pool whose server has gone, or takes no writes any more.
+def _drop_failed_connections(engine: AsyncEngine) -> None:
+    """Drop the connections of a server that is gone, or accepts no writes any more.
 
-    All of them do: after a failover each may lead to the old server. Where it is read-only, not
-    more often than once a second, as the same server may be all there is.
+    All connections are dropped: after a failover each may lead to the old server. For a read-only
+    server this happens at most once a second, as there may be no other server.
     """
-    left = -inf
+    dropped = -inf
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def failed(context: ExceptionContext) -> None:
-        nonlocal left
+        nonlocal dropped
         state = server_state(context.original_exception)
         if state is None or not state.leaves:
             return
         if is_read_only(context.original_exception):
-            if time.monotonic() < left + LEAVING_SECONDS:
+            if time.monotonic() < dropped + LEAVING_SECONDS:
                 return
-            left = time.monotonic()
+            dropped = time.monotonic()
         context.is_disconnect = True
 
 
 def prepare_sqlite(
     engine: AsyncEngine, begin: str | None, busy_ms: int = BUSY_MS, *, foreign_keys: bool = True
 ) -> None:
-    """Make SQLite exact: WAL, foreign keys, and transactions that begin when we say.
+    """Configure SQLite: WAL, foreign keys, and explicit BEGIN.
 
-    The driver's own, deferred transactions read before they lock, and so lose updates.
+    The driver's deferred transactions read before they lock, and so lose updates.
     """
 
     @event.listens_for(engine.sync_engine, "do_connect")
@@ -185,16 +189,16 @@ def prepare_sqlite(
 
     @event.listens_for(engine.sync_engine, "connect")
     def connected(connection: Any, record: Any) -> None:
-        connection.isolation_level = None  # the driver begins nothing by itself
+        connection.isolation_level = None  # the driver begins no transaction by itself
         cursor = connection.cursor()
-        enforced = "ON" if foreign_keys else "OFF"  # SQLite ignores a change in a transaction
+        enforced = "ON" if foreign_keys else "OFF"  # SQLite ignores this pragma in a transaction
         for pragma in ("journal_mode=WAL", f"foreign_keys={enforced}", f"busy_timeout={busy_ms}"):
             cursor.execute(f"PRAGMA {pragma}")
         cursor.close()
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def failed(context: ExceptionContext) -> None:
-        """Tell the driver's own overflow, at a value beyond 64 bits, from one of ours."""
+        """Turn the driver's OverflowError, for a value beyond 64 bits, into a DataError."""
         if isinstance(context.original_exception, OverflowError):
             raise DataError(context.statement, None, context.original_exception, True)
 

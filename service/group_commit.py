@@ -1,8 +1,8 @@
-"""Group commit: what many ask to have written at one time goes into one transaction.
+"""Group commit: concurrent writes of one kind share a transaction.
 
-A transaction costs more than a row of it does: the marks, the commit, triggers once a statement.
-Those who come in one tick go into one; while some are under way, those who come wait, and go
-together into the next.
+A transaction costs more than a row of it: the marks, the commit, triggers once a statement. Writes
+that are requested in one tick share a transaction. While UNDER_WAY transactions run, new writes
+wait, and share the next one.
 """
 
 import asyncio
@@ -22,26 +22,28 @@ Unit = asyncio.Task[Sequence[Out]]
 Begin = Callable[[Callable[[AsyncSession], Awaitable[Sequence[Out]]]], Unit[Out]]
 Waiting = tuple[In, asyncio.Future[Out]]
 
-UNDER_WAY = 2  # transactions: one is worked at here while the database works at the other
-MOST = 64  # in one
-SLOW_SECONDS = 0.1  # after which another begins all the same: whatever it is that those wait for
+UNDER_WAY = 2  # transactions: this process works on one while the database works on another
+MOST = 64  # items of a transaction
+SLOW_SECONDS = (
+    0.1  # after this time another transaction begins, even if UNDER_WAY of them still run
+)
 
 
 class RetryAloneError(Exception):
-    """Some cannot be written together with the others: by their places in the group."""
+    """Some items cannot be written with the others. places: their indexes in the group."""
 
-    def __init__(self, which: Collection[int]) -> None:
-        super().__init__(which)
-        self.which = which
+    def __init__(self, places: Collection[int]) -> None:
+        super().__init__(places)
+        self.places = places
 
 
 class GroupCommit(Generic[In, Out]):
-    """Gathers what is to be written.
+    """Collects items, and writes them in groups.
 
-    begin: begins a transaction, which ends whoever waits for it.
-    together: writes some, and gives what came of each in their order. It waits for nobody, and
-    raises ApartError for those who would have to be waited for, or be refused; they come again,
-    each `apart`.
+    begin: begins a transaction, which ends even if its callers are cancelled.
+    together: writes a group, and returns the result of each item, in order. It waits for no lock.
+    It raises RetryAloneError for items that would wait for a lock, or be refused; it is then
+    called for each of them alone, with True as its last argument (`apart`).
     """
 
     def __init__(self, begin: Begin[Out], together: Together[In, Out]) -> None:
@@ -51,13 +53,13 @@ class GroupCommit(Generic[In, Out]):
         self._under_way = 0
         self._clock: asyncio.TimerHandle | None = None
 
-    async def write(self, one: In) -> Out:
-        """Write one, by itself or with others, and give what came of it."""
+    async def write(self, item: In) -> Out:
+        """Write an item, alone or in a group, and return its result."""
         loop = asyncio.get_running_loop()
-        answer: asyncio.Future[Out] = loop.create_future()
-        self._waiting.append((one, answer))
-        loop.call_soon(self._go_on)  # when all have come who come in this tick
-        return await answer
+        future: asyncio.Future[Out] = loop.create_future()
+        self._waiting.append((item, future))
+        loop.call_soon(self._go_on)  # after all requests of this tick
+        return await future
 
     def _go_on(self) -> None:
         while self._waiting and self._under_way < UNDER_WAY:
@@ -75,42 +77,43 @@ class GroupCommit(Generic[In, Out]):
     def _next(self) -> None:
         group, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
         self._under_way += 1
-        unit = self._begin(partial(self._write_all, [one for one, _ in group]))
+        unit = self._begin(partial(self._write_all, [item for item, _ in group]))
         unit.add_done_callback(partial(self._ended, group))
 
-    async def _write_all(self, some: Sequence[In], db: AsyncSession) -> Sequence[Out]:
+    async def _write_all(self, items: Sequence[In], db: AsyncSession) -> Sequence[Out]:
         try:
-            return await self._together(db, some, False)
-        except DBAPIError as error:  # nothing of it is written
+            return await self._together(db, items, False)
+        except DBAPIError as error:  # the transaction was rolled back
             if is_unavailable(error) and not error.connection_invalidated:
-                raise  # it would be the same for each of them
-            raise RetryAloneError(range(len(some))) from error
+                raise  # each item alone would fail as well
+            raise RetryAloneError(range(len(items))) from error
 
     def _ended(self, group: list[Waiting[In, Out]], unit: Unit[Out]) -> None:
         self._under_way -= 1
         error = None if unit.cancelled() else unit.exception()
         if isinstance(error, RetryAloneError):
-            for place in error.which:
+            for place in error.places:
                 self._write_apart(group[place])
-            left = [one for place, one in enumerate(group) if place not in error.which]
-            self._waiting[:0] = left
+            self._waiting[:0] = [
+                waiting for place, waiting in enumerate(group) if place not in error.places
+            ]
         else:
-            _tell(group, unit)
+            _settle(group, unit)
         self._go_on()
 
-    def _write_apart(self, one: Waiting[In, Out]) -> None:
-        unit = self._begin(lambda db: self._together(db, [one[0]], True))
-        unit.add_done_callback(partial(_tell, [one]))
+    def _write_apart(self, waiting: Waiting[In, Out]) -> None:
+        unit = self._begin(lambda db: self._together(db, [waiting[0]], True))
+        unit.add_done_callback(partial(_settle, [waiting]))
 
 
-def _tell(group: list[Waiting[In, Out]], unit: Unit[Out]) -> None:
-    """Tell all of a group, as far as they are there, what came of it."""
+def _settle(group: list[Waiting[In, Out]], unit: Unit[Out]) -> None:
+    """Set the results of a group, except of cancelled callers."""
     error = asyncio.CancelledError() if unit.cancelled() else unit.exception()
-    made: Sequence[Any] = [None] * len(group) if error is not None else unit.result()
-    for (_, answer), one in zip(group, made, strict=True):
-        if answer.done():
+    results: Sequence[Any] = [None] * len(group) if error is not None else unit.result()
+    for (_, future), result in zip(group, results, strict=True):
+        if future.done():
             continue
         if error is None:
-            answer.set_result(one)
+            future.set_result(result)
         else:
-            answer.set_exception(error)
+            future.set_exception(error)

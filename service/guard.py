@@ -1,4 +1,4 @@
-"""Who may come in: `token_required` and `admin_required` give the route a CurrentUser."""
+"""The guard: `token_required` and `admin_required` pass a CurrentUser to the route."""
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -34,7 +34,7 @@ Handler = Callable[..., Awaitable[Any]]
 
 @dataclass(frozen=True)
 class CurrentUser:
-    """Who is asking, as the database has it now; `jti` and `ver` are those of their token."""
+    """The user of a request, as in the database. `jti`, `ver`: of the user's token."""
 
     id: int
     username: str
@@ -47,7 +47,7 @@ class CurrentUser:
 
 
 class Account(NamedTuple):
-    """What of a user decides who they are, and what they are shown of themselves."""
+    """The columns of a user that identify them, decide their rights, and make their profile."""
 
     id: int
     username: str
@@ -64,11 +64,11 @@ class Account(NamedTuple):
         return is_current and claims.tier == self.tier
 
 
-# Made once, and without the ORM: nearly every request asks one of these.
+# Made once, and without the ORM: nearly every request runs one of these.
 _ROWS = select(*(User.__table__.c[name] for name in Account._fields))
 MANY = _ROWS.where(User.__table__.c.id.in_(bindparam("ids", expanding=True)))
 ONE = _ROWS.where(User.__table__.c.id == bindparam("id"))
-# What `who_acts` knows a user by, and the types of that.
+# The values of `actor_values`, with their types.
 ACTOR_TYPES = {
     "acting_id": User.__table__.c.id.type,
     "acting_ver": User.__table__.c.token_version.type,
@@ -78,7 +78,7 @@ TO_READ, TO_CHANGE = ONE.with_for_update(read=True), ONE.with_for_update()
 
 
 async def load_users(db: AsyncSession, ids: Sequence[int]) -> dict[int, Entry]:
-    """Give the entries of those users that there are: their accounts, as JSON."""
+    """Return the entries of the users that exist: their accounts, as JSON."""
     rows = await db.execute(MANY, {"ids": ids})
     return {row.id: Entry(b"%d" % row.token_version, _bytes(row)) for row in rows}
 
@@ -91,9 +91,9 @@ USERS = Kind("user", ",".join(Account._fields), load_users, _bytes)
 
 
 async def authenticate(scope: Any, extensions: Mapping[str, Any]) -> CurrentUser:
-    """Give the user of a request. Raises as `claimed` and `recognise` do.
+    """Return the user of a request. Raises as `verify_token` and `load_user` do.
 
-    The gate has checked the token before, except on routes that it leaves alone.
+    The gate has already checked the token, except on routes that it skips.
     """
     user = context_of(scope).user
     if user is None:
@@ -107,7 +107,7 @@ def verify_token(scope: Any, tokens: Tokens) -> Claims:
     """Verify the token of the Authorization header, with or without `Bearer ` (guide).
 
     Raises UnauthorizedError: there is no token. Raises InvalidTokenError: it does not verify.
-    Raises APIError: the header is there twice.
+    Raises APIError: there is more than one header.
     """
     headers = parse_headers(scope["headers"]).authorization
     if len(headers) > 1:
@@ -119,10 +119,10 @@ def verify_token(scope: Any, tokens: Tokens) -> Claims:
 
 
 def load_user(scope: Any, claims: Claims, entry: Entry) -> CurrentUser:
-    """Note the user of a token in its request, by the entry of their account, and give them.
+    """Set the user of a request from the entry of their account, and return them.
 
-    Raises InvalidTokenError: the token was revoked, the user is gone, or their tier is another one
-    than the token's, which the limits of the request are taken from.
+    Raises InvalidTokenError: the token was revoked, the user is deleted, or their tier is not the
+    token's, by which the request was limited.
     """
     account = account_in(entry.body) if entry.body else None
     user = _recognise(account, claims.jti, claims.ver)
@@ -134,14 +134,14 @@ def load_user(scope: Any, claims: Claims, entry: Entry) -> CurrentUser:
 
 
 def account_in(body: bytes) -> Account:
-    """Read the account that the body of an entry is."""
+    """Decode the account in the body of an entry."""
     account = Account(*json.loads(body))
     return account._replace(created_at=datetime.fromisoformat(str(account.created_at)))
 
 
 @lru_cache(MOST_TOKENS)
 def read_account(value: bytes | None, own_key: str) -> tuple[Entry | None, Account | None]:
-    """Read what stands under the key of an account: its entry, and the account, if it is one."""
+    """Decode the value of an account's key: return the entry and the account, or None."""
     entry = read(value, own_key)
     return entry, None if entry is None or not entry.body else account_in(entry.body)
 
@@ -149,17 +149,17 @@ def read_account(value: bytes | None, own_key: str) -> tuple[Entry | None, Accou
 async def recheck_user(
     db: AsyncSession, user: CurrentUser, *, to_change: bool = False
 ) -> CurrentUser:
-    """Recognise a user once more, in the write that acts for them, and until it has ended.
+    """Check a user again, within the write that acts for them, and lock them until it ends.
 
     Between the guard and the write they may have signed out, or lost their rights. Every write
-    for a user begins with this; `to_change`: it will change the user's own row.
+    for a user begins with this. `to_change`: the write will change the user's own row.
     """
     row = (await db.execute(TO_CHANGE if to_change else TO_READ, {"id": user.id})).one_or_none()
     return _recognise(None if row is None else Account(*row), user.jti, user.ver)
 
 
 def with_actor(query: Select[Any], table: Table) -> Select[Any]:
-    """Let a query of a row, which is to be changed, lock the row, and select its actor's account.
+    """Extend a query of a row to be changed: lock the row, and select the actor's account.
 
     `actor_in` reads the account of the user `actor_id`. PostgreSQL locks the user before the row,
     as every write does. No row is selected if either of them is not there.
@@ -172,24 +172,25 @@ def with_actor(query: Select[Any], table: Table) -> Select[Any]:
 
 
 def actor_in(row: Row[Any], user: CurrentUser) -> CurrentUser:
-    """Recognise a user once more, as `confirm` does, by a row of a query `with_actor`."""
+    """Check a user again, as `recheck_user` does, by a row of a query `with_actor`."""
     return _recognise(Account(*row[-len(Account._fields) :]), user.jti, user.ver)
 
 
 def actor_values(user: CurrentUser) -> dict[str, Any]:
-    """Give what `who_acts` knows a user by."""
+    """Return the values by which `valid_actor_id` checks a user."""
     return {"acting_id": user.id, "acting_ver": user.ver, "acting_jti": user.jti}
 
 
-def valid_actor_id(given: Any) -> ScalarSelect[int]:
-    """Select the user of a row, by its columns of ACTING: NULL if they may not act any more.
+def valid_actor_id(actor: Any) -> ScalarSelect[int]:
+    """Select the id of a user by the columns ACTOR_TYPES. NULL: they may not act any more.
 
-    NULL as well if somebody is changing them just now: it waits for nobody. `confirm` does.
+    NULL as well if another transaction is changing the user: this waits for no lock, unlike
+    `recheck_user`.
     """
     users = User.__table__.c
-    is_valid = or_(users.token_version == given.acting_ver, users.kept_jti == given.acting_jti)
-    found = select(users.id).where(users.id == given.acting_id, is_valid)
-    return found.with_for_update(read=True, skip_locked=True).scalar_subquery()
+    is_valid = or_(users.token_version == actor.acting_ver, users.kept_jti == actor.acting_jti)
+    query = select(users.id).where(users.id == actor.acting_id, is_valid)
+    return query.with_for_update(read=True, skip_locked=True).scalar_subquery()
 
 
 def _recognise(user: Account | None, jti: str, ver: int) -> CurrentUser:
@@ -209,7 +210,7 @@ def require_admin(user: CurrentUser) -> None:
 
 
 def token_required(handler: Handler) -> Handler:
-    """Let a route be called with a valid token only; it gets `current_user`.
+    """Require a valid token for a route, and pass `current_user` to it.
 
     The route is an operation, whose first argument is its `Call`, or a view of Quart.
     """
@@ -222,7 +223,7 @@ def token_required(handler: Handler) -> Handler:
 
 
 def admin_required(handler: Handler) -> Handler:
-    """Let a route be called by administrators only; it gets `current_user`."""
+    """Require an administrator for a route, and pass `current_user` to it."""
 
     @wraps(handler)
     async def guarded(*args: Any, **kwargs: Any) -> Any:

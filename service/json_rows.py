@@ -1,4 +1,4 @@
-"""Rows as JSON: one statement, and one parameter, for however many there are."""
+"""Rows as JSON: one statement and one parameter for any number of rows."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -19,34 +19,36 @@ from sqlalchemy import (
 )
 from sqlalchemy.types import TypeEngine
 
-ORDER = "n"  # the column that tells which row is the first
+ORDER = "n"  # the column with the index of each row
 
 
 class JsonRows:
-    """A parameter that holds rows. types: of their columns; what else a row has is left out."""
+    """A parameter that holds rows. types: of the columns; other values of a row are ignored."""
 
     def __init__(self, parameter: str, types: Mapping[str, TypeEngine[Any]]) -> None:
         self._parameter = parameter
         self._types = types
 
     def write(self, rows: Sequence[Mapping[str, Any]], dialect: Dialect) -> dict[str, str]:
-        """Give the parameter."""
-        told = [{**row, ORDER: n} for n, row in enumerate(rows)]
+        """Return the value of the parameter."""
+        numbered = [{**row, ORDER: n} for n, row in enumerate(rows)]
         for name, type_ in self._types.items():
             if (process := _processor(type_, dialect)) is not None:
-                for row in told:
+                for row in numbered:
                     row[name] = process(row[name])
-        return {self._parameter: to_json(told).decode()}
+        return {self._parameter: to_json(numbered).decode()}
 
     def read(self, dialect: str) -> FromClause:
-        """Take the parameter for a table, within a statement."""
-        told = bindparam(self._parameter, type_=Text)
+        """Return the parameter as a table, for use in a statement."""
+        parameter = bindparam(self._parameter, type_=Text)
         types = {ORDER: Integer(), **self._types}
         if dialect == "postgresql":
             columns = (column(name, type_) for name, type_ in types.items())
-            rows = func.json_to_recordset(cast(told, JSON)).table_valued(*columns, name="given")
+            rows = func.json_to_recordset(cast(parameter, JSON)).table_valued(
+                *columns, name="given"
+            )
             return rows.render_derived(with_types=True)
-        row = func.json_each(told).table_valued("value").c.value
+        row = func.json_each(parameter).table_valued("value").c.value
         return select(
             *(func.json_extract(row, f"$.{name}").label(name) for name in types)
         ).subquery()
@@ -54,5 +56,5 @@ class JsonRows:
 
 @lru_cache
 def _processor(type_: TypeEngine[Any], dialect: Dialect) -> Callable[[Any], Any] | None:
-    """Give what makes a value into one that the database takes, if it has to be made."""
+    """Return the function that converts a value for the database, if conversion is needed."""
     return type_.dialect_impl(dialect).bind_processor(dialect)

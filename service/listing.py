@@ -1,8 +1,8 @@
-"""Lists as the cache reads them: by their ids alone, or with their rows.
+"""Lists as the cache reads them: the ids alone, or the rows.
 
-To make a statement costs SQLAlchemy more than to execute it. So each is made once for its shape
-(which filters, what order, on which database), with parameters for all that differs between
-requests; and ids are read without the ORM.
+SQLAlchemy needs more time to build a statement than to execute it. So each statement is built once
+for its shape (filters, order, database), with parameters for everything that differs between
+requests. Ids are read without the ORM.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -22,10 +22,10 @@ SHAPES = 1_000  # statements that are kept
 
 @dataclass(frozen=True, eq=False)
 class ListDefinition:
-    """What rows of a kind can be listed by. Filters are known by the names of those that are set.
+    """How rows of a kind can be listed. `names` are the names of the filters that are set.
 
-    conditions: of names, sort and dialect, with a parameter for each value. order: of a sort.
-    known_count: of names, the number of rows, where it is known without counting them.
+    conditions: from names, sort and dialect; each value is a parameter. order: from the sort.
+    known_count: from names, a query of the number of rows if it is known without counting.
     """
 
     kind: Kind
@@ -38,7 +38,7 @@ class ListDefinition:
 class FilterSelection(NamedTuple):
     """The rows of a list, and their order.
 
-    conditions: each filter that is set, as text. values: of their parameters, on a database.
+    conditions: the filters that are set, as text. values: from the dialect, their parameters.
     """
 
     conditions: Mapping[str, str]
@@ -47,52 +47,55 @@ class FilterSelection(NamedTuple):
 
 
 class _Shape(NamedTuple):
-    catalogue: ListDefinition
+    definition: ListDefinition
     names: tuple[str, ...]
     sort: str
     dialect: str
 
 
-def list_page(catalogue: ListDefinition, chosen: FilterSelection, page: Page) -> ListQuery:
-    """List a page of rows; its total is that of all pages."""
+def list_page(definition: ListDefinition, selection: FilterSelection, page: Page) -> ListQuery:
+    """List a page of rows. The total counts all pages."""
 
     async def find(db: AsyncSession, wanted: tuple[bool, bool]) -> ListIds:
-        shape, values = _of(db, catalogue, chosen)
+        shape, values = _of(db, definition, selection)
         if wanted == (True, True):
-            ids, total = await fetch_page(db, _page(shape, True), _count(shape), page, values)
-            return ListIds(tuple(ids), total)
+            rows, total = await fetch_page(db, _page(shape, True), _count(shape), page, values)
+            return ListIds(tuple(rows), total)
         if wanted[0]:
-            found = await db.scalars(_ids(shape), {**values, **page.bounds})
-            return ListIds(tuple(found), None)
+            ids = await db.scalars(_ids(shape), {**values, **page.bounds})
+            return ListIds(tuple(ids), None)
         return ListIds(None, await db.scalar(_count(shape), values) or 0)
 
     async def read_all(db: AsyncSession) -> tuple[list[bytes], int, None]:
-        shape, values = _of(db, catalogue, chosen)
+        shape, values = _of(db, definition, selection)
         rows, total = await fetch_page(db, _page(shape, False), _count(shape), page, values)
-        return [catalogue.kind.write(row) for row in rows], total, None
+        return [definition.kind.write(row) for row in rows], total, None
 
-    part = [chosen.sort, page.number, page.size]
+    part = [selection.sort, page.number, page.size]
     return ListQuery(
-        catalogue.kind, chosen.conditions, part, counted=True, find=find, read_all=read_all
+        definition.kind, selection.conditions, part, counted=True, find=find, read_all=read_all
     )
 
 
 def list_after(
-    catalogue: ListDefinition, chosen: FilterSelection, after: tuple[Any, int] | None, limit: int
+    definition: ListDefinition,
+    selection: FilterSelection,
+    after: tuple[Any, int] | None,
+    limit: int,
 ) -> ListQuery:
-    """List `limit` rows behind a key and id; `more` says where to go on, if there are more."""
+    """List `limit` rows after a key and id. `more`: those of the last row, if rows follow."""
 
     async def fetch(db: AsyncSession, by_id: bool) -> tuple[list[Any], list[Any] | None]:
-        shape, values = _of(db, catalogue, chosen)
-        told = {**values, "limit": limit + 1}
+        shape, values = _of(db, definition, selection)
+        parameters = {**values, "limit": limit + 1}
         if after is not None:
-            told["after_key"], told["after_id"] = after
-        rows = (await db.execute(_slice(shape, by_id, after is not None), told)).all()
+            parameters["after_key"], parameters["after_id"] = after
+        rows = (await db.execute(_slice(shape, by_id, after is not None), parameters)).all()
         if len(rows) <= limit:
             return [row[0] for row in rows], None
         _, key, last = rows[limit - 1]
-        spelled = key.isoformat() if isinstance(key, datetime) else str(key)
-        return [row[0] for row in rows[:limit]], [spelled, last]
+        key_text = key.isoformat() if isinstance(key, datetime) else str(key)
+        return [row[0] for row in rows[:limit]], [key_text, last]
 
     async def find(db: AsyncSession, wanted: tuple[bool, bool]) -> ListIds:
         ids, more = await fetch(db, True)
@@ -100,32 +103,32 @@ def list_after(
 
     async def read_all(db: AsyncSession) -> tuple[list[bytes], int, Any]:
         rows, more = await fetch(db, False)
-        return [catalogue.kind.write(row) for row in rows], 0, more
+        return [definition.kind.write(row) for row in rows], 0, more
 
-    part = [chosen.sort, "after", after and [str(after[0]), after[1]], limit]
+    part = [selection.sort, "after", after and [str(after[0]), after[1]], limit]
     return ListQuery(
-        catalogue.kind, chosen.conditions, part, counted=False, find=find, read_all=read_all
+        definition.kind, selection.conditions, part, counted=False, find=find, read_all=read_all
     )
 
 
 def _of(
-    db: AsyncSession, catalogue: ListDefinition, chosen: FilterSelection
+    db: AsyncSession, definition: ListDefinition, selection: FilterSelection
 ) -> tuple[_Shape, Mapping[str, Any]]:
     dialect = db.get_bind().dialect.name
-    shape = _Shape(catalogue, tuple(chosen.conditions), chosen.sort, dialect)
-    return shape, chosen.values(dialect)
+    shape = _Shape(definition, tuple(selection.conditions), selection.sort, dialect)
+    return shape, selection.values(dialect)
 
 
 def _parts(shape: _Shape) -> tuple[Sequence[ColumnElement[bool]], Order]:
-    where = shape.catalogue.conditions(shape.names, shape.sort, shape.dialect)
-    return where, shape.catalogue.order(shape.sort)
+    where = shape.definition.conditions(shape.names, shape.sort, shape.dialect)
+    return where, shape.definition.order(shape.sort)
 
 
 @lru_cache(SHAPES)
 def _page(shape: _Shape, by_id: bool) -> Select[Any]:
     where, order = _parts(shape)
-    what = order.id if by_id else shape.catalogue.model
-    return page_query(what, where, order, _count(shape))
+    selected = order.id if by_id else shape.definition.model
+    return page_query(selected, where, order, _count(shape))
 
 
 @lru_cache(SHAPES)
@@ -136,13 +139,13 @@ def _ids(shape: _Shape) -> Select[Any]:
 
 @lru_cache(SHAPES)
 def _count(shape: _Shape) -> Select[int]:
-    kept = shape.catalogue.known_count(shape.names)
-    return count_of(shape.catalogue.model, _parts(shape)[0]) if kept is None else kept
+    known = shape.definition.known_count(shape.names)
+    return count_of(shape.definition.model, _parts(shape)[0]) if known is None else known
 
 
 @lru_cache(SHAPES)
 def _slice(shape: _Shape, by_id: bool, follows: bool) -> Select[Any]:
     where, order = _parts(shape)
-    what = order.id if by_id else shape.catalogue.model
-    query = select(what, order.key.label("sort_key"), order.id.label("row_id")).where(*where)
+    selected = order.id if by_id else shape.definition.model
+    query = select(selected, order.key.label("sort_key"), order.id.label("row_id")).where(*where)
     return order.apply(query, follows=follows).limit(LIMIT)

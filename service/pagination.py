@@ -1,4 +1,4 @@
-"""Pages and cursors: the same rules for every list."""
+"""Pagination: pages and cursors, with the same rules for every list."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,13 +18,16 @@ from service.links import RequestUrl
 from service.validation import Int64, QueryCount, QueryFlag, Schema
 
 DEFAULT_SIZE = 20
-MAX_SIZE = 100  # asked for more, a list gives this many
-MAX_OFFSET = 100_000  # rows a page may skip: deeper, a cursor is the way
+MAX_SIZE = 100  # a larger per_page is reduced to this
+MAX_OFFSET = 100_000  # rows that a page may skip; beyond, use a cursor
 LIMIT, OFFSET = bindparam("limit", type_=Integer()), bindparam("offset", type_=Integer())
 
 
 def unsaid_default(schema: JsonDict) -> None:
-    """Take a default out of the document: clients made from it would send it, which is a mode."""
+    """Remove a default from the OpenAPI document: generated clients would send it.
+
+    The presence of such a parameter selects pages or cursors.
+    """
     del schema["default"]
 
 
@@ -92,23 +95,23 @@ class Links(BaseModel):
 
 @dataclass(frozen=True)
 class Page:
-    """One page: its number from 1, and how many rows it holds."""
+    """A page: its number from 1, and its size in rows."""
 
     number: int
     size: int
 
     @property
     def offset(self) -> int:
-        """Rows before this page."""
+        """The number of rows before this page."""
         return (self.number - 1) * self.size
 
     @property
     def bounds(self) -> dict[str, int]:
-        """The parameters of a query of pages."""
+        """The parameters of `page_query`."""
         return {"limit": self.size, "offset": self.offset}
 
     def envelope(self, total: int, here: RequestUrl) -> dict[str, Any]:
-        """Give what a list's answer holds beside its items: total, pagination and links."""
+        """Return the members of a list's response beside its items: total, pagination, links."""
         last = max(1, -(-total // self.size))
         has_next = self.number < last
         links = here.pages(
@@ -141,7 +144,7 @@ class Order:
     descending: bool
 
     def apply(self, query: Select[Any], *, follows: bool = False) -> Select[Any]:
-        """Sort a query; `follows`: behind the row whose key and id are given as parameters."""
+        """Sort a query. `follows`: only rows after the parameters after_key and after_id."""
         if follows:
             here = tuple_(self.key, self.id)
             key, row_id = (
@@ -156,14 +159,14 @@ class Order:
 
 
 def page_query(
-    what: Any,
+    selected: Any,
     where: Sequence[ColumnElement[bool]],
     order: Order,
     counted: Select[int] | None = None,
 ) -> Select[Any]:
-    """Make the query of a page of rows, or of a column; with `counted` each has the total."""
+    """Make the query of a page of rows, or of a column. `counted` adds the total to each row."""
     total = () if counted is None else (counted.scalar_subquery(),)
-    query = select(what, *total).where(*where)
+    query = select(selected, *total).where(*where)
     return order.apply(query).limit(LIMIT).offset(OFFSET)
 
 
@@ -174,22 +177,22 @@ async def fetch_page(
     page: Page,
     values: Mapping[str, Any] | None = None,
 ) -> tuple[list[Any], int]:
-    """Give a page of rows, or of a column, and how many there are in all: of one snapshot."""
+    """Return a page of rows, or of a column, and the total, from one snapshot."""
     rows = (await db.execute(query, {**(values or {}), **page.bounds})).all()
     if not rows:
-        # Counted a moment later: rows that came in between must not make this page's emptiness
-        # a lie.
+        # The count is a second snapshot. Limit it: the total must not claim that this empty page
+        # has rows.
         return [], min(await db.scalar(counted, values) or 0, page.offset)
     return [row[0] for row in rows], rows[0][1]
 
 
 def count_of(model: Any, where: Sequence[ColumnElement[bool]]) -> Select[int]:
-    """Count the rows."""
+    """Make the query of the number of rows."""
     return select(func.count()).select_from(model.__table__).where(*where).correlate(None)
 
 
 class Cursors:
-    """Opaque cursors, signed: changing any bit of one, or what it was made for, voids it."""
+    """Opaque, signed cursors. A changed cursor is invalid, and so is a cursor of another list."""
 
     def __init__(self, settings: Settings) -> None:
         keys = [settings.secret_key_previous, settings.secret_key]
@@ -198,22 +201,22 @@ class Cursors:
         ]
 
     def write(self, purpose: list[Any], key: str, row_id: int) -> str:
-        """Give the cursor behind a row, for the list that `purpose` describes."""
+        """Return the cursor after a row, for the list that `purpose` describes."""
         return str(self._signers[-1].dumps([purpose, key, row_id]))
 
     def read(self, cursor: str, purpose: list[Any]) -> tuple[str, int]:
-        """Give the key and id of a cursor. Raises InvalidInputError if it is not ours."""
+        """Return the key and id of a cursor. Raises InvalidInputError if it is invalid."""
         for signer in self._signers:
             try:
-                made_for, key, row_id = signer.loads(cursor)
+                signed_purpose, key, row_id = signer.loads(cursor)
             except BadSignature:
                 continue
-            # Base64 has several spellings of some bytes: only our own is accepted.
-            if made_for == purpose and signer.dumps([purpose, key, row_id]) == cursor:
+            # Base64 has several encodings of some bytes: only the canonical one is accepted.
+            if signed_purpose == purpose and signer.dumps([purpose, key, row_id]) == cursor:
                 return key, row_id
         raise InvalidInputError({"cursor": ["Not a cursor of this list."]})
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Give the application its cursors."""
+    """Add the cursors to the application."""
     app.extensions["cursors"] = Cursors(settings)

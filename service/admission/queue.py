@@ -1,4 +1,4 @@
-"""The admission queue, and the turn of one request in it."""
+"""The admission queue, and the turn of a request in it."""
 
 import asyncio
 import time
@@ -18,7 +18,7 @@ GIVING_WAY = 4  # the budget divided by this: the longest time for which they do
 
 
 class Waiting(NamedTuple):
-    """A request in the queue: when it came (monotonic time), and what is called in the end."""
+    """A request in the queue: its arrival (monotonic time) and its callbacks."""
 
     arrived: float
     admission: "Admission"
@@ -32,8 +32,8 @@ class AdmissionQueue:
     The oldest request comes first. While requests are being refused, costly requests come after
     all others.
 
-    oldest_elsewhere: tells since when a running request waits for something that needs the CPU
-    of this process (monotonic time; inf: none does).
+    oldest_elsewhere: returns since when a running request waits for something that needs the CPU
+    of this process (monotonic time; inf: no request does).
     """
 
     def __init__(
@@ -82,11 +82,11 @@ class AdmissionQueue:
         return None
 
     def submit_quick(self, start: Start) -> None:
-        """Call `start` of a request that is likely to cost little: it needs no turn.
+        """Call `start` of a quick request, which is likely to cost little and needs no turn.
 
         Quick requests go first until another request has waited for an eighth of the budget. From
-        then on they give way, for at most a quarter of it. While requests are being refused they
-        go first again, because they can be answered.
+        then on they give way, for at most a quarter of the budget. While requests are being refused
+        quick requests go first again, because the server can still serve them.
         """
         if self.waiting or self._oldest_elsewhere() < inf:
             self._quick.submit(start)
@@ -94,7 +94,7 @@ class AdmissionQueue:
             start(0.0)
 
     def release(self) -> None:
-        """Let the next request run in the place of one that has ended, or waits elsewhere."""
+        """Start the next requests, after a request has ended or waits elsewhere."""
         self.running -= 1
         now = time.monotonic()
         while self.running < self.limit and self.waiting:
@@ -108,7 +108,7 @@ class AdmissionQueue:
         self._quick.go_on(now)
 
     def resume(self) -> None:
-        """Count a request again that has waited elsewhere: it is not refused any more."""
+        """Count a request again after it has waited elsewhere. It is never refused."""
         self.running += 1
 
     def _start(self, admission: "Admission", start: Callable[[], None]) -> None:
@@ -131,7 +131,7 @@ class AdmissionQueue:
         return queue[0] if queue else None
 
     def _oldest_arrival(self) -> float:
-        """Tell when the oldest of the waiting requests came; inf: none waits."""
+        """Return when the oldest waiting request arrived; inf: no request waits."""
         oldest = (self._oldest(queue) for queue in (self._ordinary, self._costly))
         return min((waiting.arrived for waiting in oldest if waiting), default=inf)
 
@@ -147,7 +147,7 @@ class AdmissionQueue:
         return waiting
 
     def _set_timer(self, now: float) -> None:
-        """Look again when the oldest request has waited for the timeout."""
+        """Set the timer to when the oldest request will have waited for the timeout."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -196,7 +196,7 @@ class Admission:
         return max(0.0, self._queue.budget - self.waited)
 
     def end(self) -> None:
-        """Give the turn to the next request, or leave the queue."""
+        """Return the turn to the next request, or leave the queue."""
         if self.is_waiting:
             self.is_waiting = False
             self._queue.waiting -= 1
@@ -206,7 +206,7 @@ class Admission:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """Let another request run while this one waits for something else than the event loop."""
+        """Let another request run while this request does not need the event loop."""
         is_running, self.is_running = self.is_running, False
         if is_running:
             self._queue.release()
@@ -218,19 +218,19 @@ class Admission:
                 self.is_running = True
 
 
-# Of the request that is being answered; none in a task of the application's own.
+# Of the current request; None in a background task of the application.
 current: ContextVar[Admission | None] = ContextVar("admission", default=None)
 
 
 def seconds_left(budget: float) -> float:
-    """Give how long the present request may still wait; outside a request it is the budget."""
+    """Return how long the current request may still wait; outside a request, the budget."""
     admission = current.get()
     return budget if admission is None else admission.seconds_left
 
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """Count the time within as waiting of the present request."""
+    """Count the time within as waiting time of the current request."""
     admission, begun = current.get(), time.monotonic()
     try:
         yield

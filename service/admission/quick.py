@@ -1,4 +1,4 @@
-"""Quick requests, which give way while others have waited long."""
+"""Quick requests: they give way while other requests have waited long."""
 
 import asyncio
 import time
@@ -8,11 +8,11 @@ from contextvars import Context, copy_context
 from math import inf
 from typing import NamedTuple
 
-Start = Callable[[float], None]  # is called with the seconds that a request has given way
+Start = Callable[[float], None]  # its argument: how long the request gave way, in seconds
 
 
 class GivingWay(NamedTuple):
-    """A quick request that gives way: when it came (monotonic time), and what is called then."""
+    """A quick request that gives way: its arrival (monotonic time) and its callback."""
 
     arrived: float
     start: Start
@@ -20,10 +20,10 @@ class GivingWay(NamedTuple):
 
 
 class QuickRequests:
-    """Holds back quick requests while `must_give_way` of the present time, up to `longest` seconds.
+    """Holds back quick requests while `must_give_way(now)` is true, up to `longest` seconds.
 
-    Without it a thousand clients whose answers are in memory take the time of those whose answers
-    are not: these are refused, though all of them together are served within the budget.
+    Without this, the requests of a thousand clients that are served from memory use all CPU time.
+    The other requests are then refused, although the server could serve all within the budget.
     """
 
     def __init__(self, must_give_way: Callable[[float], bool], longest: float) -> None:
@@ -33,7 +33,7 @@ class QuickRequests:
         self._timer: asyncio.TimerHandle | None = None
 
     def submit(self, start: Start) -> None:
-        """Call `start` now, or later in its present context."""
+        """Call `start` now, or later in the current context."""
         now = time.monotonic()
         if not self._must_give_way(now):
             return start(0.0)
@@ -43,7 +43,7 @@ class QuickRequests:
         return None
 
     def go_on(self, now: float) -> None:
-        """Start those that need not give way any more."""
+        """Start the requests that need not give way any more."""
         if not self._held:
             return
         latest = now - self._longest if self._must_give_way(now) else inf
@@ -53,7 +53,7 @@ class QuickRequests:
             loop.call_soon(start, now - arrived, context=context)
 
     def _set_timer(self, now: float) -> None:
-        """Look again when the oldest one has given way for the longest time."""
+        """Set the timer to when the oldest request will have given way for the longest time."""
         seconds = self._held[0].arrived + self._longest - now
         self._timer = asyncio.get_running_loop().call_later(seconds, self._look_again)
 

@@ -2,8 +2,8 @@
 
 from math import inf
 
-STEP, SHORTEST = 4, 8  # the timeout is divided by the first, down to this part of the budget
-GROWTH = 1.5  # times as many arrivals as before a step: the step is undone
+STEP, SHORTEST = 4, 8  # a step divides the timeout by STEP, down to budget / SHORTEST
+GROWTH = 1.5  # a step that multiplies the arrivals by this is undone
 FIRST_PAUSE, LONGEST_PAUSE = 8, 64  # budgets after an undone step, doubled each time
 
 
@@ -23,7 +23,7 @@ class QueueTimeout:
         return self._window_end < inf
 
     def emptied(self) -> None:
-        """Begin anew: nobody waits."""
+        """Reset: the queue is empty."""
         self.seconds = self.budget
         self._window_end = inf
         self._most_arrivals = inf  # in this window, before the last step is undone

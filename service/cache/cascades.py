@@ -11,7 +11,7 @@ Changes = dict[CachedModel, set[Any]]  # the ids of the rows that change
 
 
 def dependent_models(table: Table) -> set[CachedModel]:
-    """Give the cached models that refer to a row which a delete in `table` can remove.
+    """Return the cached models that refer to a row which a delete in `table` can remove.
 
     This includes foreign keys without an action: where no row refers to the deleted row, an empty
     list of them may still be cached.
@@ -68,7 +68,7 @@ def dependent_rows(
 
 
 def _references(table: Table) -> Iterator[ForeignKeyConstraint]:
-    """Give the foreign keys that refer to a table."""
+    """Return the foreign keys that refer to a table."""
     for other in table.metadata.tables.values():
         for key in other.foreign_key_constraints:
             if key.referred_table == table:  # a table of a statement can be an annotated copy
@@ -76,7 +76,7 @@ def _references(table: Table) -> Iterator[ForeignKeyConstraint]:
 
 
 def _followed(table: Table) -> Iterator[ForeignKeyConstraint]:
-    """Give the foreign keys by which a delete in a table changes cached rows."""
+    """Return the foreign keys by which a delete in a table changes cached rows."""
     for key in _references(table):
         is_cached = key.table in CACHED_MODELS
         if (_deletes(key) and (is_cached or dependent_models(key.table))) or (

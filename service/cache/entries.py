@@ -30,12 +30,12 @@ NONE = Entry(b"", b"")
 
 
 def generation_key(kind: str) -> str:
-    """Give the key of the generation of a kind's lists."""
+    """Return the key of the generation of a kind's lists."""
     return f"gen:{kind}"
 
 
 def writers_key(kind: str) -> str:
-    """Give the key of the writes under way that change a kind's lists."""
+    """Return the key of the writes under way that change a kind's lists."""
     return f"writers:{kind}"
 
 
