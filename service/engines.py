@@ -18,10 +18,8 @@ from service.db_errors import is_read_only, server_state
 from service.files import make_database
 
 SILENCE_SECONDS = 4.5  # without a reply of PostgreSQL: longer than its `statement_timeout`
-LEAVING_SECONDS = (
-    1.0  # between two replacements of all connections to a read-only server, as Retry-After
-)
-BUSY_MS = 5_000  # how long SQLite waits for another process's write
+LEAVING_SECONDS = 1.0  # between two drops of all connections to a read-only server; as Retry-After
+BUSY_MS = 5_000  # the time for which SQLite waits for another process's write
 SESSION = {  # PostgreSQL ends sessions that would block others
     "statement_timeout": "4000",
     "lock_timeout": "3000",
@@ -39,9 +37,9 @@ TRANSACTION_LIMIT = """SELECT set_config('transaction_timeout', '10000', false)
 
 
 class _Abrupt(asyncpg.Connection):
-    """A connection that is terminated at once where SQLAlchemy would close it within 2 s.
+    """A connection that is terminated at once where SQLAlchemy waits up to 2 s for its close.
 
-    SQLAlchemy does that with a broken connection. A server that hangs would use up the 2 s.
+    SQLAlchemy closes a broken connection with that time-out. A server that hangs uses all of it.
     """
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  (asyncpg's)

@@ -162,7 +162,7 @@ def with_actor(query: Select[Any], table: Table) -> Select[Any]:
     """Extend a query of a row to be changed: lock the row, and select the actor's account.
 
     `actor_in` reads the account of the user `actor_id`. PostgreSQL locks the user before the row,
-    as every write does. No row is selected if either of them is not there.
+    as every write does. No row is selected if either of them does not exist.
     """
     users = User.__table__
     account = (users.c[name].label(f"actor_{name}") for name in Account._fields)

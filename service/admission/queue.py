@@ -14,7 +14,7 @@ from service.admission.timeout import QueueTimeout
 
 AT_ONCE = 100  # refusals in one turn of the event loop
 LONG_WAIT = 8  # the budget divided by this: after such a wait quick requests give way
-GIVING_WAY = 4  # the budget divided by this: the longest time for which they do
+GIVING_WAY = 4  # the budget divided by this: the longest time for which they give way
 
 
 class Waiting(NamedTuple):
@@ -56,7 +56,7 @@ class AdmissionQueue:
 
     @property
     def is_full(self) -> bool:
-        """Whether a request that comes now has to wait."""
+        """Whether a request that arrives now has to wait."""
         return self.running >= self.limit
 
     def submit(
@@ -67,7 +67,7 @@ class AdmissionQueue:
         *,
         is_costly: bool = False,
     ) -> None:
-        """Call `start` now, or when the turn has come; `refuse` after too long a wait."""
+        """Call `start` now, or at the request's turn; call `refuse` after too long a wait."""
         if self.running < self.limit:
             return self._start(admission, start)
         now = time.monotonic()
@@ -85,8 +85,8 @@ class AdmissionQueue:
         """Call `start` of a quick request, which is likely to cost little and needs no turn.
 
         Quick requests go first until another request has waited for an eighth of the budget. From
-        then on they give way, for at most a quarter of the budget. While requests are being refused
-        quick requests go first again, because the server can still serve them.
+        then on they give way, for at most a quarter of the budget. While requests are being
+        refused, quick requests go first again, because the server can still serve them.
         """
         if self.waiting or self._oldest_elsewhere() < inf:
             self._quick.submit(start)
@@ -127,7 +127,7 @@ class AdmissionQueue:
 
     def _oldest(self, queue: deque[Waiting]) -> Waiting | None:
         while queue and not queue[0].admission.is_waiting:
-            queue.popleft()  # its client has gone
+            queue.popleft()  # its client has disconnected
         return queue[0] if queue else None
 
     def _oldest_arrival(self) -> float:
@@ -196,7 +196,7 @@ class Admission:
         return max(0.0, self._queue.budget - self.waited)
 
     def end(self) -> None:
-        """Return the turn to the next request, or leave the queue."""
+        """Pass the turn to the next request, or leave the queue."""
         if self.is_waiting:
             self.is_waiting = False
             self._queue.waiting -= 1

@@ -26,7 +26,7 @@ class BatchLoader(Generic[Row]):
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def read(self, row_id: int) -> Row:
-        """Return a row. Raises what the statement raises."""
+        """Return a row. Raises the error of its statement."""
         future = self._pending.get(row_id)
         if future is None:
             loop = asyncio.get_running_loop()

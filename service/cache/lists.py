@@ -120,7 +120,7 @@ class Lists:
         return ListResult(bodies, total, more, reader.count("bypass"))
 
     def hit(self, listing: ListQuery, rows: ListResult, generation: bytes | None) -> bool:
-        """Return whether a list is still valid: it has the given, current generation."""
+        """Return whether a list is still valid. `generation`: the current one of its kind."""
         if generation != rows.generation:
             return False
         self._reader.count("hit")

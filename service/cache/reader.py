@@ -147,7 +147,7 @@ class CacheReader:
         return True
 
     def stale(self, name: str) -> None:
-        """Count a hit that was older than an earlier response. The cache guarantees: never."""
+        """Count a hit that was older than an earlier response. This must never happen."""
         self.counters.stale += 1
         self.logger.error("The cache is stale: %s", name)
 

@@ -159,7 +159,7 @@ class RedisStore(Store):
     async def fill(
         self, values: Sequence[tuple[str, bytes, float]], lease: bytes | None = None
     ) -> int:
-        """Write values where the key holds `lease`; None: anywhere."""
+        """Write each value if the key holds `lease` or it is None."""
         arguments: list[Any] = [lease or b""]
         for _, value, seconds in values:
             arguments += (value, int(seconds * 1000))
@@ -215,7 +215,7 @@ class RedisStore(Store):
             await self.pool.release(connection)
 
     async def close(self) -> None:
-        """End every connection."""
+        """Close every connection."""
         await self._batcher.close()
         await self.aio.client.aclose()
 

@@ -105,7 +105,7 @@ class Store(ABC):
         """Accept only the store of a key from now on. Commands then raise AnotherStoreError."""
 
     async def close(self) -> None:  # noqa: B027  (memory has none)
-        """End every connection."""
+        """Close every connection."""
 
 
 class _Bounded(SimpleMemoryCache):  # type: ignore[misc]  # aiocache has no types
@@ -198,7 +198,7 @@ class MemoryStore(Store):
     async def fill(
         self, values: Sequence[tuple[str, bytes, float]], lease: bytes | None = None
     ) -> int:
-        """Write values where the key holds `lease`; None: anywhere."""
+        """Write each value if the key holds `lease` or it is None."""
         written = [
             bool(await self.aio.set(key, value, ttl=seconds, _cas_token=lease))
             for key, value, seconds in values

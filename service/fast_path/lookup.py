@@ -103,7 +103,7 @@ class WarmLookup:
                 is_admitted = decision is None or decision.admitted
                 if is_admitted and self._refuse is None:
                     response = responder.answer(scope, self._plan, self._claims, reply, decision)
-                elif self._claims is None:  # with a token: the account must be checked first
+                elif self._claims is None:  # with a token, the account may say that it was revoked
                     response = responder.refuse(scope, self._plan, self._refuse, decision)
             except Exception:
                 responder.logger.exception("The fast path failed")

@@ -35,7 +35,7 @@ class GetMany:
     scripts = ()
 
     def commands(self, requests: Sequence[Sequence[str]]) -> list[Command]:
-        """Read each key once. A command has a limit of keys, as it blocks Redis meanwhile."""
+        """Read each key once. The keys of a command are limited: it blocks Redis meanwhile."""
         return [("MGET", *dict.fromkeys(chain.from_iterable(group))) for group in _groups(requests)]
 
     def answers(

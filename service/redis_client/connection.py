@@ -143,7 +143,7 @@ class RedisConnection(asyncio.Protocol):
         self._batcher.lost(self)
 
     def end(self) -> None:
-        """Close it now."""
+        """Close the connection now."""
         self._is_over = True
         self._transport.abort()
 
