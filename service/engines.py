@@ -55,9 +55,7 @@ class Waits:
 
     number: int = 0
     seconds: float = 0.0
-    begun: dict[object, float] = field(
-        default_factory=dict
-    )  # current waits: their beginnings, in monotonic time
+    begun: dict[object, float] = field(default_factory=dict)  # of current waits, monotonic time
 
     @property
     def waiting(self) -> int:

@@ -24,9 +24,7 @@ Waiting = tuple[In, asyncio.Future[Out]]
 
 UNDER_WAY = 2  # transactions: this process works on one while the database works on another
 MOST = 64  # items of a transaction
-SLOW_SECONDS = (
-    0.1  # after this time another transaction begins, even if UNDER_WAY of them still run
-)
+SLOW_SECONDS = 0.1  # then another transaction begins, even if UNDER_WAY of them still run
 
 
 class RetryAloneError(Exception):
@@ -41,9 +39,9 @@ class GroupCommit(Generic[In, Out]):
     """Collects items, and writes them in groups.
 
     begin: begins a transaction, which ends even if its callers are cancelled.
-    together: writes a group, and returns the result of each item, in order. It waits for no lock.
-    It raises RetryAloneError for items that would wait for a lock, or be refused; it is then
-    called for each of them alone, with True as its last argument (`apart`).
+    together: writes a group, and returns the result of each item, in order. A group waits for no
+    lock. It raises RetryAloneError for items that would wait for a lock, or be refused. Then it is
+    called for each of them alone, with True as its last argument (`apart`), and may wait.
     """
 
     def __init__(self, begin: Begin[Out], together: Together[In, Out]) -> None:

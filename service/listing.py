@@ -59,11 +59,11 @@ def list_page(definition: ListDefinition, selection: FilterSelection, page: Page
     async def find(db: AsyncSession, wanted: tuple[bool, bool]) -> ListIds:
         shape, values = _of(db, definition, selection)
         if wanted == (True, True):
-            rows, total = await fetch_page(db, _page(shape, True), _count(shape), page, values)
-            return ListIds(tuple(rows), total)
+            ids, total = await fetch_page(db, _page(shape, True), _count(shape), page, values)
+            return ListIds(tuple(ids), total)
         if wanted[0]:
-            ids = await db.scalars(_ids(shape), {**values, **page.bounds})
-            return ListIds(tuple(ids), None)
+            scalars = await db.scalars(_ids(shape), {**values, **page.bounds})
+            return ListIds(tuple(scalars), None)
         return ListIds(None, await db.scalar(_count(shape), values) or 0)
 
     async def read_all(db: AsyncSession) -> tuple[list[bytes], int, None]:
