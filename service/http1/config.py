@@ -1,4 +1,4 @@
-"""Hypercorn's configuration, and what HTTP/1.1 has to know beyond it."""
+"""Hypercorn's configuration, with the settings of `service.http1`."""
 
 from collections.abc import Callable
 from typing import Any, Literal, NamedTuple, Protocol
@@ -7,7 +7,7 @@ from hypercorn.config import Config
 
 
 class EarlyResponse(NamedTuple):
-    """An answer that needs no application. `lines`: its header lines, each with its end."""
+    """A response made without the application. `lines`: its field lines, each with its CRLF."""
 
     status: int
     lines: bytes
@@ -15,32 +15,32 @@ class EarlyResponse(NamedTuple):
 
     @property
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """The lines, as ASGI has them."""
-        found = (line.partition(b": ") for line in self.lines.splitlines())
-        return [(name, value) for name, _, value in found]
+        """The field lines as ASGI headers."""
+        pairs = (line.partition(b": ") for line in self.lines.splitlines())
+        return [(name, value) for name, _, value in pairs]
 
 
 class Shortcut(Protocol):
-    """Knows answers that need no application."""
+    """Finds responses without the application."""
 
-    def look(self, scope: Any, tell: Callable[[EarlyResponse | None], None]) -> bool:
-        """Begin to look for the answer to a GET without a body.
+    def look(self, scope: Any, callback: Callable[[EarlyResponse | None], None]) -> bool:
+        """Start to look for the response to a GET without content.
 
-        False: it is for the application. Else `tell` is called later, once: with the answer, or
-        with None if the application has to be asked after all. What it has to know of that is in
-        the scope then.
+        False: the application must respond. Otherwise `callback` is called once, later: with the
+        response, or with None if the application must respond. In that case the scope holds the
+        results of the lookup.
         """
 
 
 class Turn(Protocol):
-    """A request that was submitted."""
+    """A submitted request."""
 
     def end(self) -> None:
-        """Give it up, when its client has gone before it was started."""
+        """Withdraw the request, when its client disconnects before it was started."""
 
 
 class Admission(Protocol):
-    """Decides when the application is called with a request that is complete."""
+    """Decides when the application is called with a complete request."""
 
     def submit(
         self,
@@ -48,15 +48,15 @@ class Admission(Protocol):
         start: Callable[[], None],
         refuse: Callable[[int, list[tuple[bytes, bytes]], bytes], None],
     ) -> Turn:
-        """Call `start`, now or later, or `refuse` with the status, headers and body to answer."""
+        """Call `start`, now or later, or `refuse` with the status, headers and body to send."""
 
 
 class ServerConfig(Config):
-    """Hypercorn's, with what `service.http1` reads."""
+    """Hypercorn's configuration, with the settings of `service.http1`."""
 
     http1: Literal["httptools", "h11"] = "httptools"
-    draining = False  # clients are told to close
+    draining = False  # responses carry `Connection: close`
     header_seconds = 5.0
     admission: Admission | None = None
     shortcut: Shortcut | None = None
-    serving: Any = None  # once there is a connection: what all of them share
+    serving: Any = None  # the Serving that all connections share, after the first

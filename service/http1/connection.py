@@ -1,4 +1,4 @@
-"""One connection: what came is read in order, each request when the one before is answered."""
+"""One connection: requests are read in order, each after the response to the previous request."""
 
 import asyncio
 import contextvars
@@ -17,15 +17,15 @@ from service.http1.transport import BUSY, IN_HEAD, STALLED, UNREAD, Wire
 if TYPE_CHECKING:
     from service.http1.server import Serving
 
-MOST_UNREAD = 65_536  # bytes that wait for their turn; beyond that no more are taken
+MOST_UNREAD = 65_536  # bytes received but not parsed; beyond that, reading is paused
 
 
 class Connection(Wire):
-    """Speaks HTTP/1.1 with one client."""
+    """An HTTP/1.1 connection to one client."""
 
-    _data, _at = b"", 0  # what came, and how far it has been read
-    _exchange: Exchange | None = None  # that is not answered
-    _count = 0  # of requests
+    _data, _at = b"", 0  # received data, and the position up to which it is parsed
+    _exchange: Exchange | None = None  # whose response is not complete
+    _count = 0  # number of requests
     _is_ending = False
     _is_lost = False
 
@@ -34,35 +34,37 @@ class Connection(Wire):
         self.server = server
         self.client = client
         self.local = local
-        self.ended = server.loop.create_future()  # it is lost, and nothing runs on
-        self._context = contextvars.copy_context()  # each request has one as it was here
+        self.ended = (
+            server.loop.create_future()
+        )  # done when the connection is lost and no application runs
+        self._context = contextvars.copy_context()  # each request gets a copy
         self._reader = Reader(server.known)
-        self._running: set[Exchange] = set()  # whose applications have not ended
+        self._running: set[Exchange] = set()  # exchanges whose applications have not ended
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Register the connection and start its timer."""
         super().connection_made(transport)
         self.scheme = "http" if transport.get_extra_info("ssl_object") is None else "https"
         self.server.connections.add(self)
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Read on, if it is its turn."""
+        """Buffer received data, and parse it if its turn has come."""
         if self._is_closing:
             return self._discard(len(data))
         self._data, self._at = self._data[self._at :] + data if self._data else data, 0
         return self._advance()
 
     def eof_received(self) -> bool:
-        """Let what was asked be answered: it may be that only one half is closed."""
+        """Finish pending responses: the client may have closed only its sending side."""
         self._is_eof = True
         if self._exchange is None or self._is_closing:
             return False
         self._exchange.leave()
-        return self.scheme == "http"  # TLS knows no halves
+        return self.scheme == "http"  # TLS connections cannot be half-closed
 
     def connection_lost(self, error: Exception | None) -> None:
-        """End."""
+        """Release the connection, and disconnect the running applications."""
         super().connection_lost(error)
         self._is_lost, self._data, self._at = True, b"", 0
         self._reader.close()
@@ -73,18 +75,18 @@ class Connection(Wire):
         self._end()
 
     def pause_writing(self) -> None:
-        """Let the application wait, and what was asked beyond."""
+        """Suspend the application and the parsing of further requests."""
         super().pause_writing()
         self._watch()
 
     def resume_writing(self) -> None:
-        """Go on."""
+        """Resume the application and parsing."""
         super().resume_writing()
         if not self._is_closing:
             self._advance()
 
     def closes_after(self, exchange: Exchange | None) -> bool:
-        """Tell whether the answer that begins is the last one here."""
+        """Return whether the response that starts is the last of this connection."""
         config, reader = self.server.config, self._reader
         return (
             b"close" in reader.options
@@ -96,19 +98,19 @@ class Connection(Wire):
         )
 
     def answered(self, exchange: Exchange, *, closes: bool) -> None:
-        """Go on with the next request, or close."""
+        """Continue with the next request, or close."""
         if self._exchange is not exchange:
             return
         self._exchange = None
         if closes or self._is_ending:
             self._close(lingers=bool(self._data) or not self._reader.is_complete)
-        elif self._data or self._is_eof:  # not in the context of this application
+        elif self._data or self._is_eof:  # in a fresh context, not that of this application
             self._context.copy().run(self._advance)
         else:
             self.balance()
 
     def cut(self, exchange: Exchange, *, looks_whole: bool) -> None:
-        """Close within an answer."""
+        """Close in the middle of a response."""
         if self._exchange is exchange:
             self._exchange = None
             if looks_whole:
@@ -132,23 +134,25 @@ class Connection(Wire):
                     self._read_body()
                 elif self._exchange is not None or not self._is_writable or not self._begin():
                     break
-            except RefusedError as refused:
-                return self._refuse(refused.status)
+            except RefusedError as error:
+                return self._refuse(error.status)
         if self._exchange is not None:
-            self._exchange.start()  # with as much of its body as came with its head
+            self._exchange.start()  # with the part of the body that came with the head
         if self._at == len(self._data):
             self._data, self._at = b"", 0
-            is_answering = self._exchange is not None and self._phase == BUSY and self._is_writable
-            if is_answering and self._reader.is_complete and not self._is_paused:
-                return None  # nothing is left to be waited for
+            is_responding = self._exchange is not None and self._phase == BUSY and self._is_writable
+            if is_responding and self._reader.is_complete and not self._is_paused:
+                return None  # no timer and no reading to adjust
         if self._is_eof and self._exchange is None:
             return self._close(lingers=False)
         return self.balance()
 
     def _begin(self) -> bool:
-        """Begin with the next request; False: its head is not whole yet."""
+        """Start the next request. False: its head is not complete."""
         data, at = self._data, self._at
-        if data.startswith(b"\r\n", at):  # one may have strayed there (RFC 9112, 2.2)
+        if data.startswith(
+            b"\r\n", at
+        ):  # an empty line before the request line is ignored (RFC 9112, 2.2)
             at += 2
         end = self._reader.find_end(data, at)
         if end is None:
@@ -173,7 +177,7 @@ class Connection(Wire):
         return None
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Begin a task with a context of its own."""
+        """Create a task with its own context."""
         return self._loop.create_task(work, context=self._context.copy())
 
     def _read_body(self) -> None:
@@ -181,12 +185,12 @@ class Connection(Wire):
         try:
             self._at = reader.body(self._data, self._at)
         except RefusedError:
-            if exchange is None:  # it is answered already
+            if exchange is None:  # its response is complete
                 return self._close(lingers=True)
             raise
         if exchange is not None:
             exchange.take(reader.pieces, is_read=reader.is_complete)
-            self._phase, self._due = BUSY, inf  # should it stall again, that begins anew
+            self._phase, self._due = BUSY, inf  # another stall starts a new timeout
         reader.pieces = []
         return None
 
@@ -194,21 +198,21 @@ class Connection(Wire):
         exchange, self._exchange = self._exchange, None
         if exchange is not None:
             if exchange.silence():
-                return self.abort()  # half an answer has been sent
-            exchange.start()  # it is over before it began
+                return self.abort()  # part of a response was sent
+            exchange.start()  # the exchange is silenced: start only ends it
         return self._reply(status, *refusal(status), closes=True)
 
     def _reply(self, status: int, headers: Headers, body: bytes, *, closes: bool) -> None:
-        """Answer without asking the application."""
-        answer = Answer(status, headers, is_head=False)
-        answer.closes = closes
-        head = answer.head(body, False, self._reader.line.version, self.server.told())
-        self.write([head, *answer.piece(body, False)])
-        if answer.closes:
+        """Send a response without the application."""
+        response = Answer(status, headers, is_head=False)
+        response.closes = closes
+        head = response.head(body, False, self._reader.line.version, self.server.head_end())
+        self.write([head, *response.piece(body, False)])
+        if response.closes:
             self._close(lingers=True)
 
     def balance(self) -> None:
-        """Take only as much as somebody wants to have."""
+        """Pause reading while enough data waits to be parsed or received by the application."""
         exchange = self._exchange
         is_enough = len(self._data) - self._at > MOST_UNREAD or (
             exchange is not None and exchange.is_full
@@ -218,7 +222,7 @@ class Connection(Wire):
         self._watch()
 
     def _watch(self) -> None:
-        """See whose turn it is, and for how long."""
+        """Determine the phase of the connection and its timeout."""
         exchange, config = self._exchange, self.server.config
         if self._is_closing:
             return
@@ -226,7 +230,7 @@ class Connection(Wire):
             phase, seconds = STALLED, transport.STALL_SECONDS
         elif exchange is not None:
             phase, seconds = BUSY, inf
-        elif not self._reader.is_complete:  # what comes of the rest is no progress
+        elif not self._reader.is_complete:  # further data of the body does not extend the timeout
             phase, seconds = UNREAD, transport.UNREAD_SECONDS
         elif self._data:
             phase, seconds = IN_HEAD, config.header_seconds
@@ -236,13 +240,13 @@ class Connection(Wire):
             self._enter(phase, seconds)
 
     def end(self) -> None:
-        """Close as soon as what was asked is answered."""
+        """Close after the response to the current request."""
         self._is_ending = True
         if self._exchange is None and not self._is_closing:
             self._leave()
 
     async def cancel(self) -> None:
-        """Close now, cancel what still runs, and wait for its end."""
+        """Close now, cancel the running applications, and wait for their end."""
         self.abort()
         tasks = [task for exchange in [*self._running] if (task := exchange.cancel())]
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,4 +1,4 @@
-"""What the server says by itself, in the one shape of errors, and how targets name hosts."""
+"""Error responses of the server itself, and absolute-form request targets."""
 
 import re
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ Headers = list[tuple[bytes, bytes]]
 
 
 def refusal(status_code: int) -> tuple[Headers, bytes]:
-    """Give headers and body of an answer that ends its connection."""
+    """Return the headers and body of an error response that closes its connection."""
     request_id.set(unique())
     body = problem(http_error(status_code))
     headers = {
@@ -30,9 +30,9 @@ def refusal(status_code: int) -> tuple[Headers, bytes]:
 def as_origin(
     target: bytes, headers: Sequence[tuple[bytes, bytes]]
 ) -> tuple[bytes, Sequence[tuple[bytes, bytes]]]:
-    """Take the host out of a target that names one: it goes before the header (RFC 9112, 3.2.2).
+    """Take the host from an absolute-form target: it replaces the Host field (RFC 9112, 3.2.2).
 
-    Raises RefusedError: the host is longer than any is.
+    Raises RefusedError if the host is longer than any valid name.
     """
     absolute = ABSOLUTE.fullmatch(target)
     if absolute is not None:

@@ -1,4 +1,4 @@
-"""Hypercorn's own HTTP/1.1, over h11, without what it lets a client change it to."""
+"""Hypercorn's own HTTP/1.1 on h11, without protocol upgrades."""
 
 import asyncio
 from dataclasses import replace
@@ -17,42 +17,42 @@ from service.http1.parser import RefusedError
 
 
 class Http1(H11Protocol):
-    """Takes the place of Hypercorn's.
+    """Replaces Hypercorn's H11Protocol.
 
-    Its HTTP/2 in cleartext keeps a megabyte for each stream that nobody reads, and never cuts
-    headers that do not end. An upgrade is an offer that a server may leave (RFC 9110, 7.8): there
-    are no websockets here either.
+    Hypercorn's cleartext HTTP/2 buffers a megabyte for each unread stream, and has no timeout for
+    unfinished headers. A server may ignore Upgrade (RFC 9110, 7.8). The service has no websockets
+    either.
     """
 
     config: ServerConfig
     _headers_due: asyncio.TimerHandle | None = None
 
     async def handle(self, event: Event) -> None:
-        """Take what came. Headers have to end some time after they began, idle as they may be."""
+        """Handle an event. Headers must be complete within `header_seconds` after their first byte."""
         await super().handle(event)
         if isinstance(event, Closed):
-            self._have_headers()
+            self._stop_header_timer()
         elif self._headers_due is None and self._is_within_headers:
             loop = asyncio.get_running_loop()
-            self._headers_due = loop.call_later(self.config.header_seconds, self._cut)
+            self._headers_due = loop.call_later(self.config.header_seconds, self._close_late)
 
     @property
     def _is_within_headers(self) -> bool:
         return self.connection.their_state is h11.IDLE and self.connection.trailing_data[0] != b""
 
-    def _have_headers(self) -> None:
+    def _stop_header_timer(self) -> None:
         if self._headers_due is not None:
             self._headers_due.cancel()
             self._headers_due = None
 
-    def _cut(self) -> None:
+    def _close_late(self) -> None:
         self._headers_due = None
         self.task_group._task_group.create_task(self.send(Closed()))  # type: ignore[attr-defined]  # its own
 
     async def stream_send(self, event: StreamEvent) -> None:
-        """Send a part of an answer. Say so if it is the last one of its connection.
+        """Send a part of a response. Add `Connection: close` if Hypercorn will close after it.
 
-        That is so while draining, and before the end of a body: Hypercorn closes then.
+        Hypercorn closes while draining, and if the request body is not complete.
         """
         if isinstance(event, Response) and event.status_code >= 200:
             is_early = self.connection.their_state is h11.SEND_BODY
@@ -61,10 +61,10 @@ class Http1(H11Protocol):
         await super().stream_send(event)
 
     async def _check_protocol(self, event: h11.Request) -> None:
-        self._have_headers()
+        self._stop_header_timer()
 
     async def _create_stream(self, request: h11.Request) -> None:
-        """Take a request as RFC 9112 has it: methods tell cases apart, targets may be absolute."""
+        """Follow RFC 9112: methods are case-sensitive, and targets may have absolute form."""
         if not request.http_version.startswith(b"1."):
             return await self._refuse(505)
         if request.method != request.method.upper() or request.method == b"CONNECT":
@@ -72,8 +72,8 @@ class Http1(H11Protocol):
         offered = [(name, value) for name, value in request.headers if name != b"upgrade"]
         try:
             target, headers = as_origin(request.target, offered)
-        except RefusedError as refused:
-            return await self._refuse(refused.status)
+        except RefusedError as error:
+            return await self._refuse(error.status)
         return await super()._create_stream(
             h11.Request(
                 method=request.method,
@@ -88,8 +88,8 @@ class Http1(H11Protocol):
         await self._maybe_recycle()
 
     async def _send_error_response(self, status_code: int) -> None:
-        """Refuse what is no HTTP (400, 431, 501), and end the connection."""
-        self._have_headers()
+        """Send an error for an invalid request (400, 431, 501), and close the connection."""
+        self._stop_header_timer()
         headers, body = refusal(status_code)
         sent = [*headers, *self.config.response_headers("h11")]
         events = (h11.Response(status_code=status_code, headers=sent), h11.Data(data=body))

@@ -1,9 +1,9 @@
-"""Hypercorn's own HTTP/2, made to survive early answers and floods of control frames.
+"""Hypercorn's own HTTP/2, hardened against early responses and floods of control frames.
 
-A client that opens a stream and resets it at once has the server begin a request for 40 bytes
-("rapid reset", CVE-2023-44487); SETTINGS, PING and PRIORITY frames have to be answered or kept in
-order (CVE-2019-9515, -9512, -9513). As nghttp2 does, this closes the connection of such a client.
-Endless CONTINUATION frames and headers that unpack to more than 64 KiB are refused by `h2`.
+A client that opens a stream and resets it at once makes the server start a request for 40 bytes
+("rapid reset", CVE-2023-44487). The server must acknowledge or track SETTINGS, PING and PRIORITY
+frames (CVE-2019-9515, -9512, -9513). Like nghttp2, this class closes the connection of a client
+that floods. `h2` refuses endless CONTINUATION frames, and headers that decode to more than 64 KiB.
 """
 
 import asyncio
@@ -24,16 +24,16 @@ from h2.exceptions import ProtocolError
 from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.h2 import H2Protocol
 
-BURST, PER_SECOND = 200, 33  # frames of these kinds that a connection may send
+BURST, PER_SECOND = 200, 33  # counted frames that a connection may send
 COUNTED = (PingReceived, PriorityUpdated, RemoteSettingsChanged, StreamReset)
-PIECE_BYTES = 2_048  # what is read in one turn of the event loop: a hundred frames at most
+PIECE_BYTES = 2_048  # bytes parsed in one turn of the event loop: a hundred frames at most
 
 
 class Http2(H2Protocol):
-    """Takes the place of Hypercorn's.
+    """Replaces Hypercorn's H2Protocol.
 
-    Hypercorn's fails at a body that its stream does not wait for, which ends the connection, and
-    with it every other request on it. And it reads whatever frames a client sends, for ever.
+    Hypercorn's protocol fails on DATA for a stream that has ended, which closes the connection and
+    aborts all its requests. It also accepts any number of control frames.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -42,7 +42,7 @@ class Http2(H2Protocol):
         self._counted_at = time.monotonic()
 
     async def handle(self, event: Event) -> None:
-        """Read a piece at a time, so that other connections have their turns in between."""
+        """Parse received data in pieces, so that other connections run in between."""
         if not isinstance(event, RawData):
             return await super().handle(event)
         for first in range(0, len(event.data), PIECE_BYTES):
@@ -62,7 +62,7 @@ class Http2(H2Protocol):
             return await self.send(Closed())
         for event in events:
             if isinstance(event, DataReceived) and event.stream_id not in self.streams:
-                # It still counts for the connection, whose window would close otherwise.
+                # Otherwise this data would use up the connection's flow-control window.
                 length = event.flow_controlled_length or 0
                 self.connection.acknowledge_received_data(length, event.stream_id)
                 await self._flush()
@@ -77,7 +77,7 @@ class Http2(H2Protocol):
         return self._frames_left >= 0
 
     async def _send_data(self, stream_id: int) -> None:
-        """Send the next of an answer. After its last, no more of the request is wanted."""
+        """Send the next part of a response. After the last part, stop the rest of the request."""
         await super()._send_data(stream_id)
         stream = self.connection.streams.get(stream_id)
         if stream_id not in self.stream_buffers and stream is not None and not stream.closed:

@@ -1,4 +1,4 @@
-"""What a client is told: the head of an answer, its body, and where that ends."""
+"""Serialises responses: the head, the body, and its framing."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -13,20 +13,20 @@ LAST_CHUNK = b"0\r\n\r\n"
 
 
 class Answer:
-    """An answer to one request: it knows whether half of it has been told as a whole.
+    """A response to one request, with its framing.
 
-    Raises ValueError for headers that are none, and for a body that is not as long as they say.
+    Raises ValueError for invalid headers, and for a body whose length differs from Content-Length.
     """
 
-    closes = False  # it is the last one of its connection
-    is_endless = False  # its body ends with the connection
+    closes = False  # it is the last response of its connection
+    is_endless = False  # its body ends when the connection closes
     _is_chunked = False
     _left = 0
     _length: int | None = None
 
     def __init__(self, status: int, headers: Iterable[tuple[bytes, bytes]], is_head: bool) -> None:
         if not 200 <= status <= 999:
-            raise ValueError(f"{status} is no status of an answer")
+            raise ValueError(f"{status} is not the status of a final response")
         self.status = status
         self._is_bare = is_head or status in WITHOUT_BODY
         lines = self._lines = [BEGINNING % status]
@@ -41,13 +41,15 @@ class Answer:
             self.closes = self.closes or b"close" in value.lower()
         elif name == b"content-length":
             if not value.isdigit() or self._length not in {None, int(value)}:
-                raise ValueError(f"Content-Length {value!r} is none, or another than before")
+                raise ValueError(
+                    f"Content-Length {value!r} is invalid or contradicts an earlier value"
+                )
             self._length = int(value)
 
-    def head(self, body: bytes, more: bool, version: str, told: bytes) -> bytes:
-        """Give the head. `body`, and whether there is more, decide how its end is told.
+    def head(self, body: bytes, more: bool, version: str, end: bytes) -> bytes:
+        """Return the head. Its framing depends on the first part `body`, and on `more`.
 
-        `told`: what all heads end with.
+        end: the last lines of every head, with the empty line.
         """
         lines = self._lines
         is_known = not self._is_bare or (body and self.status not in WITHOUT_BODY)
@@ -70,10 +72,10 @@ class Answer:
         head = b"\r\n".join(lines)
         if len(head.translate(None, CONTROLS)) != len(head) - 2 * (len(lines) - 1):
             raise ValueError("A header holds a control character")
-        return b"%b\r\n%b" % (head, told)
+        return b"%b\r\n%b" % (head, end)
 
     def piece(self, body: bytes, more: bool) -> list[bytes]:
-        """Give a part of the body as it is sent."""
+        """Return a part of the body with its framing."""
         if self._is_bare:
             return []
         if self._is_chunked:
@@ -82,20 +84,22 @@ class Answer:
         if not self.is_endless:
             self._left -= len(body)
             if self._left < 0 or (self._left and not more):
-                raise ValueError(f"The body is not the {self._length} bytes that were told")
+                raise ValueError(
+                    f"The body is not {self._length} bytes long, as Content-Length says"
+                )
         return [body] if body else []
 
 
-def head_at_hand(status: int, lines: bytes, closes: bool, told: bytes) -> bytes:
-    """Give the head of an answer whose lines are there; `told`: what all heads end with."""
-    end = b"%b\r\n%b" % (CLOSE, told) if closes else told
+def head_at_hand(status: int, lines: bytes, closes: bool, end: bytes) -> bytes:
+    """Return the head of a response from serialised field lines. `end`: as in `Answer.head`."""
+    end = b"%b\r\n%b" % (CLOSE, end) if closes else end
     return (BEGINNING + b"\r\n%b%b") % (status, lines, end)
 
 
 @lru_cache(1_024)
 def begin_of_line(name: bytes) -> bytes:
-    """Give a header's line up to its value; nothing if it is ours to write. Raises ValueError."""
+    """Return a field line up to its value; empty if `head` writes it. Raises ValueError."""
     name = name.lower()
     if not name or not TOKEN.issuperset(name):
-        raise ValueError(f"{name!r} is no name of a header")
+        raise ValueError(f"{name!r} is not a header name")
     return b"" if name in OURS else name + b": "

@@ -1,4 +1,4 @@
-"""A request as ASGI describes it: what Hypercorn's own protocol gives an application, too."""
+"""The ASGI scope of a request, with the same keys as Hypercorn's own protocol."""
 
 from typing import TYPE_CHECKING
 
@@ -13,21 +13,21 @@ if TYPE_CHECKING:
 
 
 def scope_of(reader: Reader, connection: "Connection") -> HTTPScope:
-    """Describe the request that was read."""
+    """Return the scope of the parsed request."""
     line, server = reader.line, connection.server
-    asked = line.asked
+    parsed = line.parsed
     if not line.target.startswith(b"/"):
         target, fields = as_origin(line.target, reader.headers)
-        asked, reader.headers = read_target(target), Fields(fields)
+        parsed, reader.headers = read_target(target), Fields(fields)
     return {
         "type": "http",
         "http_version": line.version,
         "asgi": {"spec_version": "2.1", "version": "3.0"},
         "method": line.method,
         "scheme": connection.scheme,
-        "path": asked.path,
-        "raw_path": asked.raw_path,
-        "query_string": asked.query,
+        "path": parsed.path,
+        "raw_path": parsed.raw_path,
+        "query_string": parsed.query,
         "root_path": server.config.root_path,
         "headers": reader.headers,
         "client": connection.client,

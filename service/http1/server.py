@@ -1,4 +1,4 @@
-"""Where the fast HTTP/1.1 takes Hypercorn's place: right behind the socket that it accepted."""
+"""Installs `service.http1` in Hypercorn: it takes over each accepted connection."""
 
 import asyncio
 from functools import partial
@@ -23,7 +23,7 @@ from service.http1.parser import Known
 
 
 class Serving:
-    """What the connections of one `serve` share."""
+    """State that all connections of one `serve` share."""
 
     def __init__(
         self,
@@ -41,35 +41,35 @@ class Serving:
         self.connections: set[Connection] = set()
         self.known = Known()
         self.is_logged = config.log.access_logger is not None
-        self.counts_or_logs = self.is_logged or context.max_requests is not None  # by the request
-        self._told = (0, b"")
+        self.counts_or_logs = self.is_logged or context.max_requests is not None  # for each request
+        self._head_end = (0, b"")
         self._ending = loop.create_task(self._end())
 
     async def _end(self) -> None:
-        """Close what is idle when Hypercorn ends, and the rest after its answer."""
+        """When Hypercorn stops, close idle connections now, and others after their response."""
         await self.context.terminated.wait()
         for connection in list(self.connections):
             connection.end()
 
-    def told(self) -> bytes:
-        """Give what each head ends with, made once a second: lines, and the empty one."""
+    def head_end(self) -> bytes:
+        """Return the last lines of every head, with the empty line. Made once a second."""
         now = int(time())
-        if self._told[0] != now:
+        if self._head_end[0] != now:
             lines = [b"%b: %b\r\n" % line for line in self.config.response_headers("h11")]
-            self._told = now, b"".join(lines) + b"\r\n"
-        return self._told[1]
+            self._head_end = now, b"".join(lines) + b"\r\n"
+        return self._head_end[1]
 
     def is_known_host(self, headers: Fields) -> bool:
-        """Tell whether a request is for a name of this server."""
-        asked = Request(1, [*headers], "1.1", "GET", b"/", ConnectionState({}))
-        return valid_server_name(self.config, asked)
+        """Return whether a request is for a host name of this server."""
+        request = Request(1, [*headers], "1.1", "GET", b"/", ConnectionState({}))
+        return valid_server_name(self.config, request)
 
 
 class Server(TCPServer):
-    """Hypercorn's own for HTTP/2, for WSGI, and for HTTP/1.1 where h11 is asked for.
+    """Hypercorn's TCPServer, unchanged for HTTP/2, for WSGI, and for HTTP/1.1 with h11.
 
-    For all else the transport gets another protocol. Sockets, TLS, the lifespan and the end of it
-    all stay Hypercorn's: this is the task that it made for the connection, and waits for.
+    For other connections, `run` gives the transport the protocol of this package. Hypercorn still
+    manages sockets, TLS, the lifespan and shutdown: `run` is its task for the connection.
     """
 
     config: ServerConfig
@@ -84,7 +84,7 @@ class Server(TCPServer):
             sock = self.writer.get_extra_info("socket")
             client = parse_socket_addr(sock.family, sock.getpeername())
             local = parse_socket_addr(sock.family, sock.getsockname())
-            begun = b"".join(iter(partial(_at_hand, self.reader), b""))
+            received = b"".join(iter(partial(_at_hand, self.reader), b""))
         except OSError:
             return self.writer.close()
         transport: Any = self.writer.transport
@@ -94,16 +94,16 @@ class Server(TCPServer):
         streams: Any = transport.get_protocol()
         transport.set_protocol(connection)
         connection.connection_made(transport)
-        if begun:
-            connection.data_received(begun)
+        if received:
+            connection.data_received(received)
         if self.reader.at_eof() and not connection.eof_received():
             transport.close()
         try:
             await asyncio.shield(connection.ended)
-        except asyncio.CancelledError:  # by Hypercorn, which waits for no more than its end
+        except asyncio.CancelledError:  # Hypercorn cancels at shutdown, and waits for this task
             await connection.cancel()
         finally:
-            streams.connection_lost(None)  # else these wait in a ring until cycles are looked for
+            streams.connection_lost(None)  # breaks a reference cycle
         return None
 
     def _serving(self, app: ASGIFramework) -> Serving:
@@ -115,14 +115,14 @@ class Server(TCPServer):
 
 
 def install() -> None:
-    """Stand where Hypercorn looks up, for each connection, what serves it."""
-    hypercorn.asyncio.run.TCPServer = Server  # type: ignore[attr-defined]  # its seam
-    hypercorn.protocol.H11Protocol = Http1  # type: ignore[attr-defined]  # its seam
-    hypercorn.protocol.H2Protocol = Http2  # type: ignore[attr-defined]  # its seam
+    """Replace the classes that Hypercorn uses for each connection."""
+    hypercorn.asyncio.run.TCPServer = Server  # type: ignore[attr-defined]  # extension point
+    hypercorn.protocol.H11Protocol = Http1  # type: ignore[attr-defined]  # extension point
+    hypercorn.protocol.H2Protocol = Http2  # type: ignore[attr-defined]  # extension point
 
 
 def _at_hand(reader: asyncio.StreamReader) -> bytes:
-    """Take what has come already, without waiting for it."""
+    """Return the data that was already received, without waiting."""
     reading = reader.read(MAX_RECV)
     try:
         reading.send(None)

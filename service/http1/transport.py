@@ -1,4 +1,4 @@
-"""The transport under a connection: how much may wait, how long that may take, how it is closed."""
+"""The transport of a connection: buffering, timeouts, closing."""
 
 import asyncio
 import socket
@@ -9,34 +9,40 @@ from math import inf
 from termios import TIOCOUTQ
 from typing import cast
 
-LINGER_SECONDS = 2.0  # to have read the last answer, for a client that goes on sending
-# What a client may still send of a body after its answer: more ends the connection.
+LINGER_SECONDS = 2.0  # for a client that still sends, to read the last response
+# Limits of a request body that continues after the response: beyond them the connection closes.
 UNREAD_SECONDS, UNREAD_BYTES = 5.0, 65_536
-# What a client may take to read the next of an answer, or to send the next of a body: longer than
-# an application gives a whole body (Quart here 10 s), which has its say before.
+# Timeout for a client to read more of a response, or to send more of a body. It is longer than the
+# application's timeout for a whole body (10 s in Quart), so that the application responds first.
 STALL_SECONDS = 20.0
-STALL_LOOKS = 4  # within these seconds, at how much of an answer has been read
-BUSY, IN_HEAD, STALLED, UNREAD, ENDING = -1, -2, -3, -4, -5  # a phase; or a number, when it is idle
-RESET = struct.pack("ii", 1, 0)  # SO_LINGER: the connection ends by an error
+STALL_LOOKS = 4  # checks of the client's progress within STALL_SECONDS
+BUSY, IN_HEAD, STALLED, UNREAD, ENDING = (
+    -1,
+    -2,
+    -3,
+    -4,
+    -5,
+)  # phases; when idle, the number of requests
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a TCP reset
 
 
 class Wire(asyncio.Protocol):
-    """A transport that is closed if its phase lasts until `_due`, or if its client stops reading.
+    """A transport that closes if its phase lasts until `_due`, or if its client stops reading.
 
-    One timer looks at both. It is not made anew for each request. An answer that the client still
-    reads is not cut, whatever the phase: it has STALL_SECONDS from the last progress that was seen.
+    One timer checks both, and is not created again for each request. In every phase, a client that
+    reads a response keeps it: the timeout is STALL_SECONDS after the last progress.
     """
 
     _transport: asyncio.Transport
     _is_closing = False
-    _is_eof = False  # the client sends no more
+    _is_eof = False  # the client has closed its sending side
     _is_paused = False
     _is_writable = True
     _writable: asyncio.Event | None = None
     _phase = BUSY
-    _unread = 0  # bytes of answers, when it was last looked; 0: it has not been
-    _unread_due = inf  # by then the client has to have taken more of them
-    _discarded = 0  # bytes that came while closing
+    _unread = 0  # response bytes that the client had not read at the last check; 0: no check yet
+    _unread_due = inf  # time by which the client must have read more
+    _discarded = 0  # bytes received while closing
     _due = inf
     _timer_due = inf
     _timer: asyncio.TimerHandle | None = None
@@ -45,28 +51,28 @@ class Wire(asyncio.Protocol):
         self._loop = loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Begin."""
+        """Store the transport."""
         self._transport = cast(asyncio.Transport, transport)
 
     def connection_lost(self, error: Exception | None) -> None:
-        """End."""
+        """Stop the timer, and wake writers."""
         self._is_closing = True
         if self._timer is not None:
             self._timer.cancel()
         self.resume_writing()
 
     def pause_writing(self) -> None:
-        """Let who writes wait."""
+        """Make writers wait."""
         self._is_writable = False
 
     def resume_writing(self) -> None:
-        """Let them go on."""
+        """Let writers continue."""
         self._is_writable = True
         if self._writable is not None:
             self._writable.set()
 
     def write(self, parts: list[bytes]) -> None:
-        """Send something, in one go."""
+        """Send parts in one write."""
         if not self._is_closing:
             self._transport.writelines(parts)
 
@@ -87,14 +93,14 @@ class Wire(asyncio.Protocol):
                 self._transport.resume_reading()
 
     def _enter(self, phase: int, seconds: float) -> None:
-        """Begin with a phase, and say how long it may last."""
+        """Start a phase that may last `seconds`."""
         now = self._loop.time()
         self._phase, self._due = phase, now + seconds
         self._unread, self._unread_due = 0, now + STALL_SECONDS
         self._wake(now)
 
     def _wake(self, now: float) -> None:
-        """Look again in time: soon, as long as something is to be sent."""
+        """Schedule the next check: soon, while data is waiting to be sent."""
         is_sent = not self._transport.get_write_buffer_size()
         due = self._due if is_sent else min(self._due, now + STALL_SECONDS / STALL_LOOKS)
         if due < self._timer_due:
@@ -104,11 +110,11 @@ class Wire(asyncio.Protocol):
             self._timer = self._loop.call_at(due, self._look)
 
     def _look(self) -> None:
-        """Close, if it is time; else look again when it will be."""
+        """Close if a timeout has expired; else schedule the next check."""
         self._timer, self._timer_due = None, inf
         now, unsent = self._loop.time(), self._transport.get_write_buffer_size()
         if self._phase == BUSY:
-            return None  # the phase after it wakes this
+            return None  # the next phase schedules a check
         if unsent:
             before, self._unread = self._unread, unsent + self._unacknowledged()
             if self._unread < before:
@@ -125,17 +131,17 @@ class Wire(asyncio.Protocol):
         return None
 
     def _unacknowledged(self) -> int:
-        """Give the bytes that were sent, and that the client's system has not taken.
+        """Return the number of sent bytes that the client's system has not acknowledged.
 
-        They tell a slow client from one that stands still: the system takes more to be sent only
-        when megabytes of it have gone.
+        This number shows the progress of a slow client: the local system accepts more data only
+        after megabytes have been acknowledged.
         """
         queued = array("i", [0])
         ioctl(self._transport.get_extra_info("socket").fileno(), TIOCOUTQ, queued)
         return queued[0]
 
     def _close(self, *, lingers: bool) -> None:
-        """Close when what was sent is read. Who is still sending would not get it otherwise."""
+        """Close. `lingers`: first let a client that still sends read the last response."""
         if self._is_closing:
             return
         if not lingers or self._is_eof:
@@ -149,7 +155,7 @@ class Wire(asyncio.Protocol):
         self._enter(ENDING, LINGER_SECONDS)
 
     def _discard(self, size: int) -> None:
-        """Throw away what comes while closing; too much of it ends the connection."""
+        """Discard data received while closing; too much of it closes the connection."""
         self._discarded += size
         if self._discarded > UNREAD_BYTES and not self._transport.is_closing():
             self._leave()
@@ -166,7 +172,7 @@ class Wire(asyncio.Protocol):
         self._transport.abort()
 
     def reset(self) -> None:
-        """Close now, and so that the client sees that it is an error."""
+        """Close now with a TCP reset, so that the client sees an error."""
         sock = self._transport.get_extra_info("socket")
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
         self.abort()

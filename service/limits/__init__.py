@@ -1,14 +1,14 @@
-"""Limits that hold: a log of admitted units for each caller and limit, asked in one step.
+"""Exact rate limits: a log of admitted units for each caller and limit, decided atomically.
 
 types          charges, quotas, decisions
 memory_store   decides within a process
-redis_store    decides in Redis, by decide.lua: the same algorithm
-failover       Redis, or memory while Redis is away
-identity       whose units a request spends: a user's, or an address's
-policies       the limits of the settings, by tier
-limiter        quart-rate-limiter's interface
-middleware     limits and tokens before the framework
-headers        RateLimit headers, and the sentence of a 429
+redis_store    decides in Redis with decide.lua, by the same algorithm
+failover       uses Redis, or memory while Redis is unreachable
+identity       the caller that a request is charged to: a user or an address
+policies       the configured limits, by tier
+limiter        the interface of quart-rate-limiter
+middleware     checks limits and tokens before the framework
+headers        RateLimit headers, and the message of a 429
 routes         /api/rate-limit
 """
 
@@ -34,7 +34,7 @@ __all__ = ["FAILURES", "Limiter", "init_app", "named"]
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Put the gate before the application."""
+    """Wrap the application in the limit middleware."""
     batcher = _batcher(app, settings)
     ledger = LimitStore(
         None if batcher is None else RedisLimits(batcher), settings.total_workers, app.logger
@@ -45,20 +45,22 @@ def init_app(app: Quart, settings: Settings) -> None:
     limiter.init_app(app, enabled)
     app.register_blueprint(limits_bp)
     gate = app.extensions["gate"] = LimitMiddleware(app, app.asgi_app, limiter, enabled)
-    app.asgi_app = gate  # type: ignore[method-assign]  # Quart's way in
+    app.asgi_app = gate  # type: ignore[method-assign]  # Quart's extension point
 
     @app.while_serving
     async def lifespan() -> AsyncGenerator[None, None]:
         if not enabled and settings.env == "production":
-            app.logger.warning("RATELIMIT_ENABLED is false: nobody is limited, nor in guessing")
+            app.logger.warning(
+                "RATELIMIT_ENABLED is false: requests and login failures are not limited"
+            )
         await ledger.open()
         yield
         if batcher is not None:
-            await batcher.close()  # the cache, should it be its own, connects anew for what is left
+            await batcher.close()  # a cache that shares it reconnects for its remaining commands
 
 
 def _batcher(app: Quart, settings: Settings) -> RedisBatcher | None:
-    """Give the way to the Redis of the limits: that of the cache, where it is the same one."""
+    """Return the batcher for the limits: the cache's, if both use the same Redis."""
     store = app.extensions["cache"].store
     url = settings.ratelimit_storage_url or settings.redis_url
     if url is None or url == MEMORY:

@@ -1,11 +1,11 @@
--- The whole decision of requests, one after the other, in one step. memory.py is the same in Python.
+-- Decides a batch of requests in order, atomically. memory_store.py has the same algorithm in Python.
 --
--- KEYS: a log for each claim. ARGV: the time in microseconds ('' for Redis's own clock); then, for
--- each request, doubles in one string: the number of its claims, and for each its cost, its number of
--- policies, and amount and period (microseconds) of each.
--- Gives, for each request, whole numbers of eight bytes in one string: 1 or 0 (admitted), the wait in
--- microseconds, then for each claim the time of the decision, and for each of its policies what is
--- left and how long until one more is.
+-- KEYS: the key of a log for each claim. ARGV: the time in microseconds ('' for Redis's own clock);
+-- then one string of doubles for each request: the number of its claims, and for each claim its cost,
+-- its number of policies, and the amount and period (microseconds) of each policy.
+-- Returns one string of 8-byte integers for each request: 1 or 0 (admitted), the wait in
+-- microseconds, then for each claim the time of the decision, and for each of its policies the
+-- remaining units and the microseconds until one more unit is available.
 local MOST_SLOTS = 4096
 
 local now = tonumber(ARGV[1])
@@ -14,26 +14,26 @@ if not now then
   now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 
--- The log of a key, and one with more room to take its place, if it has not enough.
+-- Returns the log of a key. If the log is too small, also returns a larger log to replace it.
 local function open(key, largest)
   local log = {key = key, count = 0, raw = ''}
   log.grain = ceil(largest / MOST_SLOTS)
   log.slots = ceil(largest / log.grain) + 1
-  local found = read(key)
-  if not found then
+  local stored = read(key)
+  if not stored then
     return log
-  elseif found.slots * found.grain >= log.slots * log.grain then
-    return found
+  elseif stored.slots * stored.grain >= log.slots * log.grain then
+    return stored
   end
-  log.count = found.count
-  return found, log
+  log.count = stored.count
+  return stored, log
 end
 
 local function put(log, slot, stamp)
   call('SETRANGE', log.key, HEAD + slot * WORD, stamp)
 end
 
--- Writes the units of a log into one with more room.
+-- Copies the units of a log into a larger log.
 local function move(from, to)
   local stamps = {}
   for unit = from.count - held(from), from.count - 1 do
@@ -46,7 +46,7 @@ local function move(from, to)
   to.raw = call('GET', to.key) or ''
 end
 
--- Takes so many units into a log, all of one time.
+-- Adds units to a log, all with the same time.
 local function add(log, units, now)
   local stamp, first, written = pack('>d', now), log.count, nil
   for unit = first, first + units - 1 do
@@ -57,21 +57,21 @@ local function add(log, units, now)
     end
   end
   log.count, log.now = first + units, now
-  log.written = floor(first / log.grain) -- from this block on `raw` is no longer true
+  log.written = floor(first / log.grain) -- from this block on, `raw` is out of date
   call('SETRANGE', log.key, 0, pack('>ddd', log.count, log.slots, log.grain))
 end
 
--- Decides a request, of which so many keys stand before its own; gives also how many it has.
-local function decide(told, before)
-  local claims, requested, place = {}, unpacked('>d', told)
+-- Decides a request whose keys follow the first `before` keys. Also returns the number of its keys.
+local function decide(packed, before)
+  local claims, requested, place = {}, unpacked('>d', packed)
   for index = 1, requested do
     local key = KEYS[before + index]
     local claim, number = {policies = {}}, nil
-    claim.cost, number, place = unpacked('>dd', told, place)
+    claim.cost, number, place = unpacked('>dd', packed, place)
     local largest, longest = 0, 0
     for n = 1, number do
       local amount, period
-      amount, period, place = unpacked('>dd', told, place)
+      amount, period, place = unpacked('>dd', packed, place)
       claim.policies[n] = {amount = amount, period = period}
       largest, longest = max(largest, amount), max(longest, period)
     end
@@ -88,7 +88,7 @@ local function decide(told, before)
   local wait = 0
   for _, claim in ipairs(claims) do
     for _, policy in ipairs(claim.policies) do
-      local room = policy.amount - claim.cost -- units that may stand in the window already
+      local room = policy.amount - claim.cost -- units that the window may already hold
       if room < 0 then
         wait = max(wait, policy.period)
       elseif claim.held > room then
@@ -111,11 +111,11 @@ local function decide(told, before)
     end
   end
 
-  local answer = {admitted and 1 or 0, max(0, wait)}
+  local reply = {admitted and 1 or 0, max(0, wait)}
   for _, claim in ipairs(claims) do
-    answer[#answer + 1] = claim.now
+    reply[#reply + 1] = claim.now
     for _, policy in ipairs(claim.policies) do
-      -- The first unit within the window, by halving: times never run back.
+      -- Binary search for the first unit in the window: times never decrease.
       local low, high = claim.log.count - claim.held, claim.log.count
       while low < high do
         local middle = floor((low + high) / 2)
@@ -126,17 +126,17 @@ local function decide(told, before)
         end
       end
       local used = claim.log.count - low
-      answer[#answer + 1] = max(0, policy.amount - used)
-      answer[#answer + 1] = used > 0 and at(claim.log, low) + policy.period - claim.now or 0
+      reply[#reply + 1] = max(0, policy.amount - used)
+      reply[#reply + 1] = used > 0 and at(claim.log, low) + policy.period - claim.now or 0
     end
   end
-  return pack('>' .. string.rep('i8', #answer), unpack(answer)), requested
+  return pack('>' .. string.rep('i8', #reply), unpack(reply)), requested
 end
 
-local answers, decided = {}, 0
+local replies, decided = {}, 0
 for request = 2, #ARGV do
-  local answer, claimed = decide(ARGV[request], decided)
-  answers[#answers + 1] = answer
+  local reply, claimed = decide(ARGV[request], decided)
+  replies[#replies + 1] = reply
   decided = decided + claimed
 end
-return answers
+return replies

@@ -1,4 +1,4 @@
-"""Who decides: Redis if there is one, and each process by itself while it cannot be reached."""
+"""Selects the store that decides: Redis, or process memory while Redis is unreachable."""
 
 import logging
 import time
@@ -11,14 +11,14 @@ from service.limits.memory_store import MemoryLimits
 from service.limits.redis_store import RedisLimits
 from service.limits.types import Charge, Decision, Policy
 
-PAUSE = 0.25  # seconds that Redis is left alone after a failure; then one request tries it
+PAUSE = 0.25  # seconds without a request to Redis after a failure; then one request retries
 
 
 class LimitStore:
-    """Decides. Never an error, and never without a limit.
+    """Decides without raising errors. A limit always applies.
 
-    workers: how many processes share a limit, over all machines. Without Redis each admits its
-    part, and at least one unit.
+    workers: number of processes that share a limit, over all machines. Without Redis each process
+    admits its share of the limit, at least one unit.
     """
 
     def __init__(self, shared: RedisLimits | None, workers: int, logger: logging.Logger) -> None:
@@ -27,28 +27,28 @@ class LimitStore:
         self._logger = logger
         self._local = MemoryLimits()
         self._retry_at = 0.0
-        self.lost = 0  # how often Redis went away
-        self.decided_locally = 0  # while it was away
+        self.lost = 0  # number of outages of Redis
+        self.decided_locally = 0  # number of decisions during outages
 
     @property
     def is_away(self) -> bool:
-        """Whether Redis is not answering at present."""
+        """Whether Redis is unreachable at present."""
         return self._retry_at > 0
 
     async def open(self) -> None:
-        """Connect to Redis, if it is there."""
+        """Connect to Redis, if it is reachable."""
         if self._shared is not None:
             try:
                 await self._shared.connect()
             except (RedisError, OSError) as error:
                 self.failed(error)
 
-    def call(self, claims: Sequence[Charge], tell: Callable[[Any], None]) -> None:
-        """Decide while Redis is there, and tell the decision; or an error, for `failed`."""
+    def call(self, claims: Sequence[Charge], callback: Callable[[Any], None]) -> None:
+        """Decide while Redis is reachable. `callback` gets a decision or an error for `failed`."""
         if self._shared is None:
-            tell(self._decide_here(claims))
+            callback(self._decide_locally(claims))
         else:
-            self._shared.call(claims, tell)
+            self._shared.call(claims, callback)
 
     async def decide(self, claims: Sequence[Charge]) -> Decision:
         """Admit all claims, or none."""
@@ -56,7 +56,9 @@ class LimitStore:
             now = time.monotonic()
             if now >= self._retry_at:
                 if self.is_away:
-                    self._retry_at = now + PAUSE  # this one tries; the others go on without
+                    self._retry_at = (
+                        now + PAUSE
+                    )  # this request retries Redis; others decide locally
                 try:
                     decision = await self._shared.decide(claims)
                 except (RedisError, OSError) as error:
@@ -65,13 +67,13 @@ class LimitStore:
                     self._return()
                     return decision
             self.decided_locally += 1
-        return self._decide_here(claims)
+        return self._decide_locally(claims)
 
-    def _decide_here(self, claims: Sequence[Charge]) -> Decision:
+    def _decide_locally(self, claims: Sequence[Charge]) -> Decision:
         if self._workers == 1:
             return self._local.decide(claims)
-        parts = [claim._replace(policies=self._parts(claim.policies)) for claim in claims]
-        decision = self._local.decide(parts)
+        shares = [claim._replace(policies=self._shares(claim.policies)) for claim in claims]
+        decision = self._local.decide(shares)
         whole = [policy for claim in claims for policy in claim.policies]
         return decision._replace(
             standings=tuple(
@@ -81,7 +83,7 @@ class LimitStore:
         )
 
     async def give_back(self, key: str, stamp: int) -> None:
-        """Undo one unit that was admitted at `stamp`, wherever that was."""
+        """Undo one unit that was admitted at `stamp`, in either store."""
         self._local.give_back(key, stamp)
         if self._shared is not None and not self.is_away:
             try:
@@ -89,17 +91,17 @@ class LimitStore:
             except (RedisError, OSError) as error:
                 self.failed(error)
 
-    def _parts(self, policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
+    def _shares(self, policies: tuple[Policy, ...]) -> tuple[Policy, ...]:
         return tuple(
             policy._replace(amount=max(1, policy.amount // self._workers)) for policy in policies
         )
 
     def failed(self, error: Exception) -> None:
-        """Hear that Redis did not answer: for a while, it is not asked."""
+        """Record a failure of Redis: no request uses Redis for PAUSE seconds."""
         if not self.is_away:
             self.lost += 1
             self._logger.warning(
-                "Redis is away (%s): each of %d workers keeps its part of the limits by itself",
+                "Redis is away (%s): each of %d workers enforces its share of the limits",
                 type(error).__name__,
                 self._workers,
             )
@@ -108,4 +110,4 @@ class LimitStore:
     def _return(self) -> None:
         if self.is_away:
             self._retry_at = 0.0
-            self._logger.warning("Redis is back: the limits are kept there again")
+            self._logger.warning("Redis is back: limits are decided in Redis again")

@@ -1,6 +1,6 @@
--- Takes one unit out of a log, if it has a slot to itself. memory.py is the same in Python.
+-- Removes one unit from a log whose slots hold one unit each. memory_store.py does the same in Python.
 --
--- KEYS: the log. ARGV: the time of the unit. Gives 1 if it was there.
+-- KEYS: the key of the log. ARGV: the time of the unit. Returns 1 if the unit was removed, else 0.
 local log = read(KEYS[1])
 if not log or log.grain > 1 then
   return 0

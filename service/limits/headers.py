@@ -1,4 +1,4 @@
-"""How limits are told: the headers of an answer (IETF draft, and the guide's), and a refusal."""
+"""The headers of rate limits (IETF draft, and the guide's), and the error of a 429."""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -10,7 +10,7 @@ UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
 
 
 def _span(policy: Policy) -> tuple[int, str]:
-    """Give a window in its largest unit, as 15 and minute."""
+    """Return a window in its largest whole unit, such as 15 and minute."""
     return next((policy.seconds // n, unit) for unit, n in UNITS if policy.seconds % n == 0)
 
 
@@ -22,23 +22,23 @@ def name(policy: Policy) -> str:
 
 
 def sentence(policy: Policy) -> str:
-    """Say a policy as the guide does: `10 per 1 minute`."""
+    """Describe a policy as the guide does: `10 per 1 minute`."""
     number, unit = _span(policy)
     return f"{policy.amount} per {number} {unit}"
 
 
 def seconds(microseconds: int) -> int:
-    """Give whole seconds, late rather than early."""
+    """Return whole seconds, rounded up."""
     return -(-microseconds // SECOND)
 
 
 def tightest(standings: Iterable[QuotaStatus]) -> QuotaStatus:
-    """Give the one with the fewest units left, then with the longest wait for one more."""
+    """Return the status with the fewest units left, and among these the longest reset."""
     return min(standings, key=lambda standing: (standing.remaining, -standing.reset))
 
 
 def lines(standings: Sequence[QuotaStatus]) -> bytes:
-    """Give the header lines that say how a caller stands. Of policies of one name, the tightest."""
+    """Return the header lines of a caller's quotas. Of policies of one name, only the tightest."""
     if len(standings) == 1:
         policy, remaining, reset = standings[0]
         reset = seconds(reset)
@@ -50,9 +50,9 @@ def lines(standings: Sequence[QuotaStatus]) -> bytes:
         by_name[key] = standing if known is None else tightest([known, standing])
     standings = tuple(by_name.values())
     least = tightest(standings)
-    numbers = [n for one in standings for n in (one.remaining, seconds(one.reset))]
-    told = (*numbers, least.policy.amount, least.remaining, seconds(least.reset))
-    return _template(*(one.policy for one in standings)) % told
+    numbers = [n for each in standings for n in (each.remaining, seconds(each.reset))]
+    values = (*numbers, least.policy.amount, least.remaining, seconds(least.reset))
+    return _template(*(each.policy for each in standings)) % values
 
 
 @lru_cache
@@ -66,13 +66,13 @@ def _template(*policies: Policy) -> bytes:
 
 
 def headers(standings: Sequence[QuotaStatus]) -> list[tuple[bytes, bytes]]:
-    """Give the same as ASGI has headers."""
-    found = (line.partition(b": ") for line in lines(standings).splitlines())
-    return [(key, value) for key, _, value in found]
+    """Return the header lines as ASGI headers."""
+    pairs = (line.partition(b": ") for line in lines(standings).splitlines())
+    return [(key, value) for key, _, value in pairs]
 
 
 def refusal(decision: Decision) -> RateLimitedError:
-    """Say why a request is refused, and until when."""
+    """Return the error of a refused request: the policy, and the seconds to wait."""
     return RateLimitedError(
         sentence(tightest(decision.standings).policy), max(1, seconds(decision.wait))
     )

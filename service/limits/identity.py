@@ -1,4 +1,4 @@
-"""The caller of a request: a user by the signature of their token, else a trusted address."""
+"""The caller of a request: the user of a token with a valid signature, else the address."""
 
 import time
 from collections import OrderedDict
@@ -14,12 +14,12 @@ from service.guard import verify_token
 from service.security import Claims, InvalidTokenError, Tokens, bearer
 
 FREE = "free"
-REVOKED_SECONDS = 5.0  # that a revoked token is remembered: its account may come back
-MOST_REVOKED = 4_096  # tokens that are remembered
+REVOKED_SECONDS = 5.0  # to remember a revoked token: its account may be restored
+MOST_REVOKED = 4_096  # revoked tokens that are remembered
 
 
 class Caller(NamedTuple):
-    """Whose units are spent: of a user, with their tier, or of an address."""
+    """The party that is charged: a user, with their tier, or an address."""
 
     key: str
     address: str
@@ -27,10 +27,10 @@ class Caller(NamedTuple):
 
 
 class Credentials(NamedTuple):
-    """What a request shows of its caller.
+    """The caller of a request, and its token.
 
-    claims: of its token, if the signature is good. refuse: makes the error that the request is
-    answered with, if what it shows is not valid; then the address is the caller.
+    claims: of the token, if its signature is valid. refuse: makes the error to respond with, if
+    the token is not valid; then the caller is the address.
     """
 
     caller: Caller
@@ -41,25 +41,25 @@ class Credentials(NamedTuple):
 class Identities:
     """Reads the credentials of requests, without a database.
 
-    A token that was revoked has a good signature, so its user is charged before the account says
-    that it was revoked. Such tokens are remembered for a while: each costs its user one unit, which
-    is given back, and after that the address alone.
+    A revoked token has a valid signature, so its user is charged before the account shows the
+    revocation. Such tokens are remembered for REVOKED_SECONDS. The first request with such a token
+    charges its user one unit, which is given back; later requests charge only the address.
     """
 
     def __init__(self, trusted_hops: int, tokens: Tokens) -> None:
         self._hops = trusted_hops
         self._tokens = tokens
-        self._revoked: OrderedDict[Any, tuple[float, str]] = OrderedDict()  # until when, and error
+        self._revoked: OrderedDict[Any, tuple[float, str]] = OrderedDict()  # expiry time, and error
 
     def read(self, scope: Any) -> Credentials:
-        """Give the credentials of an ASGI request."""
+        """Return the credentials of an ASGI request."""
         context = context_of(scope)
         if context.credentials is None:
             context.credentials = self._read(scope)
         return context.credentials
 
     def revoke(self, scope: Any, error: InvalidTokenError) -> Credentials:
-        """Remember that the token of a request was revoked: the address is its caller."""
+        """Remember that the token of a request is revoked. The caller becomes the address."""
         claims = self.read(scope).claims
         if claims is not None:
             self._revoked[_name(claims)] = (time.monotonic() + REVOKED_SECONDS, error.error)
@@ -71,45 +71,45 @@ class Identities:
         return credentials
 
     def _address(self, scope: Any) -> Credentials:
-        told = parse_headers(scope["headers"])
-        client, forwarded = scope.get("client") or ("",), told.forwarded
-        # Each proxy adds to the right whom it saw, so what a client makes up stands to the left.
+        forwarded = parse_headers(scope["headers"]).forwarded
+        client = scope.get("client") or ("",)
+        # Each proxy appends its peer's address, so addresses that a client forges come first.
         hops = min(self._hops, len(forwarded))
-        return _anybody(client[0], forwarded[-hops] if hops else "")
+        return _by_address(client[0], forwarded[-hops] if hops else "")
 
     def _read(self, scope: Any) -> Credentials:
-        anybody, fields = self._address(scope), parse_headers(scope["headers"])
+        fallback, fields = self._address(scope), parse_headers(scope["headers"])
         if not fields.authorization or not bearer("".join(fields.authorization)):
-            return anybody
-        # Errors are made when they are raised: kept in the scope, they would be rings with it.
+            return fallback
+        # An error is created only when it is raised: stored in the scope, it would form a cycle.
         try:
             claims = verify_token(scope, self._tokens)
         except InvalidTokenError:
-            return anybody._replace(refuse=InvalidTokenError)
+            return fallback._replace(refuse=InvalidTokenError)
         except APIError as error:
-            return anybody._replace(refuse=partial(APIError, error.message))
+            return fallback._replace(refuse=partial(APIError, error.message))
         if self._revoked:
             until, error_name = self._revoked.get(_name(claims), (0.0, ""))
             if time.monotonic() < until:
-                return anybody._replace(refuse=partial(InvalidTokenError, error_name))
-        caller = Caller(f"user:{claims.user_id}", anybody.caller.address, claims.tier)
+                return fallback._replace(refuse=partial(InvalidTokenError, error_name))
+        caller = Caller(f"user:{claims.user_id}", fallback.caller.address, claims.tier)
         return Credentials(caller, claims)
 
 
 def _name(claims: Claims) -> Any:
-    """Give all that says whether a token is valid."""
+    """Return the claims that decide whether a token is valid."""
     return claims.user_id, claims.jti, claims.ver, claims.tier
 
 
 @lru_cache(4_096)
-def _anybody(client: str, seen: str) -> Credentials:
-    """Give the credentials of the address that our last proxy saw; without one, the socket's."""
+def _by_address(client: str, seen: str) -> Credentials:
+    """Return credentials for the address that our last proxy saw, else for the socket's peer."""
     key = f"address:{_network(seen) or _network(client) or 'unknown'}"
     return Credentials(Caller(key, key, FREE))
 
 
 def _network(text: str) -> str | None:
-    """Give an address as it is counted: IPv4 whole, IPv6 by its /64. None if it is none."""
+    """Return the network that is charged: an IPv4 address, or an IPv6 /64. None if invalid."""
     host, colon, port = text.rpartition(":")
     if text.startswith("["):
         text = text[1:].partition("]")[0]

@@ -1,4 +1,4 @@
-"""quart-rate-limiter's surface: its decorators say what a route's limits are; the rest is ours."""
+"""The interface of quart-rate-limiter: its decorators declare the limits of a route."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,15 +18,15 @@ from service.limits.policies import BY_ADDRESS, DEFAULT, NamedLimit, Policies
 from service.limits.types import Charge, Charges, Decision, Policy
 
 PREFIX = "octavo:limit"
-CALLERS = 4_096  # who are remembered, to save time
+CALLERS = 4_096  # size of the cache of charges
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
-    """What a request to a route is counted in.
+    """The limits of a route.
 
-    names: limits of the settings. written: policies that stand beside the route. custom: limits
-    with functions, which are asked within the request (then all of them are decided there).
+    names: limits of the settings. written: policies that the route declares. custom: limits with
+    functions, which run within the request; then all limits of the route are decided there.
     """
 
     names: tuple[str, ...] = ()
@@ -39,14 +39,14 @@ class Plan:
         return bool(self.names or self.written or self.custom)
 
 
-UNKNOWN = Plan((DEFAULT,))  # for paths that are none of ours
+UNKNOWN = Plan((DEFAULT,))  # for paths without a route
 
 
 class Limiter(RateLimiter):
     """A RateLimiter that decides all limits of a request at once, and exactly.
 
-    A route's own limits, and its blueprint's, stand in place of the default. A `key_function`
-    says whose units are spent; without one it is the user, else the address.
+    The limits of a route and of its blueprint replace the default. A `key_function` returns the
+    key to charge; without it the user is charged, else the address.
     """
 
     def __init__(self, table: Policies, callers: Identities, ledger: LimitStore) -> None:
@@ -56,17 +56,17 @@ class Limiter(RateLimiter):
         self.ledger = ledger
         self.admitted = self.refused = 0  # requests
         self._plans: dict[str, Plan] = {}
-        # What a caller asks under a plan without custom limits.
+        # The charges of a caller under a plan without custom limits.
         self.claims = lru_cache(CALLERS)(self._make_claims)
 
     def init_app(self, app: Quart, enabled: bool = True) -> None:
-        """Decide within requests what cannot be decided before them."""
+        """Decide custom limits within the request: their functions need it."""
         self._enabled = enabled
         if enabled:
             app.before_request(self._decide_custom)
 
     def plan(self, app: Quart, endpoint: str) -> Plan:
-        """Give what a request to a route is counted in."""
+        """Return the limits of a route."""
         if endpoint not in self._plans:
             self._plans[endpoint] = self._make_plan(app, endpoint)
         return self._plans[endpoint]
@@ -86,25 +86,25 @@ class Limiter(RateLimiter):
         return Plan(names, tuple(map(_policy, written)))
 
     def _make_claims(self, endpoint: str | None, plan: Plan, caller: Caller) -> Charges:
-        found = [self.claim(name, caller) for name in plan.names]
+        charges = [self.claim(name, caller) for name in plan.names]
         if plan.written:
-            found.append(Charge(f"{PREFIX}:{endpoint}:{caller.key}", plan.written))
-        return Charges(found)
+            charges.append(Charge(f"{PREFIX}:{endpoint}:{caller.key}", plan.written))
+        return Charges(charges)
 
     def claim(self, name: str, caller: Caller, cost: int = 1, account: str = "") -> Charge:
-        """Give what a caller asks of a limit of the settings, about an account (or none)."""
-        whose = caller.address if name in BY_ADDRESS else caller.key
-        key = f"{PREFIX}:{name}:{whose}{account and ':'}{account}"
+        """Return the charge of a caller for a limit of the settings, optionally for an account."""
+        payer = caller.address if name in BY_ADDRESS else caller.key
+        key = f"{PREFIX}:{name}:{payer}{account and ':'}{account}"
         return Charge(key, self.table.policies(name, caller.tier), cost)
 
     async def decide(self, scope: Any, claims: Sequence[Charge]) -> Decision:
-        """Admit all claims of a request; its answer will tell. Raises RateLimitedError."""
+        """Admit all claims of a request. Raises RateLimitedError."""
         if not self._enabled:
             return Decision(True, 0, (), ())
         return self.settle(scope, await self.ledger.decide(claims))
 
     def settle(self, scope: Any, decision: Decision) -> Decision:
-        """Let a decision be told by the answer of its request. Raises RateLimitedError."""
+        """Add a decision to the response headers of its request. Raises RateLimitedError."""
         context = context_of(scope)
         context.quotas = [*(context.quotas or ()), *decision.standings]
         if not decision.admitted:
@@ -114,36 +114,38 @@ class Limiter(RateLimiter):
         return decision
 
     async def look(self, claims: Sequence[Charge]) -> Decision:
-        """Give how a caller stands with claims of no cost."""
+        """Return the quotas of a caller. The claims must have no cost."""
         return await self.ledger.decide(claims)
 
     async def give_back(self, claims: Sequence[Charge], decision: Decision) -> None:
-        """Undo what a decision has admitted, as far as its logs know single units."""
+        """Undo an admitted decision, in logs whose slots hold one unit each."""
         if decision.admitted:
-            for claim, stamp in zip(claims, decision.stamps, strict=False):  # off: none
+            for claim, stamp in zip(
+                claims, decision.stamps, strict=False
+            ):  # no stamps if limits are disabled
                 for _ in range(claim.cost):
                     await self.ledger.give_back(claim.key, stamp)
 
     def caller(self) -> Caller:
-        """Give who asks in the current request."""
+        """Return the caller of the current request."""
         return self.callers.read(request.scope).caller
 
     async def _decide_custom(self) -> None:
-        app = current_app._get_current_object()  # type: ignore[attr-defined]  # a proxy has it
+        app = current_app._get_current_object()  # type: ignore[attr-defined]  # current_app is a proxy
         plan = UNKNOWN if request.endpoint is None else self.plan(app, request.endpoint)
         if not plan.custom or request.method == "OPTIONS":
             return
         caller = self.caller()
-        found = [self.claim(name, caller) for name in plan.names]
+        charges = [self.claim(name, caller) for name in plan.names]
         by_key: dict[str, list[Policy]] = {}
         for limit in plan.custom:
             if not await self._should_skip(limit):
                 key = await limit.key_function() if limit.key_function else caller.key
                 by_key.setdefault(key, []).append(_policy(limit))
         for key, policies in by_key.items():
-            found.append(Charge(f"{PREFIX}:{request.endpoint}:{key}", tuple(policies)))
-        if found:
-            await self.decide(request.scope, found)
+            charges.append(Charge(f"{PREFIX}:{request.endpoint}:{key}", tuple(policies)))
+        if charges:
+            await self.decide(request.scope, charges)
         if (refuse := self.callers.read(request.scope).refuse) is not None:
             raise refuse()
 

@@ -1,12 +1,12 @@
--- A log of admitted units, one string of numbers of eight bytes: how many units it ever took, its
--- slots, the units of a slot; then the slots, a ring, each with the time of its last unit
--- (microseconds). Stands before each of the scripts.
+-- A log of admitted units, as one string of 8-byte numbers: the count of all units ever added, the
+-- number of slots, the units for each slot; then a ring of slots, each with the time of its last unit
+-- (microseconds). This file is the first part of each script.
 local WORD, HEAD = 8, 24
-local call, pack, unpacked = redis.call, struct.pack, struct.unpack -- names of one's own are found sooner
+local call, pack, unpacked = redis.call, struct.pack, struct.unpack -- locals are faster than globals
 local floor, ceil, max = math.floor, math.ceil, math.max
 
--- The log of a key, if there is one. It is read whole, 32 KiB at most: each further call of Redis
--- costs more than to copy that.
+-- Returns the log of a key, or nothing. Reads all of it (at most 32 KiB): further calls of Redis cost
+-- more than this copy.
 local function read(key)
   local raw = call('GET', key)
   if raw and #raw >= HEAD then
@@ -16,7 +16,7 @@ local function read(key)
   end
 end
 
--- The time of a unit, counted from the first that the log ever took.
+-- Returns the time of a unit. Units are numbered from the first that was ever added.
 local function at(log, unit)
   local block = floor(unit / log.grain)
   if log.written and block >= log.written then
@@ -26,7 +26,7 @@ local function at(log, unit)
   return place + WORD <= #log.raw and (unpacked('>d', log.raw, place + 1)) or 0 -- never used
 end
 
--- How many of the last units are at hand.
+-- Returns the number of units that the log still holds.
 local function held(log)
   local blocks = ceil(log.count / log.grain)
   local first = max(0, blocks - log.slots) * log.grain

@@ -1,4 +1,4 @@
-"""The limiter of one process: the same decision as decide.lua, bounded in keys."""
+"""The limit store of one process: the algorithm of decide.lua, with a bounded number of keys."""
 
 import time
 from bisect import bisect_left, bisect_right
@@ -7,14 +7,14 @@ from collections.abc import Callable, Sequence
 
 from service.limits.types import Charge, Decision, QuotaStatus
 
-MOST_SLOTS = 4_096  # of a log: units of a larger limit share a slot, and its latest time
+MOST_SLOTS = 4_096  # of a log; units of a larger limit share slots, and the slot's latest time
 MOST_KEYS = 100_000
 
 
 class Log:
     """The last units of a key: a ring of slots, each with the time of its last unit.
 
-    count: how many units it ever took. expires: when all of them are out of every window.
+    count: number of units ever added. expires: the time when all units have left every window.
     """
 
     __slots__ = ("count", "expires", "grain", "slots", "times")
@@ -27,22 +27,22 @@ class Log:
 
     @property
     def first(self) -> int:
-        """The first unit that is still at hand."""
+        """The first unit that the log still holds."""
         blocks = -(-self.count // self.grain)
         return max(0, blocks - self.slots) * self.grain
 
     def at(self, unit: int) -> int:
-        """Give the time of a unit, counted from the first ever; 0 if it is no longer known."""
+        """Return the time of a unit, numbered from the first ever; 0 if it is no longer known."""
         return self.times.get(unit // self.grain % self.slots, 0)
 
     def add(self, units: int, now: int) -> None:
-        """Take units."""
+        """Add units."""
         for unit in range(self.count, self.count + units):
             self.times[unit // self.grain % self.slots] = now
         self.count += units
 
     def remove(self, stamp: int) -> None:
-        """Take out a unit of this time, if it is at hand and has a slot to itself."""
+        """Remove a unit with this time, if the log holds it and slots hold one unit each."""
         if self.grain > 1:
             return
         units = range(self.first, self.count)
@@ -55,7 +55,7 @@ class Log:
         self.times.pop(self.count % self.slots)
 
     def grown(self, largest: int) -> "Log":
-        """Give a log of the same units that has room for a larger limit."""
+        """Return a log with the same units and enough slots for the limit `largest`."""
         log = Log(largest)
         if log.slots * log.grain <= self.slots * self.grain:
             return self
@@ -68,8 +68,8 @@ class Log:
 class MemoryLimits:
     """Decides within one process, which holds at most `most_keys` logs.
 
-    Beyond that the log that was longest without a unit goes: whoever wants to be forgotten must
-    come from as many other addresses, each of which has a limit of its own.
+    Beyond that, the log whose last unit is oldest is dropped. To have its log dropped, a client
+    needs requests from as many other addresses, and each of them has its own limit.
     """
 
     def __init__(
@@ -82,22 +82,22 @@ class MemoryLimits:
         self._logs: OrderedDict[str, Log] = OrderedDict()
 
     def __len__(self) -> int:
-        """How many logs there are."""
+        """Number of logs."""
         return len(self._logs)
 
     def decide(self, claims: Sequence[Charge]) -> Decision:
         """Admit all claims, or none."""
-        asked = self._clock()
-        logs = [self._find(claim, asked) for claim in claims]
-        nows = [max(asked, log.at(log.count - 1)) if log.count else asked for log in logs]
+        clock_time = self._clock()
+        logs = [self._find(claim, clock_time) for claim in claims]
+        nows = [max(clock_time, log.at(log.count - 1)) if log.count else clock_time for log in logs]
         wait = 0
         for claim, log, now in zip(claims, logs, nows, strict=True):
             for policy in claim.policies:
-                before = policy.amount - claim.cost  # units that may stand in the window already
-                if before < 0:
+                room = policy.amount - claim.cost  # units that the window may already hold
+                if room < 0:
                     wait = max(wait, policy.period)
-                elif log.count - log.first > before:
-                    free = log.at(log.count - 1 - before) + policy.period
+                elif log.count - log.first > room:
+                    free = log.at(log.count - 1 - room) + policy.period
                     wait = max(wait, free - now)
         if wait == 0:
             for claim, log, now in zip(claims, logs, nows, strict=True):
@@ -112,12 +112,12 @@ class MemoryLimits:
         return Decision(wait == 0, wait, tuple(nows), self._standings(claims, logs, nows))
 
     def give_back(self, key: str, stamp: int) -> None:
-        """Undo one unit that was admitted at `stamp`: it was not what the limit is about."""
+        """Undo one unit that was admitted at `stamp`."""
         if key in self._logs:
             self._logs[key].remove(stamp)
 
     def _find(self, claim: Charge, now: int) -> Log:
-        """Give the log of a claim, not kept before it has admitted something."""
+        """Return the log of a claim. A new log is stored only when it admits a unit."""
         largest = max(policy.amount for policy in claim.policies)
         log = self._logs.get(claim.key)
         if log is None or log.expires <= now:
@@ -128,13 +128,13 @@ class MemoryLimits:
     def _standings(
         claims: Sequence[Charge], logs: Sequence[Log], nows: Sequence[int]
     ) -> tuple[QuotaStatus, ...]:
-        found = []
+        standings = []
         for claim, log, now in zip(claims, logs, nows, strict=True):
             units = range(log.first, log.count)
             for policy in claim.policies:
-                # The first unit within the window, by halving: times never run back.
+                # Binary search for the first unit in the window: times never decrease.
                 within = bisect_left(units, now - policy.period + 1, key=log.at)
                 used = len(units) - within
                 reset = log.at(units[within]) + policy.period - now if used else 0
-                found.append(QuotaStatus(policy, max(0, policy.amount - used), reset))
-        return tuple(found)
+                standings.append(QuotaStatus(policy, max(0, policy.amount - used), reset))
+        return tuple(standings)

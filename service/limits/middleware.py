@@ -1,7 +1,7 @@
-"""The gate before the framework: whether a request may pass, by its credentials and its limits.
+"""Middleware before the framework: admits a request by its credentials and its limits.
 
-If anything was added to the application, a refusal is raised within Quart's cycle: so the added
-error handlers and hooks see it.
+If the application has added hooks or handlers, a refusal is raised within Quart's request cycle, so
+that they see it.
 """
 
 from collections.abc import Callable
@@ -28,10 +28,10 @@ from service.web import LIMITED_VARY, PERSONAL
 
 
 class LookupResult(NamedTuple):
-    """What somebody before the gate has found out of a request.
+    """Results of an earlier middleware for a request.
 
-    decision: of its limits; None: it is yet to be made. account: the reply about its user. fail:
-    tells, from within the request, whom it concerns what did not answer.
+    decision: of its limits; None: not decided yet. account: the cached entry of its user. fail:
+    reports failed lookups to their owners; called within the request.
     """
 
     decision: Decision | None
@@ -40,7 +40,7 @@ class LookupResult(NamedTuple):
 
 
 class LimitMiddleware:
-    """Wraps an ASGI application: decides before it, and tells how the caller stands afterwards."""
+    """Wraps an ASGI application: decides limits before it, and adds RateLimit headers after it."""
 
     def __init__(self, app: Quart, inner: ASGIFramework, limiter: Limiter, enabled: bool) -> None:
         self._app = app
@@ -76,10 +76,10 @@ class LimitMiddleware:
         return await self._inner(scope, receive, send)
 
     async def _admit(self, scope: Any, endpoint: str | None, handed: LookupResult | None) -> None:
-        """Count a request and check its token, unless its route is exempt from both.
+        """Charge a request and check its token, unless its route is exempt from both.
 
-        Raises RateLimitedError, and InvalidTokenError for a token that is not valid (any more). On
-        routes with custom limits these are raised within the request.
+        Raises RateLimitedError, and InvalidTokenError for an invalid or revoked token. On routes
+        with custom limits both are raised within the request.
         """
         plan = UNKNOWN if endpoint is None else self._limiter.plan(self._app, endpoint)
         if not (plan.is_limited or scope["path"].startswith(PERSONAL)):
@@ -91,10 +91,11 @@ class LimitMiddleware:
     async def _check(
         self, scope: Any, endpoint: str | None, plan: Plan, handed: LookupResult | None
     ) -> Credentials:
-        """Charge the caller of a request, and give its credentials, checked against the account.
+        """Charge the caller of a request. Return its credentials, checked against the account.
 
         Limit and account are requested together. So the user of a revoked token is charged before
-        the account says that it was revoked: they get their units back, and the address pays.
+        the account shows the revocation: then the user's units are given back, and the address is
+        charged.
         """
         limiter = self._limiter
         credentials = limiter.callers.read(scope)
@@ -131,7 +132,7 @@ class LimitMiddleware:
     ) -> None:
         """Check a token against its user's account. Raises InvalidTokenError, or a 503.
 
-        A request that is refused anyway costs no SQL.
+        A request that its limits refuse runs no SQL.
         """
         entry = self._items.take(account, USERS, claims.user_id)
         if entry is None and is_refused:
@@ -167,7 +168,7 @@ class LimitMiddleware:
 
 
 def complete(error: APIError, scope: Any, origins: Origins) -> APIError:
-    """Add the headers that Quart's cycle would have added to a refusal."""
+    """Add the headers that Quart's request cycle would have added to an error response."""
     quotas = context_of(scope).quotas
     standing = () if quotas is None else headers(quotas)
     limits = {key.decode(): value.decode() for key, value in standing}
@@ -177,7 +178,7 @@ def complete(error: APIError, scope: Any, origins: Origins) -> APIError:
 
 
 def is_path(target: bytes) -> bool:
-    """Whether a target is a path in its one spelling: Quart takes `x:/a` and `///a` for `/a`."""
+    """Whether a target is a path in canonical form: Quart treats `x:/a` and `///a` as `/a`."""
     if len(target) > LONGEST_PATH:
         return False
     return target.startswith(b"/") and b"//" not in target and b"%2f" not in target.lower()

@@ -1,4 +1,4 @@
-"""The limits by name: how many of them a tier has. Routes name them, settings number them."""
+"""The named limits: routes refer to a name, and settings give the numbers for each tier."""
 
 from datetime import timedelta
 
@@ -9,13 +9,13 @@ from service.config_values import parse_rates
 from service.limits.identity import FREE
 from service.limits.types import Policy
 
-DEFAULT = "default"  # of all routes without their own, and of unknown paths: one log a caller
-FAILURES = "login.failures"  # of an account from an address: decided when both are known
-BY_ADDRESS = {"login", "register", FAILURES}  # whoever is signed in; the same for every tier
+DEFAULT = "default"  # one log for each caller: all routes without limits, and unknown paths
+FAILURES = "login.failures"  # of an account and an address: decided when both are known
+BY_ADDRESS = {"login", "register", FAILURES}  # whether signed in or not; the same for every tier
 
 
 class NamedLimit(RateLimit):
-    """A limit whose numbers stand in the settings, by the caller's tier."""
+    """A limit whose numbers come from the settings, by the caller's tier."""
 
     def __init__(self, name: str) -> None:
         super().__init__(0, timedelta())
@@ -23,7 +23,7 @@ class NamedLimit(RateLimit):
 
 
 def named(name: str) -> list[RateLimit]:
-    """Give what quart-rate-limiter's decorators take, for a limit of the settings."""
+    """Return a limit of the settings for the decorators of quart-rate-limiter."""
     return [NamedLimit(name)]
 
 
@@ -50,15 +50,15 @@ class Policies:
 
     @property
     def names(self) -> list[str]:
-        """Every limit that a caller has before they say more."""
+        """Every limit that depends only on the caller, not on an account."""
         return [name for name in self._rates if name != FAILURES]
 
     def policies(self, name: str, tier: str) -> tuple[Policy, ...]:
-        """Give the policies of a limit. Raises KeyError for an unknown name."""
-        found = self._made.get((name, tier))
-        if found is None:
-            found = self._made[name, tier] = self._make(name, tier)
-        return found
+        """Return the policies of a limit. Raises KeyError for an unknown name."""
+        policies = self._made.get((name, tier))
+        if policies is None:
+            policies = self._made[name, tier] = self._make(name, tier)
+        return policies
 
     def _make(self, name: str, tier: str) -> tuple[Policy, ...]:
         rates = self._rates[name]

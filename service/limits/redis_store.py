@@ -1,6 +1,6 @@
-"""The limiter of many processes: one call of decide.lua, by Redis's clock.
+"""The limit store that processes share: decide.lua in Redis, by Redis's clock.
 
-What one tick of the loop asks is decided by one call.
+One call decides all requests of one tick of the event loop.
 """
 
 import struct
@@ -18,47 +18,47 @@ DECIDE, GIVE_BACK = (
     LOG + (ROOM / name).read_text(encoding="utf-8") for name in ("decide.lua", "give_back.lua")
 )
 DECIDE_DIGEST = digest_of(DECIDE)
-ONE = struct.Struct(">5q")  # what is said of one claim under one policy, as most are
-AT_ONCE = 100  # decisions of one call: Redis does nothing else meanwhile
+SINGLE = struct.Struct(">5q")  # reply for one claim under one policy, the most common case
+AT_ONCE = 100  # decisions in one call: Redis runs nothing else meanwhile
 
 
 class Decide:
-    """Decides requests, each a list of claims, one after the other."""
+    """Decides requests in order. Each request is a sequence of claims."""
 
     scripts = (DECIDE,)
 
-    def commands(self, asked: Sequence[Sequence[Charge]]) -> list[Command]:
-        """Call the script for up to so many of them."""
+    def commands(self, requests: Sequence[Sequence[Charge]]) -> list[Command]:
+        """Call the script once for each AT_ONCE requests."""
         calls = []
-        for begin in range(0, len(asked), AT_ONCE):
-            keys, told = arguments(asked[begin : begin + AT_ONCE])
-            calls.append(("EVALSHA", DECIDE_DIGEST, len(keys), *keys, *told))
+        for begin in range(0, len(requests), AT_ONCE):
+            keys, values = arguments(requests[begin : begin + AT_ONCE])
+            calls.append(("EVALSHA", DECIDE_DIGEST, len(keys), *keys, *values))
         return calls
 
     def answers(
-        self, asked: Sequence[Sequence[Charge]], replies: Sequence[list[bytes]], who: str
+        self, requests: Sequence[Sequence[Charge]], replies: Sequence[list[bytes]], run_id: str
     ) -> list[Decision]:
-        """Read what the script says of each."""
-        told = [answer for reply in replies for answer in reply]
-        return [decision(claims, answer) for claims, answer in zip(asked, told, strict=True)]
+        """Parse the script's reply to each request."""
+        parts = [part for reply in replies for part in reply]
+        return [decision(claims, part) for claims, part in zip(requests, parts, strict=True)]
 
 
 DECIDING, GIVING_BACK = Decide(), Script(GIVE_BACK)
 
 
 class RedisLimits:
-    """Decides in Redis, for every process that asks it. Raises RedisError or OSError."""
+    """Decides in Redis, for all processes. Raises RedisError or OSError."""
 
     def __init__(self, batcher: RedisBatcher) -> None:
         self.batcher = batcher
 
     async def connect(self) -> None:
-        """Connect beforehand, so that the first request need not wait."""
+        """Connect in advance, so that the first request does not wait."""
         await self.batcher.load(DECIDING)
 
-    def call(self, claims: Sequence[Charge], tell: Callable[[Any], None]) -> None:
-        """Admit all claims, or none, and tell the decision, or why there is none."""
-        self.batcher.submit(DECIDING, claims, tell)
+    def call(self, claims: Sequence[Charge], callback: Callable[[Any], None]) -> None:
+        """Admit all claims, or none. `callback` gets the decision or the error."""
+        self.batcher.submit(DECIDING, claims, callback)
 
     async def decide(self, claims: Sequence[Charge]) -> Decision:
         """Admit all claims, or none."""
@@ -73,33 +73,33 @@ class RedisLimits:
 def arguments(
     requests: Sequence[Sequence[Charge]], now: int | None = None
 ) -> tuple[list[str], list[Any]]:
-    """Give the keys and arguments of decide.lua. `now` (microseconds) is for tests."""
+    """Return the keys and arguments of decide.lua. `now` (microseconds) is for tests."""
     keys = [claim.key for claims in requests for claim in claims]
-    return keys, ["" if now is None else now, *map(_told, requests)]
+    return keys, ["" if now is None else now, *map(_pack, requests)]
 
 
-def _told(claims: Sequence[Charge]) -> bytes:
+def _pack(claims: Sequence[Charge]) -> bytes:
     if not isinstance(claims, Charges):
         claims = Charges(claims)
-    if not claims.told:
-        parts = [_told_one(claim.cost, claim.policies) for claim in claims]
-        claims.told = struct.pack(">d", len(claims)) + b"".join(parts)
-    return claims.told
+    if not claims.packed:
+        parts = [_pack_charge(claim.cost, claim.policies) for claim in claims]
+        claims.packed = struct.pack(">d", len(claims)) + b"".join(parts)
+    return claims.packed
 
 
 @lru_cache
-def _told_one(cost: int, policies: tuple[Policy, ...]) -> bytes:
+def _pack_charge(cost: int, policies: tuple[Policy, ...]) -> bytes:
     numbers = [number for policy in policies for number in (policy.amount, policy.period)]
     return struct.pack(f">{2 + len(numbers)}d", cost, len(policies), *numbers)
 
 
-def decision(claims: Sequence[Charge], answer: bytes) -> Decision:
-    """Read what the script answers."""
-    if len(answer) == ONE.size:
-        admitted, wait, stamp, remaining, reset = ONE.unpack(answer)
+def decision(claims: Sequence[Charge], reply: bytes) -> Decision:
+    """Parse the script's reply to one request."""
+    if len(reply) == SINGLE.size:
+        admitted, wait, stamp, remaining, reset = SINGLE.unpack(reply)
         standing = QuotaStatus(claims[0].policies[0], remaining, reset)
         return Decision(bool(admitted), wait, (stamp,), (standing,))
-    admitted, wait, *words = struct.unpack(f">{len(answer) // 8}q", answer)
+    admitted, wait, *words = struct.unpack(f">{len(reply) // 8}q", reply)
     stamps: list[int] = []
     standings: list[QuotaStatus] = []
     at = 0

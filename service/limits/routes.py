@@ -1,4 +1,4 @@
-"""`/api/rate-limit`: how a caller stands, for nothing."""
+"""`/api/rate-limit`: the quotas of a caller. The request is not charged."""
 
 from pydantic import BaseModel, Field
 from quart import Blueprint
@@ -13,18 +13,20 @@ limits_bp = Blueprint("limits", __name__)
 
 
 class Allowance(BaseModel):
-    """How a caller stands with one policy of a limit."""
+    """A caller's quota under one policy of a limit."""
 
-    limit: str = Field(description="which routes share it, as `books.list`; `default`: all others")
-    policy: str = Field(description="its name in the RateLimit headers, as `minute`")
+    limit: str = Field(
+        description="the routes that share it, such as `books.list`; `default`: all others"
+    )
+    policy: str = Field(description="its name in the RateLimit headers, such as `minute`")
     quota: Int64 = Field(description="requests within any window")
     window: Int64 = Field(description="seconds")
-    remaining: Int64 = Field(description="requests that may be made now")
-    reset: Int64 = Field(description="seconds until one more may be")
+    remaining: Int64 = Field(description="requests that can be made now")
+    reset: Int64 = Field(description="seconds until one more request is available")
 
 
 class RateLimits(BaseModel):
-    """Every policy that a caller is under."""
+    """All policies that apply to a caller."""
 
     caller: str = Field(
         description="whose requests are counted: `user:<id>` or `address:<address>`"
@@ -38,7 +40,7 @@ class RateLimits(BaseModel):
 @operation
 @answers(200, RateLimits)
 async def rate_limits(call: Call) -> Reply:
-    """Give how the caller stands with every limit. It costs nothing."""
+    """Return the caller's quota under every limit. The request is not charged."""
     limiter = call.limiter
     caller = limiter.callers.read(call.scope).caller
     names = limiter.table.names

@@ -1,8 +1,8 @@
-"""The words of a decision."""
+"""Types of charges, quotas and decisions."""
 
 from typing import NamedTuple
 
-SECOND = 1_000_000  # microseconds: every instant and span here is counted in them
+SECOND = 1_000_000  # microseconds: the unit of every time and duration here
 
 
 class Policy(NamedTuple):
@@ -18,7 +18,7 @@ class Policy(NamedTuple):
 
 
 class Charge(NamedTuple):
-    """What a request wants of one log: `cost` units, under all its policies. 0: only to know."""
+    """`cost` units of one log, under all its policies. Cost 0 only reads the quotas."""
 
     key: str
     policies: tuple[Policy, ...]
@@ -26,13 +26,13 @@ class Charge(NamedTuple):
 
 
 class Charges(tuple[Charge, ...]):
-    """All that a request wants. told: that as decide.lua reads it, once it was written."""
+    """All charges of a request. packed: their encoding for decide.lua, once it exists."""
 
-    told = b""
+    packed = b""
 
 
 class QuotaStatus(NamedTuple):
-    """How a caller stands with a policy: units left, and microseconds until one more is."""
+    """A caller's quota: remaining units, and microseconds until one more unit is available."""
 
     policy: Policy
     remaining: int
@@ -40,9 +40,9 @@ class QuotaStatus(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """Whether all claims were admitted; if not, after how many microseconds they will be.
+    """Whether all claims were admitted; if not, the microseconds until they can be.
 
-    stamps: the time of the decision, as each claim's log has it: what `give_back` asks for.
+    stamps: the time of the decision in each claim's log, which `give_back` needs.
     """
 
     admitted: bool
@@ -52,5 +52,5 @@ class Decision(NamedTuple):
 
     @property
     def retry_after(self) -> int:
-        """Whole seconds after which it succeeds; one less is too early."""
+        """Whole seconds to wait until the request succeeds, rounded up."""
         return -(-self.wait // SECOND)
