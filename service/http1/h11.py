@@ -28,7 +28,7 @@ class Http1(H11Protocol):
     _headers_due: asyncio.TimerHandle | None = None
 
     async def handle(self, event: Event) -> None:
-        """Handle an event. Headers must be complete within `header_seconds` after their first byte."""
+        """Handle an event. Headers must be complete `header_seconds` after their first byte."""
         await super().handle(event)
         if isinstance(event, Closed):
             self._stop_header_timer()

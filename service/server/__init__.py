@@ -1,22 +1,22 @@
-"""Serving: one socket, one supervisor, and processes of Hypercorn that come and go.
+"""Serving: one supervisor, and Hypercorn worker processes that share its sockets.
 
-    octavo serve        binds the sockets, then watches over its workers (supervisor)
+    octavo serve        binds the sockets, then supervises the workers (supervisor)
       octavo serve --workers 0 --bind fd://...
-                        loads what serves, and forks when it is asked to (fork_server)
+                        loads the application, and forks workers on request (fork_server)
         each worker     Hypercorn on uvloop, one process, until it is drained (worker)
 
-So a worker that has died is replaced in a few milliseconds, and what was loaded is in memory once.
+So a failed worker is replaced within milliseconds, and the workers share the memory of the code.
 
-A worker and its supervisor exchange messages and log lines over two pipes (pipes). When the
-supervisor ends, the worker ends. Hypercorn's own workers drop requests at
-SIGTERM and end the service when one is killed; these
+A worker and its supervisor exchange messages and log records over two pipes (pipes). When the
+supervisor ends, the worker ends. Hypercorn's own workers drop requests at SIGTERM, and stop the
+service when a worker is killed. These workers handle the following signals:
 
-    SIGTERM   say 503 at /health/ready and `Connection: close` everywhere, listen for a little
-              longer, and end when what is in flight has ended
-    SIGHUP    (to the supervisor) are replaced one after the other, by newer code, which another
-              fork server loads: the new one listens before the old one stops, unless the
-              cache is in the memory of the only one
-    SIGUSR1   leave new connections to the others, then end: what a replaced one hears
+    SIGTERM   The worker responds 503 at /health/ready and sends `Connection: close`. It listens for
+              DRAIN_SECONDS more, and exits when the requests in flight have ended.
+    SIGHUP    The supervisor replaces all workers, one after the other, with newer code, which a new
+              fork server loads. The new worker listens before the old worker stops, unless the only
+              worker has the cache in its memory.
+    SIGUSR1   The worker stops listening, then exits. The supervisor sends it to a replaced worker.
 
-`hypercorn_config` configures it; the HTTP/1.1 that it speaks here is in `service.http1`.
+`hypercorn_config` configures Hypercorn. Its HTTP/1.1 protocol is in `service.http1`.
 """

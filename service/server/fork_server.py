@@ -1,11 +1,11 @@
-"""The fork server: a process that has loaded what serves, and forks into workers.
+"""The fork server: a process that has loaded the application, and forks workers.
 
-A worker that has to be replaced is so in a few milliseconds, not after the second or two of CPU
-that loading takes; and what was loaded is in memory once. Nothing is connected here, no thread
-runs and there is no event loop: what is copied is code.
+A worker starts within milliseconds, without the one or two seconds of CPU time for loading, and the
+workers share the memory of the code. The fork server has no connections, threads or event loop, so
+a fork copies only code.
 
-Why not multiprocessing's: that is one for a whole process, and SIGHUP has newer code loaded
-beside what still serves.
+multiprocessing's fork server does not fit: a process can have only one, but at SIGHUP a second one
+loads newer code while the first one still runs.
 """
 
 import gc
@@ -18,38 +18,40 @@ from typing import Any
 
 from service.server.pipes import Channel
 
-VARIABLE = "OCTAVO_FORK_SERVER"  # in its environment: the socket that it reads, the pipe it writes
-NUMBER_BYTES = 4  # of a worker, as it is asked for
-LEFT_ALONE = (signal.SIGTERM, signal.SIGINT)  # it ends when its supervisor closes the socket
+VARIABLE = (
+    "OCTAVO_FORK_SERVER"  # environment variable: the socket to read from, the pipe to write to
+)
+NUMBER_BYTES = 4  # size of a worker's number in a request
+IGNORED = (signal.SIGTERM, signal.SIGINT)  # it ends when its supervisor closes the socket
 
 
 class Forks:
-    """The fork server's own end."""
+    """The fork server's side of the connection to the supervisor."""
 
     def __init__(self, reads: int, writes: int) -> None:
-        self._asked = socket.socket(fileno=reads)
+        self._requests = socket.socket(fileno=reads)
         self._writes = writes
-        self._numbers: dict[int, int] = {}  # of workers, by process id
+        self._numbers: dict[int, int] = {}  # numbers of workers, by process id
 
     @classmethod
     def inherited(cls) -> "Forks | None":
-        """Give the one that a supervisor has left in the environment."""
+        """Return the fork server that the environment describes; None without one."""
         given = os.environ.pop(VARIABLE, None)
         return None if given is None else cls(*map(int, given.split(",")))
 
     def worker(self) -> Channel | None:
-        """Fork whenever asked to: returns in each worker, and, once all is over, None here."""
-        for number in LEFT_ALONE:
+        """Fork on each request. Returns a channel in each worker, and None here at the end."""
+        for number in IGNORED:
             signal.signal(number, signal.SIG_IGN)
         signal.signal(signal.SIGCHLD, self._reap)
         gc.collect()
-        gc.freeze()  # to look for cycles would write to pages that are shared
-        self._tell(loaded=True)
+        gc.freeze()  # garbage collection would write to shared pages
+        self._send(loaded=True)
         while True:
-            asked, pipes, _, _ = socket.recv_fds(self._asked, NUMBER_BYTES, 2)
-            if not asked:
+            request, pipes, _, _ = socket.recv_fds(self._requests, NUMBER_BYTES, 2)
+            if not request:
                 break
-            channel = self._fork(int.from_bytes(asked), *pipes)
+            channel = self._fork(int.from_bytes(request), *pipes)
             if channel is not None:
                 return channel
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
@@ -58,21 +60,21 @@ class Forks:
         return None
 
     def _fork(self, number: int, reads: int, writes: int) -> Channel | None:
-        # Not told of its end before its beginning.
+        # The supervisor must not get the end of a worker before its start.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGCHLD})
         pid = os.fork()
         if pid == 0:
-            for one in (*LEFT_ALONE, signal.SIGCHLD):
-                signal.signal(one, signal.SIG_DFL)
+            for each in (*IGNORED, signal.SIGCHLD):
+                signal.signal(each, signal.SIG_DFL)
         else:
-            os.close(reads)  # it alone has them: they close when it ends
+            os.close(reads)  # only the worker has them: they close when it ends
             os.close(writes)
             self._numbers[pid] = number
-            self._tell(forked=number, pid=pid)
+            self._send(forked=number, pid=pid)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGCHLD})
         if pid != 0:
             return None
-        self._asked.close()
+        self._requests.close()
         os.close(self._writes)
         return Channel(reads, writes, number)
 
@@ -84,8 +86,8 @@ class Forks:
             self._ended(pid, status)
 
     def _ended(self, pid: int, status: int) -> None:
-        self._tell(ended=self._numbers.pop(pid), code=os.waitstatus_to_exitcode(status))
+        self._send(ended=self._numbers.pop(pid), code=os.waitstatus_to_exitcode(status))
 
-    def _tell(self, **what: Any) -> None:
+    def _send(self, **message: Any) -> None:
         with suppress(OSError):  # the supervisor is gone
-            os.write(self._writes, json.dumps(what).encode() + b"\n")
+            os.write(self._writes, json.dumps(message).encode() + b"\n")

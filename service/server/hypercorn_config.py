@@ -1,4 +1,4 @@
-"""Hypercorn as Octavo runs it: its configuration."""
+"""The configuration of Hypercorn."""
 
 import socket
 import sys
@@ -10,16 +10,16 @@ from service.config import Settings
 from service.http1 import ServerConfig, install
 from service.http1.transport import STALL_SECONDS
 
-KEEP_ALIVE_REQUESTS = 100_000  # of a connection: then it may find another worker
+KEEP_ALIVE_REQUESTS = 100_000  # for each connection; a new connection may reach another worker
 
 
 def configured(app: Quart, sockets: Sequence[socket.socket], settings: Settings) -> ServerConfig:
-    """Give the configuration of Hypercorn for an application on sockets that listen."""
+    """Return the configuration of Hypercorn for an application and its listening sockets."""
     install()
     for sock in sockets:
         if sys.platform == "linux" and sock.family != socket.AF_UNIX:
-            # Connections inherit it. The system knows what waits within itself for a client that
-            # does not read; Hypercorn's own protocols, HTTP/2 and h11, wait without a bound.
+            # Connections inherit this option. The system then closes a connection whose client does
+            # not read. Hypercorn's own protocols, HTTP/2 and h11, have no such timeout.
             milliseconds = int(STALL_SECONDS * 1_000)
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, milliseconds)
     config = ServerConfig()

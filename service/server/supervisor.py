@@ -1,8 +1,8 @@
-"""Watches over workers: replaces those that end, lets them go one by one, and ends with them.
+"""Supervises workers: replaces failed workers, restarts them in turn, and stops them.
 
-Why our own: what is kept well (systemd, Kubernetes) watches whole services, Hypercorn's own
-supervisor drops requests, and Circus, the one library of this kind, brings ZeroMQ and a second
-event loop, and has no worker tell when it is ready.
+No existing supervisor fits: systemd and Kubernetes supervise whole services, and Hypercorn's own
+supervisor drops requests. Circus needs ZeroMQ and a second event loop, and its workers cannot
+report when they are ready.
 """
 
 import asyncio
@@ -16,21 +16,21 @@ from typing import Any
 
 from service.server.worker_processes import ForkServer, WorkerProcess
 
-START_SECONDS = 60.0  # until a worker has to be ready
-STEADY_SECONDS = 1.0  # that one has to serve to be no failure
-LONGEST_PAUSE = 5.0  # between attempts to start one; a second at most, if it has served
-ATTEMPTS = 3  # to start the first one
-BEYOND = 5.0  # seconds after the grace: then a worker is killed
-KILLED = 1  # exit code, if one had to be
+START_SECONDS = 60.0  # for a worker to become ready
+STEADY_SECONDS = 1.0  # for a worker to serve; a shorter run counts as a failure
+LONGEST_PAUSE = 5.0  # seconds between attempts; STEADY_SECONDS at most if the worker has served
+ATTEMPTS = 3  # to start the first worker
+BEYOND = 5.0  # seconds after `patience`: then a worker is killed
+KILLED = 1  # exit code if a worker had to be killed
 
 
 class Supervisor:
-    """Keeps `count` workers at work, forked by a process that `command` starts.
+    """Keeps `count` workers running. The process that `command` starts forks them.
 
-    sockets: what workers listen on, closed at the end. overlap: whether a new worker may listen
-    before the one that it replaces has ended.
-    patience: seconds that an ending worker is given.
-    forget: told of the number of each worker that has ended.
+    sockets: the listening sockets of the workers, closed at the end. overlap: whether a new worker
+    may listen before the replaced worker has ended.
+    patience: seconds for a worker to stop.
+    forget: called with the number of each worker that has ended.
     """
 
     def __init__(
@@ -53,18 +53,18 @@ class Supervisor:
         self._environment = environment
         self._forget = forget
         self._workers: set[WorkerProcess] = set()
-        self._numbers: set[int] = set()  # of workers: the lowest that are free
+        self._numbers: set[int] = set()  # numbers in use; a new worker gets the lowest free number
         self._to_be_replaced = [asyncio.Event() for _ in range(count)]
         self._replacing = asyncio.Lock()
         self._stop: asyncio.Future[tuple[signal.Signals, int]]
         self._was_ready = False
         self._loading = asyncio.Lock()
-        self._release = 0  # of the code: another one with each SIGHUP
-        self._loaded = 0  # the one that the newest fork server has
-        self._servers: list[ForkServer] = []  # the newest one last
+        self._release = 0  # of the code: increased by each SIGHUP
+        self._loaded = 0  # the release of the newest fork server
+        self._servers: list[ForkServer] = []  # the newest last
 
     async def run(self) -> int:
-        """Serve until told to end by SIGTERM or SIGINT: the exit code."""
+        """Serve until SIGTERM or SIGINT; return the exit code."""
         loop = asyncio.get_running_loop()
         self._stop = loop.create_future()
         for number in (signal.SIGTERM, signal.SIGINT):
@@ -73,11 +73,11 @@ class Supervisor:
         keeping = [asyncio.create_task(self._keep(place)) for place in self._to_be_replaced]
         number, code = await self._stop
         for sock in self._sockets:
-            sock.close()  # nobody waits to be accepted any more, once the workers do not listen
+            sock.close()  # no connection stays in the queue after the workers stop listening
         for task in keeping:
             task.cancel()
         await asyncio.gather(*keeping, return_exceptions=True)
-        ended = await asyncio.gather(*(self._let_go(one, number) for one in self._workers))
+        ended = await asyncio.gather(*(self._let_go(worker, number) for worker in self._workers))
         await asyncio.gather(*(server.end(BEYOND) for server in self._servers))
         return code or (0 if all(ended) else KILLED)
 
@@ -86,16 +86,16 @@ class Supervisor:
             self._stop.set_result((number, code))
         else:
             for worker in self._workers:
-                worker.send(number)  # told again: they hurry
+                worker.send(number)  # a second signal makes workers stop sooner
 
     def _replace_all(self) -> None:
-        self._logger.info("Every worker is replaced, one after the other")
+        self._logger.info("Replacing every worker, one after the other")
         self._release += 1
         for event in self._to_be_replaced:
             event.set()
 
     async def _keep(self, to_be_replaced: asyncio.Event) -> None:
-        """Keep one place filled."""
+        """Keep a worker running in one place."""
         worker: WorkerProcess | None = None
         failures = 0
         while True:
@@ -114,35 +114,39 @@ class Supervisor:
                 worker, longest = None, STEADY_SECONDS
             elif not self._was_ready and failures + 1 == ATTEMPTS:
                 return self._end(signal.SIGTERM, 1)
-            # The first time at once; whatever fails again and again may need the machine.
+            # The first restart is immediate; repeated failures must not load the machine.
             if failures:
                 pause = min(0.1 * 2**failures, longest)
                 await asyncio.sleep(pause * random.uniform(0.5, 1))  # noqa: S311  (no secret)
             failures += 1
 
     async def _replace(self, old: WorkerProcess) -> WorkerProcess | None:
-        """Start another one and let the old one go; None: the place is empty."""
+        """Replace a worker; return the worker of this place, or None if the place is empty."""
         async with self._replacing:
             if not self._overlap:
-                await self._fork_server()  # before: nobody serves until there is a new worker
+                await (
+                    self._fork_server()
+                )  # load first: no worker serves until the new worker starts
                 await self._let_go(old, signal.SIGUSR1)
                 return await self._start()
             new = await self._start()
             if new is None:
-                self._logger.error("Worker %d stays: no other one could be started", old.number)
+                self._logger.error(
+                    "Worker %d stays: its replacement could not be started", old.number
+                )
                 old.worn.clear()
                 return old
             await self._let_go(old, signal.SIGUSR1)
             return new
 
     async def _start(self) -> WorkerProcess | None:
-        """Let a worker serve, and wait for it. None: it ended before, or had to be ended."""
+        """Start a worker, and wait until it is ready. None: it failed, or was killed."""
         server = await self._fork_server()
         if server is None:
             return None
         number = next(n for n in range(len(self._numbers) + 1) if n not in self._numbers)
         self._numbers.add(number)
-        worker = server.fork(number, self._told)
+        worker = server.fork(number, self._on_message)
         self._workers.add(worker)
         worker.ended.add_done_callback(lambda _: self._gone(worker))
         await _first(worker.ended, worker.ready.wait(), seconds=START_SECONDS)
@@ -153,14 +157,14 @@ class Supervisor:
         if worker.ended.done():
             return None
         self._was_ready = True
-        self._tell_all()
+        self._send_count()
         self._logger.info("Worker %d serves (process %d)", number, worker.pid)
         return worker
 
     async def _fork_server(self) -> ForkServer | None:
-        """Give one that has loaded the newest code. None: there is none, and none can be."""
+        """Return a fork server with the newest code, else an older one, else None."""
         async with self._loading:
-            self._servers = [one for one in self._servers if not one.gone.done()]
+            self._servers = [server for server in self._servers if not server.gone.done()]
             old = self._servers[-1] if self._servers else None
             if old is not None and self._loaded == self._release:
                 return old
@@ -176,12 +180,12 @@ class Supervisor:
             await new.end(0)
             code = new.process.returncode or 0
             if code > 0 and not self._was_ready:
-                self._end(signal.SIGTERM, code)  # it has said why; another one would say the same
+                self._end(signal.SIGTERM, code)  # the reason is logged; a retry would also fail
             self._logger.error("What serves cannot be loaded (exit code %d)", code)
             return old
 
-    def _tell_all(self) -> None:
-        """Tell every worker how many there are."""
+    def _send_count(self) -> None:
+        """Send the number of workers to every worker."""
         serving = [worker for worker in self._workers if worker.ready.is_set()]
         for worker in serving:
             worker.tell(workers=len(serving))
@@ -190,33 +194,33 @@ class Supervisor:
         self._workers.discard(worker)
         self._forget(worker.number)
         self._numbers.discard(worker.number)
-        self._tell_all()
+        self._send_count()
         code = worker.ended.result()
         if code is None:
-            how = "nobody can tell how"
+            how = "exit code unknown"
         elif code < 0:
             how = signal.Signals(-code).name
         else:
             how = f"exit code {code}"
             if code and not self._stop.done() and not self._was_ready:
-                self._end(signal.SIGTERM, code)  # it has said why; another one would say the same
+                self._end(signal.SIGTERM, code)  # the reason is logged; a retry would also fail
         level = logging.INFO if code == 0 else logging.WARNING
         self._logger.log(level, "Worker %d has ended (%s)", worker.number, how)
 
     async def _let_go(self, worker: WorkerProcess, number: signal.Signals) -> bool:
-        """Tell a worker to end, and wait: whether it did so by itself."""
+        """Signal a worker to end, and wait; return False if it had to be killed."""
         await _first(worker.ended, worker.forked.wait(), seconds=BEYOND)
         worker.send(number)
         await asyncio.wait({worker.ended}, timeout=self._patience)
         if worker.ended.done():
             return True
-        self._logger.error("Worker %d does not end: it is killed", worker.number)
+        self._logger.error("Worker %d does not end and is killed", worker.number)
         worker.send(signal.SIGKILL)
         await asyncio.wait({worker.ended})
         return False
 
-    def _told(self, worker: WorkerProcess, what: dict[str, Any]) -> None:
-        match what:
+    def _on_message(self, worker: WorkerProcess, message: dict[str, Any]) -> None:
+        match message:
             case {"ready": True}:
                 worker.ready.set()
             case {"worn": True}:
@@ -226,8 +230,8 @@ class Supervisor:
 
 
 async def _first(*awaited: Any, seconds: float | None = None) -> None:
-    """Wait until one of them is done, and cancel what only waits: all but the first."""
-    tasks = [asyncio.ensure_future(one) for one in awaited]
+    """Wait until the first is done, then cancel all except `awaited[0]`."""
+    tasks = [asyncio.ensure_future(each) for each in awaited]
     try:
         await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED, timeout=seconds)
     finally:

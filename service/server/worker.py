@@ -1,4 +1,4 @@
-"""One process that serves: Hypercorn on uvloop, until it is drained."""
+"""A worker process: Hypercorn on uvloop, until it is drained."""
 
 import asyncio
 import gc
@@ -23,33 +23,33 @@ from service.http1 import ServerConfig
 from service.server.hypercorn_config import configured
 from service.server.pipes import Channel, ChannelHandler
 
-LAST_SECONDS = 0.2  # for who was accepted last to have asked
-# Python's full look for cycles stops 1,500 connections for 0.3 s, and under load there is one a
-# second, which finds next to nothing. So they come by the clock. Nor may young ones grow many: to
-# look at 100,000 took 0.2 s. What a connection or a request leaves behind is no cycle.
-GENERATIONS = (2_000, 5, 1_000)  # the last one is for a leak: ten million objects more
+LAST_SECONDS = 0.2  # for the clients of the last accepted connections to send requests
+# A full garbage collection stops 1,500 connections for 0.3 s, and under load Python starts one each
+# second, which frees almost nothing. So full collections run by the clock. Young generations must
+# stay small: a collection of 100,000 objects took 0.2 s. Connections and requests leave no cycles.
+GENERATIONS = (2_000, 5, 1_000)  # the last threshold is for a leak: ten million new objects
 COLLECT_SECONDS = 600.0
 ACCEPTED_AT_ONCE = 16  # connections in one turn of the event loop
-DESCRIPTOR_SECONDS = 1.0  # between looks at whether there are descriptors
-DESCRIPTOR_PAUSE = 60.0  # with descriptors, before their lack is logged again
+DESCRIPTOR_SECONDS = 1.0  # between checks for free file descriptors
+DESCRIPTOR_PAUSE = 60.0  # without a failed check, before a failure is logged again
 
 
 class Loop(uvloop.Loop):
-    """uvloop that accepts many connections in one turn, and knows its listeners.
+    """uvloop that accepts many connections in one turn, and records its listeners.
 
     libuv accepts one connection for each listener in a turn of the loop (libuv pull request 3696).
     While a worker is busy, a turn lasts some milliseconds: 1,000 new connections waited for 10 s.
-    So a socket gets several listeners. Hypercorn does not let others close them.
+    So a socket gets several listeners. Hypercorn cannot close them early, so the loop records them.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.listeners: list[asyncio.AbstractServer] = []
 
-    async def create_server(  # type: ignore[override]  # whatever uvloop takes
+    async def create_server(  # type: ignore[override]  # the arguments of uvloop
         self, *args: Any, sock: socket, **options: Any
     ) -> asyncio.AbstractServer:
-        """Listen on a socket, and give one of its listeners."""
+        """Listen on a socket, and return one of its listeners."""
         first: asyncio.AbstractServer = await super().create_server(*args, sock=sock, **options)
         self.listeners.append(first)
         for _ in range(ACCEPTED_AT_ONCE - 1):
@@ -58,7 +58,7 @@ class Loop(uvloop.Loop):
 
 
 class Worker:
-    """Serves an application, and ends it: told by signals, by the supervisor, or by its going."""
+    """Serves an application until a signal, `max_requests`, or the end of the supervisor."""
 
     def __init__(
         self, app: Quart, config: ServerConfig, settings: Settings, channel: Channel | None
@@ -75,7 +75,7 @@ class Worker:
             self._left += random.randint(0, settings.max_requests_jitter)  # noqa: S311  (no secret)
 
     def run(self) -> None:
-        """Serve until told to end. Raises LifespanFailureError if the application cannot start."""
+        """Serve until stopped. Raises LifespanFailureError if the application cannot start."""
         with asyncio.Runner(loop_factory=Loop) as runner:
             runner.run(self._serve())
 
@@ -93,7 +93,7 @@ class Worker:
         self._do(self._watch_descriptors())
         if self._channel is not None:
             self._do(self._hear(self._channel))
-            self._do(self._say_when_ready(self._channel))
+            self._do(self._report_ready(self._channel))
         if self._left:
             self._app.extensions["observers"].append(self._count)
         try:
@@ -112,13 +112,13 @@ class Worker:
         if self._draining is None:
             self._draining = asyncio.create_task(self._leave(seconds, listening=listening))
         elif listening:
-            self._stop.set()  # told again: do not wait for clients to see it
+            self._stop.set()  # a second signal: do not wait for clients
 
     async def _leave(self, seconds: float, *, listening: bool) -> None:
-        """Tell clients to close, for a while; listen meanwhile, unless others do."""
+        """Send `Connection: close` for `seconds`. `listening`: accept connections meanwhile."""
         self._config.draining = True
         if listening:
-            if health := self._app.extensions.get("health"):  # else it is still starting
+            if health := self._app.extensions.get("health"):  # absent during startup
                 health.serving = False
             await asyncio.sleep(max(0.0, seconds - LAST_SECONDS))
             seconds = min(seconds, LAST_SECONDS)
@@ -130,19 +130,19 @@ class Worker:
     @property
     def _listeners(self) -> list[asyncio.AbstractServer]:
         loop: Any = asyncio.get_running_loop()
-        found: list[asyncio.AbstractServer] = loop.listeners
-        return found
+        listeners: list[asyncio.AbstractServer] = loop.listeners
+        return listeners
 
     async def _collect(self) -> None:
         gc.collect()
-        gc.freeze()  # what is loaded stays
+        gc.freeze()  # loaded code is never freed
         gc.set_threshold(*GENERATIONS)
         while True:
             await asyncio.sleep(COLLECT_SECONDS)
             gc.collect()
 
     async def _watch_descriptors(self) -> None:
-        """Log when descriptors run out: uvloop closes new connections then, without a word."""
+        """Log a lack of file descriptors: uvloop then closes new connections silently."""
         warned_at = -math.inf
         while True:
             await asyncio.sleep(DESCRIPTOR_SECONDS)
@@ -157,18 +157,18 @@ class Worker:
                 warned_at = now
 
     async def _hear(self, channel: Channel) -> None:
-        async for told in channel.hear():
-            self._app.extensions["workers"] = told["workers"]
-        self._drain(0, listening=True)  # nobody watches any more
-        await asyncio.to_thread(figures.drop)  # nor would clear up
+        async for message in channel.hear():
+            self._app.extensions["workers"] = message["workers"]
+        self._drain(0, listening=True)  # the supervisor has ended
+        await asyncio.to_thread(figures.drop)  # the supervisor cannot remove the figures
 
-    async def _say_when_ready(self, channel: Channel) -> None:
-        while len(self._listeners) < ACCEPTED_AT_ONCE * len(self._config.bind):  # noqa: ASYNC110  (Hypercorn's)
+    async def _report_ready(self, channel: Channel) -> None:
+        while len(self._listeners) < ACCEPTED_AT_ONCE * len(self._config.bind):  # noqa: ASYNC110  (Hypercorn has no event)
             await asyncio.sleep(0.01)
         await asyncio.to_thread(channel.tell, ready=True)
 
     def _count(self, *_: object) -> None:
-        """Ask to be replaced after so many requests."""
+        """Request a replacement after `max_requests` requests."""
         self._left -= 1
         if self._left == 0 and self._channel is not None:
             self._do(asyncio.to_thread(self._channel.tell, worn=True))
@@ -177,10 +177,12 @@ class Worker:
 
 
 def serve(settings: Settings, sockets: Sequence[socket], channel: Channel | None) -> None:
-    """Serve in this process until told to end. Raises LifespanFailureError."""
+    """Serve in this process until stopped. Raises LifespanFailureError."""
     if channel is not None:
         figures.share(channel.number)
-        settings = settings.model_copy(update={"log_dir": None})  # the supervisor has the file
+        settings = settings.model_copy(
+            update={"log_dir": None}
+        )  # the supervisor writes the log file
     app = create_app(settings)
     if channel is not None:
         app.extensions["log_handlers"] = [ChannelHandler(channel)]

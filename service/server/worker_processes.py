@@ -1,4 +1,4 @@
-"""A fork server and its workers as their supervisor sees them."""
+"""The supervisor's view of a fork server and its workers."""
 
 import asyncio
 import json
@@ -12,47 +12,47 @@ from typing import Any, Self
 from service.server.fork_server import NUMBER_BYTES, VARIABLE
 from service.server.pipes import hear
 
-Told = Callable[["WorkerProcess", dict[str, Any]], None]
+Callback = Callable[["WorkerProcess", dict[str, Any]], None]
 
 
 class WorkerProcess:
-    """A process that serves, from its start to its end.
+    """A worker process, from its start to its end.
 
-    ended: done when it has, with its exit code, or the signal's number below 0; None if nobody
-    can tell. told: called with each thing that it says.
+    ended: done when the process has ended, with its exit code, or the negative number of its
+    signal; None if unknown. callback: called with each message of the worker.
     """
 
-    def __init__(self, number: int, tells: int, hears: int, told: Told) -> None:
+    def __init__(self, number: int, tells: int, hears: int, callback: Callback) -> None:
         self.number = number
-        self.pid = 0  # until it was forked
+        self.pid = 0  # before the fork
         self.forked = asyncio.Event()
         self.ready = asyncio.Event()
-        self.worn = asyncio.Event()  # asks to be replaced
+        self.worn = asyncio.Event()  # the worker requests a replacement
         self.code: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
         self._tells = tells
-        self.ended = asyncio.create_task(self._listen(hears, told))
+        self.ended = asyncio.create_task(self._listen(hears, callback))
 
-    async def _listen(self, hears: int, told: Told) -> int | None:
-        async for what in hear(hears):
-            told(self, what)
+    async def _listen(self, hears: int, callback: Callback) -> int | None:
+        async for message in hear(hears):
+            callback(self, message)
         code = await self.code
         os.close(self._tells)
         return code
 
     def send(self, number: signal.Signals) -> None:
-        """Send it a signal, if it is there."""
+        """Send a signal to the worker, if it is running."""
         if self.pid and not self.ended.done():
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    def tell(self, **what: Any) -> None:
-        """Tell it something, unless it hangs or has ended."""
+    def tell(self, **message: Any) -> None:
+        """Send a message to the worker; lost if its pipe is full or closed."""
         with suppress(OSError):
-            os.write(self._tells, json.dumps(what).encode() + b"\n")
+            os.write(self._tells, json.dumps(message).encode() + b"\n")
 
 
 class ForkServer:
-    """A process that forks into workers: `loaded` before its first, `gone` at its end."""
+    """A process that forks workers. `loaded`: it can fork. `gone`: it has ended."""
 
     def __init__(self, process: asyncio.subprocess.Process, asks: socket.socket, hears: int):
         self.process = process
@@ -68,7 +68,7 @@ class ForkServer:
         sockets: Sequence[socket.socket],
         environment: Mapping[str, str],
     ) -> Self:
-        """Start one; it loads what serves."""
+        """Start a fork server, which loads the application."""
         asks, theirs = socket.socketpair()
         hears, writes = os.pipe()
         inherited = (theirs.fileno(), writes)
@@ -88,11 +88,11 @@ class ForkServer:
             os.close(writes)
         return cls(process, asks, hears)
 
-    def fork(self, number: int, told: Told) -> WorkerProcess:
-        """Have it fork into a worker, which ends at once if that cannot be."""
+    def fork(self, number: int, callback: Callback) -> WorkerProcess:
+        """Request a new worker. If that fails, the returned worker has ended."""
         (reads, tells), (hears, writes) = os.pipe(), os.pipe()
         os.set_blocking(tells, False)
-        worker = self._workers[number] = WorkerProcess(number, tells, hears, told)
+        worker = self._workers[number] = WorkerProcess(number, tells, hears, callback)
         try:
             socket.send_fds(self._asks, [number.to_bytes(NUMBER_BYTES)], [reads, writes])
         except OSError:
@@ -103,8 +103,8 @@ class ForkServer:
         return worker
 
     async def _listen(self, hears: int) -> None:
-        async for told in hear(hears):
-            match told:
+        async for message in hear(hears):
+            match message:
                 case {"loaded": True}:
                     self.loaded.set()
                 case {"forked": number, "pid": pid}:
@@ -118,11 +118,11 @@ class ForkServer:
         self._asks.close()
 
     def close(self) -> None:
-        """Ask for no more: it ends with the last of its workers."""
+        """Request no more workers: the fork server ends after its last worker."""
         self._asks.close()
 
     async def end(self, seconds: float) -> None:
-        """Let it end: at once if it has not loaded yet, else with the last of its workers."""
+        """End it: at once if it is still loading, else after its last worker. Kill it if late."""
         self.close()
         if not self.loaded.is_set():
             self._send(signal.SIGTERM)
@@ -132,7 +132,7 @@ class ForkServer:
         await self.gone
 
     def _send(self, number: signal.Signals) -> None:
-        # The process's own send_signal looks whether it has ended, and so takes away its exit code.
+        # The process's own send_signal polls the process, and so would take its exit code.
         if not self.gone.done():
             with suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)
