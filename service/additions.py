@@ -1,8 +1,8 @@
-"""Additions: hooks, handlers and middleware that somebody puts on the application.
+"""Additions: hooks, handlers and middleware that other code adds to the application.
 
-The fast ways around Quart's cycle would bypass them. So every request takes Quart's way as long as
-there is anything that is not of this package. Hooks are looked for when the application starts, and
-again every second, because signals can be connected and middleware can be set at any time.
+The fast paths around Quart's request cycle would bypass them. So every request runs through Quart
+while the application has an addition. The search for additions runs when the application starts,
+and then every second, because signals and middleware can be added at any time.
 """
 
 import logging
@@ -38,36 +38,36 @@ SIGNALS = {
     "appcontext_popped": signals.appcontext_popped,
     "appcontext_tearing_down": signals.appcontext_tearing_down,
 }
-# Of Quart's class: some libraries put their own in the place of these.
+# Methods of Quart's class that some libraries replace.
 METHODS = (
     "__call__", "asgi_app", "handle_request", "full_dispatch_request", "preprocess_request",
     "dispatch_request", "finalize_request", "process_response", "make_response",
     "handle_http_exception", "handle_user_exception", "handle_exception", "do_teardown_request",
 )  # fmt: skip
 OWN_FOLDERS = [Path(module.__file__ or "").parent for module in (quart, quart_schema, service)]
-SECONDS = 1.0  # between two looks
+SECONDS = 1.0  # between two searches
 
 Part = tuple[str, Any]  # the kind of a hook, and the hook
 
 
 class Additions:
-    """Says whether anything was added to an application, and what."""
+    """Finds the additions of an application."""
 
     def __init__(self, app: Quart) -> None:
         self._app = app
         self._logger: logging.Logger = app.logger
         self._own: dict[str, list[Any]] = {}
-        self._asgi_app: Any = None  # at the last look
+        self._asgi_app: Any = None  # at the last search
         self._views: dict[str, Any] = {}
         self._look_at = 0.0
         self.names: list[str] = []
 
     def remember(self) -> None:
-        """Remember what this package has put on the application, which is complete now."""
+        """Remember this package's own hooks. Call this when the application is complete."""
         self._remember(lambda kind, part: kind not in HOOKS or _is_own(part))
 
     def accept(self) -> None:
-        """Let requests go past all that is there now: what measures, and changes no answer."""
+        """Allow the fast path to bypass all present hooks. They must not change a response."""
         self._remember(lambda kind, part: True)
 
     def _remember(self, is_own: Callable[[str, Any], bool]) -> None:
@@ -78,24 +78,24 @@ class Additions:
 
     @property
     def are_there(self) -> bool:
-        """Whether there is any addition: looked for once a second; middleware each time."""
+        """Whether there is any addition. Searches once a second; checks middleware every time."""
         if time.monotonic() >= self._look_at or self._app.asgi_app is not self._asgi_app:
             self.look()
         return bool(self.names)
 
     def look(self) -> None:
-        """Look for additions, and warn of new ones."""
+        """Search for additions, and log a warning about new additions."""
         self._look_at = time.monotonic() + SECONDS
         self._asgi_app = self._app.asgi_app
         names = sorted({f"{kind}: {name_of(part)}" for kind, part in self._added()})
         if names and names != self.names:
             self._logger.warning(
-                "Every request takes Quart's way, so that it meets what was added (%s): "
-                "an answer from the cache costs about ten times as much",
+                "Every request takes Quart's way because the application has additions (%s): "
+                "a cached response costs about ten times as much",
                 ", ".join(names),
             )
         elif self.names and not names:
-            self._logger.warning("The fast path is on again: nothing is added any more")
+            self._logger.warning("The fast path is on again: the application has no additions")
         self.names = names
 
     def _added(self) -> Iterator[Part]:
@@ -114,7 +114,7 @@ class Additions:
                 yield f"Quart.{name}", method
 
     def _parts(self) -> Iterator[Part]:
-        """Give what hangs on the application: each hook, and each class that may be replaced."""
+        """Yield the parts of the application: each hook, and each replaceable class."""
         for kind, attribute in HOOKS.items():
             for hook in _hooks(getattr(self._app, attribute)):
                 yield kind, hook
@@ -126,7 +126,7 @@ class Additions:
 
 
 def _hooks(value: Any) -> Iterator[Any]:
-    """Give the functions in Quart's tables: by blueprint, by status and by exception."""
+    """Yield the functions in Quart's tables: by blueprint, by status and by exception."""
     if isinstance(value, Mapping):
         for inner in list(value.values()):
             yield from _hooks(inner)
@@ -142,13 +142,13 @@ def _is_own(function: Any) -> bool:
 
 
 def name_of(part: Any) -> str:
-    """Name a function or a class; of any other object its class."""
+    """Return the name of a function or a class; for any other object, of its class."""
     named = part if hasattr(part, "__qualname__") else type(part)
     return f"{named.__module__}.{named.__qualname__}"
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Look for additions before the application serves."""
+    """Search for additions before the application serves."""
     additions = app.extensions["additions"] = Additions(app)
 
     @app.while_serving

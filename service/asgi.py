@@ -1,7 +1,7 @@
-"""Quart, where it is asked for a request that is there as a whole, and whose route is known.
+"""Quart, optimised for a request that is complete, and whose route is known.
 
-Its own way makes four tasks of a request: to read it, to handle it, and to wait for its body and
-for its answer no longer than so long. None is needed where nothing is left to be waited for.
+Quart creates four tasks for a request: to read it, to handle it, and for the timeouts of its body
+and its response. A complete request with a short response needs none of them.
 """
 
 import asyncio
@@ -21,30 +21,30 @@ from werkzeug.routing import MapAdapter
 
 from service.context import context_of
 
-LONGEST_PATH = 2_048  # bytes of a path: a longer one is no route's, and is not looked at
-COMPLETE = "http.request.complete"  # an extension of our server: all of the request has been read
-SENT_AT_ONCE = 65_536  # bytes that our own server takes without waiting for who reads them
-SEND_SECONDS = 60.0  # that others may wait: with HTTP/2 even for a client that has gone
+LONGEST_PATH = 2_048  # bytes of a path: no route is longer, so a longer path is not decoded
+COMPLETE = "http.request.complete"  # an extension of our server: the whole request has been read
+SENT_AT_ONCE = 65_536  # bytes that our own server buffers without waiting for the client
+SEND_SECONDS = 60.0  # timeout under other servers: with HTTP/2 they wait even for a lost client
 
 
 class Connection(ASGIHTTPConnection):
-    """Handles a request in the task that it is called in, if it is there as a whole."""
+    """Handles a complete request in the calling task."""
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Answer a request."""
+        """Respond to a request."""
         if not is_complete(self.scope):
             return await super().__call__(receive, send)
         message: Any = await receive()
         return await self.answer(message.get("body", b""), send)
 
     async def answer(self, body: bytes, send: ASGISendCallable) -> None:
-        """Answer a request that has this body."""
+        """Respond to a request with the body `body`."""
         request = self._create_request_from_scope(send)
         request.body.set_result(body)
         return await self.handle_request(request, send)
 
     async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
-        """Send an answer of bytes as one piece, of which Quart makes two."""
+        """Send a response of bytes in one body message; Quart sends two."""
         if not isinstance(response, Response) or not isinstance(response.response, DataBody):
             return await super()._send_response(send, response)
         start: Any = {
@@ -59,11 +59,11 @@ class Connection(ASGIHTTPConnection):
 
 
 class Request(quart.Request):
-    """A request that knows its blueprints without looking them up."""
+    """A request that caches its blueprints by endpoint."""
 
     @property
     def blueprints(self) -> list[str]:
-        """Name the blueprint of its route, and those around that."""
+        """Return the names of the route's blueprint and of its parents."""
         return list(_blueprints(self.endpoint or ""))
 
 
@@ -74,7 +74,7 @@ def _blueprints(endpoint: str) -> tuple[str, ...]:
 
 
 class _Matched:
-    """Quart's adapter to its routes, for a request that was matched already."""
+    """Quart's URL adapter, for a request that is already matched."""
 
     def __init__(self, app: "Application", request: BaseRequestWebsocket) -> None:
         self._app, self._request = app, request
@@ -87,17 +87,17 @@ class _Matched:
 
 
 class Application(Quart):
-    """Quart, asked in this way."""
+    """Quart with the optimisations of this module."""
 
     asgi_http_class = Connection
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        once: Any = lru_cache(1_024)  # each request looks at the same hooks and views
+        once: Any = lru_cache(1_024)  # every request uses the same hooks and views
         self.ensure_async = once(self.ensure_async)  # type: ignore[method-assign]  # Quart's, kept
 
     async def handle_request(self, request: quart.Request) -> ResponseTypes:
-        """Answer a request; nobody has to wait, with a time-out, for what is sent at once."""
+        """Respond to a request. A short response needs no timeout: it is sent at once."""
         response = await super().handle_request(request)
         body = response.response
         is_short = isinstance(body, DataBody) and len(body.data) <= SENT_AT_ONCE
@@ -106,7 +106,7 @@ class Application(Quart):
         return response
 
     async def dispatch_request(self, *args: Any) -> Any:
-        """Call the view, or raise what the request is refused with, behind all hooks."""
+        """Call the view, or raise the error that refuses the request, after all hooks."""
         context = context_of(quart.request.scope)
         error, context.error = context.error, None
         try:
@@ -117,25 +117,25 @@ class Application(Quart):
         return await super().dispatch_request(*args)
 
     def bind(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
-        """Give Quart's own adapter."""
+        """Return Quart's own URL adapter."""
         return super().create_url_adapter(request)
 
     def create_url_adapter(self, request: BaseRequestWebsocket | None) -> Any:
-        """Give the adapter of a request."""
+        """Return the URL adapter of a request."""
         if request is None or request.root_path or context_of(request.scope).matched is None:
             return self.bind(request)
         return _Matched(self, request)
 
 
 def is_complete(scope: Any) -> bool:
-    """Tell whether all of a request has been read, so that nobody has to wait for its client."""
+    """Return whether the whole request has been read from the client."""
     return COMPLETE in (scope.get("extensions") or ())
 
 
 async def answer(
     send: ASGISendCallable, status: int, headers: list[tuple[bytes, bytes]], body: bytes
 ) -> None:
-    """Send an answer without Quart, and wait no longer for it than Quart does."""
+    """Send a response without Quart, with Quart's timeout."""
     start: Any = {"type": "http.response.start", "status": status, "headers": headers}
     end: Any = {"type": "http.response.body", "body": body, "more_body": False}
     with suppress(TimeoutError):

@@ -1,4 +1,4 @@
-"""CORS for `/api/*`: on every answer, errors included. A blueprint can have its own origins."""
+"""CORS for `/api/*`, on every response, also errors. A blueprint can have its own origins."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -30,10 +30,10 @@ AfterRequest = Callable[[Response], Awaitable[Response]]
 
 
 class _Hooks:
-    """What quart-cors takes for an application: the hooks of one, for some paths alone.
+    """The part of an application that quart-cors uses: its hooks, restricted to some paths.
 
-    `cors(blueprint)` would change the blueprint for every application in the process, and leave
-    out its 404 and 405, which belong to no blueprint.
+    `cors(blueprint)` would change the blueprint for every application in the process. It would also
+    omit 404 and 405 responses, which belong to no blueprint.
     """
 
     def __init__(self, app: Quart, applies: Callable[[str], bool]) -> None:
@@ -43,24 +43,23 @@ class _Hooks:
     def after_request(self, function: AfterRequest) -> None:
         @self._app.after_request
         async def where_it_applies(response: Response) -> Response:
-            # Who names no origin is told nothing but Vary, which every answer has.
-            is_asked = parse_headers(request.scope["headers"]).has_origin and self._applies(
-                request.path
-            )
-            return await function(response) if is_asked else response
+            # Without Origin, a response needs only Vary, which every response has.
+            headers = parse_headers(request.scope["headers"])
+            is_cors = headers.has_origin and self._applies(request.path)
+            return await function(response) if is_cors else response
 
     def before_websocket(self, function: Any) -> None:
-        """There are no websockets here."""
+        """Ignore the hook: websockets are not supported."""
 
 
 def _below(*roots: str) -> Callable[[str], bool]:
-    """Tell the paths at or below these."""
+    """Return a predicate for the paths at or below `roots`."""
     prefixes = tuple(f"{root}/" for root in roots)
     return lambda path: f"{path}/".startswith(prefixes)
 
 
 class Origins:
-    """Which origins may read which paths."""
+    """The allowed origins of each path."""
 
     def __init__(self, settings: Settings) -> None:
         own = [(_below(*PATHS[name]), o) for name, o in settings.cors_blueprint_origins.items()]
@@ -73,24 +72,24 @@ class Origins:
         self._credentials = settings.cors_credentials
 
     def headers(self, scope: Any) -> dict[str, str]:
-        """Give the headers of an answer that is made before quart-cors could."""
+        """Return the CORS headers of a response that does not pass through quart-cors."""
         origin = dict(scope["headers"]).get(b"origin", b"").decode("latin-1")
         allowed = next((o for applies, o in self.places if applies(scope["path"])), ())
         if not origin or not {origin, "*"}.intersection(allowed):
             return {}
-        found = {
+        headers = {
             "Access-Control-Allow-Origin": "*" if "*" in allowed else origin,
             "Access-Control-Expose-Headers": ", ".join(EXPOSED),
         }
-        return found | ({"Access-Control-Allow-Credentials": "true"} if self._credentials else {})
+        return headers | ({"Access-Control-Allow-Credentials": "true"} if self._credentials else {})
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Let browsers of the configured origins in."""
-    found = app.extensions["origins"] = Origins(settings)
-    for applies, origins in found.places:
+    """Allow cross-origin requests from the configured origins."""
+    allowed = app.extensions["origins"] = Origins(settings)
+    for applies, origins in allowed.places:
         cors(
-            _Hooks(app, applies),  # type: ignore[type-var]  # all it needs
+            _Hooks(app, applies),  # type: ignore[type-var]  # the part that cors uses
             allow_origin=list(origins),
             allow_credentials=settings.cors_credentials,
             allow_methods=METHODS,

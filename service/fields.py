@@ -1,4 +1,4 @@
-"""The header fields of a request, and what they tell: read once, also where many send the same."""
+"""The parsed header fields of a request: parsed once, also for repeated header sections."""
 
 import re
 from collections.abc import Iterable
@@ -11,16 +11,16 @@ Pairs = Iterable[tuple[bytes, bytes]]
 REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 LABEL = rb"[A-Za-z0-9-]{1,63}"
 HOST = re.compile(rb"(%b\.)*%b\.?(:[0-9]{1,5})?" % (LABEL, LABEL))
-BODY = {b"content-length", b"transfer-encoding"}  # of a request that has one
-SPECIAL = {b"content-encoding", b"expect", b"upgrade"}  # it wants what the framework alone knows
+BODY = {b"content-length", b"transfer-encoding"}  # a request with a body has one of these
+SPECIAL = {b"content-encoding", b"expect", b"upgrade"}  # only the framework supports these
 
 
 class RequestHeaders(NamedTuple):
-    """What the fields of a request tell.
+    """The parsed header fields of a request.
 
-    host: the one that is asked, if it is a decent name; else empty. is_special: it is for the
-    framework. media: lines of Content-Type. name: of the request, if the client gave it a decent
-    one; nobody has to trust one.
+    host: the Host field if it is valid, else empty. is_special: only the framework can handle the
+    request. media: lines of Content-Type. name: the client's request id if it is valid, else empty;
+    not trusted.
     """
 
     host: bytes
@@ -28,25 +28,25 @@ class RequestHeaders(NamedTuple):
     has_body: bool
     has_origin: bool
     media: list[bytes]
-    tags: list[str]  # If-None-Match, its lines
-    authorization: list[str]  # its lines
-    forwarded: list[str]  # X-Forwarded-For, its last addresses, as far as one is worth reading
+    tags: list[str]  # lines of If-None-Match
+    authorization: list[str]  # lines of Authorization
+    forwarded: list[str]  # the last MOST_HOPS addresses of each X-Forwarded-For line
     name: str
 
 
 class Fields(tuple[tuple[bytes, bytes], ...]):
-    """Header fields, which keep what was found in them. Names are in small letters."""
+    """Header fields with a cache of their parsed values. Names are in lower case."""
 
-    told: RequestHeaders | None = None
+    parsed: RequestHeaders | None = None
 
 
 def parse_headers(headers: Any) -> RequestHeaders:
-    """Give what the headers of an ASGI request tell."""
+    """Return the parsed headers of an ASGI request."""
     if not isinstance(headers, Fields):
         return _read(headers)
-    if headers.told is None:
-        headers.told = _read(headers)
-    return headers.told
+    if headers.parsed is None:
+        headers.parsed = _read(headers)
+    return headers.parsed
 
 
 def _read(headers: Pairs) -> RequestHeaders:
@@ -66,11 +66,11 @@ def _read(headers: Pairs) -> RequestHeaders:
             authorization.append(value.decode("latin-1"))
         elif key == b"x-forwarded-for":
             last = value.decode("latin-1").rsplit(",", MOST_HOPS)
-            forwarded += [one.strip()[:64] for one in last]
+            forwarded += [address.strip()[:64] for address in last]
         elif key == b"x-request-id":
             name = value
         elif key == b"origin":
-            is_special |= has_origin  # a second one
+            is_special |= has_origin  # a second Origin field
             has_origin = True
         elif key == b"content-type":
             media.append(value)

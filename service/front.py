@@ -1,7 +1,7 @@
-"""The ASGI front: what must hold for every answer, also for those that Quart does not write.
+"""The outer ASGI middleware: the guarantees of every response, also of those without Quart.
 
-It gives each request its id, lets no more than the cap of a body into memory, tells browsers
-what not to do with an answer, and answers when all else has failed.
+It sets the request id, caps the size of a body in memory, adds the security headers, and sends an
+error response when the application fails.
 """
 
 import asyncio
@@ -25,18 +25,18 @@ END = {"type": "http.request", "body": b"", "more_body": False}
 GONE = {"type": "http.disconnect"}
 VARY = "Accept-Encoding, Origin"
 
-# Is told of a request that is over: its scope, the status (0: there was no answer), and how many
-# seconds it took.
+# Called at the end of a request with its scope, its status (0: there was no response), and its
+# duration in seconds.
 Observe = Callable[[Any, int, float], None]
 
 
-def request_name(told: RequestHeaders) -> str:
-    """Give the request's id: the client's if it is a decent one."""
-    return told.name or unique()
+def request_name(headers: RequestHeaders) -> str:
+    """Return the request id: the client's if it is valid, else a new id."""
+    return headers.name or unique()
 
 
 def error_response(error: APIError) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Give the headers and the body of an error that is raised before the framework."""
+    """Return the headers and the body of an error that is raised before the framework."""
     body = problem(error)
     headers = {
         "content-type": MIMETYPE,
@@ -49,7 +49,7 @@ def error_response(error: APIError) -> tuple[list[tuple[bytes, bytes]], bytes]:
 
 
 class Front:
-    """Wraps an ASGI application; the lifespan goes straight on."""
+    """Wraps an ASGI application. Lifespan messages pass through unchanged."""
 
     def __init__(self, app: Quart, inner: ASGIFramework, settings: Settings) -> None:
         self._app = app
@@ -62,7 +62,7 @@ class Front:
             (b"referrer-policy", b"no-referrer"),
         ]
         if settings.is_https:
-            year = b"max-age=31536000"  # not for subdomains: those are not ours to decide
+            year = b"max-age=31536000"  # not for subdomains: other services may use them
             self.protection.append((b"strict-transport-security", year))
 
     async def __call__(
@@ -70,14 +70,14 @@ class Front:
     ) -> None:
         if scope["type"] == "lifespan":
             return await self._inner(scope, receive, send)
-        if scope["type"] == "websocket":  # there are none here
+        if scope["type"] == "websocket":  # websockets are not supported
             return await send({"type": "websocket.close", "code": 1000, "reason": ""})
         name = request_name(parse_headers(scope["headers"]))
         request_id.set(name)
         context = context_of(scope)
         begun, status = context.begun or time.perf_counter(), 0
         started = complete = gone = False
-        answered = asyncio.Event()
+        responded = asyncio.Event()
         left = self._max_body_bytes
 
         async def send_with_id(message: Any) -> None:
@@ -90,26 +90,25 @@ class Front:
                 message["headers"] = [*headers, named, *self.protection, *policy]
             await send(message)
             if message["type"] == "http.response.body" and not message.get("more_body", False):
-                answered.set()
+                responded.set()
 
         async def receive_capped() -> Any:
-            """Give the body up to the cap, and the end of the connection after the answer.
+            """Return the body up to the cap. Report a disconnect only after the response.
 
-            When a client hangs up, Quart cancels the handler where it stands, and what that was
-            asking of the database with it. A request that was read is answered instead, should
-            nobody listen any more.
+            At a disconnect, Quart cancels the handler and its database queries. Therefore a
+            complete request is always processed to its end, also after a disconnect.
             """
             nonlocal left, complete, gone
             while True:
-                message: Any = GONE if gone else await receive()  # it is told once
+                message: Any = GONE if gone else await receive()  # the server sends it once
                 if message["type"] == "http.disconnect":
                     if complete:
-                        await answered.wait()
+                        await responded.wait()
                         return message
                     gone, message = True, END
                     context.is_cut_short = True
                 elif complete:
-                    continue  # beyond the cap: read, and not kept
+                    continue  # beyond the cap: discard
                 left -= len(message.get("body", b""))
                 if left < 0:
                     context.is_too_large = True
@@ -125,7 +124,7 @@ class Front:
             if started or (rendered.status_code >= 500 and rendered is not error):
                 self._app.logger.exception("%s %s", scope["method"], scope["path"])
             if started:
-                raise  # the server closes the connection: half an answer must not look whole
+                raise  # the server closes the connection: a partial response must not look complete
             headers, body = error_response(rendered)
             await answer(cast(Any, send_with_id), rendered.status_code, headers, body)
         finally:
@@ -134,13 +133,13 @@ class Front:
         return None
 
     def tell(self, scope: Any, status: int, begun: float) -> None:
-        """Tell all who want to know that a request is over."""
+        """Call the observers at the end of a request."""
         seconds = time.perf_counter() - begun
         for observe in self._observers:
             observe(scope, status, seconds)
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Put the front before the application."""
+    """Wrap the application in the front."""
     front = app.extensions["front"] = Front(app, app.asgi_app, settings)
-    app.asgi_app = front  # type: ignore[method-assign]  # Quart's way in
+    app.asgi_app = front  # type: ignore[method-assign]  # Quart's extension point

@@ -1,4 +1,4 @@
-"""Links, which are absolute: from PUBLIC_URL; without one (development) from the request."""
+"""Absolute links: from PUBLIC_URL, or from the request if it is not set (development)."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -8,9 +8,9 @@ from quart import current_app, request
 
 
 class RequestUrl(NamedTuple):
-    """Where a request has come.
+    """The URL of a request.
 
-    base: what links begin with; empty where nobody knows. args: the parameters of its query.
+    base: the start of links; empty if unknown. args: the parameters of the query.
     """
 
     base: str
@@ -18,7 +18,7 @@ class RequestUrl(NamedTuple):
     args: Sequence[tuple[str, str]]
 
     def pages(self, page: int, *, last: int | None, has_next: bool) -> dict[str, str]:
-        """Give the links of a page, other parameters kept. `last` is None where it is too far."""
+        """Return the links of a page, with the other parameters. `last`: None if too far."""
         others = [(name, value) for name, value in self.args if name != "page"]
         before = f"{self.base}{self.path}?{urlencode([*others, ('page', '')])}"
         links = {"self": f"{before}{page}", "first": f"{before}1"}
@@ -32,7 +32,7 @@ class RequestUrl(NamedTuple):
 
 
 def absolute(path: str) -> str:
-    """Give the link to a path."""
+    """Return the absolute link to a path."""
     public: str | None = current_app.extensions["settings"].public_url
     if public is not None:
         return public + path
@@ -40,5 +40,5 @@ def absolute(path: str) -> str:
 
 
 def link_header(links: Mapping[str, str]) -> dict[str, str]:
-    """Give the Link header (RFC 8288) of `links`."""
+    """Return the Link header (RFC 8288) of `links`."""
     return {"Link": ", ".join(f'<{url}>; rel="{rel}"' for rel, url in links.items())}

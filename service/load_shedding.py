@@ -1,13 +1,12 @@
 """Load shedding: an ASGI middleware that runs a bounded number of requests, and queues the others.
 
-The algorithm is in `service.admission`. A request waits here until its turn has come, or until it
-has waited for MAX_WAIT_SECONDS: then it gets 503. Health and metrics never wait. While requests
-are being refused, lists come after all others, because they cost the most. A refusal is counted
-in `octavo_shed_total` and has no line in the log.
+The algorithm is in `service.admission`. A request waits here for its turn. After MAX_WAIT_SECONDS
+it gets 503. Health and metrics never wait. While requests are being refused, lists come after all
+others, because they cost the most. A refusal is counted in `octavo_shed_total` and is not logged.
 
-A request whose body is still on its way waits for its client, not for this service: it takes its
-turn when the body is complete. Our own server asks before it makes a task for a request
-(`submit`); under another server the middleware asks.
+A request with an incomplete body enters the queue when the body is complete: until then it waits
+for its client. Our own server calls `submit` before it creates a task for a request. Under another
+server, the middleware enters the queue.
 """
 
 import asyncio
@@ -31,17 +30,17 @@ from service.front import END, NO_PAGE, VARY, Front, request_name
 from service.logs import request_id
 from service.precedence import COSTLY, NEVER_SHED
 
-# Enough to keep the event loop and every database connection busy, and few enough for one turn of
-# the loop to last some milliseconds: measured in docs/decisions.md.
+# Enough to keep the event loop and every database connection busy, and few enough that one turn of
+# the loop takes only milliseconds: measured in docs/decisions.md.
 CONCURRENT_REQUESTS = 64
-LONGEST_KNOWN_PATH = 100  # characters of a path whose priority is remembered
+LONGEST_KNOWN_PATH = 100  # characters of a path whose priority is cached
 
 Headers = list[tuple[bytes, bytes]]
 Refuse = Callable[[int, Headers, bytes], None]
 
 
 class LoadShedding:
-    """Wraps an ASGI application, and lets its requests in through an admission queue."""
+    """Wraps an ASGI application, and admits its requests through an admission queue."""
 
     def __init__(self, app: Quart, inner: ASGIFramework, budget: float) -> None:
         self._app = app
@@ -63,7 +62,7 @@ class LoadShedding:
     async def __call__(
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
-        """Run a request when its turn has come, or refuse it."""
+        """Run a request when its turn comes, or refuse it."""
         if scope["type"] != "http" or scope["path"] in self._never_shed:
             return await self._inner(scope, receive, send)
         admission = context_of(scope).admission or Admission(self.queue)
@@ -81,10 +80,10 @@ class LoadShedding:
             admission.end()
 
     def submit(self, scope: Any, start: Callable[[], None], refuse: Refuse) -> Admission:
-        """Call `start` when the turn of a request has come, or `refuse` with the whole answer.
+        """Call `start` when the turn of a request comes, or `refuse` with the whole response.
 
-        What `start` begins calls the application. The admission ends with that, or earlier if the
-        client has gone.
+        `start` begins a call of the application. The admission ends with this call, or earlier if
+        the client disconnects.
         """
         context = context_of(scope)
         admission = context.admission or Admission(self.queue)
@@ -106,7 +105,7 @@ class LoadShedding:
         self.queue.submit(admission, start, refuse, is_costly=is_costly)
 
     async def enter(self, scope: Any, admission: Admission) -> bool:
-        """Wait for the turn of a request; False: it is refused."""
+        """Wait for the turn of a request. False: the request is refused."""
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def settle(is_admitted: bool) -> None:
@@ -138,7 +137,7 @@ class LoadShedding:
         return hasattr(self._app.view_functions[endpoint], COSTLY)
 
     def refusal(self, scope: Any) -> tuple[Headers, bytes]:
-        """Give the headers and the body of a 503."""
+        """Return the headers and the body of a 503."""
         request_id.set(request_name(parse_headers(scope["headers"])))
         error = ServiceUnavailableError(OVERLOADED)
         body = problem(error)
@@ -153,7 +152,7 @@ class LoadShedding:
 
 
 class _Body:
-    """Receives a body, and takes the request's turn when the body is complete."""
+    """Receives a body, and waits for the request's turn when the body is complete."""
 
     def __init__(
         self,
@@ -169,7 +168,7 @@ class _Body:
         self._is_complete = False
 
     async def __call__(self) -> Any:
-        """Give the next message. A refused request gets no body: `Request.get_json` raises 503."""
+        """Return the next message. If refused, the body is empty: `Request.get_json` raises 503."""
         message: Any = await self._receive()
         if self._is_complete or message.get("more_body", False):
             return message
@@ -183,7 +182,7 @@ class _Body:
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Put it before the front, behind what answers from memory."""
+    """Wrap the front. The fast path wraps this middleware in turn."""
     load_shedding = LoadShedding(app, app.asgi_app, settings.max_wait_seconds)
     app.extensions["load_shedding"] = load_shedding
-    app.asgi_app = load_shedding  # type: ignore[method-assign]  # Quart's way in
+    app.asgi_app = load_shedding  # type: ignore[method-assign]  # Quart's extension point

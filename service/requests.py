@@ -1,4 +1,4 @@
-"""What a request may look like: its parameters, its body, and the ids in its path."""
+"""Validation of requests: query parameters, body, and ids in the path."""
 
 import re
 from collections.abc import Awaitable, Callable, Sequence
@@ -33,22 +33,22 @@ JSON_TYPE = re.compile(r"application/(json|[a-z0-9.+-]+\+json)")
 
 
 class Request(asgi.Request):
-    """A request that is read strictly, and no further than the cap."""
+    """A request with strict parsing and a size cap."""
 
     @cached_property
     def args(self) -> MultiDict[str, str]:
-        """The parameters. Raises APIError."""
+        """The query parameters. Raises APIError."""
         try:
             return ImmutableMultiDict(parse_query(self.query_string))
         except ValueError as error:
             raise APIError(str(error)) from None
 
     async def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
-        """Give the body as a dict. Raises 400, 413 or 415 as an APIError or HTTP error."""
+        """Return the body as a dict. Raises 400, 413 or 415 as an APIError or HTTP error."""
         return await read_json(self.scope, self.read_body)
 
     async def read_body(self) -> bytes:
-        """Give the body. Waits for no longer than BODY_TIMEOUT, unless it is there."""
+        """Return the body. Waits for an incomplete body up to BODY_TIMEOUT."""
         data = await (self.body if asgi.is_complete(self.scope) else self.get_data())
         return cast(bytes, data)
 
@@ -70,7 +70,7 @@ async def read_json(scope: Any, read_body: Callable[[], Awaitable[bytes]]) -> di
         raise APIError("The body ends too early")
     if data.count(b"[") + data.count(b"{") > MAX_NESTED:
         raise APIError("The body is nested too deeply or too often")
-    if (number := data.count(b",") + 1) > MAX_VALUES:  # some may be within strings
+    if (number := data.count(b",") + 1) > MAX_VALUES:  # commas within strings are counted too
         many = f"Holds {number} values: {MAX_VALUES} are the most."
         raise InvalidInputError({"_schema": [many]})
     try:
@@ -86,7 +86,7 @@ def _content_coding(scope: Any) -> bytes:
 
 
 def check_names(names: Sequence[str], view: Any) -> None:
-    """Refuse parameters that are repeated, or that a view does not know: InvalidInputError."""
+    """Raise InvalidInputError for parameters that are repeated or unknown to the view."""
     if repeated := {name for name in names if names.count(name) > 1}:
         raise InvalidInputError({name: ["Given more than once."] for name in repeated})
     if names and not hasattr(view, QUART_SCHEMA_QUERYSTRING_ATTRIBUTE):
@@ -94,12 +94,12 @@ def check_names(names: Sequence[str], view: Any) -> None:
 
 
 class IdConverter(IntegerConverter):
-    """A row's id in a path: one spelling each, and nothing that no column holds."""
+    """A row's id in a path: only the canonical form, and only values that a column can hold."""
 
     regex = ID.pattern
 
     def to_python(self, value: str) -> int:
         number = int(value)
         if number > INT64:
-            raise NotFound  # with ValidationError, PUT would be answered 405
+            raise NotFound  # with ValidationError, PUT would get 405
         return number

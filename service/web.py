@@ -1,4 +1,4 @@
-"""The HTTP edge: what a request may look like, and how an answer is made of bytes."""
+"""The HTTP layer: checks of requests, and responses made from bytes."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,13 +19,13 @@ from service.requests import IdConverter, Request, check_names
 JSON = "application/json"
 HTML = "text/html; charset=utf-8"
 LIMITED_VARY = f"{VARY}, Authorization"
-PERSONAL = ("/api/", "/admin/")  # where every token is checked, and answers may depend on it
+PERSONAL = ("/api/", "/admin/")  # every token is checked, and responses may depend on it
 CACHE_STATUS = {"hit": "hit", "miss": "fwd=miss", "bypass": "fwd=bypass"}
 
 
 @dataclass(frozen=True, slots=True)
 class Public:
-    """A list as it is answered, and what it was made of. `headers`: those of a 200 alone."""
+    """A list response, and its source. `headers`: only for status 200."""
 
     body: bytes
     tag: str
@@ -35,19 +35,19 @@ class Public:
 
 
 def to_bytes(value: Any) -> bytes:
-    """Serialise an answer once: fields in declared order, UTF-8."""
+    """Serialise a response body: fields in declared order, UTF-8."""
     if isinstance(value, BaseModel):
         return value.model_dump_json().encode()
     return TypeAdapter(type(value)).dump_json(value)
 
 
 def with_items(bodies: Sequence[bytes], others: Mapping[str, Any]) -> bytes:
-    """Put the items of a list, which are bytes already, before the `others` of its answer."""
+    """Join the serialised items of a list with the `others`, the further members of its body."""
     return b'{"items":[%b],%b' % (b",".join(bodies), to_json(others)[1:])
 
 
 def etag(body: bytes) -> str:
-    """Give the strong tag of a body, without quotes: another body, another tag."""
+    """Return the strong entity tag of a body, without quotes. Other bodies have other tags."""
     return blake2b(body, digest_size=12).hexdigest()
 
 
@@ -58,12 +58,12 @@ def respond(
     headers: Mapping[str, str] | None = None,
     content_type: str = JSON,
 ) -> Response:
-    """Answer with bytes that nobody else may keep."""
+    """Return a response with a body. By default, no cache may store it."""
     return Response(body, status=status, headers=dict(headers or {}), content_type=content_type)
 
 
 def respond_public(body: bytes, *, content_type: str = JSON) -> Response:
-    """Answer a public GET: to be revalidated by its tag, 304 if the client has it already."""
+    """Respond to a public GET, with an entity tag for revalidation; 304 if the client has it."""
     tag = etag(body)
     if is_known(tag, request.headers.getlist("If-None-Match")):
         response = _empty(304)
@@ -75,44 +75,44 @@ def respond_public(body: bytes, *, content_type: str = JSON) -> Response:
 
 
 def sized(body: bytes) -> list[tuple[bytes, bytes]]:
-    """Give the headers that every JSON body has."""
+    """Return the headers of a JSON body."""
     return [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body))]
 
 
 def spelled(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    """Give headers as ASGI has them."""
+    """Return headers in ASGI form."""
     return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
 def as_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Give headers as lines, each with its end. Whoever gives them vouches for their bytes."""
+    """Return headers as field lines with CRLF. The caller must ensure valid bytes."""
     return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 def is_known(tag: str, lines: Sequence[str]) -> bool:
-    """Tell whether a client has a tag already, by the lines of its If-None-Match.
+    """Return whether the lines of an If-None-Match contain a tag.
 
-    Our tags are hexadecimal digits: where one stands between quotes in a list of tags, it is one
-    of them, weak or strong. So the list need not be taken apart.
+    Our tags are hexadecimal digits, so a quoted tag within the line is always a member of the list,
+    weak or strong. So the list need not be parsed.
     """
     quoted = f'"{tag}"'
     return any(quoted in line or line.strip() == "*" for line in lines)
 
 
 def vary_of(scope: Any) -> str:
-    """Give the Vary of an answer: it depends on the token where that is checked, or limits are."""
+    """Return the Vary of a response: Authorization matters if tokens or limits are checked."""
     is_limited = context_of(scope).quotas is not None
     return LIMITED_VARY if is_limited or scope["path"].startswith(PERSONAL) else VARY
 
 
 def cache_status(scope: Any, status: Status) -> dict[str, str]:
-    """Say whether the cache answered (RFC 9211)."""
+    """Return the Cache-Status header (RFC 9211), and record the status."""
     context_of(scope).cache_status = status
     return {"Cache-Status": f"Octavo; {CACHE_STATUS[status]}"}
 
 
 def _empty(status: int) -> Response:
-    """Make an answer that has no body, and no header that speaks of one (RFC 9110, 8.6)."""
+    """Return a response without content, and without headers about it (RFC 9110, 8.6)."""
     response = Response(b"", status=status)
     for name in ("Content-Type", "Content-Length"):
         response.headers.remove(name)
@@ -120,13 +120,13 @@ def _empty(status: int) -> Response:
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Set how the application reads requests and marks answers."""
+    """Configure the checks of requests and the default headers of responses."""
     app.extensions["settings"] = settings
     app.request_class = Request
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.config["BODY_TIMEOUT"] = 10  # seconds; then 408
     app.url_map.converters["id"] = IdConverter
-    app.url_map.merge_slashes = False  # a path has one spelling
+    app.url_map.merge_slashes = False  # each path has one form
 
     @app.before_request
     async def refuse() -> None:
@@ -142,7 +142,7 @@ def init_app(app: Quart, settings: Settings) -> None:
 
     @app.after_request
     async def mark(response: Response) -> Response:
-        """Say who may keep an answer: by default nobody."""
+        """Set Vary, and by default forbid caches to store the response."""
         response.headers.setdefault("Cache-Control", "no-store")
         response.headers["Vary"] = vary_of(request.scope)
         return response
