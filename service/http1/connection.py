@@ -24,7 +24,7 @@ class Connection(Wire):
     """An HTTP/1.1 connection to one client."""
 
     _data, _at = b"", 0  # received data, and the position up to which it is parsed
-    _exchange: Exchange | None = None  # whose response is not complete
+    _exchange: Exchange | None = None  # the exchange whose response is not complete
     _count = 0  # number of requests
     _is_ending = False
     _is_lost = False
@@ -34,9 +34,7 @@ class Connection(Wire):
         self.server = server
         self.client = client
         self.local = local
-        self.ended = (
-            server.loop.create_future()
-        )  # done when the connection is lost and no application runs
+        self.ended = server.loop.create_future()  # connection lost, and no application runs
         self._context = contextvars.copy_context()  # each request gets a copy
         self._reader = Reader(server.known)
         self._running: set[Exchange] = set()  # exchanges whose applications have not ended
@@ -150,9 +148,7 @@ class Connection(Wire):
     def _begin(self) -> bool:
         """Start the next request. False: its head is not complete."""
         data, at = self._data, self._at
-        if data.startswith(
-            b"\r\n", at
-        ):  # an empty line before the request line is ignored (RFC 9112, 2.2)
+        if data.startswith(b"\r\n", at):  # ignore an empty line here (RFC 9112, 2.2)
             at += 2
         end = self._reader.find_end(data, at)
         if end is None:

@@ -24,9 +24,7 @@ MOST_HEADERS = 100
 MOST_OPTIONS = 50  # of a Connection field; the rest of the list is not split
 MOST_KEPT, KEPT_BYTES = 2_048, 1_024  # number of header sections in the cache, and the size of each
 LINE_BYTES = 16  # overhead of a chunk: size, two line ends, and a margin
-SPARE_BYTES = (
-    16_384  # additional overhead of a body: chunk extensions and trailers, which are ignored
-)
+SPARE_BYTES = 16_384  # additional overhead of a body: ignored chunk extensions and trailers
 REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/(\d)\.(\d)\r\n")
 LINE_END = b"\r\n"
 BEGINNING = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]|\r?\Z")

@@ -18,9 +18,7 @@ if TYPE_CHECKING:
 
 Message = Any  # an ASGI message: a dict
 REQUEST_TIMEOUT = 408  # closes its connection (RFC 9110, 15.5.9)
-MOST_WAITING = (
-    65_536  # bytes of a body that the application has not received; beyond that, reading is paused
-)
+MOST_WAITING = 65_536  # bytes of a body not yet received by the application; then reading pauses
 
 
 class Exchange:
@@ -30,8 +28,8 @@ class Exchange:
     response is complete, or its connection closes before the response looks complete.
     """
 
-    task: asyncio.Task[None] | None = None  # that runs the application
-    _turn: Turn | None = None  # in the admission queue
+    task: asyncio.Task[None] | None = None  # the call of the application
+    _turn: Turn | None = None  # the turn in the admission queue
     is_awaited = False  # the application waits for more of the body
     is_full = False  # enough of the body waits for the application
     is_plain = False  # a GET without content
@@ -40,8 +38,8 @@ class Exchange:
     _is_started = False
     _is_silenced = False  # nothing more may be sent
     _is_cancelled = False
-    _start: Message = None  # of the response, whose head waits
-    _response: Answer | None = None  # that has started
+    _start: Message = None  # the first message of a response; its head waits
+    _response: Answer | None = None  # the started response
     _pieces: list[bytes] | None = None  # of the body
     _has_given = False  # the application has received part of the body
     _has_given_end = False

@@ -41,9 +41,7 @@ class Answer:
             self.closes = self.closes or b"close" in value.lower()
         elif name == b"content-length":
             if not value.isdigit() or self._length not in {None, int(value)}:
-                raise ValueError(
-                    f"Content-Length {value!r} is invalid or contradicts an earlier value"
-                )
+                raise ValueError(f"Content-Length {value!r} is invalid or contradictory")
             self._length = int(value)
 
     def head(self, body: bytes, more: bool, version: str, end: bytes) -> bytes:
@@ -84,9 +82,7 @@ class Answer:
         if not self.is_endless:
             self._left -= len(body)
             if self._left < 0 or (self._left and not more):
-                raise ValueError(
-                    f"The body is not {self._length} bytes long, as Content-Length says"
-                )
+                raise ValueError(f"The body is not {self._length} bytes long, as declared")
         return [body] if body else []
 
 

@@ -16,13 +16,8 @@ UNREAD_SECONDS, UNREAD_BYTES = 5.0, 65_536
 # application's timeout for a whole body (10 s in Quart), so that the application responds first.
 STALL_SECONDS = 20.0
 STALL_LOOKS = 4  # checks of the client's progress within STALL_SECONDS
-BUSY, IN_HEAD, STALLED, UNREAD, ENDING = (
-    -1,
-    -2,
-    -3,
-    -4,
-    -5,
-)  # phases; when idle, the number of requests
+# Phases of a connection. The phase of an idle connection is its number of requests.
+BUSY, IN_HEAD, STALLED, UNREAD, ENDING = -1, -2, -3, -4, -5
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a TCP reset
 
 

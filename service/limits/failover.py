@@ -56,9 +56,7 @@ class LimitStore:
             now = time.monotonic()
             if now >= self._retry_at:
                 if self.is_away:
-                    self._retry_at = (
-                        now + PAUSE
-                    )  # this request retries Redis; others decide locally
+                    self._retry_at = now + PAUSE  # only this request retries Redis
                 try:
                     decision = await self._shared.decide(claims)
                 except (RedisError, OSError) as error:

@@ -120,9 +120,7 @@ class Limiter(RateLimiter):
     async def give_back(self, claims: Sequence[Charge], decision: Decision) -> None:
         """Undo an admitted decision, in logs whose slots hold one unit each."""
         if decision.admitted:
-            for claim, stamp in zip(
-                claims, decision.stamps, strict=False
-            ):  # no stamps if limits are disabled
+            for claim, stamp in zip(claims, decision.stamps, strict=False):  # no stamps if off
                 for _ in range(claim.cost):
                     await self.ledger.give_back(claim.key, stamp)
 

@@ -18,11 +18,9 @@ from typing import Any
 
 from service.server.pipes import Channel
 
-VARIABLE = (
-    "OCTAVO_FORK_SERVER"  # environment variable: the socket to read from, the pipe to write to
-)
+VARIABLE = "OCTAVO_FORK_SERVER"  # environment variable: socket to read, pipe to write
 NUMBER_BYTES = 4  # size of a worker's number in a request
-IGNORED = (signal.SIGTERM, signal.SIGINT)  # it ends when its supervisor closes the socket
+IGNORED = (signal.SIGTERM, signal.SIGINT)  # a closed socket ends the fork server
 
 
 class Forks:

@@ -124,9 +124,7 @@ class Supervisor:
         """Replace a worker; return the worker of this place, or None if the place is empty."""
         async with self._replacing:
             if not self._overlap:
-                await (
-                    self._fork_server()
-                )  # load first: no worker serves until the new worker starts
+                await self._fork_server()  # load first, to shorten the time without a worker
                 await self._let_go(old, signal.SIGUSR1)
                 return await self._start()
             new = await self._start()

@@ -180,9 +180,7 @@ def serve(settings: Settings, sockets: Sequence[socket], channel: Channel | None
     """Serve in this process until stopped. Raises LifespanFailureError."""
     if channel is not None:
         figures.share(channel.number)
-        settings = settings.model_copy(
-            update={"log_dir": None}
-        )  # the supervisor writes the log file
+        settings = settings.model_copy(update={"log_dir": None})  # the supervisor writes logs
     app = create_app(settings)
     if channel is not None:
         app.extensions["log_handlers"] = [ChannelHandler(channel)]
