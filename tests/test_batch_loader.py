@@ -1,4 +1,4 @@
-"""Rows that are requested together are read in one statement, and none is older than its request."""
+"""Rows requested together are read in one statement, and none is older than its request."""
 
 import asyncio
 from collections.abc import Mapping, Sequence

@@ -184,7 +184,7 @@ async def test_lists_come_last_while_the_server_is_overloaded(site: Site) -> Non
 async def test_a_burst_waits_and_is_answered(
     site: Site, make: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.cache.access.SQL_SECONDS", 60.0)  # a busy machine does not hang
+    monkeypatch.setattr("service.cache.reader.SQL_SECONDS", 60.0)  # a busy machine does not hang
     books = [await make.book() for _ in range(3 * CONCURRENT_REQUESTS)]
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=site.url, limits=limits, timeout=60) as client:

@@ -101,7 +101,7 @@ async def test_the_system_cuts_who_never_reads_whatever_protocol_serves(
     site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch, http1: str
 ) -> None:
     """Hypercorn's own protocols wait for such a client without a bound."""
-    monkeypatch.setattr("service.server.hypercorn.STALL_SECONDS", 1.0)
+    monkeypatch.setattr("service.server.hypercorn_config.STALL_SECONDS", 1.0)
 
     def large(app: Quart) -> None:
         @app.get("/large")
