@@ -1,12 +1,12 @@
-"""Books from files, by the million: the path that a record takes.
+"""Import books from files of millions of records. The path of a record:
 
     sources.py    bytes: a file or standard input, plain or gzip
       -> csv_table.py, jsonl.py, marc.py    records of CSV, JSON Lines and MARC 21, damaged or not
-      -> normalise.py    what can be mended without guessing; then the contract decides
-      -> digest.py    how a later import knows the record again
-      -> loader.py    a thousand at a time into the database, each record at most once
-    importer.py walks the path, counts, and writes down what was refused.
+      -> normalise.py    repairs without guessing, then validation by the book's schema
+      -> digest.py    the digest by which a later import recognises the record
+      -> loader.py    inserts in batches of a thousand, each record at most once
+    importer.py runs these steps, counts records, and writes the refused records to a file.
 
-Nothing here grows with the file: a record is at most MAX_RECORD long, and what was imported is
-remembered by the database.
+Memory use does not grow with the file: a record is at most MAX_RECORD long, and the database
+stores which records were imported.
 """

@@ -1,4 +1,4 @@
-"""Which column (CSV) or member (JSON) is which field of a book."""
+"""Map columns (CSV) or members (JSON) to the fields of a book."""
 
 import re
 from collections.abc import Iterable, Mapping
@@ -6,7 +6,7 @@ from typing import Any
 
 from service.importer.records import FIELDS
 
-# Spelled without case, blanks and signs. Of several, the first that is there; of an ISBN all.
+# Names without case, blanks and signs. The first present column is used; for an ISBN, all are.
 GUESSES = {
     "title": ("title", "booktitle", "originaltitle", "name"),
     "author": ("author", "authors", "authorname", "authornames", "bookauthor", "creator", "writer"),
@@ -19,40 +19,40 @@ GUESSES = {
     "price": ("price", "listprice"),
 }  # fmt: skip
 
-ColumnMap = dict[str, list[str]]  # field -> columns; an empty list: the field is left out
+ColumnMap = dict[str, list[str]]  # field -> columns; an empty list leaves the field out
 PAIR = re.compile(rf"\s*({'|'.join(FIELDS)})\s*=\s*(.*?)\s*")
 
 
 def parse_map(text: str) -> ColumnMap:
-    """Read `field=column,field=column`. Raises ValueError.
+    """Parse `field=column,field=column`. Raises ValueError.
 
-    A field named twice takes the first column that holds something; one without a column is left
-    out. A comma belongs to a column's name unless a field follows.
+    A field that is named twice takes its first column with a value. A field without a column is
+    left out. A comma belongs to a column's name unless a field follows.
     """
-    found: ColumnMap = {}
+    columns: ColumnMap = {}
     for pair in re.split(rf",(?=\s*(?:{'|'.join(FIELDS)})\s*=)", text):
         matched = PAIR.fullmatch(pair)
         if matched is None:
             raise ValueError(f"write FIELD=COLUMN, where FIELD is one of {', '.join(FIELDS)}")
         field, column = matched.groups()
-        found.setdefault(field, []).extend([column] if column else [])
-    return found
+        columns.setdefault(field, []).extend([column] if column else [])
+    return columns
 
 
 def guess(columns: Iterable[str], given: ColumnMap) -> ColumnMap:
-    """Say for each field which columns hold it: those that are given, else by their names."""
+    """Return the columns of each field: those in `given`, else those with a known name."""
     by_name: dict[str, str] = {}
     for column in columns:
         by_name.setdefault(re.sub(r"[\W_]", "", column).casefold(), column)
-    found: ColumnMap = {}
+    mapped: ColumnMap = {}
     for field, names in GUESSES.items():
-        there = [by_name[name] for name in names if name in by_name]
-        found[field] = given.get(field, there if field == "isbn" else there[:1])
-    return found
+        present = [by_name[name] for name in names if name in by_name]
+        mapped[field] = given.get(field, present if field == "isbn" else present[:1])
+    return mapped
 
 
 def pick(values: Mapping[str, Any], columns: ColumnMap) -> dict[str, list[Any]]:
-    """Give the values of each field's columns, as far as they are there."""
+    """Return the values of each field's columns; missing columns are skipped."""
     return {
         field: [values[name] for name in names if name in values]
         for field, names in columns.items()

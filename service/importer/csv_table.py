@@ -1,4 +1,4 @@
-"""Records of CSV: with a header, in any of the usual delimiters."""
+"""Read records from CSV files with a header and any common delimiter."""
 
 import codecs
 import csv
@@ -13,7 +13,7 @@ from service.importer.records import TOO_LONG, Record, Records
 from service.importer.sources import MAX_RECORD, Line, Lines, Source, SourceError
 
 DELIMITERS = ",;\t|"
-MAX_LINES = 1_000  # of one record: beyond, its quotes are not closed
+MAX_LINES = 1_000  # per record: a longer record has an unclosed quote
 MISFIT = "columns do not fit the header"
 OPEN_QUOTES = "quotes do not fit"
 LINE_END = re.compile("[\r\n]")
@@ -21,16 +21,16 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class Table:
-    """A CSV file whose header was read: `columns` says which column is which field."""
+    """A CSV file whose header was read. `columns` maps each field to its columns."""
 
     def __init__(
         self, stream: "io.BufferedReader[Source]", encoding: str | None, given: ColumnMap
     ) -> None:
         if encoding is None:
             encoding = "utf-16" if stream.peek(2)[:2] in UTF_16 else "utf-8"
-        csv.field_size_limit(2 * MAX_RECORD)  # of the whole process; a record is cut before
-        # A byte that is no text goes on as half a surrogate pair: its record alone is refused,
-        # and only if the byte stands in a field of the book.
+        csv.field_size_limit(2 * MAX_RECORD)  # process-wide; records are cut at MAX_RECORD
+        # An undecodable byte becomes a lone surrogate. Only its own record is refused, and only
+        # if the byte is in a field of the book.
         try:
             name = codecs.lookup(encoding).name
             errors = "surrogatepass" if name.startswith("utf-16") else "surrogateescape"
@@ -65,10 +65,10 @@ class Table:
                 yield Record(first.number, values, fields)
 
     def _swallowed(self, taken: list[Line[str]], fields: dict[str, list[str]]) -> bool:
-        """Whether a quote that was not closed took the rows behind it along.
+        """Whether an unclosed quote swallowed the rows after it.
 
-        So it is if a line between is a row of its own, or if a field of the book goes over a line
-        end and holds the delimiter.
+        This is the case if a line in between is a complete row, or if a field of the book
+        contains both a line end and the delimiter.
         """
         between = (csv.reader([line.text], delimiter=self._delimiter) for line in taken[1:-1])
         if any(len(next(row, [])) == len(self._header) for row in between):
@@ -92,25 +92,27 @@ class Table:
         return header
 
     def _check(self, given: ColumnMap) -> None:
-        there = (
+        columns = (
             shorten(f"The columns are: {', '.join(self._header)}", 500, placeholder=" ...") + "."
         )
         for field, names in given.items():
             for name in names:
                 if name not in self._header:
-                    raise SourceError(f"There is no column {name} for {field}. {there}")
+                    raise SourceError(f"There is no column {name} for {field}. {columns}")
         for field in ("title", "author"):
             if not self.columns[field]:
-                raise SourceError(f"No column for {field}: name it, --map {field}=COLUMN. {there}")
+                raise SourceError(
+                    f"No column for {field}: name it, --map {field}=COLUMN. {columns}"
+                )
 
     def _rows(self) -> Iterator[tuple[list[Line[str]], list[str] | str]]:
-        """Give each record's lines with its row, or with what is wrong with it.
+        """Yield each record's lines with its row, or with a description of its damage.
 
-        A record that cannot be read costs its first line; the lines behind it are read anew.
+        An unreadable record consumes only its first line; the lines after it are read again.
         """
         taken: list[Line[str]] = []
 
-        def one_record() -> Iterator[str]:
+        def record_lines() -> Iterator[str]:
             size = 0
             while len(taken) < MAX_LINES and size < MAX_RECORD:
                 line = self._lines.take()
@@ -124,7 +126,7 @@ class Table:
             taken = []
             damage = None
             try:
-                row = next(csv.reader(one_record(), delimiter=self._delimiter, strict=True), None)
+                row = next(csv.reader(record_lines(), delimiter=self._delimiter, strict=True), None)
             except csv.Error:
                 damage = OPEN_QUOTES
             if not taken:

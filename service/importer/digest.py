@@ -1,19 +1,19 @@
-"""The digest of a record, by which a later import knows that its book is in the catalogue.
+"""The digest of a record. A later import finds by it that the book is in the catalogue already.
 
-Databases keep digests, so that a digest never changes from one release to the next. Therefore it
-covers a fixed list of fields, and not all fields of a book.
+Databases store digests, so a digest must never change between releases. Therefore it covers a
+fixed list of fields, and not all fields of a book.
 
-To add a field to books, leave DIGEST_FIELDS as it is. A file that holds the new field names the
-same books as before: a release that ignored the field and one that reads it give the same digest.
-The price is that of two records which differ in the new field alone, only the first is imported.
+To add a field to books, leave DIGEST_FIELDS as it is. A release that ignored the field and a
+release that reads it then compute the same digest, so a file with the field means the same books
+as before. The cost: of two records that differ only in the new field, only the first is imported.
 
-Raise the version only if that price is too high, because the new field tells two books apart: put
-a new tuple of fields in front. A row keeps the digest of the version it was stored with, and a
-record is known by the digest of any version. So files that were imported before stay known. From
-then on a file without the field names other books than a file with it.
+Add a version only if that cost is too high, because the new field distinguishes two books: put a
+new tuple of fields first. A row keeps the digest of the version it was stored with, and a record
+is known if the digest of any version is stored. Files that were imported before stay known. From
+then on, a file without the field means other books than a file with it.
 
-A repair that gives another value for the same text changes digests, too, and no version helps.
-Repair what was refused before, but do not give another value for what was accepted.
+A repair that returns another value for the same text changes digests too, and a version does not
+help. New repairs may change only text that was refused before, never text that was accepted.
 """
 
 import json
@@ -30,7 +30,7 @@ CENT = Decimal("0.01")
 
 
 def digests(book: BookCreate) -> tuple[bytes, ...]:
-    """Give the 16 bytes of each version, the newest first."""
+    """Return the digest (16 bytes) of each version, the newest first."""
     return tuple(_digest([getattr(book, name) for name in fields]) for fields in DIGEST_FIELDS)
 
 

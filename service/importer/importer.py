@@ -1,4 +1,4 @@
-"""One import, from the first byte to the report."""
+"""Run an import, from the first byte of the source to the report."""
 
 import io
 import json
@@ -22,7 +22,7 @@ from service.importer.sources import BUFFER, Format, Source, SourceError, guess_
 
 @dataclass(frozen=True)
 class Reading:
-    """A source with its records. `columns`: which column is which field, of CSV."""
+    """A source with its records. `columns` (CSV only) maps fields to columns."""
 
     source: Source
     format: Format
@@ -34,7 +34,7 @@ class Reading:
 def open_reading(
     path: str, kind: Format | None, encoding: str | None, given: ColumnMap
 ) -> Iterator[Reading]:
-    """Open a file (`-`: standard input) and read its header. Raises SourceError."""
+    """Open a file (`-` is standard input) and read its header. Raises SourceError."""
     with Source(path) as source:
         yield _read(source, kind, encoding, given)
 
@@ -55,9 +55,9 @@ def _read(source: Source, kind: Format | None, encoding: str | None, given: Colu
 
 
 class Rejects:
-    """Where refused records are written, as JSON Lines; without a path, nowhere.
+    """Writes refused records to a file as JSON Lines. Without a path, writes nothing.
 
-    written: how many. Raises SourceError where the file cannot be written.
+    written: number of records. Methods raise SourceError if the file cannot be written.
     """
 
     def __init__(self, path: str | None) -> None:
@@ -65,7 +65,7 @@ class Rejects:
         self._path = path
 
     def __enter__(self) -> Self:
-        """Open the file anew: every run finds all its rejects again."""
+        """Open and empty the file: every run writes all its rejects."""
         with self._explained():
             self._file = open(self._path, "w", encoding="ascii") if self._path else None
         return self
@@ -77,7 +77,7 @@ class Rejects:
                 self._file.close()
 
     def write(self, record: Record, refused: Refused) -> None:
-        """Add a record with the reason and all its errors."""
+        """Write a record with the reason and all its errors."""
         if self._file is None:
             return
         line = {
@@ -86,7 +86,7 @@ class Rejects:
             "errors": refused.errors,
             "record": record.raw,
         }
-        # In ASCII, where a broken byte stays what it was; digits of a price as they stood there.
+        # ASCII escapes keep undecodable bytes; str keeps the digits of a price.
         with self._explained():
             self._file.write(json.dumps(line, default=str) + "\n")
         self.written += 1
@@ -101,9 +101,9 @@ class Rejects:
 
 @dataclass
 class Report:
-    """What an import did, or in a dry run would do.
+    """The result of an import, or the expected result in a dry run.
 
-    broken: why it ended before the file's end. stopped: by Ctrl-C.
+    broken: why the import ended before the end of the file. stopped: Ctrl-C ended it.
     """
 
     read: int = 0
@@ -116,7 +116,7 @@ class Report:
     stopped: bool = False
 
     def lines(self, *, dry_run: bool) -> Iterator[str]:
-        """Give the report in words."""
+        """Yield the lines of the report."""
         rate = self.read / max(self.seconds, 0.001)
         yield f"{self.read} records read in {self.seconds:.1f} s, {rate:.0f} a second"
         yield f"{self.added} books {'would be added' if dry_run else 'added'}"
@@ -124,17 +124,17 @@ class Report:
         yield f"{self.refused.total()} refused"
         yield from (f"  {n:>8}  {reason}" for reason, n in self.refused.most_common())
         yield f"{self.repaired.total()} repairs"
-        yield from (f"  {n:>8}  {what}" for what, n in self.repaired.most_common())
+        yield from (f"  {n:>8}  {repair}" for repair, n in self.repaired.most_common())
 
 
 def import_books(
     reading: Reading, loader: Loader, rejects: Rejects, report: Report, *, strict_isbn: bool
 ) -> None:
-    """Put the books of a source into the catalogue, refused records into `rejects`.
+    """Add the books of a source to the catalogue, and write refused records to `rejects`.
 
-    `report` is kept up to date, also where an error goes through. A source that breaks off, and
-    Ctrl-C, end it early: what was read before is in or, of the last batch before Ctrl-C, will be
-    at the next run.
+    `report` is updated even if an error is raised. A damaged source and Ctrl-C end the import
+    early. Records read before damage are imported. After Ctrl-C, the last batch may be missing
+    until the next run.
     """
     with Progress(reading.source.size) as progress, Interrupt() as interrupt:
         try:
@@ -176,7 +176,7 @@ def _read_all(
             if report.read % BATCH == 0:
                 progress.show(reading.source.position, report.read, report.refused.total())
     except SourceError:
-        loader.put(batch)  # what came before the damage is whole
+        loader.put(batch)  # records before the damage are complete
         loader.finish()
         raise
     loader.put(batch)

@@ -1,4 +1,4 @@
-"""Ctrl-C, heard where it does no harm, and not forgotten."""
+"""Handle Ctrl-C at safe points only, without losing it."""
 
 import signal
 import threading
@@ -10,42 +10,42 @@ T = TypeVar("T")
 
 
 class Interrupt:
-    """Raises KeyboardInterrupt while a source is waited for, and elsewhere only when asked.
+    """Raises KeyboardInterrupt while a source is read, and elsewhere only in `check`.
 
-    Python raises it wherever it is: also within the taking of a lock, which then is never given
-    back, and a thread that needs it stands still for ever; and where nobody can catch it (a
-    finalizer, a callback of the collector), where it is printed and lost.
+    Python raises KeyboardInterrupt anywhere in the main thread. Raised while a lock is acquired,
+    it leaves the lock held, and a thread that needs the lock blocks for ever. Raised in a
+    finalizer or a callback of the garbage collector, it is printed and lost.
     """
 
     def __init__(self) -> None:
-        self._asked = False
+        self._requested = False
         self._waiting = False
         self._here = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> Self:
-        """Begin to listen; outside the main thread, which alone hears signals, do nothing."""
+        """Install the handler. Only the main thread receives signals; elsewhere do nothing."""
         if self._here:
             self._before = signal.signal(signal.SIGINT, self._note)
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Give the signal back to whoever had it."""
+        """Restore the previous handler."""
         if self._here:
             signal.signal(signal.SIGINT, self._before)
 
     def check(self) -> None:
-        """Raise KeyboardInterrupt if it was asked for."""
-        if self._asked:
+        """Raise KeyboardInterrupt if Ctrl-C was pressed."""
+        if self._requested:
             raise KeyboardInterrupt
 
     def items(self, source: Iterable[T]) -> Iterator[T]:
-        """Give what a source gives, which may keep one waiting: Ctrl-C ends that at once."""
-        waited = iter(source)
+        """Yield the items of a source. Ctrl-C interrupts a blocked read at once."""
+        iterator = iter(source)
         while True:
             self._waiting = True
             try:
                 self.check()
-                item = next(waited)
+                item = next(iterator)
             except StopIteration:
                 return
             finally:
@@ -53,6 +53,6 @@ class Interrupt:
             yield item
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self._asked = True
+        self._requested = True
         if self._waiting:
             raise KeyboardInterrupt

@@ -1,4 +1,4 @@
-"""Records of JSON Lines: an object on each line."""
+"""Read records from JSON Lines: one object per line."""
 
 import io
 from functools import lru_cache
@@ -8,11 +8,11 @@ from service.importer.records import TOO_LONG, Record, Records
 from service.importer.sources import Lines, Source
 from service.validation import parse_json
 
-MOST_REMEMBERED = 4_096  # characters of an object's names: those of larger ones are read anew
+MOST_REMEMBERED = 4_096  # characters of all names of an object; more are not cached
 
 
 def read_lines(stream: "io.BufferedReader[Source]", given: ColumnMap) -> Records:
-    """Give the record of each line that is not blank."""
+    """Yield the record of each non-blank line."""
 
     @lru_cache(maxsize=256)
     def columns_of(names: tuple[str, ...]) -> ColumnMap:
@@ -30,8 +30,8 @@ def read_lines(stream: "io.BufferedReader[Source]", given: ColumnMap) -> Records
                 damage, detail = "not a JSON object", str(error).replace("The body", "The line")
             else:
                 names = tuple(values)
-                known = sum(map(len, names)) <= MOST_REMEMBERED
-                columns = columns_of(names) if known else guess(names, given)
+                cacheable = sum(map(len, names)) <= MOST_REMEMBERED
+                columns = columns_of(names) if cacheable else guess(names, given)
                 yield Record(line.number, values, pick(values, columns))
                 continue
         raw = text.decode("utf-8", "surrogateescape").rstrip("\r\n")

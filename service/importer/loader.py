@@ -1,4 +1,4 @@
-"""Books into the database, a thousand at a time, while the next thousand is made."""
+"""Insert books in batches of a thousand, while the next batch is prepared."""
 
 import asyncio
 import sqlite3
@@ -25,27 +25,27 @@ from service.validation import FORBIDDEN
 
 T = TypeVar("T")
 
-# The tables, not their mappers: those make a statement for each pattern of absent values.
+# Tables, not mappers: a mapper issues one statement for each pattern of absent values.
 BOOKS, RECORDS, VIEWS = (
     Base.metadata.tables[model.__tablename__] for model in (Book, ImportedRecord, BookViews)
 )
-OWNER_GONE = {"fk_books_user_id_users", "FOREIGN KEY"}  # SQLite does not say which
-BATCH = 1_000  # books of one transaction
-LOCK = 0x0C7A_0002  # PostgreSQL's advisory lock of whoever adds a batch
-ANALYZED_ROWS = 1_000  # of each index that SQLite looks at for its statistics
+OWNER_GONE = {"fk_books_user_id_users", "FOREIGN KEY"}  # SQLite does not name the constraint
+BATCH = 1_000  # books per transaction
+LOCK = 0x0C7A_0002  # key of PostgreSQL's advisory lock for adding a batch
+ANALYZED_ROWS = 1_000  # rows of each index that SQLite reads for its statistics
 
 
 async def add_new(db: AsyncSession, batch: Sequence[Accepted], owner_id: int | None) -> int:
-    """Add the books whose records are not known yet; give how many.
+    """Add the books whose records are not known yet. Return how many were added.
 
-    Imports take turns, so that two of the same file do not double it.
+    On PostgreSQL a lock serializes imports, so that two imports of one file add no duplicates.
     """
     postgresql = db.get_bind().dialect.name == "postgresql"
     if postgresql:
         await db.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
     known = await _known(db, batch)
     fresh = {item.digest: item for item in reversed(batch) if known.isdisjoint(item.digests)}
-    items = list(reversed(fresh.values()))  # of the same record twice, the first
+    items = list(reversed(fresh.values()))  # of equal records, the first
     if not items:
         return 0
     ids = await _insert_books(db, [book_values(owner_id, item.book) for item in items], postgresql)
@@ -67,22 +67,22 @@ async def _known(db: AsyncSession, batch: Sequence[Accepted]) -> set[bytes]:
 async def _insert_books(
     db: AsyncSession, rows: list[dict[str, Any]], postgresql: bool
 ) -> Sequence[int]:
-    """Insert rows and give their ids, in order: on each database in its fastest way."""
+    """Insert rows and return their ids in order, in the fastest way of each database."""
     statement = insert(BOOKS)
     if postgresql:
         with_ids = statement.returning(BOOKS.c.id, sort_by_parameter_order=True)
         return (await db.scalars(with_ids, rows)).all()
     await db.execute(statement, rows)
-    # Nobody else writes now, and an id is always the highest so far.
+    # SQLite allows one writer at a time, and a new id is always the highest.
     newest = (await db.scalars(select(Book.id).order_by(Book.id.desc()).limit(len(rows)))).all()
     return newest[::-1]
 
 
 class Loader:
-    """Adds batches in a thread of its own: one is written while the next one is made.
+    """Writes batches in a separate thread, while the caller prepares the next batch.
 
-    added, known: books so far, and records that were in the catalogue already. Within
-    `dry_run` nothing is written, and both say what would be.
+    added: number of books added so far. known: number of records that were in the catalogue
+    already. With `dry_run` nothing is written, and both hold the expected numbers.
     """
 
     def __init__(
@@ -92,12 +92,12 @@ class Loader:
         self._database = Database(settings)
         self._owner = owner
         self._owner_id: int | None = None
-        # A temporary database on disk, so that a dry run remembers in bounded memory, too.
+        # A temporary database on disk bounds the memory of a dry run.
         self._seen = sqlite3.connect("", check_same_thread=False) if dry_run else None
         self._pending: Future[tuple[int, int]] | None = None
 
     def __enter__(self) -> Self:
-        """Open the database. Raises SourceError if there is no such owner."""
+        """Open the database. Raises SourceError if the owner does not exist."""
         self._thread = ThreadPoolExecutor(1)
         self._runner = asyncio.Runner(loop_factory=uvloop.new_event_loop)
         if self._seen is not None:
@@ -110,30 +110,30 @@ class Loader:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Let the batch under way end, then close the database."""
-        with suppress(Exception):  # finish() has told of it, or another error is on its way
+        """Wait for the running batch, then close the database."""
+        with suppress(Exception):  # finish() has raised it, or another error is propagating
             self._wait()
         self._close()
 
     def put(self, batch: list[Accepted]) -> None:
-        """Add a batch, once the one before is in."""
+        """Wait for the previous batch, then start to add this one."""
         self._wait()
         if batch:
             self._pending = self._run(self._add(batch))
 
     def load(self, items: Iterable[Accepted]) -> Iterator[int]:
-        """Add all items, batch by batch; give after each how many were put so far."""
-        made, done = iter(items), 0
-        while batch := list(islice(made, BATCH)):
+        """Add all items in batches. After each batch, yield the number of items so far."""
+        iterator, done = iter(items), 0
+        while batch := list(islice(iterator, BATCH)):
             self.put(batch)
             done += len(batch)
             yield done
 
     def finish(self) -> None:
-        """Wait for the last batch, and let the database look at what it holds now."""
+        """Wait for the last batch, then renew the database's statistics."""
         self._wait()
         if self.added and self._seen is None:
-            with suppress(DBAPIError):  # it took too long: the database does it by and by
+            with suppress(DBAPIError):  # ANALYZE timed out: the database renews them later
                 self._run(self._database.write(_analyze)).result()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
@@ -142,7 +142,7 @@ class Loader:
     def _wait(self) -> None:
         if self._pending is not None:
             try:
-                added, known = self._pending.result()  # Ctrl-C ends the waiting, not the batch
+                added, known = self._pending.result()  # Ctrl-C ends this wait, not the batch
             except Exception:
                 self._pending = None
                 raise
@@ -153,7 +153,7 @@ class Loader:
     async def _open(self) -> None:
         await self._database.open()
         async with self._database.session() as db:
-            await db.execute(select(ImportedRecord.book_id).limit(1))  # are there tables?
+            await db.execute(select(ImportedRecord.book_id).limit(1))  # fails without tables
             if self._owner is not None:
                 if FORBIDDEN.search(self._owner):
                     raise SourceError("The owner's name is not text")
@@ -174,8 +174,8 @@ class Loader:
         async with self._database.session() as db:
             known = await _known(db, batch)
         rows = [(item.digest,) for item in batch if known.isdisjoint(item.digests)]
-        found = self._seen.executemany("INSERT OR IGNORE INTO seen VALUES (?)", rows)
-        return found.rowcount, len(batch) - found.rowcount
+        result = self._seen.executemany("INSERT OR IGNORE INTO seen VALUES (?)", rows)
+        return result.rowcount, len(batch) - result.rowcount
 
     def _close(self) -> None:
         self._run(self._database.close()).result()
@@ -186,7 +186,7 @@ class Loader:
 
 
 async def _analyze(db: AsyncSession) -> None:
-    """Renew the statistics that plans are made from."""
+    """Renew the statistics of the query planner."""
     if db.get_bind().dialect.name == "sqlite":
         await db.execute(text(f"PRAGMA analysis_limit = {ANALYZED_ROWS}"))
     await db.execute(text("ANALYZE books"))

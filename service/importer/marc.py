@@ -1,6 +1,6 @@
-"""Records of MARC 21 (ISO 2709), in UTF-8 or MARC-8.
+"""Read records from MARC 21 files (ISO 2709), in UTF-8 or MARC-8.
 
-What each field means: https://www.loc.gov/marc/bibliographic/
+Reference of the fields: https://www.loc.gov/marc/bibliographic/
 """
 
 import io
@@ -21,18 +21,18 @@ from service.importer.sources import BUFFER, MAX_RECORD, Source
 END_OF_RECORD = b"\x1d"
 END_OF_FIELD = b"\x1e"
 LEADER = re.compile(rb"[0-9]{5}[a-z ]{5}[0-9 ]{2}[0-9]{5}")
-MOST_COUNTED = 99_999  # bytes that a leader can tell
-FIRST_COMBINING = b"\xe0"  # of ANSEL: marks stand before their letter
+MOST_COUNTED = 99_999  # bytes: the longest length that a leader can state
+FIRST_COMBINING = b"\xe0"  # first combining mark of ANSEL; a mark precedes its letter
 ABBREVIATED = re.compile(r"\b(Inc|Ltd|Corp|Bros|Esq|etc|Assn|Dept|Univ|Publ)\.$", re.IGNORECASE)
 LEADER_BYTES, ENTRY_BYTES = 24, 12
-CERTAIN_DATES = set("cdemprstu")  # 008/06: kinds of date whose first one is a year
+CERTAIN_DATES = set("cdemprstu")  # 008/06: types of date whose first date is a year
 FICTION, NOT_FICTION = set("1fj"), set("0eis")  # 008/33: fiction, novels, stories; none, essays...
 SCIENCE, HISTORY = set("Q"), set("CDEF")  # 050: classes of the Library of Congress
 
 
 def read_marc(stream: "io.BufferedReader[Source]") -> Records:
-    """Give the records of a file, in order. A damaged one costs itself alone."""
-    logging.getLogger("pymarc").addHandler(logging.NullHandler())  # we say what is damaged
+    """Yield the records of a file, in order. Damage affects only the damaged record."""
+    logging.getLogger("pymarc").addHandler(logging.NullHandler())  # the report names the damage
     for number, data in enumerate(_chunks(stream), 1):
         raw = data[:MAX_RECORD].decode("latin-1")
         if len(data) > MAX_RECORD:
@@ -52,19 +52,19 @@ def read_marc(stream: "io.BufferedReader[Source]") -> Records:
 
 
 def _chunks(stream: "io.BufferedReader[Source]") -> Iterator[bytes]:
-    """Split at the end of each record: lengths in leaders are not to be trusted."""
+    """Split the stream at record terminators: the lengths in leaders are unreliable."""
     rest = b""
     while block := stream.read1(BUFFER):
         *whole, rest = (rest + block).split(END_OF_RECORD)
         for data in whole:
             yield from _parted(data.lstrip(b"\r\n ") + END_OF_RECORD)
-        rest = rest[: MAX_RECORD + 1]  # if there is more, it is too long already
+        rest = rest[: MAX_RECORD + 1]  # this is enough to detect a record that is too long
     if rest.strip():
         yield rest
 
 
 def _parted(data: bytes) -> list[bytes]:
-    """Part a damaged record from a whole one behind it, whose length reaches just to the end."""
+    """Split a damaged record from a valid one after it, whose length ends with the data."""
     if data[:5] != b"%05d" % len(data):
         for leader in LEADER.finditer(data, 1):
             if int(leader[0][:5]) == len(data) - leader.start():
@@ -82,7 +82,7 @@ def _fields(data: bytes) -> dict[str, list[object]]:
     decode = _utf8 if marc.leader.coding_scheme == "a" else _marc8
 
     def texts(codes: str, *tags: str) -> list[str]:
-        """Give each field with one of these tags: its subfields with one of these codes."""
+        """Return one text per field with one of the tags: its subfields with these codes."""
         fields = (field for tag in tags for field in marc.get_fields(tag))
         return [" ".join(decode(value) for value in _values(field, codes)) for field in fields]
 
@@ -101,15 +101,15 @@ def _fields(data: bytes) -> dict[str, list[object]]:
 
 
 def _check_directory(data: bytes) -> None:
-    """Refuse a record whose directory cuts its fields elsewhere than they begin and end.
+    """Refuse a record whose directory does not match the bounds of its fields.
 
-    pymarc takes such slices as they come: a title without its first letters, and no error.
+    pymarc accepts such a directory without an error: a title may lose its first letters.
     """
     base = int(data[12:17])
     for place in range(LEADER_BYTES, base - 1, ENTRY_BYTES):
         entry = data[place : place + ENTRY_BYTES]
         start = base + int(entry[7:12])
-        # With the mark before it, which ends the directory or another field.
+        # Includes the terminator before it, of the directory or of another field.
         field = data[start - 1 : start + int(entry[3:7])]
         if len(field) < 2 or field.find(END_OF_FIELD, 1) != len(field) - 1 or field[0] != 0x1E:
             raise ValueError(f"Field {entry[:3]!r} does not stand where the directory says")
@@ -120,7 +120,7 @@ def _values(field: Field, codes: str) -> Iterable[bytes]:
 
 
 def _bytes(value: object) -> bytes:
-    """Narrow what pymarc, not decoding, gives as bytes under the type of text."""
+    """Narrow a value's type: without decoding, pymarc returns bytes but declares text."""
     if not isinstance(value, bytes):
         raise ValueError("A field holds no bytes")
     return value
@@ -131,17 +131,18 @@ def _utf8(value: bytes) -> str:
 
 
 def _marc8(value: bytes) -> str:
-    """Decode MARC-8. pymarc writes a blank for what it does not know, and says so to stderr.
+    """Decode MARC-8. Raises UnicodeDecodeError.
 
-    It does not say that a mark at the end has no letter under it, that an escape leads nowhere, or
-    that the text is UTF-8 under a wrong label: no MARC-8 of any language reads as UTF-8, too.
+    pymarc replaces an unknown character by a blank and reports it on stderr only. It does not
+    detect a final combining mark without a letter, an invalid escape sequence, or UTF-8 text with
+    a wrong label. MARC-8 text that is not ASCII is never valid UTF-8.
     """
     if not value.isascii() and _is_utf8(value):
         raise UnicodeDecodeError("marc-8", value, 0, len(value), "it is UTF-8")
-    with redirect_stderr(io.StringIO()) as complaints:
+    with redirect_stderr(io.StringIO()) as stderr:
         text = marc8_to_unicode(value)
-    if complaints.getvalue():
-        reason = complaints.getvalue().splitlines()[0]
+    if stderr.getvalue():
+        reason = stderr.getvalue().splitlines()[0]
         raise UnicodeDecodeError("marc-8", value, 0, len(value), reason)
     if "\x1b" in text or value[-1:] >= FIRST_COMBINING:
         raise UnicodeDecodeError("marc-8", value, 0, len(value), "it ends in mid-character")
@@ -157,10 +158,10 @@ def _is_utf8(value: bytes) -> bool:
 
 
 def _unpunctuated(text: str) -> str:
-    """Take away the marks that separate areas of a catalogue card (ISBD).
+    """Remove the punctuation that separates the areas of a description (ISBD).
 
-    The full stop stays behind an initial and an abbreviation: it goes behind three letters or
-    more.
+    A full stop is removed only after three or more letters: it stays after an initial and after
+    a known abbreviation.
     """
     text = re.sub(r"\s+([:;,])(?=\s)", r"\1", text).strip()
     text = re.sub(r"[\s/:;,=]+$", "", text)
@@ -172,7 +173,7 @@ def _unpunctuated(text: str) -> str:
 
 
 def _year(fixed: str, imprints: list[str]) -> str | None:
-    """Give the year of publication: the coded one, else the only one of the imprint."""
+    """Return the year of publication: the coded year, else the only year of an imprint."""
     if fixed[6] in CERTAIN_DATES and re.fullmatch("[0-9]{4}", fixed[7:11]):
         return fixed[7:11]
     for text in imprints:
@@ -183,7 +184,7 @@ def _year(fixed: str, imprints: list[str]) -> str | None:
 
 
 def _genre(kind: str, fixed: str, classes: list[str]) -> str | None:
-    """Give the genre that the literary form or the class of a text says, if they do."""
+    """Return the genre from the literary form or the class of a text, or None."""
     if kind[0] not in "at" or kind[1] in "bis":  # of a serial, 008/33 is its alphabet
         return None
     if fixed[33] in FICTION:

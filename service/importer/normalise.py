@@ -1,6 +1,6 @@
-"""What of a record can be mended without guessing; then the contract decides.
+"""Repair values of a record without guessing, then validate it with the book's schema.
 
-A value that cannot be mended goes on as it is: the book's schema refuses it in its own words.
+A value that cannot be repaired stays unchanged: the schema refuses it with its own message.
 """
 
 import re
@@ -23,13 +23,13 @@ from service.models import GENRES
 from service.validation import FORBIDDEN, Messages, messages
 
 CENT = Decimal("0.01")
-NOTHING = {"", "null", "none", "nan", "n/a", "\\n"}  # ways to write that there is no value
-NO_TEXT = {"", "\\n"}  # of a title or an author, who may be called None
-WRAPPED = re.compile('="(.*)"')  # how a table keeps a spreadsheet from reading a number
+NOTHING = {"", "null", "none", "nan", "n/a", "\\n"}  # spellings of a missing value
+NO_TEXT = {"", "\\n"}  # for titles and authors: an author may be called None
+WRAPPED = re.compile('="(.*)"')  # keeps a spreadsheet from reading a value as a number
 ISBN_LABEL = re.compile(r"ISBN(-1[03])?:?", re.IGNORECASE)
 SIGNS = re.compile(r"[\s\u00ad\u2010-\u2015-]")
 WELL_FORMED = re.compile("[0-9]{9}[0-9X]|[0-9]{13}")
-ROBBED = re.compile("[1-9][0-9]{5,7}[0-9X]")  # of one to three leading zeros
+ROBBED = re.compile("[1-9][0-9]{5,7}[0-9X]")  # an ISBN-10 without one to three leading zeros
 WHOLE = re.compile(r"([+-]?[0-9]{1,9})(\.0+)?")
 DATE = re.compile(r"([0-9]{4})-(0[1-9]|1[0-2])(-(0[1-9]|[12][0-9]|3[01])([T ].*)?)?")
 MONEY = re.compile(r"[0-9]{1,12}(\.[0-9]{1,30})?")
@@ -38,10 +38,10 @@ GENRE_NAMES = {re.sub(r"[\W_]", "", name).casefold(): name for name in GENRES}
 
 @dataclass(frozen=True, slots=True)
 class Accepted:
-    """A book to be added, and the digests of its record.
+    """A book to add, and the digests of its record.
 
-    digests: of each version, the newest first.
-    views: how often it was looked at already, where that is known.
+    digests: one for each version, the newest first.
+    views: number of earlier views, if known.
     """
 
     book: BookCreate
@@ -51,20 +51,20 @@ class Accepted:
 
     @property
     def digest(self) -> bytes:
-        """The digest to be stored."""
+        """The digest to store."""
         return self.digests[0]
 
 
 @dataclass(frozen=True, slots=True)
 class Refused:
-    """Why a record is no book: in a few words, and all that is wrong with it."""
+    """A refused record: a short reason, and all its errors."""
 
     reason: str
     errors: Messages
 
 
 def judge(record: Record, *, strict_isbn: bool = False) -> Accepted | Refused:
-    """Mend a record and hold it to the contract."""
+    """Repair and validate a record."""
     if record.damage is not None:
         return Refused(record.damage, {"_record": [record.detail or record.damage]})
     repairs: list[str] = []
@@ -72,7 +72,7 @@ def judge(record: Record, *, strict_isbn: bool = False) -> Accepted | Refused:
     for name, mend in (MENDERS if record.from_table else EXACT_MENDERS).items():
         nothing = NO_TEXT if name in {"title", "author"} else NOTHING
         given = [v for v in record.fields.get(name, ()) if not _is_nothing(v, nothing)]
-        # None is not given: what is required is then missing, and everything else is empty.
+        # A field without values is left out: validation reports it if it is required.
         if given:
             values[name] = mend(given, repairs)
     errors = _unstorable(values)
@@ -113,13 +113,13 @@ def _text(given: list[Any], repairs: list[str]) -> Any:
 
 
 def _isbn(given: list[Any], repairs: list[str], *, pad: bool = True) -> Any:
-    """Give the first ISBN whose check digit agrees, else the first with the form of one."""
+    """Return the first ISBN with a right check digit, else the first well-formed ISBN."""
     flat = [part for value in given for part in (value if isinstance(value, list) else [value])]
     read = [(value, *_read_isbn(value, pad)) for value in flat if not _is_nothing(value)]
-    formed = [(text, how) for _, text, how in read if text is not None]
-    for text, how in formed:
+    formed = [(text, repair) for _, text, repair in read if text is not None]
+    for text, repair in formed:
         if isbn_numbers.is_valid(text):
-            repairs.extend([how] if how else [])
+            repairs.extend([repair] if repair else [])
             return text
     if formed:
         return formed[0][0]
@@ -127,18 +127,18 @@ def _isbn(given: list[Any], repairs: list[str], *, pad: bool = True) -> Any:
 
 
 def _read_isbn(value: Any, pad: bool) -> tuple[str | None, str | None]:
-    """Give the ten or thirteen digits of an ISBN, and what was mended for it."""
+    """Return the ten or thirteen digits of an ISBN, and the repair that was made."""
     text = str(value).strip().upper()
-    how = None
+    repair = None
     if text.endswith(".0"):
-        text, how = text[:-2], "isbn: a number's .0 dropped"
-    # What has signs, a label or a zero in front was no number to a spreadsheet: an ISSN, whose
-    # check digit would agree behind two zeros, is written with a hyphen.
+        text, repair = text[:-2], "isbn: a number's .0 dropped"
+    # Only bare digits can have lost zeros in a spreadsheet. A value with signs or a label was
+    # not a number: an ISSN after two zeros has a right check digit, but is written with a hyphen.
     if pad and ROBBED.fullmatch(text) and isbn_numbers.is_valid(text.zfill(10)):
         return text.zfill(10), "isbn: leading zeros restored"
     wrapped = WRAPPED.fullmatch(text)
     text = SIGNS.sub("", ISBN_LABEL.sub("", wrapped[1] if wrapped else text))
-    return (text, how) if WELL_FORMED.fullmatch(text) else (None, None)
+    return (text, repair) if WELL_FORMED.fullmatch(text) else (None, None)
 
 
 def _year(given: list[Any], repairs: list[str]) -> Any:

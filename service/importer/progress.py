@@ -1,4 +1,4 @@
-"""Progress of long work, on standard error."""
+"""Show the progress of a long command on standard error."""
 
 import sys
 import time
@@ -6,25 +6,25 @@ from typing import Self
 
 from tqdm import tqdm
 
-LOG_SECONDS = 10  # between two lines where nobody watches
+LOG_SECONDS = 10  # between two lines if standard error is not a terminal
 
 
 class Progress:
-    """A bar with rate and time left; without `total` (bytes, or records) a count and a rate."""
+    """A bar with rate and time left. Without `total` (bytes or records): count and rate only."""
 
     def __init__(self, total: int | None) -> None:
         left = "{percentage:3.0f}% |{bar}| {desc}, {remaining} left" if total else "{desc}"
-        watched = sys.stderr.isatty()
+        is_terminal = sys.stderr.isatty()
         self._bar = tqdm(
             total=total or None,
             bar_format=f"{left} [{{elapsed}}]",
-            mininterval=0.2 if watched else LOG_SECONDS,
-            dynamic_ncols=watched,
+            mininterval=0.2 if is_terminal else LOG_SECONDS,
+            dynamic_ncols=is_terminal,
         )
         self._began = time.monotonic()
 
     def __enter__(self) -> Self:
-        """Begin to show."""
+        """Return the bar, which is shown already."""
         return self
 
     def __exit__(self, *error: object) -> None:
@@ -34,11 +34,11 @@ class Progress:
 
     @property
     def seconds(self) -> float:
-        """How long it took so far."""
+        """Seconds since the start."""
         return time.monotonic() - self._began
 
     def show(self, position: int, records: int, refused: int = 0) -> None:
-        """Say how far it is: at which part of `total`, and after how many records."""
+        """Show the position within `total`, and the number of records so far."""
         words = f"{records:,} records, {records / max(self.seconds, 0.001):,.0f}/s"
         if refused:
             words += f", {refused:,} refused"

@@ -1,4 +1,4 @@
-"""A record between a file and the catalogue."""
+"""The record that a reader passes on to validation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -12,12 +12,12 @@ FIELDS = ("title", "author", "isbn", "published_year", "genre", "price")
 class Record:
     """One record as it was read.
 
-    number: the line it begins on; of MARC, which record of the file it is; from 1.
-    raw: what stood there, for the reader of the rejects.
-    fields: the values that may be a field of the book, the best first.
-    damage: why there are no fields, in words that do not change from record to record.
-    detail: more about that.
-    from_table: whether a spreadsheet may have had its numbers in hand.
+    number: the line on which it begins (MARC: its position in the file), from 1.
+    raw: the original data, for the file of rejects.
+    fields: candidate values of each field of the book, the best first.
+    damage: why there are no fields. The text is the same for all records with this damage.
+    detail: details of the damage of this record.
+    from_table: whether a spreadsheet may have changed its numbers.
     """
 
     number: int

@@ -1,4 +1,4 @@
-"""Where records come from: bytes of a file or of standard input, plain or gzip."""
+"""Read bytes and lines from a file or standard input, plain or gzip."""
 
 import gzip
 import io
@@ -17,7 +17,7 @@ from typing_extensions import Buffer
 
 Format = Literal["csv", "jsonl", "marc"]
 
-MAX_RECORD = 4 * 1024 * 1024  # bytes (CSV: characters) of one record; a longer one is damaged
+MAX_RECORD = 4 * 1024 * 1024  # bytes (CSV: characters); a longer record counts as damaged
 BUFFER = 256 * 1024
 GZIP = b"\x1f\x8b"
 BY_NAME: dict[str, Format] = {
@@ -28,11 +28,11 @@ LEADER = re.compile(rb"\s*[0-9]{5}[a-z ]{5}.{2}[0-9]{5}", re.DOTALL)
 
 
 class SourceError(Exception):
-    """The source cannot be read, or not to its end. Says why."""
+    """The source cannot be read, or not to its end. The message is the reason."""
 
 
 class Source(io.RawIOBase):
-    """The bytes of a file (`-`: standard input), unpacked if they are gzip."""
+    """The bytes of a file (`-` is standard input). Gzip data are decompressed."""
 
     def __init__(self, path: str) -> None:
         if path == "-" and sys.stdin is None:
@@ -52,13 +52,13 @@ class Source(io.RawIOBase):
 
     @property
     def position(self) -> int:
-        """How many bytes of the file itself were read; 0 where that cannot be told."""
+        """Number of bytes read from the file (compressed bytes of gzip); 0 if unknown."""
         if self.size is None:
             return 0
         return self.size if self._file.closed else self._file.tell()
 
     def _verify(self) -> None:
-        """Read gzip data to their end: damaged ones can look like good ones up to there."""
+        """Read gzip data to the end: only the checksum there reveals all damage."""
         try:
             while self.read(BUFFER):
                 pass
@@ -75,11 +75,11 @@ class Source(io.RawIOBase):
         super().close()
 
     def readable(self) -> bool:
-        """Say that it can be read."""
+        """Return True."""
         return True
 
     def readinto(self, buffer: Buffer) -> int:
-        """Read some bytes. Raises SourceError where the file is damaged."""
+        """Read some bytes. Raises SourceError if the file is damaged."""
         view = memoryview(buffer)
         try:
             data = self._bytes.read1(len(view))
@@ -92,7 +92,7 @@ class Source(io.RawIOBase):
 
 
 def _copied(stream: BinaryIO) -> "io.BufferedReader":
-    """Copy a stream to a file without a name, where it can be read twice."""
+    """Copy a stream to a temporary file, so that it can be read twice."""
     file = tempfile.TemporaryFile(buffering=BUFFER)  # noqa: SIM115  (closed by the source)
     shutil.copyfileobj(stream, file, BUFFER)
     file.seek(0)
@@ -100,7 +100,7 @@ def _copied(stream: BinaryIO) -> "io.BufferedReader":
 
 
 def guess_format(name: str, head: bytes) -> Format:
-    """Tell a format by how a file begins, else by its name; else it is CSV."""
+    """Return the format by the first bytes of a file, else by its name, else CSV."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"{"):
         return "jsonl"
@@ -113,7 +113,7 @@ def guess_format(name: str, head: bytes) -> Format:
 
 
 class Line(NamedTuple, Generic[AnyStr]):
-    """A line with its number from 1, and whether it is whole: longer ones are cut."""
+    """A line and its number, from 1. `whole` is false if the line was cut at MAX_RECORD."""
 
     number: int
     text: AnyStr
@@ -121,7 +121,7 @@ class Line(NamedTuple, Generic[AnyStr]):
 
 
 class Lines(Generic[AnyStr]):
-    """The lines of a stream; some can be put back."""
+    """The lines of a stream, with a way to put lines back."""
 
     def __init__(self, stream: IO[AnyStr]) -> None:
         self._stream: IO[AnyStr] = stream
@@ -133,7 +133,7 @@ class Lines(Generic[AnyStr]):
             yield line
 
     def take(self) -> Line[AnyStr] | None:
-        """Give the next line; None at the end."""
+        """Return the next line, or None at the end."""
         if self._back:
             return self._back.popleft()
         text = self._read()
@@ -146,7 +146,7 @@ class Lines(Generic[AnyStr]):
         return Line(self._number, text, rest is text)
 
     def put_back(self, lines: list[Line[AnyStr]]) -> None:
-        """Put lines back, to be taken again."""
+        """Put lines back: `take` returns them again."""
         self._back.extendleft(reversed(lines))
 
     def _read(self) -> AnyStr:
