@@ -1,7 +1,7 @@
 """The command line: `octavo`, or `python -m service`.
 
-Exit codes: 0 done, 1 failed, 2 wrong usage, 69 the database cannot be reached, 78 the
-configuration cannot be used (sysexits.h), 130 stopped by Ctrl-C.
+Exit codes: 0 success, 1 failure, 2 wrong usage, 69 database unavailable, 78 invalid
+configuration (sysexits.h), 130 stopped by Ctrl-C.
 """
 
 from importlib import import_module
@@ -10,7 +10,7 @@ import click
 
 from service import __version__
 
-COMMANDS = {  # and the file that has each
+COMMANDS = {  # command -> its module
     "serve": "serve",
     "migrate": "migrate",
     "init-db": "migrate",
@@ -23,7 +23,7 @@ COMMANDS = {  # and the file that has each
 
 
 class _Commands(click.Group):
-    """Loads a command when it is asked for: no one needs all that they need together."""
+    """Imports the module of a command only when the command runs: imports are slow."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(COMMANDS)
@@ -51,7 +51,7 @@ def main() -> None:
     try:
         cli()
     except Exception as error:
-        # What tells them apart takes longer to load than most commands.
+        # Imported here, because this module takes longer to load than most commands run.
         from service.cli.failures import explain
 
         explain(error)

@@ -1,4 +1,4 @@
-"""octavo cache: what an operator may do about the cache. No write of Octavo's needs any of it."""
+"""octavo cache: commands for operators. Octavo's own writes need none of them."""
 
 import asyncio
 from collections import Counter
@@ -16,14 +16,15 @@ T = TypeVar("T")
 
 @click.group()
 def cache() -> None:
-    """Turn the cache off, clear it, or look at it."""
+    """Turn the cache off, clear it, or inspect it."""
 
 
 @cache.command()
 def bump() -> None:
-    """Turn the cache off for all, and wait until nobody uses it: after changes by other tools.
+    """Turn the cache off in all processes, and wait until none uses it.
 
-    It comes back by itself, empty, after some seconds.
+    Use this after other tools have changed the database. The cache turns itself on again, empty,
+    after some seconds.
     """
     _with_row(lambda settings, epochs: epochs.turn_off())
     click.echo("The cache is off; what it held is never used again")
@@ -31,17 +32,17 @@ def bump() -> None:
 
 @cache.command()
 def clear() -> None:
-    """Delete what is in the cache, and nothing else in that Redis."""
-    swept = _with_row(_clear)
-    if swept is None:
+    """Delete all entries of the cache, and nothing else in that Redis."""
+    deleted = _with_row(_clear)
+    if deleted is None:
         click.echo("The cache is off; what it held is never used again")
     else:
-        click.echo(f"{swept} entries deleted")
+        click.echo(f"{deleted} entries deleted")
 
 
 @cache.command()
 def stats() -> None:
-    """Say whether the cache is on, and what is in it."""
+    """Show whether the cache is on, and count its entries."""
     for line in _with_row(_stats):
         click.echo(line)
 
@@ -50,39 +51,40 @@ async def _clear(settings: Settings, epochs: Epochs) -> int | None:
     state = await epochs.read()
     if not state.on:
         return None
-    if settings.redis_url is None:  # the memory of another process
+    if settings.redis_url is None:  # the entries are in the memory of another process
         await epochs.turn_off()
         return None
-    return await _ask(settings.redis_url, lambda store: store.sweep(state.prefix))
+    return await _with_store(settings.redis_url, lambda store: store.sweep(state.prefix))
 
 
 async def _stats(settings: Settings, epochs: Epochs) -> list[str]:
     state = await epochs.read()
-    said = [f"The cache is {'on' if state.on else 'off'}, epoch {state.epoch}"]
+    lines = [f"The cache is {'on' if state.on else 'off'}, epoch {state.epoch}"]
     if not state.on:
-        return said
-    said.append(f"Store: {state.run_id}")
+        return lines
+    lines.append(f"Store: {state.run_id}")
     if settings.redis_url is None or state.run_id.startswith("memory-"):
-        return [*said, "Its entries are in the memory of the process that serves"]
-    found = await _ask(settings.redis_url, lambda store: store.names(state.prefix))
-    counts = Counter(name.partition(":")[0] for name in found)
-    return [*said, *(f"  {kind}: {n}" for kind, n in sorted(counts.items()))]
+        return [*lines, "Its entries are in the memory of the process that serves"]
+    names = await _with_store(settings.redis_url, lambda store: store.names(state.prefix))
+    counts = Counter(name.partition(":")[0] for name in names)
+    return [*lines, *(f"  {kind}: {n}" for kind, n in sorted(counts.items()))]
 
 
-async def _ask(url: str, ask: Callable[[RedisStore], Awaitable[T]]) -> T:
+async def _with_store(url: str, work: Callable[[RedisStore], Awaitable[T]]) -> T:
+    """Run `work` with the Redis store. Raises ClickException if Redis fails."""
     store = RedisStore(url)
     try:
-        return await ask(store)
+        return await work(store)
     except FAILURES as error:
         raise click.ClickException(
-            f"Redis cannot be asked: {error}. Start it, or set REDIS_URL"
+            f"Redis cannot be reached: {error}. Start it, or set REDIS_URL"
         ) from None
     finally:
         await store.close()
 
 
 def _with_row(work: Callable[[Settings, Epochs], Awaitable[T]]) -> T:
-    """Do something about the row of the epoch."""
+    """Run `work` with the settings and the database row of the epoch."""
     settings = load_from_environment()
 
     async def run() -> T:

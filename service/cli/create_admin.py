@@ -1,4 +1,4 @@
-"""octavo create-admin: the first account that may do everything."""
+"""octavo create-admin: create an administrator's account."""
 
 import asyncio
 
@@ -23,10 +23,10 @@ from service.validation import messages
     prompt=True,
     hide_input=True,
     confirmation_prompt=True,
-    help="8 to 128 characters; better asked for, or from OCTAVO_ADMIN_PASSWORD.",
+    help="8 to 128 characters. Safer: enter it at the prompt, or set OCTAVO_ADMIN_PASSWORD.",
 )
 def create_admin(username: str, email: str, password: str) -> None:
-    """Make an account with all rights."""
+    """Create an account with all rights."""
     try:
         account = Registration(username=username, email=email, password=password)
     except ValidationError as error:
@@ -52,6 +52,6 @@ def create_admin(username: str, email: str, password: str) -> None:
     click.echo(f"Administrator {user.username} created, id {user.id}")
 
 
-def _input_error(found: dict[str, list[str]]) -> click.ClickException:
-    lines = (f"{field}: {' '.join(sentences)}" for field, sentences in found.items())
+def _input_error(errors: dict[str, list[str]]) -> click.ClickException:
+    lines = (f"{field}: {' '.join(sentences)}" for field, sentences in errors.items())
     return click.ClickException("\n".join(lines))

@@ -1,4 +1,4 @@
-"""What several commands do with the database."""
+"""Database work that several commands share."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def write_once(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
-    """Run one write in a database of its own, opened and closed here."""
+    """Open the database, run one write, and close the database."""
 
     async def run() -> T:
         database = Database(load_from_environment())
@@ -29,7 +29,7 @@ def write_once(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
 
 
 def fill_with_shipped_books() -> None:
-    """Add the shipped books to an empty catalogue, and say so."""
+    """Add the shipped books to an empty catalogue, and print the result."""
     books = shipped_books()
     added = write_once(lambda db: fill_if_empty(db, books))
     click.echo(f"{added} books added" if added else "The catalogue has books already: none added")

@@ -1,4 +1,4 @@
-"""`octavo openapi`: the document of the API, for those who make clients from it."""
+"""`octavo openapi`: print the document of the API, for client generators."""
 
 import json
 
@@ -13,7 +13,7 @@ from service.openapi.pages import document
 def openapi() -> None:
     """Print the OpenAPI document of the API, as JSON.
 
-    Its server is PUBLIC_URL.
+    Its server URL is PUBLIC_URL.
     """
     app = create_app(load_from_environment())
     click.echo(json.dumps(document(app).schema(), ensure_ascii=False, indent=2))

@@ -1,4 +1,4 @@
-"""What went wrong, in a sentence and an exit code, where a stranger can mend it."""
+"""Turn expected errors into a message with the cure, and an exit code."""
 
 import errno
 import sys
@@ -12,11 +12,11 @@ from service.db_errors import is_busy, is_unavailable, lacks_tables
 
 EX_UNAVAILABLE = 69
 EX_CONFIG = 78
-OUTPUT_FAILED = {errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT}  # no database says these
+OUTPUT_FAILED = {errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT}  # never from a database
 
 
 def explain(error: Exception) -> NoReturn:
-    """Say what can be done about `error`, and exit; what nobody foresaw is raised again."""
+    """Print the cure of `error`, and exit. An unexpected error is raised again."""
     if isinstance(error, ConfigurationError):
         lines = ("Octavo cannot start with this configuration:", *error.problems)
         _end(EX_CONFIG, "\n  - ".join(lines))
@@ -39,6 +39,6 @@ def explain(error: Exception) -> NoReturn:
     )
 
 
-def _end(code: int, said: str) -> NoReturn:
-    click.echo(said, err=True)
+def _end(code: int, message: str) -> NoReturn:
+    click.echo(message, err=True)
     sys.exit(code)

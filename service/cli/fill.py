@@ -1,4 +1,4 @@
-"""octavo seed-db, import-books: books for a catalogue."""
+"""octavo seed-db, import-books: add books to the catalogue."""
 
 import os
 import sys
@@ -20,13 +20,13 @@ EX_INTERRUPTED = 130
 
 
 @click.command("seed-db")
-@click.option("--books", type=click.IntRange(min=1), help="Make up so many plausible books.")
-@click.option("--seed", type=int, help="Which ones: the same for the same number.  [default: 1]")
+@click.option("--books", type=click.IntRange(min=1), help="Number of plausible books to make up.")
+@click.option("--seed", type=int, help="Equal seeds give equal made-up books.  [default: 1]")
 def seed_db(books: int | None, seed: int | None) -> None:
     """Fill an empty catalogue with the books that come with Octavo, or add made-up ones.
 
-    Made-up books look like a catalogue's: for trying out, and for load tests. Each is added once,
-    so that a run that was interrupted can be gone on with.
+    Made-up books resemble a real catalogue, for demonstrations and load tests. Each is added
+    once: run the command again to continue after an interruption.
     """
     if books is not None:
         _seed_plausible(books, 1 if seed is None else seed)
@@ -38,7 +38,7 @@ def seed_db(books: int | None, seed: int | None) -> None:
 
 
 def _seed_plausible(count: int, seed: int) -> None:
-    # Made-up names take a second to load: other commands need not wait for them.
+    # Imported here, because the lists of names take a second to load.
     from service.plausible import plausible_books
 
     stopped = False
@@ -81,25 +81,29 @@ class _Map(click.ParamType[ColumnMap]):
     "--format",
     "kind",
     type=click.Choice(["csv", "jsonl", "marc"]),
-    help="Else told by how the file begins, or by its name.",
+    help="Default: detected from the first bytes of the file, else from its name.",
 )
 @click.option(
     "--map",
     "given",
     type=_Map(),
     default={},
-    help="Columns of the fields title, author, isbn, published_year, genre and price, where their"
-    " names do not say it. A field without a column is left out; of a field given twice, the"
-    " first column counts that holds something.",
+    help="Columns of the fields title, author, isbn, published_year, genre and price, if their"
+    " names differ. A field without a column is left out. A field that is given twice takes its"
+    " first column with a value.",
 )
-@click.option("--encoding", help="Of CSV; else UTF-8, or UTF-16 if it begins so.")
-@click.option("--owner", help="User whose books these are; without one, administrators edit them.")
+@click.option(
+    "--encoding", help="Encoding of CSV. Default: UTF-16 if it has a byte order mark, else UTF-8."
+)
+@click.option(
+    "--owner", help="Username of the owner. Without an owner, only administrators edit the books."
+)
 @click.option(
     "--rejects",
     type=click.Path(dir_okay=False, writable=True),
-    help="Where to write the refused records, as JSON Lines with the reason.",
+    help="File for the refused records, as JSON Lines with the reason.",
 )
-@click.option("--dry-run", is_flag=True, help="Say what would happen, and change nothing.")
+@click.option("--dry-run", is_flag=True, help="Report what would happen, and change nothing.")
 def import_books(
     file: str,
     kind: Format | None,
@@ -111,9 +115,9 @@ def import_books(
 ) -> None:
     """Import books from FILE (- for standard input): CSV, JSON Lines or MARC 21, plain or gzip.
 
-    What can be repaired without guessing is repaired; what the catalogue does not allow is
-    refused and counted. Run it again after an interruption, or with a newer file: a record that
-    is in the catalogue is not added twice.
+    Values are repaired where no guess is needed. Records that the catalogue does not allow are
+    refused and counted. Run the command again after an interruption, or with a newer file: a
+    record that is in the catalogue is not added twice.
     """
     settings = load_from_environment()
     if rejects is not None and _is_same(file, rejects):
@@ -125,12 +129,12 @@ def import_books(
             open_reading(file, kind, encoding, given) as reading,
             Loader(settings, owner, dry_run=dry_run) as loader,
         ):
-            _say_what(reading)
+            _print_source(reading)
             try:
                 with Rejects(rejects) as refused:
                     run_import(reading, loader, refused, report, strict_isbn=strict)
             finally:
-                _say_how(report, dry_run=dry_run)
+                _print_report(report, dry_run=dry_run)
     except SourceError as error:
         raise click.ClickException(str(error)) from None
     except KeyboardInterrupt:
@@ -144,22 +148,22 @@ def import_books(
 
 
 def _is_same(file: str, rejects: str) -> bool:
-    """Whether the rejects would be written over what is read."""
+    """Whether the rejects would overwrite the file that is read."""
     if not os.path.isfile(rejects):
         return False
     try:
         source = os.fstat(sys.stdin.fileno()) if file == "-" else os.stat(file)
-    except (OSError, ValueError, AttributeError):  # standard input is closed, or no file
+    except (OSError, ValueError, AttributeError):  # standard input is closed, or is not a file
         return False
     return os.path.samestat(source, os.stat(rejects))
 
 
-def _say_how(report: Report, *, dry_run: bool) -> None:
+def _print_report(report: Report, *, dry_run: bool) -> None:
     for line in report.lines(dry_run=dry_run):
         click.echo(line)
 
 
-def _say_what(reading: Reading) -> None:
+def _print_source(reading: Reading) -> None:
     source = "standard input" if reading.source.name == "-" else reading.source.name
     click.echo(f"Reading {reading.format} from {source}")
     for name, columns in (reading.columns or {}).items():

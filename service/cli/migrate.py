@@ -1,4 +1,4 @@
-"""octavo migrate, init-db: the tables that a database needs before it is served."""
+"""octavo migrate, init-db: create or upgrade the tables of the database."""
 
 import click
 
@@ -8,7 +8,7 @@ from service.config import load_from_environment
 
 @click.command()
 def migrate() -> None:
-    """Bring the database up to date. Safe to run again, and from two places at once."""
+    """Upgrade the database. Safe to repeat, and to run from two places at once."""
     url = load_from_environment().database
     migrations.upgrade(url)
     click.echo(f"Database at revision {migrations.head()}")

@@ -1,4 +1,4 @@
-"""octavo serve: workers on one socket, and who watches over them."""
+"""octavo serve: worker processes on shared sockets, and their supervisor."""
 
 import asyncio
 import logging
@@ -26,12 +26,12 @@ from service.server.supervisor import Supervisor
     show_default=True,
     help="Address and port to listen on, or unix:PATH; may be repeated.",
 )
-@click.option("--workers", type=click.IntRange(0, 256), help="Processes (WORKERS).")
-@click.option("--prepare", is_flag=True, help="First do what migrate and seed-db do.")
+@click.option("--workers", type=click.IntRange(0, 256), help="Number of processes (WORKERS).")
+@click.option("--prepare", is_flag=True, help="Run migrate and seed-db first.")
 def serve(binds: tuple[str, ...], workers: int | None, prepare: bool) -> None:
     """Serve the catalogue over HTTP until Ctrl-C or SIGTERM.
 
-    SIGHUP replaces every worker by a new one, without losing a request.
+    SIGHUP replaces every worker by a new one. No request is lost.
     """
     settings = load_from_environment()
     if workers is not None:
@@ -41,30 +41,30 @@ def serve(binds: tuple[str, ...], workers: int | None, prepare: bool) -> None:
     if prepare:
         _prepare(settings)
     if forks is None:
-        _say_where(settings, binds[0])
+        _print_addresses(settings, binds[0])
     if settings.workers == 0:
         return _serve_here(settings, sockets, forks)
-    sys.exit(_watch(settings, sockets))
+    sys.exit(_supervise(settings, sockets))
 
 
 def _sockets(settings: Settings, binds: tuple[str, ...]) -> list[socket.socket]:
-    found = []
+    sockets = []
     for bind in binds:
         if not bind:
             raise click.BadParameter("write address:port, as 127.0.0.1:8000", param_hint="--bind")
-        wanted = Config()
-        wanted.bind = [bind]
+        config = Config()
+        config.bind = [bind]
         try:
-            (sock,) = wanted.create_sockets().insecure_sockets
+            (sock,) = config.create_sockets().insecure_sockets
             sock.listen(settings.backlog)
         except (OSError, ValueError, OverflowError) as error:
             raise click.ClickException(f"Cannot listen on {bind}: {error}") from None
-        found.append(sock)
-    return found
+        sockets.append(sock)
+    return sockets
 
 
 def _prepare(settings: Settings) -> None:
-    # Takes a second to load, like what serves: who only watches over workers need not wait for it.
+    # Imported here, because these modules take a second to load and a supervisor needs none.
     from service import migrations
     from service.cli.database import fill_with_shipped_books
 
@@ -84,7 +84,7 @@ def _serve_here(settings: Settings, sockets: list[socket.socket], forks: Forks |
         raise click.ClickException(f"Could not start: {error}") from None
 
 
-def _watch(settings: Settings, sockets: list[socket.socket]) -> int:
+def _supervise(settings: Settings, sockets: list[socket.socket]) -> int:
     processes = max(settings.total_workers, settings.workers)
     binds = [word for sock in sockets for word in ("--bind", f"fd://{sock.fileno()}")]
     logger = logging.Logger("supervisor", settings.log_level)
@@ -100,7 +100,7 @@ def _watch(settings: Settings, sockets: list[socket.socket]) -> int:
             sockets,
             logger,
             count=settings.workers,
-            # In memory, two would each have a cache and limits of their own.
+            # Without Redis, two workers at once would have separate caches and limits.
             overlap=settings.redis_url is not None,
             patience=settings.drain_seconds + settings.grace_seconds,
             environment=environment,
@@ -109,7 +109,7 @@ def _watch(settings: Settings, sockets: list[socket.socket]) -> int:
         return asyncio.run(supervisor.run())
 
 
-def _say_where(settings: Settings, bind: str) -> None:
+def _print_addresses(settings: Settings, bind: str) -> None:
     path = f"--unix-socket {bind.removeprefix('unix:')} " if bind.startswith("unix:") else ""
     scheme = "http" if settings.tls_certfile is None else "https"
     base = settings.public_url or f"{scheme}://{'localhost' if path else bind}"
