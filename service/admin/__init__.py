@@ -1,4 +1,4 @@
-"""What administrators do."""
+"""Administration: users' rights and the cache."""
 
 from quart import Blueprint
 

@@ -24,9 +24,9 @@ async def list_users(call: Call, query_args: PageQuery, current_user: CurrentUse
     """List users, newest first."""
     page = query_args.to_page()
     async with call.database.session() as db:
-        found, total = await service.list_users(db, page)
+        users, total = await service.list_users(db, page)
     envelope = page.envelope(total, call.here)
-    bodies = [to_bytes(UserOut.model_validate(user)) for user in found]
+    bodies = [to_bytes(UserOut.model_validate(user)) for user in users]
     return Reply(with_items(bodies, envelope), headers=link_header(envelope["links"]))
 
 
@@ -35,9 +35,9 @@ async def list_users(call: Call, query_args: PageQuery, current_user: CurrentUse
 @answers(200, Message)
 @admin_required
 async def clear_cache(call: Call, current_user: CurrentUser) -> Reply:
-    """Clear the cache of every worker, and nothing else: for whoever wants to see it work.
+    """Clear the cache of every worker, and nothing else in Redis.
 
-    Nothing in it is ever stale: no write needs this.
+    Normal operation never needs this: cached data are never stale.
     """
     try:
         await call.cache.clear()
@@ -55,7 +55,7 @@ async def clear_cache(call: Call, current_user: CurrentUser) -> Reply:
 async def update_user(
     call: Call, user_id: int, data: RightsUpdate, current_user: CurrentUser
 ) -> Reply:
-    """Change a user's tier or rights, which ends their tokens."""
+    """Change a user's tier or rights. A change ends the user's access tokens."""
     given = data.model_dump(exclude_unset=True)
     user = await call.database.write(
         lambda db: service.update_rights(
@@ -71,6 +71,6 @@ async def update_user(
 @fails(409)
 @admin_required
 async def delete_user(call: Call, user_id: int, current_user: CurrentUser) -> Reply:
-    """Delete a user with their books. The last administrator stays."""
+    """Delete a user and the user's books. The last administrator cannot be deleted."""
     await call.database.write(lambda db: service.delete_user(db, current_user, user_id))
     return Reply(status=204)

@@ -1,4 +1,4 @@
-"""Administration, on the wire."""
+"""Schemas of administration in requests and responses."""
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -7,13 +7,13 @@ from service.validation import Schema
 
 
 class Message(BaseModel):
-    """What was done, in a sentence."""
+    """A sentence about the completed action."""
 
     message: str
 
 
 class RightsUpdate(Schema):
-    """A change of what a user may do: absent fields keep their value."""
+    """A change of a user's rights: absent fields keep their value."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"tier": "premium"}]})
 

@@ -1,4 +1,4 @@
-"""The rules of administration, and their SQL."""
+"""Business rules and SQL of administration."""
 
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
@@ -15,7 +15,7 @@ NEWEST_FIRST = page_query(User, [], Order(COLUMNS.created_at, COLUMNS.id, descen
 
 
 async def list_users(db: AsyncSession, page: Page) -> tuple[list[User], int]:
-    """Give a page of users, newest first, and how many there are in all."""
+    """Return a page of users, newest first, and the total number of users."""
     return await fetch_page(db, NEWEST_FIRST, ALL, page)
 
 
@@ -27,7 +27,10 @@ async def update_rights(
     tier: str | None,
     is_admin: bool | None,
 ) -> User:
-    """Change a user's tier or rights, which ends their tokens. The last administrator stays."""
+    """Change a user's tier or rights. A change ends the user's access tokens.
+
+    Raises ConflictError if no administrator would be left.
+    """
     await _confirm_administrator(db, current_user)
     user = await get_user(db, user_id, lock=True)
     if is_admin is False:
@@ -36,7 +39,7 @@ async def update_rights(
     user.tier = user.tier if tier is None else tier
     user.is_admin = user.is_admin if is_admin is None else is_admin
     if (user.tier, user.is_admin) != before:
-        # Refresh tokens live on: they give tokens with the new rights.
+        # Refresh tokens stay valid: they give access tokens with the new rights.
         user.token_version += 1
         user.kept_jti = None
     await db.flush()
@@ -44,7 +47,10 @@ async def update_rights(
 
 
 async def delete_user(db: AsyncSession, current_user: CurrentUser, user_id: int) -> None:
-    """Delete a user and, by the database, their books and tokens. The last administrator stays."""
+    """Delete a user. The database also deletes the user's books and tokens.
+
+    Raises ConflictError for the last administrator.
+    """
     await _confirm_administrator(db, current_user)
     user = await get_user(db, user_id, lock=True)
     await _keep_one_administrator(db, user)
@@ -53,9 +59,9 @@ async def delete_user(db: AsyncSession, current_user: CurrentUser, user_id: int)
 
 
 async def _confirm_administrator(db: AsyncSession, current_user: CurrentUser) -> None:
-    """Let one at a time decide who is an administrator, and only one who still is.
+    """Lock the rows of all administrators, and check that the caller is still one of them.
 
-    Two must not remove each other.
+    Without the lock, two administrators could remove each other.
     """
     await db.execute(
         select(User.id).where(User.is_admin.is_(True)).order_by(User.id).with_for_update()

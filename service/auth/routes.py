@@ -20,7 +20,7 @@ from service.users.schemas import UserOut
 @answers(201, UserOut, links={"get_user": {"user_id": "$response.body#/id"}})
 @validate_request(Registration)
 async def register(call: Call, data: Registration) -> Reply:
-    """Make an account. A name or e-mail that is taken is 400, said by field."""
+    """Create an account. A taken name or e-mail is 400, with a message for its field."""
     password_hash = await call.passwords.hash(data.password)
     user = await call.database.write(
         lambda db: users.create_user(db, data.username, data.email, password_hash)
@@ -34,7 +34,7 @@ async def register(call: Call, data: Registration) -> Reply:
 @answers(200, TokenPair)
 @validate_request(Credentials)
 async def login(call: Call, data: Credentials) -> Reply:
-    """Exchange e-mail and password for a pair of tokens; the same time whoever it is."""
+    """Exchange e-mail and password for a pair of tokens. An unknown e-mail takes as long."""
     async with password_attempt(call, users.email_key(data.email)) as attempt:
         async with call.database.session() as db:
             user = await users.find_by_email(db, data.email)
@@ -49,7 +49,7 @@ async def login(call: Call, data: Credentials) -> Reply:
 
 
 async def _sign_in(call: Call, user_id: int, password: str, checked_hash: str) -> TokenPair | None:
-    """Give a pair of tokens, unless the password that was right has changed since."""
+    """Return a pair of tokens, or None if the password has changed since it was verified."""
     is_outdated = call.passwords.is_outdated(checked_hash)
     new_hash = await call.passwords.hash(password) if is_outdated else None
     seconds = call.settings.refresh_token_seconds

@@ -1,4 +1,4 @@
-"""Signing in, on the wire."""
+"""Schemas of registration, sign-in and tokens."""
 
 from typing import Annotated
 
@@ -25,7 +25,7 @@ class Registration(Schema):
 
 
 class Credentials(Schema):
-    """Who one says one is. A malformed address is an unknown one, not a mistake to explain."""
+    """E-mail and password. A malformed address counts as unknown, not as invalid input."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"email": "anna@example.org", "password": "correct horse"}]}
@@ -36,7 +36,7 @@ class Credentials(Schema):
 
 
 class Refresh(Schema):
-    """A refresh token, to be exchanged for a new pair."""
+    """A refresh token to exchange for a new pair."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"refresh_token": "pDVYOsmQZSnlLGcBRrEhzg"}]}
@@ -46,7 +46,7 @@ class Refresh(Schema):
 
 
 class TokenPair(BaseModel):
-    """A fresh access token (`expires_in` seconds) and the refresh token that follows it."""
+    """A new access token (valid for `expires_in` seconds), and its refresh token."""
 
     model_config = ConfigDict(json_schema_serialization_defaults_required=True)
 

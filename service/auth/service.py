@@ -1,4 +1,4 @@
-"""The rules of sessions, and their SQL. The user's row is the lock of all their tokens."""
+"""Business rules and SQL of sessions. Changes of a user's tokens lock the user's row."""
 
 import secrets
 from datetime import datetime, timedelta
@@ -13,8 +13,9 @@ from service.models import RefreshToken, User
 from service.security import Tokens, digest, new_refresh_token
 from service.users.service import end_tokens, get_user
 
-PRUNED = 20  # expired refresh tokens that each new one takes with it
-# The database's clock: a worker's may step, and would end sessions, or delete what shows a reuse.
+PRUNED = 20  # expired refresh tokens to delete, at most, for each new token
+# The database's clock. A worker's clock may jump, and would end sessions early, or delete the rows
+# that reveal a reuse.
 NOW = type_coerce(UtcNow(), UtcDateTime)
 EXPIRED = (
     select(RefreshToken.id)
@@ -34,9 +35,9 @@ async def login(
     tokens: Tokens,
     refresh_seconds: int,
 ) -> TokenPair | None:
-    """Open a session of the user whose password fitted `checked_hash`.
+    """Open a session of the user whose password was verified against `checked_hash`.
 
-    None if user or password have changed since. `new_hash` replaces an outdated hash.
+    None if the user is gone or the password has changed. `new_hash` replaces an outdated hash.
     """
     user = await db.get(User, user_id, with_for_update=True)
     if user is None or user.password_hash != checked_hash:
@@ -51,24 +52,24 @@ async def refresh(
 ) -> TokenPair | None:
     """Exchange a refresh token for a new pair, once. None if it is not valid.
 
-    One that was used before has been stolen, or its successor has: the whole family ends, and
-    with it every access token, since it cannot be told which of them are the thief's.
+    If a token is used twice, it or its successor was stolen. Then the whole family ends, and every
+    access token of the user with it, because a stolen access token cannot be identified.
     """
     by_digest = select(RefreshToken).where(RefreshToken.digest == digest(refresh_token))
-    found = await db.scalar(by_digest)
-    if found is None:
+    row = await db.scalar(by_digest)
+    if row is None:
         return None
-    user = await db.get(User, found.user_id, with_for_update=True)
-    found = await db.scalar(by_digest.execution_options(populate_existing=True))
-    if user is None or found is None or found.expires_at < await _now(db):
+    user = await db.get(User, row.user_id, with_for_update=True)
+    row = await db.scalar(by_digest.execution_options(populate_existing=True))
+    if user is None or row is None or row.expires_at < await _now(db):
         return None
-    if found.used:
+    if row.used:
         user.token_version += 1
         user.kept_jti = None
-        await db.execute(delete(RefreshToken).where(RefreshToken.family == found.family))
+        await db.execute(delete(RefreshToken).where(RefreshToken.family == row.family))
         return None
-    found.used = True
-    return await _issue(db, user, found.family, tokens, refresh_seconds)
+    row.used = True
+    return await _issue(db, user, row.family, tokens, refresh_seconds)
 
 
 async def logout(db: AsyncSession, current_user: CurrentUser) -> None:

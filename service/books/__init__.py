@@ -1,4 +1,4 @@
-"""The catalogue's books."""
+"""Books of the catalogue."""
 
 from quart import Blueprint
 

@@ -41,7 +41,7 @@ FOLLOW_UPS = {"get_book": BOOK, "update_book": BOOK, "delete_book": BOOK}
 @validate_querystring(BookQuery)
 @costly
 async def list_books(call: Call, query_args: BookQuery) -> Reply:
-    """List books: a page (newest first), or what follows a cursor (by id)."""
+    """List books: a page (newest first), or the books after a cursor (by id)."""
     if query_args.by_cursor:
         return await _list_after(call, query_args)
     page = query_args.to_page()
@@ -59,17 +59,17 @@ async def _list_after(call: Call, query: BookQuery) -> Reply:
     start = _start(query.cursor, sort, purpose, call.cursors)
     listing = service.list_books_after(query, sort, start, limit)
     rows = await call.cache.lists.read(listing, past=query.nocache)
-    others: dict[str, Any] = {"has_more": rows.more is not None}
+    envelope: dict[str, Any] = {"has_more": rows.more is not None}
     if rows.more is not None:
         key, last = rows.more
-        others["next_cursor"] = last if sort == "id" else call.cursors.write(purpose, key, last)
-    return Reply.of_list(with_items(rows.bodies, others), listing, rows)
+        envelope["next_cursor"] = last if sort == "id" else call.cursors.write(purpose, key, last)
+    return Reply.of_list(with_items(rows.bodies, envelope), listing, rows)
 
 
 def _start(
     cursor: str | None, sort: str, purpose: list[Any], cursors: Cursors
 ) -> tuple[Any, int] | None:
-    """Give the key and id that a cursor stands for: an id in the default order (guide)."""
+    """Return the key and id of a cursor. In the default order a cursor is an id (guide)."""
     if cursor is None:
         return None
     if sort == "id":

@@ -1,4 +1,4 @@
-"""Books on the wire."""
+"""Schemas of books in requests and responses."""
 
 import re
 from decimal import Decimal
@@ -41,7 +41,7 @@ from service.validation import (
 
 MIN_YEAR, MAX_YEAR = 1000, 2100
 MAX_PRICE = Decimal("99999999.99")
-# No multipleOf: validators that divide floats would refuse 9.95.
+# Without multipleOf: validators that divide floats would refuse 9.95.
 PRICE_SCHEMA = {"type": "number", "minimum": 0, "maximum": float(MAX_PRICE)} | {
     "description": "at most two decimals"
 }
@@ -61,7 +61,7 @@ def _number(value: Any) -> Any:
 
 
 def _whole(value: Any) -> Any:
-    """Take 1997.0 for the integer that it is in JSON (JSON Schema 2020-12, 4.2.3)."""
+    """Accept 1997.0, which is an integer in JSON Schema (2020-12, 4.2.3)."""
     if isinstance(value, Decimal) and value == value.to_integral_value():
         return int(value)
     return value
@@ -81,7 +81,7 @@ Isbn = Annotated[
     WithJsonSchema({"type": "string", "pattern": ISBN_AS_WRITTEN}),
 ]
 Year = Annotated[int, Field(ge=MIN_YEAR, le=MAX_YEAR), BeforeValidator(_whole)]
-# Named in the document, too.
+# A TypeAliasType is a named schema in the OpenAPI document.
 Genre = TypeAliasType("Genre", Literal["Fiction", "Non-Fiction", "Science", "History"])
 Price = Annotated[
     Decimal,
@@ -122,7 +122,7 @@ EXAMPLE_OUT: JsonDict = {
 
 
 class BookCreate(Schema):
-    """A book to be made. The server gives the rest."""
+    """A book to create. The server sets all other fields."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [EXAMPLE]})
 
@@ -135,7 +135,7 @@ class BookCreate(Schema):
 
 
 class BookUpdate(Schema):
-    """A book to be changed: absent fields keep their value, null clears an optional one."""
+    """A change of a book: absent fields keep their value, null clears an optional field."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"price": 7.5, "genre": None}]})
 
@@ -175,7 +175,7 @@ class BookPage(BaseModel):
 
 
 class BookSlice(BaseModel):
-    """Books behind a cursor, by id unless sorted. `next_cursor` is there if there are more."""
+    """Books after a cursor, by id unless sorted. `next_cursor` is present if there are more."""
 
     items: list[BookOut]
     has_more: bool
@@ -183,7 +183,7 @@ class BookSlice(BaseModel):
 
 
 class BookLists(RootModel[BookPage | BookSlice]):
-    """Books, in the mode that was asked for."""
+    """Books, in page mode or cursor mode."""
 
 
 class BookArray(RootModel[list[BookOut]]):
@@ -191,12 +191,14 @@ class BookArray(RootModel[list[BookOut]]):
 
 
 class BookFilters(Schema):
-    """Which books: all conditions that are given hold."""
+    """Conditions on books, combined by AND."""
 
     genre: Genre | None = None
-    author: Author | None = Field(None, description="whole, without case", examples=["jane austen"])
+    author: Author | None = Field(
+        None, description="full name, ignoring case", examples=["jane austen"]
+    )
     isbn: Isbn | None = Field(None, examples=["978-0-306-40615-7"])
-    user_id: QueryInteger | None = Field(None, description="whose books", examples=[1])
+    user_id: QueryInteger | None = Field(None, description="id of the owner", examples=[1])
     year_min: QueryInteger | None = Field(None, examples=[1900])
     year_max: QueryInteger | None = Field(None, examples=[1999])
     price_min: QueryDecimal | None = Field(None, examples=[5])
@@ -208,7 +210,7 @@ class BookFilters(Schema):
     )
 
     def conditions(self) -> dict[str, str]:
-        """Give the conditions that are set, in one spelling: what a cursor is bound to."""
+        """Return the conditions that are set, as canonical text. A cursor is bound to them."""
         return {
             name: str(value)
             for name in BookFilters.model_fields
@@ -217,7 +219,7 @@ class BookFilters(Schema):
 
 
 class BookQuery(BookFilters, CachedPageQuery):
-    """A list of books: page mode, or cursor mode if `cursor` or `limit` is there."""
+    """A list of books: page mode, or cursor mode if `cursor` or `limit` is present."""
 
     too_deep = "Beyond 100000 rows use cursor mode: limit instead of page and per_page."
 
@@ -235,7 +237,7 @@ class BookQuery(BookFilters, CachedPageQuery):
 
     @property
     def by_cursor(self) -> bool:
-        """Whether cursor mode is asked for."""
+        """Whether the query selects cursor mode."""
         return not self.model_fields_set.isdisjoint({"cursor", "limit"})
 
     @model_validator(mode="after")

@@ -1,4 +1,4 @@
-"""The rules of books, and their SQL."""
+"""Business rules and SQL of books."""
 
 from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
@@ -54,7 +54,7 @@ from service.search import found_by, query_of
 CENT = Decimal("0.01")
 TABLE: Any = Book.__table__
 COLUMNS = Book.__table__.c
-# Made once, and without the ORM: what is shown of a book.
+# The statements below are built once, without the ORM.
 OUTPUT_COLUMNS = [COLUMNS[name] for name in BookOut.model_fields]
 INPUT_COLUMNS = [*BookCreate.model_fields, *Book.derived("", "")]
 NEW_ROWS = JsonRows("new", {**ACTOR_TYPES, **{name: COLUMNS[name].type for name in INPUT_COLUMNS}})
@@ -63,7 +63,7 @@ SELECT_MANY = select(*OUTPUT_COLUMNS).where(COLUMNS.id.in_(bindparam("ids", expa
 
 
 class _SortKey(NamedTuple):
-    """The key of a sort in both directions, and how a cursor spells its values."""
+    """The sort key in both directions, and the function that parses its value in a cursor."""
 
     ascending: ColumnElement[Any]
     descending: ColumnElement[Any]
@@ -80,7 +80,7 @@ SORTS = {
 
 
 def key_of(sort: str, spelled: str) -> Any:
-    """Read the value of a sort's key as a cursor spells it."""
+    """Parse the value of a sort key from a cursor."""
     return SORTS[sort.removeprefix("-")].read(spelled)
 
 
@@ -92,7 +92,7 @@ def list_books(filters: BookFilters, sort: str, page: Page) -> ListQuery:
 def list_books_after(
     filters: BookFilters, sort: str, after: tuple[Any, int] | None, limit: int
 ) -> ListQuery:
-    """List `limit` books behind a key and id."""
+    """List `limit` books after a key and id."""
     return list_after(LIST_DEFINITION, _chosen(filters, sort), after, limit)
 
 
@@ -101,7 +101,7 @@ def _bytes(book: Book | Row[Any]) -> bytes:
 
 
 async def load_books(db: AsyncSession, ids: Sequence[int]) -> dict[int, Entry]:
-    """Give the entries of those books that there are."""
+    """Return the cache entries of those books that exist."""
     books = await db.execute(SELECT_MANY, {"ids": ids})
     return {book.id: Entry(b"%d" % book.version, _bytes(book)) for book in books}
 
@@ -110,7 +110,7 @@ BOOKS = Kind("book", shape_of(BookOut), load_books, _bytes)
 
 
 def book_values(owner_id: int | None, data: BookCreate) -> dict[str, Any]:
-    """Give the columns of a new book; without an owner, administrators alone may change it."""
+    """Return the columns of a new book. Without an owner, only administrators may change it."""
     return {"user_id": owner_id, **data.model_dump(), **Book.derived(data.title, data.author)}
 
 
@@ -122,16 +122,17 @@ def new_book(owner_id: int | None, data: BookCreate) -> Book:
 async def create_books(
     db: AsyncSession, given: Sequence[tuple[BookCreate, CurrentUser]], apart: bool
 ) -> Sequence[Row[Any]]:
-    """Add books, each owned by its user. Raises ApartError if some may not act, or are locked.
+    """Add books, each owned by its user.
 
-    apart: it is one, and what has to be waited for is waited for.
+    Raises RetryAloneError if some users are locked or may not act. apart: there is a single book,
+    so waiting for locks is allowed.
     """
     if apart:
         await recheck_user(db, given[0][1])
     dialect = db.get_bind().dialect
     rows = [actor_values(user) | book_values(user.id, data) for data, user in given]
-    made = await write_rows(db, Book, _insert(dialect.name), NEW_ROWS.write(rows, dialect))
-    books = sorted(made, key=lambda book: book.id)  # ids are given out in the order of the rows
+    inserted = await write_rows(db, Book, _insert(dialect.name), NEW_ROWS.write(rows, dialect))
+    books = sorted(inserted, key=lambda book: book.id)  # ids are assigned in the order of rows
     if orphans := {n for n, book in enumerate(books) if book.user_id is None}:
         raise RetryAloneError(orphans)
     return books
@@ -140,16 +141,16 @@ async def create_books(
 @lru_cache
 def _insert(dialect: str) -> Insert:
     new = NEW_ROWS.read(dialect)
-    what = select(valid_actor_id(new.c), *(new.c[name] for name in INPUT_COLUMNS)).order_by(
+    rows = select(valid_actor_id(new.c), *(new.c[name] for name in INPUT_COLUMNS)).order_by(
         new.c[ORDER]
     )
-    return insert(TABLE).from_select(["user_id", *INPUT_COLUMNS], what).returning(*OUTPUT_COLUMNS)
+    return insert(TABLE).from_select(["user_id", *INPUT_COLUMNS], rows).returning(*OUTPUT_COLUMNS)
 
 
 async def update_book(
     db: AsyncSession, book_id: int, data: BookUpdate, user: CurrentUser
 ) -> Row[Any]:
-    """Change the fields that were given. A change of nothing keeps the version."""
+    """Change the fields that were given. If no value differs, the version stays."""
     book = await _lock_owned(db, book_id, user)
     given = {name: getattr(data, name) for name in data.model_fields_set}
     changes = {name: value for name, value in given.items() if value != getattr(book, name)}
@@ -172,7 +173,7 @@ def _update(names: tuple[str, ...]) -> Update:
 
 
 async def delete_book(db: AsyncSession, book_id: int, user: CurrentUser) -> None:
-    """Delete a book for good."""
+    """Delete a book."""
     await _lock_owned(db, book_id, user)
     await delete_row(db, Book, book_id)
 
@@ -184,7 +185,10 @@ def check_isbn(isbn: str | None) -> None:
 
 
 async def _lock_owned(db: AsyncSession, book_id: int, user: CurrentUser) -> Row[Any]:
-    """Give a book that `user` may change, locked until the transaction ends."""
+    """Return a book that `user` may change, locked until the transaction ends.
+
+    Raises ResourceNotFoundError or ForbiddenError.
+    """
     keys = {"book_id": book_id, "actor_id": user.id}
     book: Row[Any] | None = (await db.execute(SELECT_OWNED, keys)).one_or_none()
     if book is None:
@@ -197,7 +201,7 @@ async def _lock_owned(db: AsyncSession, book_id: int, user: CurrentUser) -> Row[
 
 
 def not_found(book_id: int, headers: Mapping[str, str] | None = None) -> ResourceNotFoundError:
-    """Give the error of a book that is not there."""
+    """Return the error for a book that does not exist."""
     return ResourceNotFoundError(f"Book with id {book_id} not found", headers=headers)
 
 
@@ -214,14 +218,14 @@ RANGE_FILTERS: dict[str, tuple[str, Any]] = {
 
 
 def _order_of(sort: str) -> Order:
-    """Give the order that a `sort` names: `-` for descending, NULLs last in both."""
+    """Return the order for `sort`: `-` is descending; NULLs are last in both directions."""
     key = SORTS[sort.removeprefix("-")]
     descending = sort.startswith("-")
     return Order(key.descending if descending else key.ascending, COLUMNS.id, descending)
 
 
 def _kept_count(names: tuple[str, ...]) -> Select[int] | None:
-    """Give the number of books that the database keeps: of all of them, and of a genre."""
+    """Return the query of a maintained count (all books, or a genre), or None."""
     if set(names) - {"genre"}:
         return None
     counts = BookCount.__table__.c
@@ -230,13 +234,13 @@ def _kept_count(names: tuple[str, ...]) -> Select[int] | None:
 
 
 def _conditions(names: tuple[str, ...], sort: str, dialect: str) -> list[ColumnElement[bool]]:
-    """Put filters into SQL: `_values` has their parameters."""
-    found = [
+    """Return the SQL conditions of filters. `_values` returns their parameters."""
+    conditions = [
         EQUALITY_FILTERS[name] == bindparam(name) for name in names if name in EQUALITY_FILTERS
     ]
     bounded = [key for key in RANGE_FILTERS if {f"{key}_min", f"{key}_max"}.intersection(names)]
-    found += [_between(key, sort) for key in bounded]
-    return [*found, found_by(COLUMNS, dialect)] if "q" in names else found
+    conditions += [_between(key, sort) for key in bounded]
+    return [*conditions, found_by(COLUMNS, dialect)] if "q" in names else conditions
 
 
 LIST_DEFINITION = ListDefinition(BOOKS, Book, _conditions, _order_of, _kept_count)
@@ -247,27 +251,27 @@ def _chosen(filters: BookFilters, sort: str) -> FilterSelection:
 
 
 def _values(filters: BookFilters, dialect: str) -> dict[str, Any]:
-    """Give the values of all parameters that filters may have."""
-    found = {name: getattr(filters, name) for name in EQUALITY_FILTERS}
+    """Return the values of all parameters that filters may have."""
+    values = {name: getattr(filters, name) for name in EQUALITY_FILTERS}
     if filters.author is not None:
-        found["author"] = fold(filters.author)
+        values["author"] = fold(filters.author)
     for name, (_, highest) in RANGE_FILTERS.items():
-        # Bounded to what the column can hold: that leaves NULLs out.
+        # Clamped to the range of the column, which excludes NULLs.
         least, most = getattr(filters, f"{name}_min"), getattr(filters, f"{name}_max")
         least = 0 if least is None else min(max(least, 0), highest + 1)
         most = highest if most is None else min(max(most, -1), highest)
-        found[f"{name}_least"] = _whole_cents(least, ROUND_CEILING)
-        found[f"{name}_most"] = _whole_cents(most, ROUND_FLOOR)
+        values[f"{name}_least"] = _whole_cents(least, ROUND_CEILING)
+        values[f"{name}_most"] = _whole_cents(most, ROUND_FLOOR)
     if filters.q is not None:
-        found["q"] = query_of(filters.q, dialect)
-    return found
+        values["q"] = query_of(filters.q, dialect)
+    return values
 
 
 def _between(name: str, sort: str) -> ColumnElement[bool]:
-    """Bound a key that is NULL nowhere.
+    """Return the condition that a key (never NULL) is within its bounds.
 
-    The key is the one that the list is sorted by, if it is of the same column, so that one walk
-    through one index does for both; the planner has statistics of its values.
+    If the list is sorted by the same column, the sort key is used. Then one index scan serves
+    both the filter and the order, and the planner has statistics of the key's values.
     """
     column = RANGE_FILTERS[name][0]
     key = SORTS[column]

@@ -1,4 +1,4 @@
-"""People: their public face, their own profile, their books."""
+"""Users: public data, own profile, own books."""
 
 from quart import Blueprint
 

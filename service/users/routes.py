@@ -30,7 +30,7 @@ FOLLOW_UPS = {"list_user_books": {"user_id": "$response.body#/id"}}
 @token_required
 @validate_querystring(CachedQuery)
 async def get_profile(call: Call, query_args: CachedQuery, current_user: CurrentUser) -> Reply:
-    """Give one's own account, which was read to check the token."""
+    """Return the caller's account, which was read to check the token."""
     if not query_args.nocache:
         return Reply(UserOut.model_validate(current_user))
     async with call.database.session() as db:
@@ -44,9 +44,9 @@ async def get_profile(call: Call, query_args: CachedQuery, current_user: Current
 @token_required
 @validate_request(ProfileUpdate)
 async def update_profile(call: Call, data: ProfileUpdate, current_user: CurrentUser) -> Reply:
-    """Change one's own account; e-mail and password need the current password.
+    """Change the caller's account. A new e-mail or password needs the current password.
 
-    A name or e-mail that is taken is 400, said by field.
+    A taken name or e-mail is 400, with a message for its field.
     """
     checked_hash = None
     if data.needs_password:
@@ -68,7 +68,7 @@ async def update_profile(call: Call, data: ProfileUpdate, current_user: CurrentU
 
 
 async def _check_password(call: Call, current_user: CurrentUser, data: ProfileUpdate) -> str:
-    """Give the hash that `current_password` fits. Raises InvalidInputError, RateLimitedError."""
+    """Verify `current_password` and return its hash. Raises InvalidInputError, RateLimitedError."""
     if data.current_password is None:
         raise InvalidInputError({"current_password": ["Missing data for required field."]})
     async with call.database.session() as db:
@@ -89,7 +89,7 @@ def _public(account: bytes) -> bytes:
 @validate_querystring(CachedQuery)
 @cached_item(USERS, service.not_found, _public)
 async def get_user(call: Call, user_id: int, query_args: CachedQuery) -> Reply:
-    """Give the public face of a user."""
+    """Return the public data of a user."""
     entry, status = await call.cache.items.read(USERS, user_id, past=query_args.nocache)
     if not entry.body:
         raise service.not_found(user_id, cache_status(call.scope, status))

@@ -1,4 +1,4 @@
-"""Users on the wire. A password comes in, and never goes out."""
+"""Schemas of users in requests and responses. No response holds a password."""
 
 from typing import Annotated, Any, Literal
 
@@ -21,9 +21,9 @@ MAX_EMAIL = 254  # characters (RFC 5321)
 
 
 def _bare_address(value: Any) -> Any:
-    """Refuse `Anna <anna@example.org>`, of which pydantic would take the address.
+    """Refuse `Anna <anna@example.org>`, from which pydantic would take the address.
 
-    And what is too long for one, before email-validator looks at each character several times.
+    Also refuse overlong values early: email-validator scans each character several times.
     """
     if isinstance(value, str) and ("<" in value or len(value.strip()) > MAX_EMAIL):
         raise ValueError("Not a valid email address.")
@@ -32,16 +32,16 @@ def _bare_address(value: Any) -> Any:
 
 Username = Annotated[str, Field(min_length=3, max_length=50), AfterValidator(check_name)]
 Email = Annotated[EmailStr, BeforeValidator(_bare_address), Field(max_length=MAX_EMAIL)]
-Password = Annotated[  # every character counts, also blanks at its ends
+Password = Annotated[  # blanks at the ends are part of the password
     str, StringConstraints(strip_whitespace=False, min_length=8, max_length=128)
 ]
 GivenPassword = Annotated[str, StringConstraints(strip_whitespace=False, max_length=128)]
-# Named in the document, too.
+# A TypeAliasType is a named schema in the OpenAPI document.
 Tier = TypeAliasType("Tier", Literal["free", "standard", "premium", "service"])
 
 
 class ProfileUpdate(Schema):
-    """A change of one's own account: absent fields keep their value."""
+    """A change of the caller's account: absent fields keep their value."""
 
     model_config = ConfigDict(json_schema_extra={"examples": [{"username": "anna_b"}]})
 
@@ -54,12 +54,12 @@ class ProfileUpdate(Schema):
 
     @property
     def needs_password(self) -> bool:
-        """Whether it changes what the account is secured by."""
+        """Whether the change includes the email or the password."""
         return not self.model_fields_set.isdisjoint({"email", "password"})
 
 
 class PublicUser(BaseModel):
-    """A user as everybody sees them."""
+    """The public data of a user."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -69,7 +69,7 @@ class PublicUser(BaseModel):
 
 
 class UserOut(BaseModel):
-    """A user as they and administrators see them."""
+    """The data of a user for the user and for administrators."""
 
     model_config = ConfigDict(from_attributes=True, title="User")
 

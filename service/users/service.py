@@ -1,6 +1,6 @@
-"""The rules of users, and their SQL.
+"""Business rules and SQL of users.
 
-The row of a user is the lock for all that decides which of their tokens are valid.
+A change that decides which tokens of a user are valid locks the user's row.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -22,7 +22,7 @@ from service.validation import Messages
 
 
 def email_key(email: str) -> str:
-    """Give the form in which an address is compared; what is no address stays as it is."""
+    """Return the form of an address for comparison. An invalid address is only case-folded."""
     if len(email) <= MAX_EMAIL:
         with suppress(ValueError):
             email = validate_email(email)[1]
@@ -30,7 +30,7 @@ def email_key(email: str) -> str:
 
 
 async def get_user(db: AsyncSession, user_id: int, *, lock: bool = False) -> User:
-    """Give a user. Raises ResourceNotFoundError."""
+    """Return a user. Raises ResourceNotFoundError."""
     user = await db.get(User, user_id, with_for_update=lock)
     if user is None:
         raise not_found(user_id)
@@ -38,14 +38,14 @@ async def get_user(db: AsyncSession, user_id: int, *, lock: bool = False) -> Use
 
 
 def not_found(user_id: int, headers: Mapping[str, str] | None = None) -> ResourceNotFoundError:
-    """Give the error of a user that is not there."""
+    """Return the error for a user that does not exist."""
     return ResourceNotFoundError(f"User with id {user_id} not found", headers=headers)
 
 
 async def find_by_email(db: AsyncSession, email: str) -> User | None:
-    """Give the user of an e-mail address, compared without case."""
-    found: User | None = await db.scalar(select(User).where(User.email_key == email_key(email)))
-    return found
+    """Return the user with an e-mail address, ignoring case, or None."""
+    user: User | None = await db.scalar(select(User).where(User.email_key == email_key(email)))
+    return user
 
 
 async def create_user(
@@ -74,9 +74,9 @@ async def update_profile(
     password_hash: str | None,
     checked_hash: str | None,
 ) -> User:
-    """Change one's own account. A new password ends every token but the one that was shown.
+    """Change the caller's account. A new password ends every token but that of this request.
 
-    `checked_hash` is that of the current password, where it was asked for.
+    `checked_hash` is the hash of the verified current password, if it was required.
     """
     await recheck_user(db, current_user, to_change=True)
     user = await get_user(db, current_user.id)
@@ -94,7 +94,7 @@ async def update_profile(
 
 
 async def end_tokens(db: AsyncSession, user: User, *, kept_jti: str | None = None) -> None:
-    """End every token of a user (whose row is locked), but for the pair that `kept_jti` names."""
+    """End every token of a user but the pair of `kept_jti`. The user's row must be locked."""
     user.token_version += 1
     user.kept_jti = kept_jti
     ended = delete(RefreshToken).where(RefreshToken.user_id == user.id)
@@ -104,7 +104,7 @@ async def end_tokens(db: AsyncSession, user: User, *, kept_jti: str | None = Non
 
 
 def wrong_password() -> InvalidInputError:
-    """Give the error of a `current_password` that is not."""
+    """Return the error for a wrong `current_password`."""
     return InvalidInputError({"current_password": ["Current password is wrong"]})
 
 
@@ -112,9 +112,9 @@ def wrong_password() -> InvalidInputError:
 async def _unique(
     db: AsyncSession, own_id: int | None, username: str | None, email: str | None
 ) -> AsyncIterator[None]:
-    """Write what is done within. Raises InvalidInputError with every name that another has.
+    """Run the block in a savepoint. Raises InvalidInputError with every name that is taken.
 
-    The database decides; the constraint that it names is but one of those that may have fired.
+    The database's constraints decide. It names only one constraint, even if two are violated.
     """
     try:
         async with db.begin_nested():
