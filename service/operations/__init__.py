@@ -1,9 +1,9 @@
-"""Operations: routes whose handlers know no framework.
+"""Operations: routes whose handlers do not depend on a framework.
 
-A handler takes a `Call` and what its decorators add (the values in the path, the query, the body,
-the user), and gives a `Reply`. It is written once. Two callers run it: Quart, whose view
-`operation` makes, and the fast path, which calls it without Quart's cycle. Both run the same
-decorators in the same order, and both answer with the same `RawResponse`.
+A handler takes a `Call` and the arguments that its decorators add (path values, query, body,
+user). It returns a `Reply`. Two callers run the same handler: the Quart view that `operation`
+makes, and the fast path, which bypasses Quart's request cycle. Both run the same decorators in
+the same order, and both send the same `RawResponse`.
 """
 
 from service.operations.call import Call

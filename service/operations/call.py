@@ -1,4 +1,4 @@
-"""A request, as the handler of an operation sees it."""
+"""The request that the handler of an operation receives."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Call:
-    """A request, as a handler sees it: what was sent, and the services of the application."""
+    """The request data, and access to the application's services."""
 
     def __init__(
         self,
@@ -47,13 +47,13 @@ class Call:
 
     @property
     def cache(self) -> Cache:
-        """Rows and lists that are kept."""
+        """The cache of rows and lists."""
         cache: Cache = self.extensions["cache"]
         return cache
 
     @property
     def database(self) -> Database:
-        """Sessions to read with, and writes."""
+        """Gives sessions for reads, and runs writes."""
         database: Database = self.extensions["database"]
         return database
 
@@ -77,7 +77,7 @@ class Call:
 
     @property
     def limiter(self) -> "Limiter":
-        """Decides limits."""
+        """Decides rate limits."""
         limiter: Limiter = self.extensions["limiter"]
         return limiter
 
@@ -91,17 +91,17 @@ class Call:
             raise APIError(str(error)) from None
 
     async def json(self) -> dict[str, Any]:
-        """Give the body, a JSON object. Raises 400, 408, 413 or 415."""
+        """Return the body, a JSON object. Raises the errors for 400, 408, 413 and 415."""
         return await read_json(self.scope, self._read_body)
 
     @property
     def here(self) -> RequestUrl:
-        """Where the request has come: what links are made of."""
+        """The URL of the request, from which links are made."""
         return RequestUrl(self.base, self.path, self.args)
 
     @property
     def base(self) -> str:
-        """What links begin with: PUBLIC_URL; without one what the client has asked for."""
+        """The base of links: PUBLIC_URL, else scheme and host of the request."""
         public: str | None = self.settings.public_url
         if public is not None:
             return public

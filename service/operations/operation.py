@@ -1,4 +1,4 @@
-"""An operation: its handler, what its decorators declare, and its reply."""
+"""Operations: handlers, the decorators that declare them, and their replies."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -19,15 +19,15 @@ from service.web import Public, cache_status, etag, is_known, sized, spelled, to
 if TYPE_CHECKING:
     pass
 
-OPERATION = "_octavo_operation"  # of a view
-ITEM = "_octavo_item"  # of a handler
+OPERATION = "_octavo_operation"  # attribute of a view
+ITEM = "_octavo_item"  # attribute of a handler
 
 Headers = list[tuple[bytes, bytes]]
 Handler = Callable[..., Awaitable["Reply"]]
 
 
 class RawResponse(NamedTuple):
-    """A whole answer, as ASGI has it."""
+    """A complete response in ASGI form."""
 
     status: int
     headers: Headers
@@ -36,12 +36,12 @@ class RawResponse(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What a handler answers.
+    """The result of a handler.
 
-    body: a model, or the bytes of JSON; None: there is nothing to show. status: of the answer.
-    headers: those of an answer that is no 304. is_tagged: it has the ETag of its resource.
-    is_public: everybody gets the same; a client that has it already gets 304.
-    cached: how the cache answered. listed: the list that was read, which may be kept.
+    body: a model, JSON bytes, or None for a response without a body. status: HTTP status.
+    headers: extra headers, not sent with 304. is_tagged: the response has an ETag.
+    is_public: the response is the same for all clients; If-None-Match can give 304.
+    cached: the status of the cache. listed: the list that was read; its response may be cached.
     """
 
     body: BaseModel | bytes | None = None
@@ -60,13 +60,13 @@ class Reply:
         rows: ListResult,
         headers: Mapping[str, str] | None = None,
     ) -> Self:
-        """Answer a public list that was read through the cache."""
-        kept = (listing, rows)
-        return cls(body, 200, headers or {}, is_public=True, cached=rows.status, listed=kept)
+        """Make the reply for a public list that was read through the cache."""
+        listed = (listing, rows)
+        return cls(body, 200, headers or {}, is_public=True, cached=rows.status, listed=listed)
 
 
 def validate_querystring(model: type[BaseModel]) -> Callable[[Handler], Handler]:
-    """Give a handler the query as a model, `query_args`. Its document says so."""
+    """Pass the query to the handler as the model `query_args`, and document it."""
 
     def decorator(handler: Handler) -> Handler:
         @wraps(handler)
@@ -80,7 +80,7 @@ def validate_querystring(model: type[BaseModel]) -> Callable[[Handler], Handler]
 
 
 def validate_request(model: type[BaseModel]) -> Callable[[Handler], Handler]:
-    """Give a handler the body as a model, `data`. Its document says so."""
+    """Pass the body to the handler as the model `data`, and document it."""
 
     def decorator(handler: Handler) -> Handler:
         @wraps(handler)
@@ -101,10 +101,10 @@ def _validate(model: type[BaseModel], values: dict[str, Any]) -> Any:
 
 
 class Item(NamedTuple):
-    """The cached entry that an operation answers with.
+    """The cached entry that an operation returns.
 
-    show: makes the answer of the entry's body. missing: makes the error of a row that is not there,
-    by its id.
+    show: converts the entry's body to the response body. missing: makes the error for the id of a
+    missing row.
     """
 
     kind: Kind
@@ -115,7 +115,7 @@ class Item(NamedTuple):
 def cached_item(
     kind: Kind, missing: Callable[[int], APIError], show: Callable[[bytes], bytes] = bytes
 ) -> Callable[[Handler], Handler]:
-    """Say that an operation answers with the entry of the id in its path, or that it is missing."""
+    """Declare that an operation returns the cached entry of the id in its path, or an error."""
 
     def decorator(handler: Handler) -> Handler:
         setattr(handler, ITEM, Item(kind, missing, show))
@@ -125,17 +125,17 @@ def cached_item(
 
 
 class Operation:
-    """What runs a handler."""
+    """Runs a handler."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
         self._is_personal = hasattr(handler, QUART_SCHEMA_SECURITY_ATTRIBUTE)
-        # An answer to a user is for nobody else.
+        # The response to a signed-in user must not be cached for others.
         self.item: Item | None = None if self._is_personal else getattr(handler, ITEM, None)
         self.view: Any = None
 
     async def run(self, call: Call, values: Mapping[str, Any]) -> RawResponse:
-        """Call the handler, and make the answer of its reply. Raises what the handler raises."""
+        """Run the handler and build the response. The handler's errors propagate."""
         reply = await self._handler(call, **values)
         response = _response(call, reply)
         if self._is_personal:
@@ -163,14 +163,14 @@ def _response(call: Call, reply: Reply) -> RawResponse:
 
 
 def operation(handler: Handler) -> Callable[..., Awaitable[Response]]:
-    """Make Quart's view of a handler. What stands on the handler stands on the view."""
-    made = Operation(handler)
+    """Make the Quart view of a handler. The view keeps the handler's attributes."""
+    runner = Operation(handler)
 
     @wraps(handler)
     async def view(**values: Any) -> Response:
         read_body: Any = getattr(request, "read_body", request.get_data)
         call = Call(current_app.extensions, request.scope, request.path, read_body)
-        status, headers, body = await made.run(call, values)
+        status, headers, body = await runner.run(call, values)
         response = Response(body, status)
         response.headers.remove("Content-Type")
         if not body:
@@ -180,12 +180,12 @@ def operation(handler: Handler) -> Callable[..., Awaitable[Response]]:
                 response.headers.add(key.decode(), value.decode())
         return response
 
-    made.view = view
-    setattr(view, OPERATION, made)
+    runner.view = view
+    setattr(view, OPERATION, runner)
     return view
 
 
 def operation_of(app: Quart, endpoint: str) -> Operation | None:
-    """Give the operation of an endpoint, if its view is one."""
-    made: Operation | None = getattr(app.view_functions[endpoint], OPERATION, None)
-    return made
+    """Return the operation of an endpoint, or None if its view is not an operation."""
+    runner: Operation | None = getattr(app.view_functions[endpoint], OPERATION, None)
+    return runner
