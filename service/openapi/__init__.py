@@ -1,6 +1,6 @@
-"""The document of the API, `/openapi.json` and `/docs`: what routes say they answer, in one place.
+"""The OpenAPI document (`/openapi.json`) and its page (`/docs`).
 
-`answers` stands on a route, `document` makes the document, `pages` serves it.
+`answers` declares the responses of a route, `document` builds the document, `pages` serves it.
 """
 
 from service.openapi.pages import init_app

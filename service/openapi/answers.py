@@ -1,6 +1,6 @@
-"""What a route says that it answers: the part of the document that only the route knows.
+"""Decorators that declare the responses of a route for the OpenAPI document.
 
-The rest follows from what stands on it already: its rule, its models, its guard.
+The rest of the document follows from the route's rule, models and guard.
 """
 
 from collections.abc import Callable, Mapping
@@ -17,9 +17,9 @@ ERRORS = "_octavo_errors"
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer of a route that is no error.
+    """A declared response of a route that is not an error.
 
-    links: what can be asked next (OpenAPI's link objects: operation -> parameter -> expression).
+    links: possible next requests (OpenAPI link objects: operation -> parameter -> expression).
     """
 
     status: int
@@ -35,22 +35,22 @@ def answers(
     links: Mapping[str, Mapping[str, str]] | None = None,
     media: str = "application/json",
 ) -> Callable[[T], T]:
-    """Say that a route answers `status`, with a `model` and `headers`."""
+    """Declare that a route responds with `status`, a `model` and `headers`."""
 
     def decorator(route: T) -> T:
         if model is not None:
             document_response(model, status)(route)
-        said = getattr(route, ANSWERS, ())
-        setattr(route, ANSWERS, (*said, Answer(status, headers, links or {}, media)))
+        declared = getattr(route, ANSWERS, ())
+        setattr(route, ANSWERS, (*declared, Answer(status, headers, links or {}, media)))
         return route
 
     return decorator
 
 
 def fails(*statuses: int) -> Callable[[T], T]:
-    """Say which errors a route answers, beside those that follow from it.
+    """Declare the error statuses of a route that do not follow from its declaration.
 
-    A body, a guard, an id in the path need no word.
+    The errors of a body, a guard and an id in the path are added automatically.
     """
 
     def decorator(route: T) -> T:

@@ -1,6 +1,6 @@
-"""The document (OpenAPI 3.1). quart-schema reads the routes; this makes it complete.
+"""The document (OpenAPI 3.1), based on the output of quart-schema.
 
-What it adds: errors, headers of answers, conditional requests, references, bounds of ids.
+This module adds errors, response headers, conditional requests, references and bounds of ids.
 """
 
 import json
@@ -46,7 +46,7 @@ Json = dict[str, Any]
 
 SCHEMAS = "#/components/schemas/"
 PROBLEM = {"$ref": f"{SCHEMAS}Problem"}
-NAMED = {"type", "anyOf", "enum", "const"}  # one of them makes an object with a title a schema
+NAMED = {"type", "anyOf", "enum", "const"}  # an object with a title and any of these is a schema
 
 EXAMPLES: dict[int, tuple[APIError, tuple[str, ...]]] = {
     400: (InvalidInputError({"title": ["Missing data for required field."]}), ()),
@@ -61,11 +61,11 @@ EXAMPLES: dict[int, tuple[APIError, tuple[str, ...]]] = {
     500: (InternalError(), ()),
     503: (ServiceUnavailableError(), ("Retry-After",)),
 }  # fmt: skip
-ABSENT = ("Link", "X-Total-Count")  # of a 304
+ABSENT = ("Link", "X-Total-Count")  # not sent with 304
 CONDITION = {
     "name": "If-None-Match",
     "in": "header",
-    "description": "the ETag that one has, or several, or `*`: then 304 if nothing changed",
+    "description": "known ETags, or `*`: the response is 304 if one matches the current ETag",
     "schema": {"type": "string", "examples": ["*"]},
 }
 
@@ -75,11 +75,11 @@ class Document(OpenAPIProvider):
 
     @cached_property
     def as_bytes(self) -> bytes:
-        """The document, as it is served."""
+        """The document as served."""
         return json.dumps(self.schema(), ensure_ascii=False, separators=(",", ":")).encode()
 
     def schema(self) -> Json:
-        """Build the document, in an order that stays."""
+        """Build the document in a stable order."""
         schema = super().schema()
         components = schema["components"]
         components["schemas"]["Problem"] = Problem.model_json_schema(mode="serialization")
@@ -88,7 +88,7 @@ class Document(OpenAPIProvider):
         }
         components["responses"] = {_name(status): self._error(status) for status in EXAMPLES}
         schema["paths"] = dict(sorted(schema["paths"].items()))
-        models = components["schemas"]  # a title is the wire's word for a model
+        models = components["schemas"]  # the title of a model is its public name
         names = {name: models[name].get("title", name) for name in sorted(models)}
         components["schemas"] = {title: models[name] for name, title in names.items()}
         refs = {f"{SCHEMAS}{name}": f"{SCHEMAS}{title}" for name, title in names.items()}
@@ -96,7 +96,7 @@ class Document(OpenAPIProvider):
         return finished
 
     def build_paths(self, rule: Rule) -> tuple[Json, Json]:
-        """Complete what quart-schema makes of a rule."""
+        """Complete the paths that quart-schema builds from a rule."""
         paths, components = super().build_paths(rule)
         view = self._app.view_functions[rule.endpoint]
         for operations in paths.values():
@@ -111,58 +111,59 @@ class Document(OpenAPIProvider):
         operation["tags"] = [blueprint]
         if not operation.get("description"):
             operation.pop("description", None)
-        said: dict[int, Json] = operation.pop("responses")
-        answers: tuple[Answer, ...] = getattr(view, ANSWERS, ())
+        built: dict[int, Json] = operation.pop("responses")
         responses: dict[int, Json] = {}
         limited = () if getattr(view, EXEMPT, False) else LIMITED
-        for answer in answers:
-            told = replace(answer, headers=(*answer.headers, *limited))
-            responses[answer.status] = self._answer(told, said.get(answer.status, {}))
-            if answer.status == 200 and "ETag" in answer.headers and "GET" in (rule.methods or ()):
+        declarations: tuple[Answer, ...] = getattr(view, ANSWERS, ())
+        for declared in declarations:
+            status, headers = declared.status, (*declared.headers, *limited)
+            complete = replace(declared, headers=headers)
+            responses[status] = self._response(complete, built.get(status, {}))
+            if status == 200 and "ETag" in headers and "GET" in (rule.methods or ()):
                 operation["parameters"].append(CONDITION)
-                kept = (name for name in told.headers if name not in ABSENT)
-                responses[304] = self._answer(Answer(304, (*kept,)), {})
+                kept = (name for name in headers if name not in ABSENT)
+                responses[304] = self._response(Answer(304, (*kept,)), {})
         own = getattr(view, ERRORS, set()) | ({401, 429} if limited else set())
         own |= {401} if rule.rule.startswith(PERSONAL) else set()  # every token is checked
         own |= set() if hasattr(view, NEVER_SHED) else {503}
         for status in self._errors(operation, own):
-            if status in responses:  # a health report, or else an error
+            if status in responses:  # this status is either a health report or an error
                 responses[status]["content"] |= {MIMETYPE: {"schema": PROBLEM}}
             else:
                 responses[status] = {"$ref": f"#/components/responses/{_name(status)}"}
         operation["responses"] = {str(status): responses[status] for status in sorted(responses)}
         return operation
 
-    def _errors(self, operation: Json, said: set[int]) -> set[int]:
-        """Give the errors that follow from what stands on a route."""
-        found = said | {400, 413, 500}
+    def _errors(self, operation: Json, declared: set[int]) -> set[int]:
+        """Return the declared error statuses, and those that follow from the operation."""
+        statuses = declared | {400, 413, 500}
         if "requestBody" in operation:
-            found |= {408, 415}
+            statuses |= {408, 415}
         if any(parameter["in"] == "path" for parameter in operation["parameters"]):
-            found |= {404}
-        return found
+            statuses |= {404}
+        return statuses
 
-    def _answer(self, answer: Answer, built: Json) -> Json:
-        headers = [name for name in (*answer.headers, *EVERYWHERE) if self._is_sent(name)]
+    def _response(self, declared: Answer, built: Json) -> Json:
+        headers = [name for name in (*declared.headers, *EVERYWHERE) if self._is_sent(name)]
         response: Json = {
-            "description": HTTPStatus(answer.status).phrase,
+            "description": HTTPStatus(declared.status).phrase,
             "headers": {name: {"$ref": f"#/components/headers/{name}"} for name in headers},
         }
         if "content" in built:
-            response["content"] = {answer.media: built["content"]["application/json"]}
-        elif answer.media != "application/json":
-            response["content"] = {answer.media: {"schema": {"type": "string"}}}
-        if answer.links:
+            response["content"] = {declared.media: built["content"]["application/json"]}
+        elif declared.media != "application/json":
+            response["content"] = {declared.media: {"schema": {"type": "string"}}}
+        if declared.links:
             response["links"] = {
                 name: {"operationId": name, "parameters": dict(parameters)}
-                for name, parameters in answer.links.items()
+                for name, parameters in declared.links.items()
             }
         return response
 
     def _error(self, status: int) -> Json:
         example, headers = EXAMPLES[status]
         body = json.loads(problem(example)) | {"request_id": "16cc45bad9654c3683b14760bb465cc3"}
-        response = self._answer(Answer(status, (*headers, *LIMITED)), {})
+        response = self._response(Answer(status, (*headers, *LIMITED)), {})
         return response | {"content": {MIMETYPE: {"schema": PROBLEM, "example": body}}}
 
     def _is_sent(self, header: str) -> bool:
@@ -170,7 +171,7 @@ class Document(OpenAPIProvider):
         return header != STRICT_TRANSPORT or settings.is_https
 
     def build_path_parameter(self, name: str, converter: BaseConverter) -> Json:
-        """Give an id its bounds, and words an order: every worker serves the same bytes."""
+        """Add the bounds of ids, and sort enums, so that all workers serve the same bytes."""
         parameter = super().build_path_parameter(name, converter)
         if "enum" in parameter["schema"]:
             parameter["schema"]["enum"].sort()
@@ -180,7 +181,7 @@ class Document(OpenAPIProvider):
         return parameter
 
     def build_querystring_parameters(self, model: type[Model]) -> tuple[list[Json], Json]:
-        """Leave out null, which no query can say."""
+        """Leave out null, which a query cannot express."""
         parameters, definitions = super().build_querystring_parameters(model)
         for parameter in parameters:
             schema = parameter["schema"]
@@ -189,7 +190,7 @@ class Document(OpenAPIProvider):
         return parameters, definitions
 
     def build_request_body(self, model: type[Model], source: DataSource) -> tuple[Json, Json]:
-        """Refer to the model; a body that is described is required."""
+        """Refer to the model, and mark the body as required."""
         body, definitions = super().build_request_body(model, source)
         _refer(model, body, definitions)
         return body | {"required": True}, definitions
@@ -203,12 +204,12 @@ class Document(OpenAPIProvider):
         return response, definitions
 
     def operation_id(self, method: str, path: str, func: Any) -> str:
-        """Name an operation as its function; the second method of one says which it is."""
+        """Use the function's name. PUT gets a prefix: it shares its function with PATCH."""
         return f"put_{func.__name__}" if method == "PUT" else str(func.__name__)
 
 
 def _refer(model: Any, holder: Json, definitions: Json) -> None:
-    """Put a model's schema among the definitions, and a reference in its place."""
+    """Move a model's schema to the definitions, and put a reference in its place."""
     if isinstance(model, type) and issubclass(model, BaseModel):
         for content in holder["content"].values():
             definitions[model.__name__] = content["schema"]
@@ -216,7 +217,7 @@ def _refer(model: Any, holder: Json, definitions: Json) -> None:
 
 
 def _without_body(operation: Json) -> Json:
-    """Make HEAD of GET."""
+    """Make the HEAD operation from a GET operation."""
     head = deepcopy(operation)
     head["operationId"] = f"head_{operation['operationId']}"
     for response in head["responses"].values():
@@ -230,7 +231,7 @@ def _name(status: int) -> str:
 
 
 def _finished(value: Any, names: dict[str, str]) -> Any:
-    """Refer to models by their wire names; drop defaults of null, and titles of fields."""
+    """Refer to models by their public names. Drop null defaults and titles of fields."""
     if isinstance(value, list):
         return [_finished(item, names) for item in value]
     if not isinstance(value, dict):

@@ -1,10 +1,10 @@
-"""Every header that an answer may have, as the document describes it."""
+"""Descriptions of all response headers for the document."""
 
 from typing import Any
 
 from service.web import CACHE_STATUS
 
-STRICT_TRANSPORT = "Strict-Transport-Security"  # only where PUBLIC_URL is https
+STRICT_TRANSPORT = "Strict-Transport-Security"  # only if PUBLIC_URL is https
 
 
 def _header(
@@ -23,45 +23,51 @@ def _count(description: str, *, required: bool = True) -> dict[str, Any]:
 
 HEADERS = {
     "X-Request-ID": _header(
-        "names the request in the log; the one of the request, if that was fit",
+        "id of the request in the log; a valid id that the client sent is kept",
         {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,64}$"},
     ),
     "Cache-Control": _header(
-        "`no-cache`: keep it, and ask with If-None-Match; `no-store`: do not keep it",
+        "`no-cache`: store it, and revalidate with If-None-Match; `no-store`: do not store it",
         {"type": "string", "enum": ["no-cache", "no-store"]},
     ),
-    "Vary": _header("the headers of the request on which the answer depends"),
-    "X-Content-Type-Options": _header("the type is what Content-Type says", {"const": "nosniff"}),
-    "Referrer-Policy": _header("no address of ours is given away", {"const": "no-referrer"}),
-    "Content-Security-Policy": _header("what a browser may do with the answer"),
-    STRICT_TRANSPORT: _header("come back by https alone"),
-    "ETag": _header("names this very answer, strongly", {"type": "string", "pattern": '^".+"$'}),
-    "Location": _header("where the new resource is", {"type": "string", "format": "uri"}),
+    "Vary": _header("request headers on which the response depends"),
+    "X-Content-Type-Options": _header(
+        "browsers must not guess another content type", {"const": "nosniff"}
+    ),
+    "Referrer-Policy": _header("browsers send no Referer from here", {"const": "no-referrer"}),
+    "Content-Security-Policy": _header("actions that a browser may take with the response"),
+    STRICT_TRANSPORT: _header("browsers must use https only"),
+    "ETag": _header(
+        "strong validator of this representation", {"type": "string", "pattern": '^".+"$'}
+    ),
+    "Location": _header("URL of the new resource", {"type": "string", "format": "uri"}),
     "Link": _header("the links of the page (RFC 8288); in page mode", required=False),
     "Cache-Status": _header(
-        "whether the cache answered (RFC 9211)",
+        "whether the response came from the cache (RFC 9211)",
         {"enum": [f"Octavo; {value}" for value in CACHE_STATUS.values()]},
         required=False,
     ),
-    "X-Total-Count": _count("how many there are on all pages"),
+    "X-Total-Count": _count("number of items on all pages"),
     "RateLimit-Policy": _header(
-        'the limits of the caller here, as `"minute";q=10;w=60`: 10 within any 60 seconds',
+        'limits of the caller on this route, as `"minute";q=10;w=60`: 10 within any 60 seconds',
         required=False,
     ),
     "RateLimit": _header(
-        'how the caller stands, as `"minute";r=9;t=60`: 9 left, one more in 60 seconds',
+        'remaining requests, as `"minute";r=9;t=60`: 9 left, one more in 60 seconds',
         required=False,
     ),
-    "RateLimit-Limit": _count("requests of the tightest limit", required=False),
-    "RateLimit-Remaining": _count("requests left of it", required=False),
-    "RateLimit-Reset": _count("seconds until one more is", required=False),
+    "RateLimit-Limit": _count("number of requests of the tightest limit", required=False),
+    "RateLimit-Remaining": _count("remaining requests of that limit", required=False),
+    "RateLimit-Reset": _count("seconds until that limit allows one more request", required=False),
     "WWW-Authenticate": _header(
-        "how to be recognised; `invalid_token`: the token that was sent is not valid any more",
+        "authentication scheme; `invalid_token`: the token that was sent is not valid",
         {"enum": ["Bearer", 'Bearer error="invalid_token"']},
     ),
-    "Retry-After": _header("seconds after which it may work", {"type": "integer", "minimum": 1}),
+    "Retry-After": _header(
+        "seconds to wait before the next attempt", {"type": "integer", "minimum": 1}
+    ),
 }
-# Where limits are: all routes but those that are exempt.
+# On all routes with limits.
 LIMITED = (
     "RateLimit-Policy",
     "RateLimit",

@@ -1,4 +1,4 @@
-"""`/openapi.json`, and `/docs`: a page to try it out, with everything it needs from here."""
+"""`/openapi.json`, and `/docs`: an interactive page, which loads nothing from other hosts."""
 
 from importlib.resources import files
 from urllib.parse import urlsplit
@@ -28,29 +28,28 @@ ASSETS = {
 }
 ABOUT = """
 Every error is `application/problem+json` (RFC 9457) of one shape. Unknown fields and parameters
-are refused, nothing is coerced, and what is wrong is said by field: of many fields the first 20,
-with names of at most 64 characters; `message` counts the rest. No error is larger than 8 KiB.
+are refused, and values are not coerced. Messages are listed by field: at most 20 fields, with
+names of at most 64 characters; `message` counts the rest. No error is larger than 8 KiB.
 
-To sign in, make an account (`register`), exchange e-mail and password for a token (`login`),
-and send it as `Authorization: Bearer ...`; here, **Authorize** does.
+To sign in, create an account (`register`), exchange e-mail and password for a token (`login`),
+and send it as `Authorization: Bearer ...`. On this page, **Authorize** sends it.
 
-Every answer carries an `X-Request-ID`; send one of your own, and it is kept.
+Every response carries an `X-Request-ID`. A valid `X-Request-ID` of the request is kept.
 
-How much one may ask is said in the `RateLimit` headers, and at `/api/rate-limit`; beyond it, 429
-with `Retry-After`.
+The `RateLimit` headers and `/api/rate-limit` show the limits of the caller. Requests beyond them
+get 429 with `Retry-After`.
 
-Public answers carry an `ETag`: ask again with `If-None-Match`, and get 304 without a body if
-nothing changed. Lists come in pages, or with `limit` and `cursor` for walking through all of them.
-Every other method is 405, with `Allow`; `OPTIONS` answers CORS preflights. What is no HTTP is
-refused by the server, in the same shape: 400, 431 (headers over 64 KiB, or more than 100), 501,
-505.
+Public responses carry an `ETag`. A request with `If-None-Match` gets 304 without a body if nothing
+changed. Lists come in pages, or with `limit` and `cursor` to read all of a list.
+Every other method gets 405, with `Allow`; `OPTIONS` is for CORS preflights. The server refuses
+invalid HTTP in the same shape: 400, 431 (headers over 64 KiB, or more than 100), 501, 505.
 """
 TAGS = [
     Tag("books", "The catalogue"),
     Tag("auth", "Accounts and tokens"),
-    Tag("users", "Who is who"),
+    Tag("users", "Profiles and public data"),
     Tag("admin", "For administrators"),
-    Tag("limits", "How much one may ask"),
+    Tag("limits", "Rate limits of the caller"),
     Tag("health", "For monitors and load balancers"),
     Tag("metrics", "For Prometheus"),
     Tag("openapi", "This document"),
@@ -62,7 +61,7 @@ TAGS = [
 @answers(200, dict[str, object], "ETag")
 @rate_exempt
 async def openapi() -> Response:
-    """Give this document."""
+    """Return this document."""
     return respond_public(document(current_app).as_bytes)
 
 
@@ -70,10 +69,10 @@ async def openapi() -> Response:
 @answers(200, None, "ETag", media=HTML)
 @rate_exempt
 async def docs() -> Response:
-    """Give a page to try it out."""
+    """Return an interactive page of this document."""
     body, content_type = current_app.extensions["docs_assets"]["docs.html"]
     response = respond_public(body, content_type=content_type)
-    # On 304, too: it replaces the headers of the page that a browser has kept.
+    # Also on 304: the header replaces that of the page in the browser's cache.
     response.headers["Content-Security-Policy"] = current_app.extensions["docs_policy"]
     return response
 
@@ -82,19 +81,19 @@ async def docs() -> Response:
 @answers(200, None, "ETag", media="text/*")
 @rate_exempt
 async def docs_asset(name: str) -> Response:
-    """Give what that page is made of."""
+    """Return a script or stylesheet of that page."""
     body, content_type = current_app.extensions["docs_assets"][name]
     return respond_public(body, content_type=content_type)
 
 
 def document(app: Quart) -> Document:
-    """Give the document of an application."""
+    """Return the document of an application."""
     provider: Document = app.extensions["QUART_SCHEMA"].openapi_provider
     return provider
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Register the document and the page to try it out."""
+    """Register the document and its interactive page."""
     public = settings.public_url
     QuartSchema(
         app,
@@ -122,4 +121,4 @@ def init_app(app: Quart, settings: Settings) -> None:
 
     @app.before_serving
     async def build() -> None:
-        document(app).as_bytes  # noqa: B018  (kept: no request waits for it)
+        document(app).as_bytes  # noqa: B018  (cached, so that no request waits for it)
