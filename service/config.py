@@ -1,7 +1,7 @@
-"""Settings: typed, frozen, read from the environment and `.env`; unsafe production is refused.
+"""Settings: typed and frozen, from the environment and `.env`. Refuses unsafe production settings.
 
 Every field is an environment variable of the same name in capitals (`SECRET_KEY`,
-`DATABASE_URL`, ...). The README's table is made from the descriptions below.
+`DATABASE_URL`, ...). The README's table repeats the descriptions below.
 """
 
 import os
@@ -34,7 +34,7 @@ MIN_SECRET_BYTES = 32  # RFC 7518, 3.2: an HS256 key is at least as long as the 
 
 
 class ConfigurationError(Exception):
-    """The settings cannot be used. `problems` holds one sentence each: the reason and the cure."""
+    """The settings are invalid. `problems` holds a sentence for each: the reason and the cure."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -42,7 +42,7 @@ class ConfigurationError(Exception):
 
 
 class Settings(CacheSettings, LimitSettings, ServeSettings):
-    """What an application is made from. Fields that are not named here do not exist."""
+    """The settings of an application. Unknown variables are ignored."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -59,17 +59,17 @@ class Settings(CacheSettings, LimitSettings, ServeSettings):
         SecretStr(DEVELOPMENT_SECRET), description="signs tokens and cursors; 32 bytes or more"
     )
     secret_key_previous: SecretStr | None = Field(
-        None, description="the key before the last rotation: still verifies, never signs"
+        None, description="key before the last rotation: verifies, never signs"
     )
     database_url: DatabaseUrl = Field(
         "sqlite:///octavo.db",
-        description="`postgresql://...` or `sqlite:///file.db`; async forms work as well",
+        description="`postgresql://...` or `sqlite:///file.db`, with or without an async driver",
     )
     redis_url: RedisUrl | None = Field(
-        None, description="Redis: the cache and the limits of all workers"
+        None, description="URL of Redis, for the cache and the limits of all workers"
     )
     public_url: AbsoluteUrl | None = Field(
-        None, description="where clients reach this service: the base of absolute links"
+        None, description="address at which clients reach this service; base of absolute links"
     )
     cors_origins: Origins = Field(("*",), description="exact origins, comma-separated; `*` for any")
     cors_credentials: bool = Field(False, description="allow cookies and HTTP auth across origins")
@@ -78,33 +78,45 @@ class Settings(CacheSettings, LimitSettings, ServeSettings):
         description='other origins for one blueprint, as JSON: `{"books": ["https://a.example"]}`',
     )
     spa_fallback_url: AbsoluteUrl | None = Field(
-        None, description="unknown pages outside the API, asked for as HTML, redirect there"
+        None,
+        description="target of redirects from unknown pages outside the API, for requests that "
+        "accept HTML",
     )
     isbn_checksum: Literal["lenient", "strict"] = Field(
         "lenient", description="`strict` refuses an ISBN whose check digit is wrong"
     )
-    max_body_bytes: int = Field(65_536, ge=1_024, description="largest request body, bytes")
+    max_body_bytes: int = Field(
+        65_536, ge=1_024, description="maximum size of a request body, in bytes"
+    )
     access_token_seconds: int = Field(
-        86_400, ge=1, le=31_536_000, description="life of an access token"
+        86_400, ge=1, le=31_536_000, description="lifetime of an access token"
     )
     refresh_token_seconds: int = Field(
-        2_592_000, ge=1, le=315_360_000, description="life of a refresh token"
+        2_592_000, ge=1, le=315_360_000, description="lifetime of a refresh token"
     )
-    password_workers: int = Field(2, ge=1, le=64, description="threads that hash passwords")
-    pool_size: int = Field(15, ge=1, description="database connections a process keeps")
+    password_workers: int = Field(
+        2, ge=1, le=64, description="number of threads that hash passwords"
+    )
+    pool_size: int = Field(
+        15, ge=1, description="number of database connections that a process keeps open"
+    )
     pool_overflow: int = Field(
-        0, ge=0, description="connections beyond that, each made anew and let go after its use"
+        0,
+        ge=0,
+        description="number of additional connections; each is opened for one use and then closed",
     )
     log_dir: Folder = Field(
         Path("logs"),
-        description="folder of the rotating `app.log` (outside development); `none`: no file",
+        description="folder of the rotating `app.log` (not in development); `none` writes no file",
     )
-    log_json: bool = Field(False, description="log JSON lines to stderr")
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="least")
+    log_json: bool = Field(False, description="write log lines as JSON to stderr")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field(
+        "INFO", description="lowest level of the lines that are logged"
+    )
 
     @property
     def database(self) -> URL:
-        """The database's URL, with its async driver."""
+        """The URL of the database, with an async driver."""
         return parse_database_url(self.database_url)
 
     @property
@@ -114,11 +126,11 @@ class Settings(CacheSettings, LimitSettings, ServeSettings):
 
     @property
     def is_https(self) -> bool:
-        """Whether clients come by https."""
+        """Whether PUBLIC_URL is https."""
         return urlsplit(self.public_url or "").scheme == "https"
 
     def check(self) -> Self:
-        """Raise ConfigurationError if these settings must not be served."""
+        """Return these settings. Raises ConfigurationError if they must not be served."""
         problems = self._problems()
         if problems:
             raise ConfigurationError(problems)
@@ -155,7 +167,7 @@ class Settings(CacheSettings, LimitSettings, ServeSettings):
 
 
 class Development(Settings):
-    """Everything embedded, nothing to install."""
+    """SQLite and an in-memory cache: nothing to install."""
 
     env = "development"
     database_url: DatabaseUrl = Field(
@@ -164,23 +176,23 @@ class Development(Settings):
 
 
 class Production(Settings):
-    """PostgreSQL, own secret, exact origins: anything unsafe is refused."""
+    """PostgreSQL, a private key and exact origins. Unsafe values are refused."""
 
     env = "production"
     cors_origins: Origins = ()
 
     def _problems(self) -> list[str]:
         problems = super()._problems()
-        make_one = "set it to the output of: python -c 'import secrets; print(secrets.token_hex())'"
+        cure = "set it to the output of: python -c 'import secrets; print(secrets.token_hex())'"
         for name, key in (
             ("SECRET_KEY", self.secret_key),
             ("SECRET_KEY_PREVIOUS", self.secret_key_previous),
         ):
             secret = None if key is None else key.get_secret_value()
             if secret in PUBLISHED_SECRETS:
-                problems.append(f"{name} is missing or a published default: {make_one}")
+                problems.append(f"{name} is missing or a published default: {cure}")
             elif secret is not None and len(secret.encode()) < MIN_SECRET_BYTES:
-                problems.append(f"{name} is shorter than {MIN_SECRET_BYTES} bytes: {make_one}")
+                problems.append(f"{name} is shorter than {MIN_SECRET_BYTES} bytes: {cure}")
         if self.is_sqlite:
             problems.append(
                 "DATABASE_URL is missing or SQLite, which serves one process only: "
@@ -195,7 +207,7 @@ class Production(Settings):
 
 
 class Testing(Settings):
-    """A private database that goes with the application; nothing is read from `.env`."""
+    """By default a private in-memory database. `.env` is not read."""
 
     model_config = SettingsConfigDict(env_file=None)
 
@@ -215,18 +227,18 @@ class _Environment(BaseSettings):
 
 
 def load_from_environment() -> Settings:
-    """Read the settings that OCTAVO_ENV names: those of the command line.
+    """Load the configuration that OCTAVO_ENV names, for the command line.
 
-    Raises ConfigurationError also if they must not be served: a command that prepares
-    production must not do so elsewhere.
+    Raises ConfigurationError also for settings that must not be served: a command that prepares
+    production must not change another database.
     """
     return load(_Environment().octavo_env).check()
 
 
 def load(config_name: str) -> Settings:
-    """Read the settings called `config_name` from the environment.
+    """Load the configuration `config_name` from the environment.
 
-    Raises ConfigurationError, with a sentence for each variable that cannot be used.
+    Raises ConfigurationError with a sentence for each invalid variable.
     """
     if config_name not in CONFIGURATIONS:
         known = ", ".join(CONFIGURATIONS)

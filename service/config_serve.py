@@ -1,4 +1,4 @@
-"""The settings of serving: workers, connections, how they end, and what is told of them."""
+"""Settings of serving: workers, connections, shutdown, logs and metrics."""
 
 from pathlib import Path
 from typing import Literal
@@ -8,67 +8,81 @@ from pydantic_settings import BaseSettings
 
 
 class ServeSettings(BaseSettings):
-    """How `octavo serve` serves."""
+    """Settings of `octavo serve`."""
 
     workers: int = Field(
         1,
         ge=0,
         le=256,
-        description="processes that serve here, watched over; 0: this very process, by nobody",
+        description="number of supervised worker processes; 0 serves in this process, unsupervised",
     )
-    backlog: int = Field(2_048, ge=1, description="connections that may wait to be accepted")
+    backlog: int = Field(
+        2_048, ge=1, description="maximum number of connections that wait to be accepted"
+    )
     keep_alive_seconds: float = Field(
-        75.0, gt=0, description="life of an idle connection: longer than a load balancer's"
+        75.0,
+        gt=0,
+        description="lifetime of an idle connection; must exceed that of a load balancer",
     )
     header_seconds: float = Field(
-        5.0, gt=0, description="from the first byte of a request to the end of its headers"
+        5.0,
+        gt=0,
+        description="maximum time from the first byte of a request to the end of its headers",
     )
     http1_parser: Literal["httptools", "h11"] = Field(
         "httptools",
         validation_alias=AliasChoices("http1_parser", "http1"),
-        description="the parser of HTTP/1.1: `httptools` is fast, `h11` is Hypercorn's own",
+        description="HTTP/1.1 parser: `httptools` is fast, `h11` is Hypercorn's own",
     )
     max_requests: int = Field(
-        0, ge=0, description="requests after which a worker is replaced by a new one; 0: never"
+        0, ge=0, description="number of requests after which a worker is replaced; 0 replaces none"
     )
     max_requests_jitter: int = Field(
-        0, ge=0, description="up to so many more, by chance: not all at once"
+        0,
+        ge=0,
+        description="maximum random addition to `MAX_REQUESTS`, so that workers are not replaced "
+        "all at once",
     )
     drain_seconds: float = Field(
         1.0,
         ge=0,
         le=300,
-        description="for how long, before it ends, `/health/ready` says 503 and clients are told "
-        "to close: as long as a load balancer takes to see it",
+        description="time before shutdown in which `/health/ready` returns 503 and clients are "
+        "asked to close connections; a load balancer must notice within it",
     )
     grace_seconds: float = Field(
-        30.0, gt=0, description="what requests in flight are given to end after that"
+        30.0, gt=0, description="maximum time for requests in flight to end after that"
     )
-    tls_certfile: Path | None = Field(None, description="certificate chain, PEM: serve HTTPS")
-    tls_keyfile: Path | None = Field(None, description="its key, PEM")
-    http2: bool = Field(False, description="offer HTTP/2 over TLS, too")
+    tls_certfile: Path | None = Field(
+        None, description="certificate chain (PEM file); enables HTTPS"
+    )
+    tls_keyfile: Path | None = Field(None, description="private key of the certificate (PEM file)")
+    http2: bool = Field(False, description="also offer HTTP/2 over TLS")
     max_wait_seconds: float = Field(
         2.0,
         gt=0,
         le=600,
-        description="the longest wait of a request: for its turn, for a database connection and "
-        "for a thread that hashes passwords, together; then 503",
+        description="maximum total wait of a request in the queue, for a database connection and "
+        "for a thread that hashes passwords; then 503",
     )
     fast_path: bool = Field(
         True,
         validation_alias=AliasChoices("fast_path", "short_way"),
-        description="`false`: every request takes Quart's way. Hooks, handlers and middleware that "
-        "are added to the application have the same effect",
+        description="`false` sends every request through Quart's request cycle. Hooks, handlers "
+        "and middleware that are added to the application have the same effect",
     )
     access_log_sample: float = Field(
         1.0,
         ge=0,
         le=1,
-        description="part of the requests that went well (below 400) that get a line in the log",
+        description="fraction of successful requests (status below 400) that are logged",
     )
     metrics_token: SecretStr | None = Field(
-        None, description="who has it may read `/metrics`; without it nobody in production"
+        None,
+        description="bearer token for `/metrics`; without it, production does not serve metrics",
     )
     revision: str | None = Field(
-        None, description="the deployed revision, for `/health`; a git checkout knows its own"
+        None,
+        description="deployed revision, shown at `/health`; default: the revision of the git "
+        "checkout",
     )

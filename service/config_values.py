@@ -1,4 +1,4 @@
-"""How values are written in the environment, and what is made of them."""
+"""Parsers and types of the values of environment variables."""
 
 import json
 import os
@@ -23,7 +23,7 @@ ASYNC_DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
 }
-MOST = 1_000_000_000  # units of a limit, and its seconds: whatever is counted of it is exact
+MOST = 1_000_000_000  # for the amount and the seconds of a limit, so that arithmetic is exact
 RETIRED = {
     "SHED_LAG_SECONDS": "set MAX_WAIT_SECONDS, the longest wait of a request",
     "POOL_TIMEOUT": "MAX_WAIT_SECONDS bounds the wait for a connection as well",
@@ -34,9 +34,9 @@ DATABASE_FORMS = "write postgresql://user:password@host/name or sqlite:///file.d
 
 
 def parse_database_url(value: str) -> URL:
-    """Read a plain or async URL: its driver async, libpq's `sslmode` as asyncpg's `ssl`.
+    """Parse a database URL. Sets an async driver, and turns libpq's `sslmode` into `ssl`.
 
-    Raises ValueError if it names no database that Octavo knows.
+    Raises ValueError if Octavo does not support the database.
     """
     try:
         url = make_url(value)
@@ -93,7 +93,7 @@ def _are_origins(value: Any) -> Any:
 
 
 def parse_rates(value: str) -> list[tuple[int, int]]:
-    """Read `10 per minute;100 per hour`: amounts and seconds. Raises ValueError."""
+    """Parse `10 per minute;100 per hour` into pairs (amount, seconds). Raises ValueError."""
     try:
         limits = [(limit.amount, limit.get_expiry()) for limit in parse_many(value)]
     except ValueError:
@@ -115,7 +115,7 @@ def _none_by_name(value: Any) -> Any:
 
 
 def warn_of_retired_settings() -> None:
-    """Warn of each variable in the environment or in `.env` that has no effect, or a new name."""
+    """Warn about each retired or renamed variable in the environment or in `.env`."""
     variables = {*os.environ, *dotenv_values(".env")}
     for name in RETIRED.keys() & variables:
         warnings.warn(f"{name} is not read any more: {RETIRED[name]}", FutureWarning, stacklevel=3)
