@@ -1,4 +1,4 @@
-"""A line of the log for each request, off the loop; a sample of what went well or was refused."""
+"""The access log, written off the loop. Successful requests are sampled, refused ones limited."""
 
 import logging
 import random
@@ -15,19 +15,19 @@ REFUSED = {429, 503}
 
 
 class AccessLog:
-    """Writes which route was asked, how it was answered, and for whom; paths stay private."""
+    """Writes route, status, duration and user of requests. Paths are private and not written."""
 
     def __init__(self, logger: logging.Logger, sample: float) -> None:
         self._logger = logger
         self._sample = sample
 
     def observe(self, scope: Any, status: int, seconds: float) -> None:
-        """Write a line, or leave it."""
+        """Write a line about a request, unless it is not in the sample."""
         if 200 <= status < 400 and random.random() >= self._sample:  # noqa: S311  (no secret)
             return
         context = context_of(scope)
         user, decision = context.user_id, "refused" if status == 429 else "admitted"
-        told = {
+        fields = {
             "method": scope["method"],
             "route": context.route,
             "status": status,
@@ -39,8 +39,8 @@ class AccessLog:
         self._logger.info(
             "%(method)s %(route)s %(status)d %(milliseconds).1f ms "
             "user=%(user)s cache=%(cache)s limit=%(limit)s",
-            told,
-            extra=told | REFUSAL if status in REFUSED else told,
+            fields,
+            extra=fields | REFUSAL if status in REFUSED else fields,
         )
 
 
@@ -52,7 +52,7 @@ class ForwardedCheck:
         self._has_warned = False
 
     def observe(self, scope: Any, status: int, seconds: float) -> None:
-        """Look at the headers of a request, until one was forwarded."""
+        """Check the headers of a request, until the warning was logged."""
         if not self._has_warned and parse_headers(scope["headers"]).forwarded:
             self._has_warned = True
             self._logger.warning(
@@ -62,7 +62,7 @@ class ForwardedCheck:
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Write lines."""
+    """Register the access log and the check of forwarded requests."""
     observers = app.extensions.setdefault("observers", [])
     observers.append(AccessLog(app.logger, settings.access_log_sample).observe)
     if settings.trusted_proxy_hops == 0:

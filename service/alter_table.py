@@ -1,4 +1,4 @@
-"""Changes of a table that lose nothing on SQLite. For migrations."""
+"""Change a table in a migration without losing dependent objects on SQLite."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,11 +12,11 @@ AUTOINCREMENT = text("""SELECT sql LIKE '%AUTOINCREMENT%' FROM sqlite_master
     WHERE type = 'table' AND name = :table""")
 HIGHEST_ID = text("SELECT seq FROM sqlite_sequence WHERE name = :table")
 # The views and the triggers of all tables: SQLite refuses to rename a table while one of them
-# refers to a table that is missing. A trigger of a view comes behind the view.
+# refers to a table that is missing. A trigger of a view comes after the view.
 DEPENDENTS = text("""SELECT type, name, sql FROM sqlite_master
     WHERE type IN ('view', 'trigger') OR (type = 'index' AND tbl_name = :table AND sql IS NOT NULL)
     ORDER BY type = 'trigger', rowid""")
-# SQLite creates a view or a trigger although its columns do not exist. It refuses a renaming then.
+# SQLite creates a view or trigger even if its columns do not exist. Only a renaming checks them.
 RESOLVE_NAMES = (
     "CREATE TABLE _before (id)",
     "ALTER TABLE _before RENAME TO _after",
@@ -36,10 +36,10 @@ def alter_table(table: str, **options: Any) -> Iterator[BatchOperations]:
     This function restores them within the transaction.
 
     A view, trigger or index that does not fit the changed table fails the migration. Drop it with
-    `op`, before the block or in it, and create its successor behind the block. `batch` knows no
-    existing index: use `op.drop_index`.
+    `op`, before the block or in it, and create its successor after the block. `batch` does not
+    know existing indexes: use `op.drop_index`.
 
-    options: those of `op.batch_alter_table`, without `table_kwargs`. `recreate` is for SQLite.
+    options: passed to `op.batch_alter_table`; not `table_kwargs`. `recreate` is for SQLite.
     """
     connection = op.get_bind()
     if connection.dialect.name != "sqlite":
@@ -48,8 +48,8 @@ def alter_table(table: str, **options: Any) -> Iterator[BatchOperations]:
         return
     if connection.scalar(text("PRAGMA foreign_keys")):
         raise RuntimeError(
-            "PRAGMA foreign_keys is on: to drop the old table would delete the rows that refer to"
-            " it. Turn it off before the transaction begins, as alembic/env.py does"
+            "PRAGMA foreign_keys is on: dropping the old table would delete the rows that refer to"
+            " it. Turn the pragma off before the transaction begins, as alembic/env.py does"
         )
     named = {"table": table}
     has_autoincrement = bool(connection.scalar(AUTOINCREMENT, named))

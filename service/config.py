@@ -154,14 +154,14 @@ class Settings(CacheSettings, LimitSettings, ServeSettings):
                 problems.append(f"{name} {file} cannot be read: name a file, readable to this user")
         if os.environ.get("AIOCACHE_DISABLE") == "1":
             problems.append(
-                "AIOCACHE_DISABLE makes the cache's library lie: unset it, and turn the cache off "
+                "AIOCACHE_DISABLE breaks the cache: unset it, and turn the cache off "
                 "by CACHE_ITEM_SECONDS=0, CACHE_COUNT_SECONDS=0 and CACHE_PAGES=none"
             )
         if self.redis_url is None and max(self.workers, self.total_workers) > 1:
             name = "WORKERS" if self.workers > 1 else "TOTAL_WORKERS"
             problems.append(
-                f"{name} is more than one and REDIS_URL is missing, so that each would "
-                "have limits and a cache of its own: set REDIS_URL to redis://host:6379/0"
+                f"{name} is more than one and REDIS_URL is missing, so each process would "
+                "have separate limits and a separate cache: set REDIS_URL to redis://host:6379/0"
             )
         return problems
 

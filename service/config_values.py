@@ -65,7 +65,7 @@ def _absolute(value: str) -> str:
     if parts.scheme not in {"http", "https"} or not parts.netloc:
         raise ValueError("write an absolute URL that starts with http:// or https://")
     if parts.username is not None or parts.query or parts.fragment:
-        raise ValueError("write it without user, password, query and fragment: it is shown to all")
+        raise ValueError("write it without user, password, query and fragment: the URL is public")
     return value.rstrip("/")
 
 
@@ -99,7 +99,7 @@ def parse_rates(value: str) -> list[tuple[int, int]]:
     except ValueError:
         raise ValueError("write limits as `10 per minute;100 per hour`") from None
     if not all(amount and seconds for amount, seconds in limits):
-        raise ValueError("a limit is at least 1; RATELIMIT_ENABLED=false is none at all")
+        raise ValueError("a limit is at least 1; RATELIMIT_ENABLED=false turns limits off")
     if any(number > MOST for limit in limits for number in limit):
         raise ValueError(f"a limit is at most {MOST:,} in as many seconds")
     return limits
@@ -118,7 +118,9 @@ def warn_of_retired_settings() -> None:
     """Warn about each retired or renamed variable in the environment or in `.env`."""
     variables = {*os.environ, *dotenv_values(".env")}
     for name in RETIRED.keys() & variables:
-        warnings.warn(f"{name} is not read any more: {RETIRED[name]}", FutureWarning, stacklevel=3)
+        warnings.warn(
+            f"{name} has no effect any more: {RETIRED[name]}", FutureWarning, stacklevel=3
+        )
     for name in RENAMED.keys() & variables:
         warnings.warn(f"{name} is called {RENAMED[name]} now", FutureWarning, stacklevel=3)
 

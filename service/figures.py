@@ -1,11 +1,12 @@
-"""Where the figures of several workers are: files in a folder that all of them read.
+"""Metrics files of several workers, in a folder that all of them read.
 
-Each has them by a number that a new worker takes over from one that has ended: nothing that was
-counted is lost, and the files stay few.
+The name of a file contains the number of its worker. A new worker takes over the number and the
+files of a worker that has ended: counts are not lost, and the number of files stays small.
 
-Serving must not depend on that folder. The Prometheus client maps files without having space for
-them, and a process ends by SIGBUS when it writes where the disk has none. So space is reserved
-first. A process that gets none has its figures in its own memory, until it is replaced.
+Serving must not depend on that folder. The Prometheus client maps files without reserving disk
+space, and SIGBUS ends a process that writes to such a file on a full disk. Therefore this module
+reserves the space first. Without space, a process keeps its metrics in its own memory until it is
+replaced.
 """
 
 import errno
@@ -22,15 +23,15 @@ from prometheus_client.mmap_dict import MmapedDict
 
 from service.files import private
 
-FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # the Prometheus client's own name for it
-SIZE = 65_536  # bytes of a new file; it doubles when it is full
-ENTRY = 32  # bytes of an entry beside its name, at most
+FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # environment variable of the Prometheus client
+SIZE = 65_536  # bytes of a new file; a full file doubles
+ENTRY = 32  # maximum bytes of an entry, without its name
 
-failures: list[OSError] = []  # why this process has its figures to itself; empty: all have them
+failures: list[OSError] = []  # why other workers cannot read this process's metrics
 
 
 class ReservedDict(MmapedDict):
-    """A file of figures whose space is reserved; memory of this process where there is none."""
+    """A metrics file with reserved space. Without space, private memory takes its place."""
 
     _is_shared = True
 
@@ -41,7 +42,7 @@ class ReservedDict(MmapedDict):
         except OSError as error:
             self._stay_alone(error)
             self._positions = {}
-            self._capacity, self._used = SIZE, 8  # the header: how much is used
+            self._capacity, self._used = SIZE, 8  # the header (8 bytes) holds the used size
             self._m = mmap.mmap(-1, SIZE)
 
     def _init_value(self, key: str) -> None:
@@ -56,7 +57,7 @@ class ReservedDict(MmapedDict):
                 _reserve(self._f.fileno(), size)
                 grown = mmap.mmap(self._f.fileno(), size)
             except OSError as error:
-                with suppress(OSError):  # nobody may map what is not reserved
+                with suppress(OSError):  # no process may map space that is not reserved
                     self._f.truncate(self._capacity)
                 self._f.close()
                 self._stay_alone(error)
@@ -67,15 +68,15 @@ class ReservedDict(MmapedDict):
 
     def _stay_alone(self, error: OSError) -> None:
         failures.append(error)
-        self._is_shared, self._f = False, BytesIO()  # to be closed, as a file is
+        self._is_shared, self._f = False, BytesIO()  # the base class closes it like a file
 
 
 def _make(path: str) -> None:
-    """Make a file with its space, or reserve what one from before has. Raises OSError."""
+    """Create a file with reserved space, or reserve an existing file's space. Raises OSError."""
     if os.path.exists(path):
         with open(path, "r+b") as file:
             return _reserve(file.fileno(), max(SIZE, os.fstat(file.fileno()).st_size))
-    new = f"{path}.new"  # others read whatever is called .db, and find it whole
+    new = f"{path}.new"  # other workers read all .db files, so a .db file must be complete
     try:
         with open(new, "wb", opener=private) as file:
             _reserve(file.fileno(), SIZE)
@@ -88,31 +89,31 @@ def _make(path: str) -> None:
 
 
 def _reserve(file: int, size: int) -> None:
-    """Make a file at least so large, and have space for all of it. Raises OSError."""
+    """Extend a file to at least `size` bytes of reserved space. Raises OSError."""
     if hasattr(os, "posix_fallocate"):
         os.posix_fallocate(file, 0, size)
     else:
-        there = os.fstat(file).st_size
-        os.pwrite(file, bytes(size - there), there)
+        present = os.fstat(file).st_size
+        os.pwrite(file, bytes(size - present), present)
 
 
 @contextmanager
 def folder() -> Iterator[str | None]:
-    """Make the folder of all workers, for as long as they serve. None: it cannot be made."""
+    """Create the workers' folder for the duration of the block. Yields None if that fails."""
     try:
-        made = tempfile.TemporaryDirectory(prefix="octavo-metrics-", ignore_cleanup_errors=True)
+        created = tempfile.TemporaryDirectory(prefix="octavo-metrics-", ignore_cleanup_errors=True)
     except OSError:
         yield None
     else:
-        with made as path:
+        with created as path:
             yield path
 
 
 def share(number: int) -> None:
-    """Keep this process's figures in the folder of all workers, as `number`. Before any is made.
+    """Keep this process's metrics in the workers' folder, as `number`.
 
-    The one place where two applications of a process would share something: the Prometheus
-    client chooses for all.
+    Call this before any metric is created. It applies to all applications of the process: the
+    Prometheus client has one global setting.
     """
     if FOLDER not in os.environ:
         failures.append(OSError(errno.ENOENT, "no temporary folder"))
@@ -122,13 +123,13 @@ def share(number: int) -> None:
 
 
 def forget(folder: str | None, number: int) -> None:
-    """Drop what was true of a worker only while it lived."""
+    """Remove the gauges of a worker that has ended."""
     if folder is not None:
         with suppress(OSError):
             multiprocess.mark_process_dead(number, folder)  # type: ignore[no-untyped-call]  # it has no types
 
 
 def drop() -> None:
-    """Remove the folder of all workers: the service is over."""
+    """Remove the workers' folder when the service ends."""
     if folder := os.environ.get(FOLDER):
         shutil.rmtree(folder, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Health: `/health` for people and monitors, `/health/live` and `/health/ready` for balancers."""
+"""Health: `/health` for people and monitors; `/health/live`, `/health/ready` for load balancers."""
 
 import asyncio
 import shutil
@@ -25,8 +25,8 @@ from service.patience import end
 from service.precedence import constant, never_shed
 from service.web import respond, to_bytes
 
-TIMEOUT = 1.0  # seconds that a check may take, whatever its dependency does
-SHARED_SECONDS = 1.0  # that an outcome is told to whoever asks
+TIMEOUT = 1.0  # seconds: the longest wait for a check
+SHARED_SECONDS = 1.0  # for which all requests share the outcome of a check
 
 ALIVE = b'{"status":"alive"}'
 
@@ -36,17 +36,17 @@ Check = Callable[[], Awaitable[object]]
 
 
 class Outcome(BaseModel):
-    """How a dependency answered."""
+    """The result of a check of a dependency."""
 
     status: Literal["ok", "failed", "timeout"]
     latency_ms: float
 
 
 class HealthReport(BaseModel):
-    """How a process and its dependencies are. `error` is there if it is unhealthy.
+    """The state of a process and its dependencies. `error` is present if it is unhealthy.
 
-    revision: of git, if it is known. workers: how many processes serve beside this one, with it.
-    fast_path: whether requests may go past Quart's cycle, and what keeps them from it.
+    revision: the git revision, if known. workers: number of serving processes, this one included.
+    fast_path: whether requests may bypass Quart's request cycle, and the reasons if not.
     """
 
     status: Literal["healthy", "degraded", "unhealthy"]
@@ -62,26 +62,26 @@ class HealthReport(BaseModel):
 
 
 class Alive(BaseModel):
-    """A process that runs."""
+    """The process runs."""
 
     status: Literal["alive"]
 
 
 class Ready(BaseModel):
-    """A process that wants requests."""
+    """The process accepts requests."""
 
     status: Literal["ready"]
 
 
 class NotReady(BaseModel):
-    """A process that wants none yet, or any more."""
+    """The process does not accept requests yet, or no longer accepts them."""
 
     status: Literal["not ready"]
     reasons: list[str]
 
 
 class Health:
-    """What this process knows of itself and of what it depends on."""
+    """The state of this process, and checks of its dependencies."""
 
     def __init__(self, database: Database, settings: Settings) -> None:
         self.serving = False
@@ -89,26 +89,26 @@ class Health:
         self.revision = settings.revision
         self._database = database
         self._redis: Redis | None = None
-        self._checks: dict[str, Check] = {"database": self._ask_database}
+        self._checks: dict[str, Check] = {"database": self._check_database}
         if settings.redis_url is not None:
             self._redis = Redis.from_url(settings.redis_url)
             self._checks["redis"] = self._redis.ping
         self._running: dict[str, asyncio.Task[Outcome]] = {}
-        self._known: dict[str, tuple[float, Outcome]] = {}  # when, and what
+        self._known: dict[str, tuple[float, Outcome]] = {}  # check -> (time, outcome)
         self._behind = {None, *migrations.older()}
 
     async def open(self) -> None:
-        """Find out what this is."""
+        """Read the revision from git, if no setting holds it."""
         if self.revision is None:
             self.revision = await asyncio.to_thread(_git_revision)
 
     async def check(self) -> dict[str, Outcome]:
-        """Check every dependency at once."""
+        """Check all dependencies concurrently."""
         outcomes = await asyncio.gather(*(self._outcome(name) for name in self._checks))
         return dict(zip(self._checks, outcomes, strict=True))
 
     async def reasons_not_ready(self) -> list[str]:
-        """Say why no requests should be sent here; nothing if they may."""
+        """Return the reasons not to send requests here; an empty list if the process is ready."""
         if not self.serving:
             return ["starting or draining"]
         if (await self._outcome("database")).status != "ok":
@@ -118,29 +118,29 @@ class Health:
         return []
 
     async def close(self) -> None:
-        """Give up checks under way, and Redis."""
+        """Cancel running checks, and close the connection to Redis."""
         for task in self._running.values():
             await end(task)
         if self._redis is not None:
             await self._redis.aclose()
 
     async def _outcome(self, name: str) -> Outcome:
-        """Give what is known for less than a second, or what a check says, which all share."""
-        when, known = self._known.get(name, (-SHARED_SECONDS, None))
-        if known is not None and time.monotonic() - when < SHARED_SECONDS:
+        """Return an outcome that is less than SHARED_SECONDS old, else run the check."""
+        checked_at, known = self._known.get(name, (-SHARED_SECONDS, None))
+        if known is not None and time.monotonic() - checked_at < SHARED_SECONDS:
             return known
-        # A check that hangs is left behind, not waited for; the next one joins it, so that no
-        # more than one connection of a kind ever hangs.
+        # A check that hangs keeps running in the background. The next request waits for the same
+        # task, so that at most one connection of each kind hangs.
         task = self._running.get(name)
         if task is None or task.done():
-            task = self._running[name] = asyncio.create_task(self._ask(name))
+            task = self._running[name] = asyncio.create_task(self._run(name))
         done, _ = await asyncio.wait({task}, timeout=TIMEOUT)
         outcome = task.result() if done else Outcome(status="timeout", latency_ms=TIMEOUT * 1000)
         self._known[name] = (time.monotonic(), outcome)
         return outcome
 
-    async def _ask(self, name: str) -> Outcome:
-        check, begun = self._checks.get(name, self._ask_revision), time.perf_counter()
+    async def _run(self, name: str) -> Outcome:
+        check, begun = self._checks.get(name, self._check_revision), time.perf_counter()
         status: Literal["ok", "failed"] = "ok"
         try:
             await check()
@@ -148,26 +148,26 @@ class Health:
             status = "failed"
         return Outcome(status=status, latency_ms=round((time.perf_counter() - begun) * 1000, 2))
 
-    async def _ask_database(self) -> None:
+    async def _check_database(self) -> None:
         async with self._database.session() as db:
             await db.execute(text("SELECT 1"))
 
-    async def _ask_revision(self) -> None:
+    async def _check_revision(self) -> None:
         async with self._database.session() as db:
-            # A revision that this code does not know is newer: others are being rolled out.
+            # A revision that this code does not know is newer: a rollout is in progress.
             if await migrations.current(db) in self._behind:
                 raise RuntimeError("the database is behind this code")
 
 
 def _git_revision() -> str | None:
-    """Ask git which revision this is, if it is a checkout."""
+    """Return the git revision of this checkout; None if this is not a checkout."""
     git = shutil.which("git")
     if git is None:
         return None
     here = Path(__file__).resolve().parent.parent
-    asked = [git, "-C", str(here), "rev-parse", "--show-toplevel", "HEAD"]
-    told = subprocess.run(asked, capture_output=True, text=True, check=False)  # noqa: S603  (no input)
-    top, _, revision = told.stdout.strip().partition("\n")
+    command = [git, "-C", str(here), "rev-parse", "--show-toplevel", "HEAD"]
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  (no input)
+    top, _, revision = result.stdout.strip().partition("\n")
     return revision if revision and Path(top) == here else None
 
 
@@ -177,25 +177,25 @@ def _git_revision() -> str | None:
 @rate_exempt
 @never_shed
 async def health() -> Response:
-    """Tell how this process and its dependencies are: healthy, degraded, or unhealthy (500)."""
-    found = of_app()
-    checks = await found.check()
+    """Report the state of this process: healthy, degraded, or unhealthy (500)."""
+    state = of_app()
+    checks = await state.check()
     down = {name for name, outcome in checks.items() if outcome.status != "ok"}
     unhealthy = "database" in down
-    answer: dict[str, Any] = {
+    report: dict[str, Any] = {
         "status": "unhealthy" if unhealthy else "degraded" if down else "healthy",
         "database": "disconnected" if unhealthy else "connected",
         "timestamp": datetime.now(UTC),
         "version": __version__,
         "checks": {name: outcome.model_dump() for name, outcome in checks.items()},
-        "revision": found.revision,
-        "uptime_seconds": int(time.monotonic() - found.begun),
+        "revision": state.revision,
+        "uptime_seconds": int(time.monotonic() - state.begun),
         "workers": current_app.extensions.get("workers", 1),
         "fast_path": _fast_path(current_app.extensions["settings"].fast_path),
     }
     if unhealthy:
-        answer["error"] = "database unavailable"
-    return respond(to_bytes(answer), 500 if unhealthy else 200)
+        report["error"] = "database unavailable"
+    return respond(to_bytes(report), 500 if unhealthy else 200)
 
 
 def _fast_path(is_wanted: bool) -> str:
@@ -211,7 +211,7 @@ def _fast_path(is_wanted: bool) -> str:
 @never_shed
 @constant(ALIVE)
 async def live() -> Response:
-    """Answer as long as the process runs; touch nothing."""
+    """Respond as long as the process runs, without any check."""
     return respond(ALIVE)
 
 
@@ -221,7 +221,7 @@ async def live() -> Response:
 @rate_exempt
 @never_shed
 async def ready() -> Response:
-    """Tell whether requests should be sent here: 503 with the reasons if not."""
+    """Report whether this process accepts requests: 503 with the reasons if not."""
     reasons = await of_app().reasons_not_ready()
     if reasons:
         return respond(to_bytes({"status": "not ready", "reasons": reasons}), 503)
@@ -229,9 +229,9 @@ async def ready() -> Response:
 
 
 def of_app() -> Health:
-    """Give the health of the current application."""
-    found: Health = current_app.extensions["health"]
-    return found
+    """Return the health of the current application."""
+    state: Health = current_app.extensions["health"]
+    return state
 
 
 def init_app(app: Quart, settings: Settings) -> None:

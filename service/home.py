@@ -1,4 +1,4 @@
-"""The front page: what runs here, and where to go."""
+"""The front page: the version, and links to the API and its documentation."""
 
 from base64 import b64encode
 from hashlib import sha256
@@ -26,7 +26,7 @@ STYLE = """
   code, pre { font: .9rem/1.5 ui-monospace, Menlo, Consolas, monospace; }
   pre { overflow-x: auto; padding: .8rem 1rem; border: 1px solid #8886; border-radius: 6px; }
 """
-# The page may have this style and an empty icon, and nothing else at all.
+# The policy allows only this style and an empty icon.
 STYLE_HASH = b64encode(sha256(STYLE.encode()).digest()).decode()
 POLICY = (
     f"default-src 'none'; style-src 'sha256-{STYLE_HASH}'; img-src data:; "
@@ -61,7 +61,7 @@ PAGE = """<!doctype html>
 @answers(200, media=HTML)
 @rate_exempt
 async def home() -> Response:
-    """Show what runs here."""
+    """Show the front page."""
     base = absolute("")
     page = PAGE.format(
         style=STYLE, version=__version__, base=escape(base), root=escape(urlsplit(base).path)

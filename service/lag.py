@@ -1,4 +1,4 @@
-"""How late the event loop is: what every request of a process waits for, whatever it asks."""
+"""Measure the lag of the event loop, which delays every request of a process."""
 
 import asyncio
 import time
@@ -9,19 +9,19 @@ from quart import Quart
 
 from service.config import Settings
 
-TURNS = 10  # of the loop: about as many as the simplest answer takes
-PAUSE_SECONDS = 0.02  # between looks
-REMEMBERED = 50  # looks: about a second
+TURNS = 10  # of the loop: about as many as the simplest response needs
+PAUSE_SECONDS = 0.02  # between measurements
+REMEMBERED = 50  # measurements: about a second
 
 
 class Lag:
-    """Measures again and again how long some turns of the loop take."""
+    """Repeatedly measures the duration of some turns of the loop."""
 
     def __init__(self) -> None:
         self._seen: deque[float] = deque([0.0, 0.0], maxlen=REMEMBERED)
 
     async def look_on(self) -> None:
-        """Look for ever."""
+        """Measure until cancelled."""
         while True:
             begun = time.monotonic()
             for _ in range(TURNS):
@@ -30,12 +30,12 @@ class Lag:
             await asyncio.sleep(PAUSE_SECONDS)
 
     def worst(self) -> float:
-        """Give the most of the last second."""
+        """Return the highest lag of the last second, in seconds."""
         return max(self._seen)
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Look while serving."""
+    """Measure while serving."""
     lag = app.extensions["lag"] = Lag()
 
     @app.while_serving

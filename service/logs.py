@@ -1,6 +1,6 @@
-"""Logging that never blocks the loop: lines go through a queue to a thread of their own.
+"""Logging that does not block the event loop: a separate thread writes lines from a queue.
 
-Each application has a logger of its own, outside Python's global tree, so that two in one
+Each application has its own logger, outside Python's global tree, so that two applications in a
 process share nothing. Outside development it writes the guide's rotating `logs/app.log`.
 """
 
@@ -26,14 +26,14 @@ from service.config import ConfigurationError, Settings
 if TYPE_CHECKING:
     from quart import Quart  # a supervisor logs without it
 
-# The guide's, and the request that a line belongs to.
+# The guide's format, followed by the request id.
 FORMAT = "%(asctime)s %(levelname)s: %(message)s [in %(pathname)s:%(lineno)d] [%(request_id)s]"
 MAX_BYTES = 10_240_000
 BACKUPS = 10
-REFUSAL_LINES, REFUSAL_SECONDS = 10, 10.0  # so many lines about refused requests in this time
-REFUSAL = {"is_refusal": True}  # `extra` of a line about a request that was refused: 429, 503
-MOST_WAITING = 10_000  # lines that are to be written
-# A log line is one line: what a client sent cannot begin another.
+REFUSAL_LINES, REFUSAL_SECONDS = 10, 10.0  # at most 10 lines about refused requests in 10 s
+REFUSAL = {"is_refusal": True}  # `extra` of a line about a refused request (429, 503)
+MOST_WAITING = 10_000  # lines in the queue
+# Control characters are escaped, so that text from a client cannot begin a new line.
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 9}
 
 NO_REQUEST = "-"
@@ -41,9 +41,9 @@ request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
 
 
 class _Queued(QueueHandler):
-    """Hands a record over as it is now: its request, its text, without line breaks.
+    """Puts records into the queue, with the request id and the final text on a single line.
 
-    Lines that cannot be written as fast as they come do not pile up: they are counted.
+    If the queue is full, lines are dropped and counted.
     """
 
     _dropped = 0
@@ -64,7 +64,7 @@ class _Queued(QueueHandler):
         self._lines.put(record)
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        if not hasattr(record, "request_id"):  # a worker's record has its own
+        if not hasattr(record, "request_id"):  # a record from a worker has an id already
             record.request_id = request_id.get()
         record.msg = record.getMessage().translate(CONTROLS)
         record.args = None
@@ -72,20 +72,20 @@ class _Queued(QueueHandler):
 
 
 class RefusalFilter(logging.Filter):
-    """Bounds the lines about refused requests (`extra=REFUSAL`), and counts those left out.
+    """Limits the lines about refused requests (`extra=REFUSAL`), and counts the omitted ones.
 
-    A refused client may retry at once: such lines would roll the file over, and push out
-    those that tell why.
+    A refused client may retry at once. Without a limit, such lines would rotate the log, and
+    push out the lines that explain the cause.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
         super().__init__()
         self._logger = logger
-        self._until = 0.0  # the end of this window
+        self._until = 0.0  # end of the current window
         self._passed = self._left_out = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Tell whether a record is written."""
+        """Return whether to write a record."""
         if record.created >= self._until:
             left_out, self._left_out, self._passed = self._left_out, 0, 0
             self._until = record.created + REFUSAL_SECONDS
@@ -102,20 +102,20 @@ class RefusalFilter(logging.Filter):
 
 
 def _warning(text: str) -> logging.LogRecord:
-    """Make a line that belongs to no request."""
+    """Make a warning without a request."""
     record = logging.LogRecord(__name__, logging.WARNING, __file__, 1, text, None, None)
     record.request_id = NO_REQUEST
     return record
 
 
 class _File(RotatingFileHandler):
-    """The guide's file. A disk that is full costs lines, one warning, and nothing else.
+    """The guide's log file. On a full disk, lines are lost and a single warning is printed.
 
-    A file that is there keeps its mode, also when it is rotated.
+    An existing file keeps its mode, also after rotation.
     """
 
     _mode = files.FILE
-    _lost = 0  # lines, since one was written
+    _lost = 0  # lines lost since the last written line
 
     def _open(self) -> TextIOWrapper:
         path = Path(self.baseFilename)
@@ -142,7 +142,7 @@ class _File(RotatingFileHandler):
         if not isinstance(error, OSError):
             return super().handleError(record)
         self._lost += 1
-        stream, self.stream = self.stream, None  # opened anew
+        stream, self.stream = self.stream, None  # the next line opens the file again
         with suppress(OSError):
             if stream is not None:
                 stream.close()
@@ -161,8 +161,8 @@ def _ends_a_line(path: Path) -> bool:
 
 
 def handlers(settings: Settings) -> list[logging.Handler]:
-    """Make the handlers that `settings` ask for; they write in the listener's thread."""
-    made: list[logging.Handler] = []
+    """Make the handlers of `settings`. They run in the listener's thread."""
+    active: list[logging.Handler] = []
     text = logging.Formatter(FORMAT)
     if settings.log_json or settings.env == "development":
         stderr = logging.StreamHandler(sys.stderr)
@@ -174,20 +174,20 @@ def handlers(settings: Settings) -> list[logging.Handler]:
             if settings.log_json
             else text
         )
-        made.append(stderr)
-    if folder := _made(settings):
+        active.append(stderr)
+    if folder := _make_folder(settings):
         path = folder / "app.log"
         file = _File(path, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True)
         file.setFormatter(text)
-        made.append(file)
-    return made
+        active.append(file)
+    return active
 
 
-def _made(settings: Settings) -> Path | None:
-    """Make the folder of the guide's file, if there is one.
+def _make_folder(settings: Settings) -> Path | None:
+    """Create the folder of the log file and return it.
 
-    None in development, or if LOG_DIR is none. Raises ConfigurationError if it cannot be written;
-    a full disk is no reason not to serve.
+    None in development, or if LOG_DIR is `none`. Raises ConfigurationError if the folder is not
+    writable. A full disk is not an error, because serving can continue.
     """
     folder = None if settings.env == "development" else settings.log_dir
     if folder is None:
@@ -209,8 +209,8 @@ def _made(settings: Settings) -> Path | None:
 
 
 def init_app(app: "Quart", settings: Settings) -> None:
-    """Give the application its logger; write from start to stop."""
-    _made(settings)
+    """Give the application its logger, which writes while the application serves."""
+    _make_folder(settings)
     app.logger = logging.Logger(app.name, settings.log_level)
     app.logger.addFilter(RefusalFilter(app.logger))
 
@@ -224,7 +224,7 @@ def init_app(app: "Quart", settings: Settings) -> None:
 
 @contextmanager
 def written(logger: logging.Logger, handlers: Sequence[logging.Handler]) -> Iterator[None]:
-    """Let a thread hand to `handlers` what is logged."""
+    """Run a thread that passes the logger's records to `handlers`, for the block's duration."""
     lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
     handler = _Queued(lines)
     listener = QueueListener(lines, *handlers)

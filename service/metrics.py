@@ -1,4 +1,4 @@
-"""Metrics: what Prometheus reads at /metrics, of all the workers of a service together."""
+"""Metrics for Prometheus at /metrics, aggregated over all workers of a service."""
 
 import asyncio
 import os
@@ -36,13 +36,13 @@ from service.web import respond
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-LOOK_SECONDS = 0.5  # between readings of what is not counted as it happens
+LOOK_SECONDS = 0.5  # between two copies of the counters and gauges of other modules
 
 metrics_bp = Blueprint("metrics", __name__)
 
 
 class Metrics:
-    """The figures of one process."""
+    """The metrics of one process."""
 
     def __init__(self, app: Quart) -> None:
         self.registry = CollectorRegistry()
@@ -50,7 +50,7 @@ class Metrics:
         self._has_warned = False
         self._requests = Histogram(
             "octavo_request_seconds",
-            "Requests: how many, and how long each took",
+            "Duration of requests, in seconds",
             ("method", "route", "status"),
             buckets=SECONDS,
             registry=self.registry,
@@ -69,7 +69,7 @@ class Metrics:
         }
         build = Gauge(
             "octavo_build_info",
-            "Which version this is",
+            "Version of Octavo",
             ("version",),
             multiprocess_mode="livemax",
             registry=self.registry,
@@ -77,7 +77,7 @@ class Metrics:
         build.labels(__version__).set(1)
 
     def observe(self, scope: Any, status: int, seconds: float) -> None:
-        """Count a request that was answered."""
+        """Record a completed request."""
         method = scope["method"]
         key = (method, context_of(scope).route, status)
         child = self._children.get(key)
@@ -88,7 +88,7 @@ class Metrics:
         child.observe(seconds)
 
     def look(self) -> None:
-        """Read what others have counted."""
+        """Copy the counters and gauges of other modules."""
         extensions = self._app.extensions
         cache: Cache = extensions["cache"]
         database: Database = extensions["database"]
@@ -99,7 +99,7 @@ class Metrics:
         load_shedding: LoadShedding = extensions["load_shedding"]
         counted = asdict(cache.counters)
         totals: dict[tuple[str, str], float] = {
-            **{("octavo_cache_reads", one): counted.pop(many) for one, many in READS.items()},
+            **{("octavo_cache_reads", read): counted.pop(name) for read, name in READS.items()},
             **{(f"octavo_cache_{name}", ""): number for name, number in counted.items()},
             ("octavo_limit_decisions", "admitted"): limiter.admitted,
             ("octavo_limit_decisions", "refused"): limiter.refused,
@@ -131,9 +131,9 @@ class Metrics:
             self._gauges[name].set(number)
 
     async def text(self) -> bytes:
-        """Give them all as Prometheus reads them, those of other workers too.
+        """Return the metrics of all workers in Prometheus' text format.
 
-        Where they are this process's alone, the first line says so.
+        If they cover only this process, the first line says so.
         """
         self.look()
         return await asyncio.to_thread(self._text)
@@ -145,24 +145,24 @@ class Metrics:
             try:
                 multiprocess.MultiProcessCollector(registry, folder)  # type: ignore[no-untyped-call]  # it has no types
                 return generate_latest(registry)
-            except (OSError, ValueError):  # the folder, or a file of it, has gone
+            except (OSError, ValueError):  # the folder, or a file in it, was deleted
                 problem = "the folder of all cannot be read"
         note = f"# Of process {os.getpid()} alone ({problem})\n" if problem else ""
         return note.encode() + generate_latest(self.registry)
 
 
 COUNTERS = {
-    "octavo_cache_reads": "Reads of what is cached, by how they were answered",
-    "octavo_cache_fills": "Entries that readers wrote",
-    "octavo_cache_marks": "Writes that marked what they change",
-    "octavo_cache_epoch_changes": "How often the cache was turned off or on",
-    "octavo_cache_breaker_openings": "How often a silent Redis was left alone",
-    "octavo_cache_stale": "Hits that were older than an answer before them: promised never to be",
-    "octavo_limit_decisions": "What the limits said of requests",
-    "octavo_limit_decisions_without_redis": "Decisions of each worker alone, as Redis was away",
+    "octavo_cache_reads": "Reads through the cache, by outcome",
+    "octavo_cache_fills": "Entries that readers wrote to the cache",
+    "octavo_cache_marks": "Writes that marked the entries they change",
+    "octavo_cache_epoch_changes": "Number of times that the cache was turned off or on",
+    "octavo_cache_breaker_openings": "Number of times that the circuit breaker of Redis opened",
+    "octavo_cache_stale": "Sampled hits older than an earlier response: must stay 0",
+    "octavo_limit_decisions": "Requests that the rate limits admitted or refused",
+    "octavo_limit_decisions_without_redis": "Decisions of a worker alone, without Redis",
     "octavo_shed": "Requests that were refused because they had waited too long",
     "octavo_pool_waits": "Reads and writes that waited for a database connection",
-    "octavo_pool_wait_seconds": "How long they waited",
+    "octavo_pool_wait_seconds": "Total time of these waits",
 }
 READS = {"hit": "hits", "miss": "misses", "bypass": "bypasses"}
 OUTCOMES = {
@@ -170,14 +170,14 @@ OUTCOMES = {
     "octavo_limit_decisions": ("admitted", "refused"),
 }
 GAUGES: dict[str, tuple[Any, str]] = {
-    "octavo_requests_in_flight": ("livesum", "Requests that are being answered"),
-    "octavo_requests_waiting": ("livesum", "Requests that wait for their turn"),
-    "octavo_event_loop_lag_seconds": ("livemax", "How late the latest loop was within a second"),
-    "octavo_pool_in_use": ("livesum", "Database connections at work"),
-    "octavo_pool_waiting": ("livesum", "Reads and writes that wait for a connection now"),
-    "octavo_cache_on": ("livemin", "1: every worker uses the cache, 0: one does not"),
-    "octavo_password_jobs": ("livesum", "Password hashes under way or waiting"),
-    "octavo_workers": ("livesum", "Processes that serve"),
+    "octavo_requests_in_flight": ("livesum", "Requests in flight"),
+    "octavo_requests_waiting": ("livesum", "Requests in the admission queue"),
+    "octavo_event_loop_lag_seconds": ("livemax", "Highest lag of any event loop in a second"),
+    "octavo_pool_in_use": ("livesum", "Database connections in use"),
+    "octavo_pool_waiting": ("livesum", "Reads and writes that wait for a database connection"),
+    "octavo_cache_on": ("livemin", "1 if every worker uses the cache, else 0"),
+    "octavo_password_jobs": ("livesum", "Password hashes that run or wait"),
+    "octavo_workers": ("livesum", "Number of worker processes"),
     "octavo_metrics_alone": ("livesum", "Processes whose metrics the others cannot read"),
 }
 
@@ -188,9 +188,9 @@ GAUGES: dict[str, tuple[Any, str]] = {
 @rate_exempt
 @never_shed
 async def metrics() -> Response:
-    """Give the metrics of this service, as Prometheus reads them.
+    """Return the metrics of this service in Prometheus' text format.
 
-    With METRICS_TOKEN only to who has it as a bearer token; in production to nobody else.
+    If METRICS_TOKEN is set, it is required as a bearer token. Without it, production returns 404.
     """
     settings: Settings = current_app.extensions["settings"]
     expected = settings.metrics_token
@@ -201,19 +201,19 @@ async def metrics() -> Response:
         is_known = settings.env != "production"
     if not is_known:
         raise ResourceNotFoundError
-    found: Metrics = current_app.extensions["metrics"]
-    return respond(await found.text(), content_type=CONTENT_TYPE_LATEST)
+    process_metrics: Metrics = current_app.extensions["metrics"]
+    return respond(await process_metrics.text(), content_type=CONTENT_TYPE_LATEST)
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Count what is asked, and look at the rest now and then."""
+    """Observe every request, and copy the other figures periodically."""
     app.register_blueprint(metrics_bp)
-    found = app.extensions["metrics"] = Metrics(app)
-    app.extensions.setdefault("observers", []).append(found.observe)
+    process_metrics = app.extensions["metrics"] = Metrics(app)
+    app.extensions.setdefault("observers", []).append(process_metrics.observe)
 
     async def look_on() -> None:
         while True:
-            found.look()
+            process_metrics.look()
             await asyncio.sleep(LOOK_SECONDS)
 
     @app.while_serving

@@ -1,4 +1,4 @@
-"""Alembic, called from here: upgrade a database, and tell whether one is behind."""
+"""Run Alembic: upgrade a database, and find out whether its revision is old."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ ROOT = Path(__file__).resolve().parent.parent
 
 
 def configuration(url: URL) -> Config:
-    """Give Alembic's configuration for the database at `url`."""
+    """Return Alembic's configuration for the database at `url`."""
     config = Config(str(ROOT / "alembic.ini"))
     config.set_main_option("script_location", str(ROOT / "alembic").replace("%", "%%"))
     config.attributes["url"] = url
@@ -23,18 +23,18 @@ def configuration(url: URL) -> Config:
 
 
 def upgrade(url: URL, revision: str = "head") -> None:
-    """Bring the database up to `revision`. Blocks, and runs its own event loop."""
+    """Upgrade the database to `revision`. Blocks, and runs its own event loop."""
     command.upgrade(configuration(url), revision)
 
 
 def older() -> set[str]:
-    """Name the revisions that come before the newest one: a database at one of them is behind."""
+    """Return all revisions before the newest. A database at such a revision is behind."""
     scripts = ScriptDirectory(str(ROOT / "alembic")).walk_revisions()
     return {script.revision for script in scripts} - {head()}
 
 
 def head() -> str:
-    """Name the newest revision that this code knows."""
+    """Return the newest revision that this code knows."""
     revision = ScriptDirectory(str(ROOT / "alembic")).get_current_head()
     if revision is None:
         raise RuntimeError(f"no migrations in {ROOT / 'alembic'}")
@@ -42,7 +42,7 @@ def head() -> str:
 
 
 async def current(db: AsyncSession) -> str | None:
-    """Name the revision of a database; None if it was never migrated."""
+    """Return the revision of a database, or None if it was never migrated."""
     try:
         revision: str | None = await db.scalar(text("SELECT version_num FROM alembic_version"))
     except DBAPIError as error:

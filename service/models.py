@@ -1,4 +1,4 @@
-"""The tables. The database checks what the wire checks, and decides what is unique."""
+"""The tables. Constraints repeat the checks of the schemas, and decide uniqueness."""
 
 import unicodedata
 from datetime import datetime
@@ -27,16 +27,16 @@ from service.search import words
 
 GENRES = ("Fiction", "Non-Fiction", "Science", "History")
 TIERS = ("free", "standard", "premium", "service")
-Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite numbers rows by INTEGER alone
+Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite needs INTEGER for automatic ids
 
 
 def fold(value: str) -> str:
-    """Give the form in which authors and e-mail addresses are compared without case."""
+    """Return the form in which authors and e-mail addresses are compared, ignoring case."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", value).casefold())
 
 
 class Base(DeclarativeBase):
-    """Names every constraint, so that errors and migrations can speak of it."""
+    """Names every constraint, so that errors and migrations can refer to it."""
 
     metadata = MetaData(
         naming_convention={
@@ -47,7 +47,7 @@ class Base(DeclarativeBase):
             "ck": "ck_%(table_name)s_%(constraint_name)s",
         }
     )
-    # What the database computes comes back with the same statement: no second query, no lazy load.
+    # Values that the database computes are returned by the same statement: no lazy load.
     __mapper_args__ = {"eager_defaults": True}
 
 
@@ -57,14 +57,14 @@ def _one_of(column: str, values: tuple[str, ...]) -> str:
 
 @cached("user")
 class User(Base):
-    """Somebody who may sign in. `token_version` is the `ver` that a token must carry."""
+    """A user account. `token_version` is the `ver` that a valid token must carry."""
 
     __tablename__ = "users"
     __table_args__ = (
         CheckConstraint("length(username) BETWEEN 3 AND 50", name="username"),
         CheckConstraint(_one_of("tier", TIERS), name="tier"),
         Index("ix_users_created_at", "created_at", "id"),
-        {"sqlite_autoincrement": True},  # an id is never used twice
+        {"sqlite_autoincrement": True},  # ids are never reused
     )
 
     id: Mapped[int] = mapped_column(Id, primary_key=True)
@@ -76,13 +76,13 @@ class User(Base):
     tier: Mapped[str] = mapped_column(String(20), server_default="free")
     is_admin: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     token_version: Mapped[int] = mapped_column(default=1, server_default="1")
-    # The one token that outlives a change of password: that of the request which made it.
+    # The token that survives a change of the password: the token of that request.
     kept_jti: Mapped[str | None] = mapped_column(String(32))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=UtcNow())
 
 
 class RefreshToken(Base):
-    """A refresh token, by its digest. Used rows stay until they expire, to show a reuse."""
+    """A refresh token, stored as a digest. Used rows stay until they expire, to detect a reuse."""
 
     __tablename__ = "refresh_tokens"
 
@@ -97,7 +97,7 @@ class RefreshToken(Base):
 
 @cached("book", lists=True)
 class Book(Base):
-    """A book of the catalogue. `user_id` is its owner; none: administrators alone edit it."""
+    """A book. `user_id` is its owner. Without an owner, only administrators may edit it."""
 
     __tablename__ = "books"
     __table_args__ = (
@@ -109,7 +109,7 @@ class Book(Base):
         CheckConstraint("price BETWEEN 0 AND 99999999.99", name="price").ddl_if("postgresql"),
         CheckConstraint("price BETWEEN 0 AND 9999999999", name="price").ddl_if("sqlite"),
         CheckConstraint("version >= 1", name="version"),
-        # Each filter's index continues in the order of the list: newest first.
+        # The index of each filter continues with the order of the list: newest first.
         Index("ix_books_created_at", "created_at", "id"),
         Index("ix_books_author_key", "author_key", "created_at", "id"),
         Index("ix_books_genre", "genre", "created_at", "id"),
@@ -121,7 +121,7 @@ class Book(Base):
 
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     title: Mapped[str] = mapped_column(
-        # By code point, as SQLite compares, whatever the server's locale.
+        # Compares by code point, like SQLite, with any locale of the server.
         String(200).with_variant(String(200, collation="C"), "postgresql")
     )
     author: Mapped[str] = mapped_column(String(100))
@@ -142,14 +142,14 @@ class Book(Base):
 
     @staticmethod
     def derived(title: str, author: str) -> dict[str, str]:
-        """Give the columns that follow from the others: how a book is compared and found."""
+        """Return the columns that are derived from others, for comparison and search."""
         return {"author_key": fold(author), "search": " ".join(words(title, author))}
 
 
 class BookCount(Base):
-    """How many books of a genre ('' for none): the sum of `n`, kept by triggers on `books`.
+    """Number of books of a genre ('' for none): the sum of `n`. Triggers on `books` update it.
 
-    PostgreSQL has several rows of a genre, so that writers do not wait for one another.
+    PostgreSQL has several rows for a genre, so that writers do not wait for each other.
     """
 
     __tablename__ = "book_counts"
@@ -160,7 +160,7 @@ class BookCount(Base):
 
 
 class ImportedRecord(Base):
-    """The record that a book was imported from, by the digest of its normalised fields."""
+    """The imported record of a book, as the digest of its normalised fields."""
 
     __tablename__ = "imported_records"
 
@@ -171,7 +171,7 @@ class ImportedRecord(Base):
 
 
 class BookViews(Base):
-    """How often a book was looked at: beside the book, whose version it does not change."""
+    """Number of views of a book. A separate table, so that a view does not change the version."""
 
     __tablename__ = "book_views"
     __table_args__ = (CheckConstraint("views >= 0", name="views"),)
@@ -183,7 +183,7 @@ class BookViews(Base):
 
 
 class CacheState(Base):
-    """Whether the cache is on, in which store, and since when (seconds): one row."""
+    """State of the cache: on or off, its store, and the time of the change (s). A single row."""
 
     __tablename__ = "cache_state"
     __table_args__ = (
@@ -199,18 +199,18 @@ class CacheState(Base):
     changed_at: Mapped[float] = mapped_column(Double)
 
 
-# A sort key without NULL makes one index serve a whole order, and one comparison a cursor: above
-# every year and price when ascending, below them all when descending, so that NULLs come last.
+# Sort keys without NULL: one index serves the whole order, and one comparison serves a cursor.
+# The value for NULL is the highest when ascending and the lowest when descending: NULLs are last.
 YEAR_ASC = func.coalesce(Book.__table__.c.published_year, literal_column("9999"))
 YEAR_DESC = func.coalesce(Book.__table__.c.published_year, literal_column("-1"))
 PRICE_ASC = func.coalesce(Book.__table__.c.price, literal_column("10000000000"))
 PRICE_DESC = func.coalesce(Book.__table__.c.price, literal_column("-1"))
 
-# The columns go along so that rows are counted in the index alone: PostgreSQL does not see that
-# the expression is all it needs.
+# The columns are included so that an index-only scan can count rows: PostgreSQL does not detect
+# that the expression is sufficient.
 Index("ix_books_year_asc", YEAR_ASC, Book.id, postgresql_include=["published_year"])
 Index("ix_books_year_desc", YEAR_DESC, Book.id, postgresql_include=["published_year"])
 Index("ix_books_price_asc", PRICE_ASC, Book.id, postgresql_include=["price"])
 Index("ix_books_price_desc", PRICE_DESC, Book.id, postgresql_include=["price"])
-# SQLite has an FTS5 table in its place, made by the first migration.
+# On SQLite, the first migration creates an FTS5 table instead.
 Index("ix_books_search", Book.search, postgresql_using="gin").ddl_if(dialect="postgresql")

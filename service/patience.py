@@ -1,4 +1,4 @@
-"""How long to wait for somebody else, on a loop that may be late itself."""
+"""Timeouts and cancellation on an event loop that may lag."""
 
 import asyncio
 from math import ceil
@@ -9,11 +9,10 @@ SLEEP = 0.002
 
 
 class LoopTimeout:
-    """`async with`: TimeoutError after `seconds`, counted in short sleeps of the loop.
+    """`async with`: raises TimeoutError after `seconds`, counted in short sleeps of the loop.
 
-    While the loop itself is late, an answer that has long been there is not read either: a plain
-    time-out would take its own lateness for a silence of the other side. Entered again, it goes
-    on with what is left.
+    While the loop lags, it does not read responses that have arrived. A plain timeout would
+    mistake this lag for a silent peer. Entered again, the timeout continues with the rest.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -47,9 +46,9 @@ class LoopTimeout:
 
 
 async def end(task: asyncio.Task[Any]) -> None:
-    """Cancel a task until it has ended: redis-py takes a cancellation for its own now and then."""
+    """Cancel a task until it has ended: redis-py sometimes swallows a cancellation."""
     while not task.done():
         task.cancel()
         await asyncio.wait({task}, timeout=0.1)
     if not task.cancelled():
-        task.exception()  # seen here
+        task.exception()  # retrieved, so that asyncio does not report it

@@ -1,7 +1,7 @@
-"""Made-up books that look like a catalogue's: the same ones for the same seed, on any database.
+"""Generate plausible books: equal seeds give equal books, on any database.
 
-Book `i` of seed `s` follows from `s` and `i` alone, so that a run can be cut short and gone on
-with, and a larger one begins with the books of a smaller one.
+Book `i` of seed `s` depends only on `s` and `i`. So an interrupted run can be continued, and a
+larger run begins with the books of a smaller run.
 """
 
 import math
@@ -20,8 +20,8 @@ from stdnum import ean
 from service.books.schemas import BookCreate
 from service.importer.normalise import Accepted
 
-# Part of all books whose author has none before. The others take after any earlier book, so
-# that whoever wrote much writes more: Simon's model (Biometrika 42, 1955), whose tail is Zipf's.
+# Fraction of books by a new author. Each other book has the author of a random earlier book, so
+# that productive authors write more: Simon's model (Biometrika 42, 1955), with a Zipf tail.
 NEW_AUTHORS = 0.5
 LOCALES = {"en_GB": 6, "en_US": 8, "de_DE": 2, "fr_FR": 2, "es_ES": 2, "it_IT": 1, "pl_PL": 1,
            "sv_SE": 1, "nl_NL": 1}  # fmt: skip
@@ -32,7 +32,7 @@ THIS_YEAR, FIRST_YEAR, FIRST_ISBN_YEAR = 2026, 1450, 1970
 CAREER = 40  # years in which an author writes
 ENDINGS = {"0.99": 5, "0.95": 2, "0.50": 1, "0.00": 2}  # of prices
 ISBN_GROUP = 200_000_000  # numbers of the groups 978-0 and 978-1, before the check digit
-ISBN_STEP = 123_606_797  # shares no factor with ISBN_GROUP: every book has a number of its own
+ISBN_STEP = 123_606_797  # coprime with ISBN_GROUP, so that every book has a different number
 MOST_VIEWS = 10**9
 
 
@@ -43,13 +43,13 @@ class _Author(NamedTuple):
 
 
 def plausible_books(count: int, seed: int) -> Iterator[Accepted]:
-    """Make `count` books. `views` follow Zipf's law; years, genres and prices common sense."""
-    known = _Authors(seed)
+    """Make `count` books. `views` follow Zipf's law; years, genres and prices are plausible."""
+    authors = _Authors(seed)
     first_isbn = Random(f"isbn {seed}").randrange(ISBN_GROUP)
     titles = tomllib.loads(files("service").joinpath("data/titles.toml").read_text("utf-8"))
     for number in range(count):
         draw = Random(f"book {seed} {number}")
-        author = known.of_book(number)
+        author = authors.of_book(number)
         genre = author.genre if draw.random() > STRAYS else _weighted(draw, GENRES)
         year = min(THIS_YEAR, author.began + int(draw.random() * CAREER))
         title = _pick(draw, titles["patterns"][genre]).format_map(_Words(draw, titles["words"]))
@@ -61,14 +61,14 @@ def plausible_books(count: int, seed: int) -> Iterator[Accepted]:
             "genre": genre if draw.random() > WITHOUT_GENRE else None,
             "price": _price(draw) if draw.random() > WITHOUT_PRICE else None,
         }
-        # Of all books, one in x has x views or more: the n-th of them has 1/n of the first's.
+        # A fraction 1/x of all books has x views or more: the n-th book has 1/n of the first's.
         views = min(MOST_VIEWS, int(1 / (1 - draw.random())))
         digest = _hash(f"plausible {seed} {number}")
         yield Accepted(BookCreate.model_validate(values), (digest,), views=views)
 
 
 class _Authors:
-    """Who wrote which book; a name is made when it is needed."""
+    """The author of each book. Authors are generated on demand."""
 
     def __init__(self, seed: int) -> None:
         self._seed = seed
@@ -76,7 +76,7 @@ class _Authors:
         self._author = lru_cache(maxsize=20_000)(self._make)
 
     def of_book(self, number: int) -> _Author:
-        """Give the author of a book, found by walking back to the book that was their first."""
+        """Return the author of a book, by going back to the author's first book."""
         while number:
             chance = int.from_bytes(_hash(f"author {self._seed} {number}")) / 2**128
             if chance < NEW_AUTHORS:
@@ -95,7 +95,7 @@ class _Authors:
 
 
 class _Words(dict[str, str]):
-    """Gives another word each time that a list is named."""
+    """Returns a random word each time that a list is named."""
 
     def __init__(self, draw: Random, words: Mapping[str, list[str]]) -> None:
         self._draw, self._words = draw, words

@@ -1,4 +1,4 @@
-"""How books are searched: by words that Python makes, the same on both databases."""
+"""Full-text search of books. Python splits text into words, the same on both databases."""
 
 import re
 import unicodedata
@@ -8,13 +8,13 @@ from sqlalchemy import ColumnElement, bindparam, cast, column, select, table, te
 from sqlalchemy.dialects.postgresql import TSQUERY
 
 ASCII_WORD = re.compile("[a-z0-9]+")
-MAX_WORD = 100  # characters of a word that count in a search; PostgreSQL refuses over 2,046 bytes
+MAX_WORD = 100  # characters; longer words are cut, as PostgreSQL refuses over 2,046 bytes
 
 
 def words(*values: str) -> list[str]:
-    """Split texts into the words they are searched by: folded, without accents, in order."""
+    """Split texts into words for the search: case-folded, without accents, in order."""
     text = " ".join(values)
-    if text.isascii():  # most are, and then there is little to do
+    if text.isascii():  # the common case is faster
         return [part[:MAX_WORD] for part in ASCII_WORD.findall(text.lower())]
     plain = unicodedata.normalize("NFKD", text).casefold()
     plain = unicodedata.normalize("NFKD", plain)
@@ -24,7 +24,10 @@ def words(*values: str) -> list[str]:
 
 
 def query_of(text: str, dialect: str) -> str:
-    """Ask for all words of a text, the last one as a prefix. Words are letters and digits."""
+    """Return a query for all words of a text, the last word as a prefix.
+
+    Words hold only letters and digits.
+    """
     terms = words(text)
     if dialect == "postgresql":
         return " & ".join(f"'{term}'" for term in terms) + ":*"
@@ -32,11 +35,12 @@ def query_of(text: str, dialect: str) -> str:
 
 
 def found_by(books: Any, dialect: str) -> ColumnElement[bool]:
-    """Match books, by their columns, that hold all terms of the parameter `q`, by `query_of`."""
+    """Return the condition that a book matches the parameter `q`, a text from `query_of`."""
+    condition: ColumnElement[bool]
     if dialect == "postgresql":
-        matched: ColumnElement[bool] = books.search.bool_op("@@")(cast(bindparam("q"), TSQUERY))
-        return matched
+        condition = books.search.bool_op("@@")(cast(bindparam("q"), TSQUERY))
+        return condition
     match = text("books_fts MATCH :q")
-    found: Any = select(column("rowid")).select_from(table("books_fts")).where(match)
-    is_found: ColumnElement[bool] = books.id.in_(found)
-    return is_found
+    ids: Any = select(column("rowid")).select_from(table("books_fts")).where(match)
+    condition = books.id.in_(ids)
+    return condition

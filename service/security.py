@@ -1,4 +1,4 @@
-"""Secrets: passwords hashed in a pool of their own, tokens signed and read."""
+"""Password hashing in separate threads, and signed access tokens."""
 
 import asyncio
 import hashlib
@@ -25,17 +25,17 @@ from service.validation import INT64
 
 T = TypeVar("T")
 
-ALGORITHM = "HS256"  # the one that is signed with and accepted
+ALGORITHM = "HS256"  # the only algorithm to sign with and to accept
 ISSUER = AUDIENCE = "octavo"
 CLAIMS = ["user_id", "username", "tier", "iat", "exp", "jti", "iss", "aud", "ver"]
-HEADER = {"alg": ALGORITHM, "typ": "JWT"}  # of every token that is issued here
-LEEWAY = 30  # seconds that the clock of the machine which issued a token may be ahead
-MAX_TOKEN = 4_096  # characters; ours have about 350
-MOST_TOKENS = 4_096  # whose signatures are remembered, so that each is computed once
+HEADER = {"alg": ALGORITHM, "typ": "JWT"}  # header of every issued token
+LEEWAY = 30  # seconds by which the clock of the issuing machine may be ahead
+MAX_TOKEN = 4_096  # characters; an issued token has about 350
+MOST_TOKENS = 4_096  # verified tokens in memory, so that each signature is computed once
 
 
 class Passwords:
-    """argon2id (19 MiB, 2 passes: OWASP's first choice), in threads of its own."""
+    """argon2id (19 MiB, 2 passes: OWASP's first choice) in separate threads."""
 
     def __init__(self, settings: Settings) -> None:
         self._hasher = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
@@ -52,12 +52,12 @@ class Passwords:
         return self._pending
 
     async def open(self) -> None:
-        """Start the threads, and make the hash that unknown users are checked against."""
+        """Start the threads, and make the hash to verify passwords of unknown users against."""
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="password")
         self._nobody = await self.hash(secrets.token_hex())
 
     async def close(self) -> None:
-        """Let hashing under way end."""
+        """Wait for running hashes."""
         await asyncio.to_thread(self._pool.shutdown)
 
     async def hash(self, password: str) -> str:
@@ -65,11 +65,14 @@ class Passwords:
         return await self._run(lambda: self._hasher.hash(password))
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
-        """Tell whether a password is right. None (no such user) takes as long, and is not."""
+        """Return whether a password is right. A hash of None (no user) takes as long: False.
+
+        Raises ServiceUnavailableError if no thread is free in time.
+        """
         return await self._run(lambda: self._check(password, password_hash))
 
     def is_outdated(self, password_hash: str) -> bool:
-        """Whether a hash was made with other parameters than today's."""
+        """Whether a hash was made with other parameters than the current ones."""
         return self._hasher.check_needs_rehash(password_hash)
 
     def _check(self, password: str, password_hash: str | None) -> bool:
@@ -82,7 +85,7 @@ class Passwords:
     async def _run(self, work: Callable[[], T]) -> T:
         """Run `work` in a thread. Raises ServiceUnavailableError if none is free in time.
 
-        Other requests run meanwhile: hashing costs the event loop nothing.
+        The turn of the request is paused, so that other requests run meanwhile.
         """
         admission = current.get()
         with nullcontext() if admission is None else admission.paused():
@@ -98,7 +101,7 @@ class Passwords:
                 self._pending -= 1
                 raise
             future = asyncio.get_running_loop().run_in_executor(self._pool, work)
-            # Counted until the thread has ended, also when the client has gone.
+            # Counted until the thread has ended, even if the client disconnects.
             future.add_done_callback(self._done)
             return await asyncio.shield(future)
 
@@ -116,13 +119,13 @@ class InvalidTokenError(UnauthorizedError):
 
 
 def bearer(header: str) -> str:
-    """Give the token of an Authorization header, with or without `Bearer ` (guide)."""
+    """Return the token of an Authorization header, with or without `Bearer ` (guide)."""
     scheme, _, rest = header.strip().partition(" ")
     return rest.strip() if scheme.lower() == "bearer" else header.strip()
 
 
 class Claims(BaseModel):
-    """What an access token says of its bearer. `ver` and `jti` are checked against the user."""
+    """The claims of an access token. `ver` and `jti` are checked against the user's row."""
 
     model_config = ConfigDict(strict=True, frozen=True)
 
@@ -137,18 +140,18 @@ class Claims(BaseModel):
 class Tokens:
     """Access tokens: JWT, HS256. `SECRET_KEY` signs, `SECRET_KEY_PREVIOUS` still verifies.
 
-    A header with any other member (`kid`, `jku`, `jwk`, `crit`, ...) is refused, signed or not: no
-    token of ours has one, and none of them may choose a key or change the rules.
+    A token whose header has another member (`kid`, `jku`, `jwk`, `crit`, ...) is refused, even if
+    its signature is valid: issued tokens have none, and a header must not select a key.
     """
 
     def __init__(self, settings: Settings) -> None:
         keys = [settings.secret_key, settings.secret_key_previous]
         self._keys = [key.get_secret_value() for key in keys if key is not None]
-        self._verified = lru_cache(MOST_TOKENS)(self._verify)  # what does not verify is not kept
+        self._verified = lru_cache(MOST_TOKENS)(self._verify)  # an invalid token raises: not cached
         self.lifetime = settings.access_token_seconds
 
     def issue(self, user: User) -> tuple[str, str]:
-        """Give an access token for `user`, and its `jti`."""
+        """Return an access token for `user`, and its `jti`."""
         now = int(datetime.now(UTC).timestamp())
         jti = secrets.token_hex(16)
         claims = {
@@ -165,11 +168,11 @@ class Tokens:
         return jwt.encode(claims, self._keys[0], algorithm=ALGORITHM), jti
 
     def read(self, token: str) -> Claims:
-        """Verify a token. Raises InvalidTokenError, whatever is wrong with it."""
+        """Verify a token. Raises InvalidTokenError for every defect."""
         if len(token) > MAX_TOKEN:
             raise InvalidTokenError
         claims = self._verified(token)
-        if claims.exp <= time.time():  # exactly, and at each use; `_verify` allows LEEWAY
+        if claims.exp <= time.time():  # checked at each use, without the LEEWAY of `_verify`
             raise InvalidTokenError
         return claims
 
@@ -193,12 +196,12 @@ class Tokens:
 
 
 def new_refresh_token() -> str:
-    """Make a refresh token: 256 random bits, meaning nothing."""
+    """Make a refresh token: 256 random bits."""
     return secrets.token_urlsafe(32)
 
 
 def digest(refresh_token: str) -> str:
-    """Give the form in which a refresh token is stored."""
+    """Return the digest under which a refresh token is stored."""
     return hashlib.sha256(refresh_token.encode()).hexdigest()
 
 

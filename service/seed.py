@@ -1,4 +1,4 @@
-"""The books that come with Octavo: facts about real books, so that a first look shows something.
+"""The books that Octavo ships: facts about real books, for a first demonstration.
 
 `data/books.csv`: title, author, ISBN-13 of one edition, year of first publication, genre. Typed
 by hand; the ISBNs were compared with those of goodbooks-10k (Zygmunt Zając, CC BY-SA 4.0).
@@ -16,7 +16,7 @@ from service.models import Book
 
 
 def shipped_books() -> list[BookCreate]:
-    """Read the shipped books, checked as a client's are."""
+    """Read the shipped books, and validate them like a client's books."""
     table = files("service").joinpath("data/books.csv").read_text(encoding="utf-8")
     return [
         BookCreate.model_validate({**row, "published_year": int(row["published_year"])})
@@ -25,7 +25,7 @@ def shipped_books() -> list[BookCreate]:
 
 
 async def fill_if_empty(db: AsyncSession, books: list[BookCreate]) -> int:
-    """Add `books`, without an owner, to an empty catalogue. Give how many were added."""
+    """Add `books` without an owner to an empty catalogue. Return the number of added books."""
     if db.get_bind().dialect.name == "postgresql":
         await db.execute(text("LOCK TABLE books IN SHARE ROW EXCLUSIVE MODE"))
     if await db.scalar(select(func.count()).select_from(Book)):

@@ -1,11 +1,11 @@
-"""Names that nobody else gives, in any process. They are no secrets."""
+"""Random 128-bit identifiers. Not for secrets."""
 
 import random
 
 
 def unique() -> str:
-    """Give 32 hex digits: 128 random bits, from a generator that the system has seeded.
+    """Return 128 random bits as 32 hex digits, from a generator that the system has seeded.
 
-    To ask the system for each would be a system call. A process that is forked seeds its own.
+    This saves a system call for each identifier. A forked process seeds its own generator.
     """
     return random.getrandbits(128).to_bytes(16).hex()

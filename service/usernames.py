@@ -1,21 +1,21 @@
-"""Names of users: which characters they may hold, and when two names are the same.
+"""Usernames: allowed characters, and equality of names.
 
-Three rules of Unicode, none of which Python knows whole:
+Three rules of Unicode, which Python implements only in part:
 
-- Two names are the same if their NFKC_Casefold is (UAX #31, R5): letter case, full-width and other
-  compatible forms, and characters that show nothing make no difference.
-- What shows nothing, or a blank that is not the space, is refused: Default_Ignorable_Code_Point,
-  line and paragraph separators, controls, unassigned and private characters, and the few visible
-  categories' characters that have no ink.
+- Two names are equal if their NFKC_Casefold is equal (UAX #31, R5): letter case, full-width and
+  other compatibility forms, and invisible characters make no difference.
+- Invisible characters, and blanks other than the space, are refused: Default_Ignorable_Code_Point,
+  line and paragraph separators, controls, unassigned and private characters, and the few
+  characters of visible categories that have no glyph.
 - The letters of a name are of one script, or of Latin with Chinese, Japanese or Korean: "Highly
   Restrictive" of UTS #39, 5.2, without its identifier profile (a name may hold blanks and signs).
-  Whole-script confusables are not looked for: a name all in Cyrillic may look like one in Latin.
+  Whole-script confusables are not detected: a Cyrillic name may look like a Latin name.
 
-The tables are made of the Unicode Character Database 15.0 (Scripts.txt, ScriptExtensions.txt,
+The tables come from the Unicode Character Database 15.0 (Scripts.txt, ScriptExtensions.txt,
 DerivedCoreProperties.txt; © Unicode, Inc., https://www.unicode.org/terms_of_use.html). A line of
 `usernames.txt` is a first and a last code point, in hex, and their scripts: Script_Extensions, else
-Script; `*` for Common and Inherited. Neighbours of the same scripts are one line, also with
-unassigned code points between them. A code point in no line is refused.
+Script; `*` for Common and Inherited. Neighbours with the same scripts share a line, also with
+unassigned code points between them. A code point without a line is refused.
 """
 
 import unicodedata
@@ -32,7 +32,7 @@ IGNORABLE = frozenset(  # Default_Ignorable_Code_Point
     )
     for point in range(first, last + 1)
 )  # fmt: skip
-# Braille, Egyptian (full, half), Khitan, musical notation: no property tells them.
+# Braille, Egyptian (full, half), Khitan, musical notation: no Unicode property identifies them.
 BLANK = frozenset("\u2800\U00013441\U00013442\U00016fe4\U0001d159")
 HIDDEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}  # categories
 EVERY = frozenset({"*"})
@@ -62,7 +62,7 @@ FIRSTS, REST = _read_table()
 
 
 def name_key(name: str) -> str:
-    """Give the form in which names are compared."""
+    """Return the form of a name for comparison."""
     folded = unicodedata.normalize("NFD", name).casefold()
     folded = unicodedata.normalize("NFKD", folded).casefold()
     shown = "".join(c for c in folded if c not in IGNORABLE and c not in BLANK)
@@ -70,23 +70,23 @@ def name_key(name: str) -> str:
 
 
 def check_name(name: str) -> str:
-    """Give a name that may be used. Raises ValueError."""
+    """Return the name if it is allowed, else raise ValueError."""
     for character in name:
         category = unicodedata.category(character)
         is_blank = category == "Zs" and character != " "
         if is_blank or category in HIDDEN or character in IGNORABLE or character in BLANK:
             raise ValueError("Must not hold control or invisible characters.")
-    # What compares as a letter is one: a mathematical bold A is Latin, a micro sign Greek.
+    # The comparison form decides the script: a mathematical bold A is Latin, a micro sign Greek.
     if not _is_of_one_script(name_key(name)):
         raise ValueError("Must not mix letters of different scripts.")
     return name
 
 
 def scripts_of(character: str) -> frozenset[str]:
-    """Give the scripts that a character is used in; none: it is not known."""
+    """Return the scripts in which a character is used; an empty set for an unknown character."""
     point = ord(character)
-    at = bisect_right(FIRSTS, point) - 1
-    last, scripts = REST[at] if at >= 0 else (-1, frozenset[str]())
+    index = bisect_right(FIRSTS, point) - 1
+    last, scripts = REST[index] if index >= 0 else (-1, frozenset[str]())
     return scripts if point <= last else frozenset()
 
 

@@ -1,4 +1,4 @@
-"""Parsing at the edge: strict JSON, the base of every schema, and the guide's sentences."""
+"""Parse and validate input: strict JSON and queries, base schema, the guide's error messages."""
 
 import json
 import re
@@ -24,27 +24,27 @@ from pydantic import (
 from quart_schema import conversion
 
 MAX_PARAMETERS = 50  # of a query
-MAX_QUERY = 8_192  # bytes: our longest cursor, with every filter escaped, has 6,000
+MAX_QUERY = 8_192  # bytes; the longest cursor with every filter escaped has 6,000
 MAX_ESCAPES = 2_048  # percent signs of a query: each is decoded in Python
-MAX_VALUES = 2_000  # of a body: each number calls Python
-MAX_NESTED = 1_000  # arrays and objects of a body: each is looked through
-MAX_MEMBERS = 100  # of an object: pydantic describes each that is unknown
+MAX_VALUES = 2_000  # of a body: each number is parsed in Python
+MAX_NESTED = 1_000  # arrays and objects of a body: each is checked in Python
+MAX_MEMBERS = 100  # of an object: pydantic makes an error for each unknown member
 MAX_DEPTH = 32  # of nested arrays and objects
-MAX_DIGITS = 64  # of one number: beyond every column, and cheap to read
+MAX_DIGITS = 64  # of a number: more than any column holds, and fast to parse
 INT64 = 2**63 - 1
-FORBIDDEN = re.compile("[\x00\ud800-\udfff]")  # no database stores NUL or half a surrogate pair
-ID = re.compile("0|[1-9][0-9]{0,18}")  # one spelling each
+FORBIDDEN = re.compile("[\x00\ud800-\udfff]")  # databases cannot store NUL or lone surrogates
+ID = re.compile("0|[1-9][0-9]{0,18}")  # each id has a single spelling
 INTEGER = re.compile("-?[0-9]{1,19}")
 DECIMAL = re.compile(r"-?[0-9]{1,64}(\.[0-9]{1,64})?([eE][+-]?[0-9]{1,3})?")
 
-# quart-schema makes an adapter for each request, which costs as much as what that does.
+# quart-schema makes an adapter for each request, which costs as much as the validation itself.
 vars(conversion)["TypeAdapter"] = lru_cache(TypeAdapter)
 
 Messages = dict[str, list[str]]
 
 
 class Schema(BaseModel):
-    """What comes in: unknown fields refused, strings stripped, nothing coerced."""
+    """Base of input models: refuses unknown fields, strips strings, coerces no values."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, str_strip_whitespace=True, frozen=True, from_attributes=True
@@ -53,17 +53,17 @@ class Schema(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_many_members(cls, data: Any) -> Any:
-        """Refuse an object with far more members than fields as a whole: it costs less."""
+        """Refuse an object with far more members than fields as a whole, to save time."""
         if isinstance(data, dict) and len(data) > MAX_MEMBERS:
             raise ValueError(f"Holds {len(data)} fields: {MAX_MEMBERS} are the most.")
         return data
 
 
 def parse_json(body: bytes) -> dict[str, Any]:
-    """Read a JSON object as RFC 8259 means it; ValueError says what is wrong with it.
+    """Parse a JSON object (RFC 8259). Raises ValueError with the reason.
 
-    Numbers with a fraction are Decimal. Refused: other encodings than UTF-8, duplicate keys,
-    NaN and Infinity, NUL and lone surrogates, numbers that no column holds, deep nesting.
+    Numbers with a fraction become Decimal. Refused: other encodings than UTF-8, duplicate keys,
+    NaN and Infinity, NUL and lone surrogates, numbers out of range, deep nesting.
     """
     try:
         value = _JSON.decode(body.decode("utf-8"))
@@ -76,14 +76,14 @@ def parse_json(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("The body must be a JSON object")
     if b"\\" in body or body.count(b"{") + body.count(b"[") > MAX_DEPTH:
-        _look_through(value, MAX_DEPTH)  # JSON has what is looked for as an escape alone
+        _look_through(value, MAX_DEPTH)  # JSON can express NUL and surrogates only by escapes
     return value
 
 
 def parse_query(query: bytes) -> list[tuple[str, str]]:
-    """Read the parameters of a query; ValueError says what is wrong with it.
+    """Parse the parameters of a query. Raises ValueError with the reason.
 
-    Werkzeug would put U+FFFD in the place of what is no UTF-8.
+    Werkzeug would replace invalid UTF-8 by U+FFFD instead.
     """
     if len(query) > MAX_QUERY or query.count(b"%") > MAX_ESCAPES:
         raise ValueError("The query is too long")
@@ -171,7 +171,7 @@ def _query_flag(value: Any) -> Any:
 
 
 def not_blank(value: str) -> str:
-    """Refuse what shows nothing: blanks, control and format characters of every kind."""
+    """Refuse text without visible characters: only blanks, control and format characters."""
     if all(unicodedata.category(character)[0] in "CZ" for character in value):
         raise ValueError("Field may not be blank.")
     return value
@@ -183,7 +183,7 @@ def _rfc3339(value: datetime) -> str:
     return value.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
-# Always with six digits of a second, so that instants sort as text, too.
+# Always with six decimals of a second, so that instants also sort as text.
 Instant = Annotated[
     datetime,
     PlainSerializer(_rfc3339, return_type=str),
@@ -201,13 +201,13 @@ QueryFlag = Annotated[
 
 
 def messages(error: Exception | None) -> Messages:
-    """Put pydantic's findings into the guide's sentences, by field."""
-    found: Messages = {}
+    """Return pydantic's errors as the guide's sentences, by field."""
+    sentences: Messages = {}
     if isinstance(error, ValidationError):
         for item in error.errors(include_url=False):
             field = ".".join(str(part) for part in item["loc"]) or "_schema"
-            found.setdefault(field, []).append(_sentence(item))
-    return found
+            sentences.setdefault(field, []).append(_sentence(item))
+    return sentences
 
 
 SENTENCES = {
@@ -232,7 +232,7 @@ def _sentence(item: Mapping[str, Any]) -> str:
         return "Field may not be null."
     if kind in SENTENCES:
         sentence = SENTENCES[kind].format(**item.get("ctx", {}))
-        return re.sub(r"Decimal\('(.*?)'\)", r"\1", sentence)  # pydantic's way to show a bound
+        return re.sub(r"Decimal\('(.*?)'\)", r"\1", sentence)  # pydantic shows bounds by repr
     message: str = item["msg"]
     if message.startswith("value is not a valid email address"):
         return "Not a valid email address."

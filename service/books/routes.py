@@ -87,7 +87,7 @@ def _start(
 @validate_querystring(CachedQuery)
 @cached_item(service.BOOKS, service.not_found)
 async def get_book(call: Call, book_id: int, query_args: CachedQuery) -> Reply:
-    """Give one book."""
+    """Return a book."""
     past = query_args.nocache
     entry, status = await call.cache.items.read(service.BOOKS, book_id, past=past)
     if not entry.body:

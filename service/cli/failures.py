@@ -29,7 +29,7 @@ def explain(error: Exception) -> NoReturn:
     if not is_unavailable(error):
         raise error
     if is_busy(error):
-        _end(EX_UNAVAILABLE, "Error: Another process holds what this one needs: try again")
+        _end(EX_UNAVAILABLE, "Error: Another process has locked the database: try again")
     cause = str(getattr(error, "orig", error)) or type(error).__name__
     database = load_from_environment().database.render_as_string(hide_password=True)
     _end(

@@ -31,7 +31,7 @@ def seed_db(books: int | None, seed: int | None) -> None:
     if books is not None:
         _seed_plausible(books, 1 if seed is None else seed)
     elif seed is not None:
-        raise click.UsageError("--seed chooses among made-up books: say how many with --books")
+        raise click.UsageError("--seed is for made-up books: give their number with --books")
     else:
         fill_with_shipped_books()
     click.echo("Database seeded")
@@ -121,7 +121,7 @@ def import_books(
     """
     settings = load_from_environment()
     if rejects is not None and _is_same(file, rejects):
-        raise click.BadParameter("that is the file to import", param_hint="--rejects")
+        raise click.BadParameter("this is the file to import", param_hint="--rejects")
     strict = settings.isbn_checksum == "strict"
     report = Report()
     try:
@@ -144,7 +144,9 @@ def import_books(
     if report.stopped:
         _stop()
     if report.broken is not None:
-        raise click.ClickException(f"{report.broken}. What could be read before is counted above.")
+        raise click.ClickException(
+            f"{report.broken}. The counts above cover the records before it."
+        )
 
 
 def _is_same(file: str, rejects: str) -> bool:

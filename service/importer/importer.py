@@ -50,7 +50,7 @@ def _read(source: Source, kind: Format | None, encoding: str | None, given: Colu
     if kind == "jsonl":
         return Reading(source, kind, read_lines(stream, given))
     if given:
-        raise SourceError("--map is for CSV and JSON Lines: what MARC's fields mean is known")
+        raise SourceError("--map is for CSV and JSON Lines: the meaning of MARC's fields is fixed")
     return Reading(source, kind, read_marc(stream))
 
 

@@ -74,7 +74,7 @@ def _parted(data: bytes) -> list[bytes]:
 
 def _fields(data: bytes) -> dict[str, list[object]]:
     if int(data[:5]) != len(data) <= MOST_COUNTED:
-        raise ValueError(f"The leader says {int(data[:5])} bytes, there are {len(data)}")
+        raise ValueError(f"The leader says {int(data[:5])} bytes, the record has {len(data)}")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         marc = MarcRecord(data, to_unicode=False)
@@ -112,7 +112,7 @@ def _check_directory(data: bytes) -> None:
         # Includes the terminator before it, of the directory or of another field.
         field = data[start - 1 : start + int(entry[3:7])]
         if len(field) < 2 or field.find(END_OF_FIELD, 1) != len(field) - 1 or field[0] != 0x1E:
-            raise ValueError(f"Field {entry[:3]!r} does not stand where the directory says")
+            raise ValueError(f"Field {entry[:3]!r} is not at the position in the directory")
 
 
 def _values(field: Field, codes: str) -> Iterable[bytes]:
@@ -122,7 +122,7 @@ def _values(field: Field, codes: str) -> Iterable[bytes]:
 def _bytes(value: object) -> bytes:
     """Narrow a value's type: without decoding, pymarc returns bytes but declares text."""
     if not isinstance(value, bytes):
-        raise ValueError("A field holds no bytes")
+        raise ValueError("A field does not hold bytes")
     return value
 
 
@@ -138,14 +138,16 @@ def _marc8(value: bytes) -> str:
     a wrong label. MARC-8 text that is not ASCII is never valid UTF-8.
     """
     if not value.isascii() and _is_utf8(value):
-        raise UnicodeDecodeError("marc-8", value, 0, len(value), "it is UTF-8")
+        raise UnicodeDecodeError("marc-8", value, 0, len(value), "the text is UTF-8")
     with redirect_stderr(io.StringIO()) as stderr:
         text = marc8_to_unicode(value)
     if stderr.getvalue():
         reason = stderr.getvalue().splitlines()[0]
         raise UnicodeDecodeError("marc-8", value, 0, len(value), reason)
     if "\x1b" in text or value[-1:] >= FIRST_COMBINING:
-        raise UnicodeDecodeError("marc-8", value, 0, len(value), "it ends in mid-character")
+        raise UnicodeDecodeError(
+            "marc-8", value, 0, len(value), "an incomplete character is at the end"
+        )
     return text
 
 
