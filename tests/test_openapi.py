@@ -156,6 +156,12 @@ async def test_it_is_served_from_memory(
     assert (again.status_code, again.content) == (304, b"")
 
 
+async def test_every_process_has_the_same_bytes(tmp_path: Path) -> None:
+    """Else the ETag of the document would differ from worker to worker."""
+    documents = {(await octavo(tmp_path, "openapi", PYTHONHASHSEED=seed))[1] for seed in "123"}
+    assert len(documents) == 1
+
+
 async def test_the_command_prints_it(tmp_path: Path, schema: dict[str, Any]) -> None:
     code, out, _ = await octavo(tmp_path, "openapi")
     assert (code, json.loads(out)) == (0, schema)

@@ -99,11 +99,15 @@ class Document(OpenAPIProvider):
         """Complete the paths that quart-schema builds from a rule."""
         paths, components = super().build_paths(rule)
         view = self._app.view_functions[rule.endpoint]
-        for operations in paths.values():
-            for method, operation in sorted(operations.items()):
-                operations[method] = self._complete(deepcopy(operation), rule, view)
-            if "get" in operations:
-                operations["head"] = _without_body(operations["get"])
+        for path, operations in paths.items():
+            # A rule's methods are a set: each process has them in another order.
+            completed = {
+                method: self._complete(deepcopy(operation), rule, view)
+                for method, operation in sorted(operations.items())
+            }
+            if "get" in completed:
+                completed["head"] = _without_body(completed["get"])
+            paths[path] = completed
         return paths, components
 
     def _complete(self, operation: Json, rule: Rule, view: Any) -> Json:
