@@ -155,12 +155,12 @@ def violated(error: IntegrityError) -> str:
     name = getattr(error.driver_exception, "constraint_name", None)
     if isinstance(name, str):
         return name
-    kind, _, what = str(error.driver_exception).partition(" constraint failed")
-    what = what.removeprefix(": ")
+    kind, _, subject = str(error.driver_exception).partition(" constraint failed")
+    subject = subject.removeprefix(": ")
     if kind != "UNIQUE":
-        return what or kind
-    columns = [column.partition(".")[2] for column in what.split(", ")]
-    table = Base.metadata.tables[what.partition(".")[0]]
+        return subject or kind
+    columns = [column.partition(".")[2] for column in subject.split(", ")]
+    table = Base.metadata.tables[subject.partition(".")[0]]
     return next(
         str(item.name)
         for item in table.constraints

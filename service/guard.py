@@ -67,14 +67,14 @@ class Account(NamedTuple):
 # Made once, and without the ORM: nearly every request runs one of these.
 _ROWS = select(*(User.__table__.c[name] for name in Account._fields))
 MANY = _ROWS.where(User.__table__.c.id.in_(bindparam("ids", expanding=True)))
-ONE = _ROWS.where(User.__table__.c.id == bindparam("id"))
+SELECT_ONE = _ROWS.where(User.__table__.c.id == bindparam("id"))
 # The values of `actor_values`, with their types.
 ACTOR_TYPES = {
     "acting_id": User.__table__.c.id.type,
     "acting_ver": User.__table__.c.token_version.type,
     "acting_jti": User.__table__.c.kept_jti.type,
 }
-TO_READ, TO_CHANGE = ONE.with_for_update(read=True), ONE.with_for_update()
+TO_READ, TO_CHANGE = SELECT_ONE.with_for_update(read=True), SELECT_ONE.with_for_update()
 
 
 async def load_users(db: AsyncSession, ids: Sequence[int]) -> dict[int, Entry]:

@@ -38,6 +38,7 @@ SCOPE = {
     "type", "http_version", "method", "scheme", "path", "raw_path", "query_string", "root_path",
     "headers", "client", "server", "state", "extensions",
 }  # fmt: skip
+NO_NAMES = {"asked", "found", "one", "told", "what", "who"}  # they name anything
 WITHOUT_BODY = {"/api/auth/logout", "/admin/clear-cache"}
 
 
@@ -116,6 +117,28 @@ def test_services_know_no_request_and_routes_no_sql() -> None:
 def test_no_file_grows_past_a_sitting() -> None:
     for path in ROOT.rglob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, path
+
+
+def names_bound_in(tree: ast.AST) -> set[str]:
+    """Give the names of variables, parameters, attributes, functions and classes of a file."""
+    names: set[str] = set()
+    for node in ast.walk(tree):
+        match node:
+            case ast.Name(id=name, ctx=ast.Store()) | ast.Attribute(attr=name, ctx=ast.Store()):
+                names.add(name)
+            case ast.arg(arg=name) | ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name):
+                names.add(name)
+            case ast.ClassDef(name=name) | ast.ExceptHandler(name=str(name)):
+                names.add(name)
+            case _:
+                pass
+    return {name.strip("_").lower() for name in names}
+
+
+def test_names_are_nouns_that_can_be_searched_for() -> None:
+    for path in ROOT.rglob("*.py"):
+        names = names_bound_in(ast.parse(path.read_text(encoding="utf-8")))
+        assert not names & NO_NAMES, path
 
 
 def test_migrations_change_tables_by_alter_table() -> None:
