@@ -84,11 +84,11 @@ class Watched:
     def look(self, scope: Any, tell: Any) -> bool:
         """Pass on what needs no application, and look at that as well."""
 
-        def telling(found: EarlyResponse | None) -> None:
-            if found is not None:
-                start = {"status": found.status, "headers": found.headers}
-                self._look(scope, start, found.body)
-            tell(found)
+        def telling(response: EarlyResponse | None) -> None:
+            if response is not None:
+                start = {"status": response.status, "headers": response.headers}
+                self._look(scope, start, response.body)
+            tell(response)
 
         return self._shortcut is not None and self._shortcut.look(scope, telling)
 

@@ -300,7 +300,7 @@ async def test_what_a_read_may_cost_of_redis(
         await status(client, path)
     assert await commands(item) == {"mget": 1}
     assert await commands("/api/books") == {"mget": 1}
-    monkeypatch.setattr(site.app.extensions["fast_path"], "look", lambda *asked: False)
+    monkeypatch.setattr(site.app.extensions["fast_path"], "look", lambda *args: False)
     assert await commands(item) == {"mget": 1}
     assert await commands("/api/books") == {"mget": 2}
     await redis.aclose()

@@ -26,46 +26,48 @@ async def proxy(redis_url: str) -> AsyncIterator[Proxy]:
         await client.mset({key: key for key in KEYS})
         port = int(redis_url.split(":")[2].partition("/")[0])
         backend: Any = SimpleNamespace(port=port)
-        found = Proxy(backend, random.Random(1))
-        await found.turn("pass")
-        yield found
-        await found.close()
+        proxy = Proxy(backend, random.Random(1))
+        await proxy.turn("pass")
+        yield proxy
+        await proxy.close()
         await client.delete(*KEYS)
 
 
 @pytest.fixture
 async def batcher(proxy: Proxy) -> AsyncIterator[Any]:
     """A batcher over that way."""
-    found = RedisBatcher(
+    client = RedisBatcher(
         ConnectionPool.from_url(f"redis://127.0.0.1:{proxy.port}/0"), deadline=DEADLINE
     )
-    yield found
-    await found.close()
+    yield client
+    await client.close()
 
 
 async def ask(batcher: Any) -> list[asyncio.Task[Any]]:
     """Ask for each key in a tick of its own."""
-    asked = []
+    tasks = []
     for key in KEYS:
-        asked.append(asyncio.create_task(batcher.request(GET_MANY, (key,))))
+        tasks.append(asyncio.create_task(batcher.request(GET_MANY, (key,))))
         await asyncio.sleep(0.001)
-    return asked
+    return tasks
 
 
-async def outcomes(asked: list[asyncio.Task[Any]]) -> list[Any]:
+async def outcomes(tasks: list[asyncio.Task[Any]]) -> list[Any]:
     """Wait for all: the values, or the kinds of errors."""
-    found: list[Any] = await asyncio.gather(*asked, return_exceptions=True)
-    return [type(one) if isinstance(one, Exception) else one[1][0].decode() for one in found]
+    replies: list[Any] = await asyncio.gather(*tasks, return_exceptions=True)
+    return [
+        type(reply) if isinstance(reply, Exception) else reply[1][0].decode() for reply in replies
+    ]
 
 
 async def test_several_writes_are_under_way(batcher: Any, proxy: Proxy) -> None:
     await batcher.request(GET_MANY, KEYS)
     await proxy.turn("hold")
-    asked = await ask(batcher)
+    tasks = await ask(batcher)
     assert len(batcher._connection._batches) == UNDER_WAY
-    assert not any(one.done() for one in asked)
+    assert not any(one.done() for one in tasks)
     await proxy.turn("pass")
-    assert await outcomes(asked) == KEYS
+    assert await outcomes(tasks) == KEYS
 
 
 async def test_what_is_under_way_on_a_broken_line_is_asked_again(
@@ -73,10 +75,10 @@ async def test_what_is_under_way_on_a_broken_line_is_asked_again(
 ) -> None:
     await batcher.request(GET_MANY, KEYS)
     await proxy.turn("hold")
-    asked = await ask(batcher)
+    tasks = await ask(batcher)
     await proxy.sever()
     await proxy.turn("pass")
-    assert await outcomes(asked) == KEYS
+    assert await outcomes(tasks) == KEYS
     line = batcher._connection
     await asyncio.sleep(1.5 * DEADLINE)  # what was asked on the old line had no answer there
     assert await outcomes(await ask(batcher)) == KEYS
@@ -87,11 +89,11 @@ async def test_what_is_asked_again_has_no_more_patience(batcher: Any, proxy: Pro
     await batcher.request(GET_MANY, KEYS)
     await proxy.turn("hold")
     begun = time.monotonic()
-    asked = await ask(batcher)
+    tasks = await ask(batcher)
     await asyncio.sleep(0.8 * DEADLINE)
     await proxy.turn("mute")
     await proxy.sever()
-    assert set(await outcomes(asked)) == {TimeoutError}
+    assert set(await outcomes(tasks)) == {TimeoutError}
     assert time.monotonic() - begun < 1.7 * DEADLINE
     await proxy.turn("pass")
 
@@ -100,25 +102,25 @@ async def test_closing_waits_for_all(batcher: Any, proxy: Proxy) -> None:
     script = Script(f"return 1 -- {random.random()}")  # it has to be told, and asked again
     await batcher.request(GET_MANY, KEYS)
     await proxy.turn("hold")
-    asked = [asyncio.create_task(batcher.request(script, ((KEYS[0],), ())))]
+    tasks = [asyncio.create_task(batcher.request(script, ((KEYS[0],), ())))]
     await asyncio.sleep(0.01)
     closed = asyncio.create_task(batcher.close())
     await asyncio.sleep(0.01)
     await proxy.turn("pass")
     while not closed.done():
-        asked.append(asyncio.create_task(batcher.request(GET_MANY, (KEYS[0],))))
+        tasks.append(asyncio.create_task(batcher.request(GET_MANY, (KEYS[0],))))
         await asyncio.sleep(0)
-    _, waiting = await asyncio.wait(asked, timeout=3 * DEADLINE)
+    _, waiting = await asyncio.wait(tasks, timeout=3 * DEADLINE)
     assert not waiting, "who asks meanwhile is told as well"
-    assert asked[0].exception() is None
+    assert tasks[0].exception() is None
 
 
 async def test_a_line_that_never_replied_is_an_outage(batcher: Any, proxy: Proxy) -> None:
-    asked = await ask(batcher)
-    assert await outcomes(asked) == KEYS
+    tasks = await ask(batcher)
+    assert await outcomes(tasks) == KEYS
     await proxy.turn("cut")
-    asked = await ask(batcher)
-    assert all(issubclass(one, RedisError) for one in await outcomes(asked))
+    tasks = await ask(batcher)
+    assert all(issubclass(one, RedisError) for one in await outcomes(tasks))
     await proxy.turn("pass")
     assert await outcomes(await ask(batcher)) == KEYS
 
@@ -135,11 +137,11 @@ async def test_unknown_scripts_are_told_in_between(batcher: Any, proxy: Proxy) -
     script = Script(f"return redis.call('GET', KEYS[1]) -- {random.random()}")  # a new one
     await proxy.turn("hold")
     called = asyncio.create_task(batcher.request(script, ((KEYS[0],), ())))
-    asked = await ask(batcher)
+    tasks = await ask(batcher)
     await proxy.turn("pass")
     _, reply = await called
     assert reply.decode() == KEYS[0]
-    assert await outcomes(asked) == KEYS
+    assert await outcomes(tasks) == KEYS
 
 
 @pytest.mark.parametrize("reply", [b"no reply at all\r\n", b"+unasked\r\n"])

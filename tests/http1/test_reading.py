@@ -82,6 +82,6 @@ def test_of_a_line_only_what_is_short_is_remembered() -> None:
 def test_of_a_chain_of_proxies_the_end_is_read() -> None:
     """Whatever stands before it, a client made up: it is not worth a millisecond."""
     chain = b"1.1.1.1," * 8_000 + b" 2.2.2.2 , 3.3.3.3"
-    told = parse_headers([(b"x-forwarded-for", chain)])
-    assert len(told.forwarded) == MOST_HOPS + 1
-    assert told.forwarded[-2:] == ["2.2.2.2", "3.3.3.3"]
+    headers = parse_headers([(b"x-forwarded-for", chain)])
+    assert len(headers.forwarded) == MOST_HOPS + 1
+    assert headers.forwarded[-2:] == ["2.2.2.2", "3.3.3.3"]
