@@ -1,22 +1,25 @@
-"""Logging that does not block the event loop: a separate thread writes lines from a queue.
+"""Logging that does not block the event loop: a thread formats and writes lines, many at once.
+
+A wake-up of the thread and a write for each line cost half of a worker's throughput.
 
 Each application has its own logger, outside Python's global tree, so that two applications in a
 process share nothing. Outside development it writes the guide's rotating `logs/app.log`.
 """
 
 import errno
+import itertools
 import logging
 import os
 import queue
 import stat
 import sys
-from collections.abc import AsyncGenerator, Iterator, Sequence
+import threading
+from collections.abc import AsyncGenerator, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from contextvars import ContextVar
-from io import TextIOWrapper
-from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
+from logging.handlers import QueueHandler, RotatingFileHandler
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pythonjsonlogger.json import JsonFormatter
 
@@ -32,7 +35,10 @@ MAX_BYTES = 10_240_000
 BACKUPS = 10
 REFUSAL_LINES, REFUSAL_SECONDS = 10, 10.0  # at most 10 lines about refused requests in 10 s
 REFUSAL = {"is_refusal": True}  # `extra` of a line about a refused request (429, 503)
-MOST_WAITING = 10_000  # lines in the queue
+MOST_WAITING = 10_000  # records in the queue
+MOST_MESSAGES = 200  # messages of workers in the queue, each of up to 100,000 characters
+GATHER_SECONDS = 0.05  # before lines are written; a killed process loses as many
+FILE, STDERR = "app.log", "stderr"  # names of destinations
 # Control characters are escaped, so that text from a client cannot begin a new line.
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 9}
 
@@ -41,32 +47,19 @@ request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
 
 
 class _Queued(QueueHandler):
-    """Puts records into the queue, with the request id and the final text on a single line.
+    """Passes records to the thread, with the request id and the final text on a single line."""
 
-    If the queue is full, lines are dropped and counted.
-    """
-
-    _dropped = 0
-
-    def __init__(self, lines: queue.SimpleQueue[logging.LogRecord]) -> None:
-        super().__init__(lines)
-        self._lines = lines
+    def __init__(self, thread: "LogThread") -> None:
+        super().__init__(thread.queue)
+        self._thread = thread
 
     def enqueue(self, record: logging.LogRecord) -> None:
-        waiting = self._lines.qsize()
-        if waiting >= MOST_WAITING:
-            self._dropped += 1
-            return
-        if self._dropped and waiting < MOST_WAITING // 2:
-            text = f"{self._dropped} lines were dropped: they came faster than they were written"
-            self._dropped = 0
-            self._lines.put(_warning(text))
-        self._lines.put(record)
+        self._thread.put(record)
 
     def prepare(self, record: logging.LogRecord) -> logging.LogRecord:
-        if not hasattr(record, "request_id"):  # a record from a worker has an id already
-            record.request_id = request_id.get()
-        record.msg = record.getMessage().translate(CONTROLS)
+        record.request_id = request_id.get()
+        text = record.getMessage()
+        record.msg = text if text.isprintable() else text.translate(CONTROLS)
         record.args = None
         return record
 
@@ -108,7 +101,33 @@ def _warning(text: str) -> logging.LogRecord:
     return record
 
 
-class _File(RotatingFileHandler):
+class Destination(Protocol):
+    """Where formatted lines go. `write` and `close` run in the thread, and do not raise."""
+
+    formatter: logging.Formatter
+
+    def write(self, lines: Sequence[str]) -> None: ...
+
+    def close(self) -> None: ...
+
+
+class Stderr:
+    """Writes lines to the standard error stream. Lines that it does not take are lost."""
+
+    def __init__(self, formatter: logging.Formatter) -> None:
+        self.formatter = formatter
+
+    def write(self, lines: Sequence[str]) -> None:
+        """Write lines at once."""
+        with suppress(OSError, ValueError):  # ValueError: the stream is closed
+            sys.stderr.write("\n".join(lines) + "\n")
+            sys.stderr.flush()
+
+    def close(self) -> None:
+        """Leave the stream open: it is the process's."""
+
+
+class LogFile(RotatingFileHandler):
     """The guide's log file. On a full disk, lines are lost and a single warning is printed.
 
     An existing file keeps its mode, also after rotation.
@@ -116,41 +135,53 @@ class _File(RotatingFileHandler):
 
     _mode = files.FILE
     _lost = 0  # lines lost since the last written line
+    formatter: logging.Formatter
+    stream: Any  # a FileIO: its `write` returns how many bytes the disk has taken
 
-    def _open(self) -> TextIOWrapper:
+    def write(self, lines: Sequence[str]) -> None:
+        """Write lines at once, and before them the number of lost lines."""
+        lost = self._lost
+        if lost:
+            warning = _warning(f"{lost} lines before this one could not be written")
+            lines = [self.format(warning), *lines]
+        chunks = [f"{line}\n".encode(errors="backslashreplace") for line in lines]
+        if lost and not _ends_a_line(Path(self.baseFilename)):
+            chunks[0] = b"\n" + chunks[0]
+        data, written = b"".join(chunks), 0
+        try:
+            if self.stream is None:
+                self.stream = self._open()
+            if os.fstat(self.stream.fileno()).st_size + len(data) > self.maxBytes:
+                self.doRollover()
+            while written < len(data):
+                written += self.stream.write(data[written:])
+            self._lost = 0
+        except OSError as error:
+            ends = list(itertools.accumulate(map(len, chunks)))
+            self._lost = sum(end > written for end in ends)
+            if lost and ends[0] > written:
+                self._lost += lost - 1  # the warning was not written either
+            self._fail(error, is_first=not lost)
+
+    def _fail(self, error: OSError, *, is_first: bool) -> None:
+        stream, self.stream = self.stream, None  # the next write opens the file again
+        with suppress(OSError):
+            if stream is not None:
+                stream.close()
+        if is_first:
+            text = f"{self.baseFilename} cannot be written ({error.strerror}): lines are lost"
+            with suppress(OSError):
+                sys.stderr.write(f"{text}\n")
+
+    def _open(self) -> Any:
         path = Path(self.baseFilename)
         files.make_folder(path.parent)
-        torn = self._lost > 0 and not _ends_a_line(path)
-        stream = open(path, "a", encoding="utf-8", opener=self._opened)  # noqa: SIM115  (kept)
+        stream = open(path, "ab", 0, opener=self._opened)  # noqa: SIM115  (kept)
         self._mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
-        if torn:
-            stream.write("\n")
         return stream
 
     def _opened(self, path: str, flags: int) -> int:
         return os.open(path, flags, self._mode)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        before = self._lost
-        super().emit(record)
-        if before and self._lost == before:
-            self._lost = 0
-            super().emit(_warning(f"{before} lines before this one could not be written"))
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging's)
-        error = sys.exc_info()[1]
-        if not isinstance(error, OSError):
-            return super().handleError(record)
-        self._lost += 1
-        stream, self.stream = self.stream, None  # the next line opens the file again
-        with suppress(OSError):
-            if stream is not None:
-                stream.close()
-        if self._lost == 1:
-            text = f"{self.baseFilename} cannot be written ({error.strerror}): lines are lost"
-            with suppress(OSError):
-                sys.stderr.write(f"{text}\n")
-        return None
 
 
 def _ends_a_line(path: Path) -> bool:
@@ -160,13 +191,89 @@ def _ends_a_line(path: Path) -> bool:
     return True
 
 
-def handlers(settings: Settings) -> list[logging.Handler]:
-    """Make the handlers of `settings`. They run in the listener's thread."""
-    active: list[logging.Handler] = []
+Item = logging.LogRecord | tuple[str, list[str]]
+
+
+class LogThread(threading.Thread):
+    """Formats records and writes them to `destinations`, by name.
+
+    It gathers for GATHER_SECONDS, and writes at once if a record is a warning or more. If the
+    queue is full, lines are dropped and counted.
+    """
+
+    def __init__(self, destinations: Mapping[str, Destination]) -> None:
+        super().__init__(name="logs", daemon=True)
+        self.queue: queue.SimpleQueue[Item | None] = queue.SimpleQueue()
+        self._destinations = destinations
+        self._is_urgent = threading.Event()
+        self._dropped = 0
+
+    def put(self, record: logging.LogRecord) -> None:
+        """Write a record soon."""
+        self._put(record, MOST_WAITING, 1)
+        if record.levelno >= logging.WARNING:
+            self._is_urgent.set()
+
+    def put_lines(self, name: str, lines: list[str]) -> None:
+        """Write lines that a worker has gathered and formatted for the destination `name`."""
+        self._put((name, lines), MOST_MESSAGES, len(lines))
+        self._is_urgent.set()
+
+    def _put(self, item: Item, most: int, lines: int) -> None:
+        waiting = self.queue.qsize()
+        if waiting >= most:
+            self._dropped += lines
+            return
+        if self._dropped and waiting < most // 2:
+            text = f"{self._dropped} lines were dropped: they came faster than they were written"
+            self._dropped = 0
+            self.queue.put(_warning(text))
+        self.queue.put(item)
+
+    def stop(self) -> None:
+        """Write what is in the queue, and end."""
+        self.queue.put(None)
+        self._is_urgent.set()
+        self.join()
+
+    def run(self) -> None:
+        """Write, until stopped."""
+        while (item := self.queue.get()) is not None:
+            self._is_urgent.wait(GATHER_SECONDS)
+            self._is_urgent.clear()
+            items = [item]
+            with suppress(queue.Empty):
+                while (item := self.queue.get_nowait()) is not None:
+                    items.append(item)
+            self._write(items)
+            if item is None:
+                break
+
+    def _write(self, items: Sequence[Item]) -> None:
+        for name, destination in self._destinations.items():
+            lines: list[str] = []
+            for item in items:
+                if isinstance(item, logging.LogRecord):
+                    lines.append(_format(destination.formatter, item))
+                elif item[0] == name:
+                    lines += item[1]
+            if lines:
+                destination.write(lines)
+
+
+def _format(formatter: logging.Formatter, record: logging.LogRecord) -> str:
+    try:
+        return formatter.format(record)
+    except Exception as error:  # the thread goes on
+        return f"A record of {record.pathname}:{record.lineno} has no text: {error!r}"
+
+
+def formatters(settings: Settings) -> dict[str, logging.Formatter]:
+    """Return the formatters of `settings` by the name of their destination."""
+    formatters: dict[str, logging.Formatter] = {}
     text = logging.Formatter(FORMAT)
     if settings.log_json or settings.env == "development":
-        stderr = logging.StreamHandler(sys.stderr)
-        stderr.setFormatter(
+        formatters[STDERR] = (
             JsonFormatter(
                 ["asctime", "levelname", "message", "pathname", "lineno", "request_id"],
                 rename_fields={"asctime": "time", "levelname": "level"},
@@ -174,66 +281,76 @@ def handlers(settings: Settings) -> list[logging.Handler]:
             if settings.log_json
             else text
         )
-        active.append(stderr)
-    if folder := _make_folder(settings):
-        path = folder / "app.log"
-        file = _File(path, maxBytes=MAX_BYTES, backupCount=BACKUPS, encoding="utf-8", delay=True)
-        file.setFormatter(text)
-        active.append(file)
-    return active
+    if settings.env != "development" and settings.log_dir is not None:
+        formatters[FILE] = text
+    return formatters
 
 
-def _make_folder(settings: Settings) -> Path | None:
-    """Create the folder of the log file and return it.
+def destinations(settings: Settings) -> dict[str, Destination]:
+    """Make the destinations of `settings`.
 
-    None in development, or if LOG_DIR is `none`. Raises ConfigurationError if the folder is not
-    writable. A full disk is not an error, because serving can continue.
+    Raises ConfigurationError if the folder of the log file is not writable.
     """
-    folder = None if settings.env == "development" else settings.log_dir
-    if folder is None:
-        return None
+    made: dict[str, Destination] = {}
+    for name, formatter in formatters(settings).items():
+        if name == STDERR:
+            made[name] = Stderr(formatter)
+        elif settings.log_dir is not None:
+            _make_folder(settings.log_dir)
+            path = settings.log_dir / FILE
+            file = LogFile(path, maxBytes=MAX_BYTES, backupCount=BACKUPS, delay=True)
+            file.setFormatter(formatter)
+            made[name] = file
+    return made
+
+
+def _make_folder(folder: Path) -> None:
+    """Create the folder of the log file.
+
+    Raises ConfigurationError if it is not writable. A full disk is not an error, because serving
+    can continue.
+    """
     try:
         files.make_folder(folder)
         if not os.access(folder, os.W_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            return folder
+            return
         raise ConfigurationError(
             [
                 f"LOG_DIR {folder} cannot be written ({error.strerror}): "
                 "name another folder, or none for no file"
             ]
         ) from error
-    return folder
 
 
 def init_app(app: "Quart", settings: Settings) -> None:
     """Give the application its logger, which writes while the application serves."""
-    _make_folder(settings)
+    if settings.env != "development" and settings.log_dir is not None:
+        _make_folder(settings.log_dir)
     app.logger = logging.Logger(app.name, settings.log_level)
     app.logger.addFilter(RefusalFilter(app.logger))
 
     @app.while_serving
     async def lifespan() -> AsyncGenerator[None, None]:
-        with written(app.logger, app.extensions.get("log_handlers") or handlers(settings)):
+        with written(app.logger, app.extensions.get("log_destinations") or destinations(settings)):
             app.logger.info("Application startup")
             yield
             app.logger.info("Application shutdown")
 
 
 @contextmanager
-def written(logger: logging.Logger, handlers: Sequence[logging.Handler]) -> Iterator[None]:
-    """Run a thread that passes the logger's records to `handlers`, for the block's duration."""
-    lines: queue.SimpleQueue[logging.LogRecord] = queue.SimpleQueue()
-    handler = _Queued(lines)
-    listener = QueueListener(lines, *handlers)
-    listener.start()
+def written(logger: logging.Logger, destinations: Mapping[str, Destination]) -> Iterator[LogThread]:
+    """Run a thread that writes the logger's records to `destinations`, for the block's duration."""
+    thread = LogThread(destinations)
+    thread.start()
+    handler = _Queued(thread)
     logger.addHandler(handler)
     try:
-        yield
+        yield thread
     finally:
         logger.removeHandler(handler)
-        listener.stop()
-        for item in handlers:
-            item.close()
+        thread.stop()
+        for destination in destinations.values():
+            destination.close()

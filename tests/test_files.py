@@ -3,13 +3,12 @@
 import asyncio
 import logging
 import os
-import queue
 import sqlite3
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from service import files, logs
 from service.logs import MOST_WAITING, written
 from tests.conftest import SECRET, settings_for
 from tests.test_cli import octavo, served
+from tests.test_full_disk import files_up_to
 
 DEADLINE = 30  # seconds
 
@@ -87,11 +87,12 @@ async def test_a_database_and_a_log_that_are_there_keep_their_modes(tmp_path: Pa
     code, _, err = await octavo(tmp_path, "migrate", DEV_DATABASE_URL=f"sqlite:///{path}")
     assert (code, err) == (0, "")
     assert mode(path) == 0o640
-    (handler,) = logs.handlers(settings_for("sqlite:///:memory:", tmp_path, log_dir=tmp_path))
-    with umask(0), written(logging.Logger("test"), [handler]):
-        handler.handle(line("before"))
-        handler.doRollover()  # type: ignore[attr-defined]  # it has one
-        handler.handle(line("after"))
+    destination = log_file(tmp_path)
+    with umask(0):
+        destination.write(["before"])
+        destination.doRollover()
+        destination.write(["after"])
+    destination.close()
     assert [mode(log), mode(tmp_path / "app.log.1")] == [0o640, 0o640]
 
 
@@ -114,11 +115,12 @@ def test_locks_of_a_database_survive_another_connection(tmp_path: Path) -> None:
     assert "database is locked" in done.stderr
 
 
-def line(text: str) -> logging.LogRecord:
-    """Make a record."""
-    record = logging.LogRecord("test", logging.INFO, __file__, 1, text, None, None)
-    record.request_id = "-"
-    return record
+def log_file(folder: Path) -> logs.LogFile:
+    """Make the destination `app.log` in a folder."""
+    settings = settings_for("sqlite:///:memory:", folder, log_dir=folder)
+    file = logs.destinations(settings)["app.log"]
+    assert isinstance(file, logs.LogFile)
+    return file
 
 
 def test_a_full_disk_costs_lines_and_one_warning(
@@ -127,20 +129,19 @@ def test_a_full_disk_costs_lines_and_one_warning(
     """`/dev/full` is a disk without space for everybody, root or not."""
     path = tmp_path / "app.log"
     path.symlink_to("/dev/full")
-    (handler,) = logs.handlers(settings_for("sqlite:///:memory:", tmp_path, log_dir=tmp_path))
-    for n in range(500):
-        handler.handle(line(f"lost {n} " + "x" * 100))
+    file = log_file(tmp_path)
+    for n in range(5):
+        file.write([f"lost {n} {k} " + "x" * 100 for k in range(100)])
     path.unlink()
     path.write_text("half a li", encoding="utf-8")
     for n in range(3):
-        handler.handle(line(f"kept {n}"))
-    handler.close()
+        file.write([f"kept {n}"])
+    file.close()
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     assert lines[0] == "half a li"
-    assert [entry.split(" [in ")[0].partition(": ")[2] for entry in lines[1:]] == [
-        "kept 0", "500 lines before this one could not be written", "kept 1", "kept 2",
-    ]  # fmt: skip
+    assert "WARNING: 500 lines before this one could not be written [in " in lines[1]
+    assert lines[2:] == ["kept 0", "kept 1", "kept 2"]
     err = capfd.readouterr().err
     assert "Traceback" not in err
     assert err.count("\n") == 1
@@ -175,27 +176,44 @@ async def test_a_service_whose_log_cannot_be_written_goes_on(tmp_path: Path) -> 
     assert b"Traceback" not in err
 
 
+def test_lines_that_a_disk_takes_in_part_are_counted(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """A write of many lines ends in the middle of one: the whole ones before it are not lost."""
+    path, file = tmp_path / "app.log", log_file(tmp_path)
+    lines = [f"line {n:03d}" for n in range(100)]  # 9 bytes each
+    with files_up_to(9 * 40 + 4):
+        file.write(lines[:10])
+        file.write(lines[10:])
+        file.write(["one more"])
+    file.write(["and then"])
+    file.close()
+    written = path.read_text(encoding="utf-8").splitlines()
+    assert written[:41] == [*lines[:40], "line"]
+    assert "61 lines before this one could not be written" in written[41]
+    assert written[42:] == ["and then"]
+    assert capfd.readouterr().err.count("cannot be written (File too large)") == 1
+
+
 def test_lines_that_nobody_writes_do_not_pile_up() -> None:
     """The supervisor may be stopped, and a terminal may not read."""
     release, lines = threading.Event(), list[str]()
 
-    class Stuck(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
+    class Stuck(logs.Stderr):
+        def write(self, lines_: Sequence[str]) -> None:
             release.wait(DEADLINE)
-            lines.append(record.getMessage())
+            lines.extend(lines_)
 
     logger = logging.Logger("test")
-    with written(logger, [Stuck()]):
-        (queued,) = logger.handlers
-        waiting: queue.SimpleQueue[logging.LogRecord] = queued.queue  # type: ignore[attr-defined]  # it has one
-        for n in range(MOST_WAITING + 5_000):
+    with written(logger, {"stuck": Stuck(logging.Formatter())}) as thread:
+        for n in range(2 * MOST_WAITING):
             logger.info("line %d", n)
-        assert waiting.qsize() <= MOST_WAITING
+        assert thread.queue.qsize() <= MOST_WAITING
         release.set()
-        while waiting.qsize():
+        while thread.queue.qsize():
             pass
         logger.info("the last one")
     assert lines[0] == "line 0"
     assert lines[-1] == "the last one"
     assert "lines were dropped" in lines[-2]
-    assert len(lines) <= MOST_WAITING + 3
+    assert len(lines) < 2 * MOST_WAITING

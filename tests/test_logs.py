@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import threading
+from collections.abc import Sequence
 from functools import partial
 from logging.handlers import RotatingFileHandler
 from pathlib import Path
@@ -23,6 +24,7 @@ from service.errors import ServiceUnavailableError
 from tests.conftest import Site, serving, settings_for, visiting
 from tests.factories import PASSWORD, Factory
 
+DEADLINE = 30  # seconds
 LINE = re.compile(
     r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d{3} [A-Z]+: .* \[in /.+\.py:\d+\] \[[A-Za-z0-9._-]+\]"
 )
@@ -52,7 +54,7 @@ async def test_the_guides_file(site: Site, folder: Path, tmp_path: Path) -> None
     (said,) = [line for line in lines if "heard" in line]
     assert " WARNING: heard hello [in " in said
     assert said.endswith("[request-7]")
-    (handler,) = logs.handlers(settings)
+    handler = logs.destinations(settings)["app.log"]
     assert isinstance(handler, RotatingFileHandler)
     assert (handler.maxBytes, handler.backupCount) == (10_240_000, 10)
     handler.close()
@@ -154,11 +156,12 @@ async def test_logging_does_not_wait_for_its_file(
     release = threading.Event()
     waited: list[bool] = []
 
-    class Slow(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            waited.append(release.wait(20))
+    class Slow(logs.Stderr):
+        def write(self, lines: Sequence[str]) -> None:
+            waited.append(release.wait(DEADLINE))
 
-    monkeypatch.setattr(logs, "handlers", lambda settings: [Slow()])
+    slow = Slow(logging.Formatter())
+    monkeypatch.setattr(logs, "destinations", lambda settings: {"slow": slow})
     async with visiting(settings_for(site.another_url, folder), talkative) as client:
         for _ in range(3):
             assert (await client.post("/say", content="x")).status_code == 200
@@ -271,3 +274,25 @@ async def test_a_proxy_that_is_not_counted_is_told_of_once(
         for n in range(5):
             await client.get("/api/books", headers={"X-Forwarded-For": f"192.0.2.{n}"})
     assert path.read_text(encoding="utf-8").count("TRUSTED_PROXY_HOPS is 0") == warnings
+
+
+def test_lines_are_gathered_until_a_warning(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A write of many lines costs as much as a write of a single one."""
+    monkeypatch.setattr(logs, "GATHER_SECONDS", 3_600.0)
+    is_written, writes = threading.Event(), list[list[str]]()
+
+    class Recorded(logs.Stderr):
+        def write(self, lines: Sequence[str]) -> None:
+            writes.append(list(lines))
+            is_written.set()
+
+    logger = logging.Logger("test")
+    with logs.written(logger, {"recorded": Recorded(logging.Formatter())}):
+        for n in range(100):
+            logger.info("line %d", n)
+        assert writes == []
+        logger.warning("a warning")
+        assert is_written.wait(DEADLINE)
+        assert writes == [[*(f"line {n}" for n in range(100)), "a warning"]]
+        logger.info("the last one")
+    assert writes[1:] == [["the last one"]]

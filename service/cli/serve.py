@@ -88,7 +88,7 @@ def _supervise(settings: Settings, sockets: list[socket.socket]) -> int:
     processes = max(settings.total_workers, settings.workers)
     binds = [word for sock in sockets for word in ("--bind", f"fd://{sock.fileno()}")]
     logger = logging.Logger("supervisor", settings.log_level)
-    with figures.folder() as folder, logs.written(logger, logs.handlers(settings)):
+    with figures.folder() as folder, logs.written(logger, logs.destinations(settings)) as log:
         environment = {**os.environ, "TOTAL_WORKERS": str(processes)}
         if folder is not None:
             environment[figures.FOLDER] = folder
@@ -105,6 +105,7 @@ def _supervise(settings: Settings, sockets: list[socket.socket]) -> int:
             patience=settings.drain_seconds + settings.grace_seconds,
             environment=environment,
             forget=partial(figures.forget, folder),
+            write_lines=log.put_lines,
         )
         return asyncio.run(supervisor.run())
 

@@ -5,12 +5,12 @@ import json
 import logging
 import os
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
 
 LONGEST = 1 << 20  # bytes of a line
-MOST = 50_000  # characters of a text in a message, each up to six bytes
+MOST = 100_000  # characters of the lines in a message, each up to six bytes
 
 
 class Channel:
@@ -49,22 +49,28 @@ async def hear(pipe: int) -> AsyncIterator[dict[str, Any]]:
         transport.close()
 
 
-class ChannelHandler(logging.Handler):
-    """Sends log records to the supervisor: only one process may write the log file."""
+class ChannelDestination:
+    """Sends lines for the destination `name` to the supervisor, which alone writes the log file."""
 
-    def __init__(self, channel: Channel) -> None:
-        super().__init__()
+    def __init__(self, channel: Channel, name: str, formatter: logging.Formatter) -> None:
+        self.formatter = formatter
         self._channel = channel
+        self._name = name
 
-    def emit(self, record: logging.LogRecord) -> None:
-        values = {name: value for name, value in record.__dict__.items() if is_plain(value)}
-        if record.exc_info:
-            values["exc_text"] = logging.Formatter().formatException(record.exc_info)
-        values |= {name: values[name][:MOST] for name in ("msg", "exc_text") if values.get(name)}
+    def write(self, lines: Sequence[str]) -> None:
+        """Send lines, several in a message. A long line is cut."""
+        message, length = list[str](), 0
+        for line in lines:
+            if length + min(len(line), MOST) > MOST:
+                self._send(message)
+                message, length = [], 0
+            message.append(line[:MOST])
+            length += len(line)
+        self._send(message)
+
+    def _send(self, lines: list[str]) -> None:
         with suppress(OSError):  # the supervisor may have ended
-            self._channel.tell(record=values)
+            self._channel.tell(lines=lines, destination=self._name)
 
-
-def is_plain(value: object) -> bool:
-    """Whether JSON can represent a value."""
-    return isinstance(value, str | int | float | None)
+    def close(self) -> None:
+        """Leave the pipe open: the worker has other messages."""

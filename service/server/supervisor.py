@@ -31,6 +31,7 @@ class Supervisor:
     may listen before the replaced worker has ended.
     patience: seconds for a worker to stop.
     forget: called with the number of each worker that has ended.
+    write_lines: called with a destination and the log lines of a worker.
     """
 
     def __init__(
@@ -44,6 +45,7 @@ class Supervisor:
         patience: float,
         environment: Mapping[str, str],
         forget: Callable[[int], None],
+        write_lines: Callable[[str, list[str]], None],
     ) -> None:
         self._command = command
         self._sockets = sockets
@@ -52,6 +54,7 @@ class Supervisor:
         self._patience = patience + BEYOND
         self._environment = environment
         self._forget = forget
+        self._write_lines = write_lines
         self._workers: set[WorkerProcess] = set()
         self._numbers: set[int] = set()  # numbers in use; a new worker gets the lowest free number
         self._to_be_replaced = [asyncio.Event() for _ in range(count)]
@@ -223,8 +226,8 @@ class Supervisor:
                 worker.ready.set()
             case {"worn": True}:
                 worker.worn.set()
-            case {"record": record}:
-                self._logger.handle(logging.makeLogRecord(record))
+            case {"lines": lines, "destination": destination}:
+                self._write_lines(destination, lines)
 
 
 async def _first(*awaited: Any, seconds: float | None = None) -> None:

@@ -16,12 +16,12 @@ import hypercorn.asyncio
 import uvloop
 from quart import Quart
 
-from service import figures
+from service import figures, logs
 from service.app import create_app
 from service.config import Settings
 from service.http1 import ServerConfig
 from service.server.hypercorn_config import configured
-from service.server.pipes import Channel, ChannelHandler
+from service.server.pipes import Channel, ChannelDestination
 
 LAST_SECONDS = 0.2  # for the clients of the last accepted connections to send requests
 # A full garbage collection stops 1,500 connections for 0.3 s, and under load Python starts one each
@@ -178,10 +178,14 @@ class Worker:
 
 def serve(settings: Settings, sockets: Sequence[socket], channel: Channel | None) -> None:
     """Serve in this process until stopped. Raises LifespanFailureError."""
+    original = settings
     if channel is not None:
         figures.share(channel.number)
         settings = settings.model_copy(update={"log_dir": None})  # the supervisor writes logs
     app = create_app(settings)
     if channel is not None:
-        app.extensions["log_handlers"] = [ChannelHandler(channel)]
+        app.extensions["log_destinations"] = {
+            name: ChannelDestination(channel, name, formatter)
+            for name, formatter in logs.formatters(original).items()
+        }
     Worker(app, configured(app, sockets, settings), settings, channel).run()
