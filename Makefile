@@ -97,10 +97,11 @@ loadtest: $(VENV)-bench/.installed  ## a crowd on a real server, and whether loa
 audit: dev  ## known vulnerabilities of what is locked (asks the advisory database; fails if it cannot)
 	@$(BIN)/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements.lock
 
-lint: dev  ## ruff and mypy
+lint: dev  ## ruff and mypy; a warning for each file of more than 400 lines
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
+	@find service -name '*.py' | xargs wc -l | awk '$$1 > 400 && $$2 != "total" {print "warning: " $$2 " has " $$1 " lines (more than 400)"}'
 
 lock: dev  ## resolve the dependencies anew, for every supported Python
 	@for file in requirements.lock:--group=build requirements-dev.lock:--group=build:--group=dev \

@@ -12,7 +12,7 @@ from sqlalchemy.ext.asyncio import create_async_engine
 from sqlalchemy.pool import NullPool
 
 from service import config as settings
-from service.engines import prepare_sqlite
+from service.db.engines import prepare_sqlite
 from service.models import Base
 
 LOCK = 0x0C7A_0001  # PostgreSQL's advisory lock of whoever migrates

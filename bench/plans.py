@@ -22,9 +22,9 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.books.schemas import BookFilters
 from service.books.service import LIST_DEFINITION, SORTS, list_books, list_books_after
 from service.config import Settings, Testing
-from service.db import Database
+from service.db.database import Database
+from service.db.list_queries import Page
 from service.models import Book
-from service.pagination import Page
 
 PAGE = 20
 SORT_NAMES = [*SORTS, *("-" + name for name in SORTS)]

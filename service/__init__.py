@@ -1,26 +1,41 @@
-"""Octavo, a book catalogue over HTTP: the path that a request takes.
+"""Octavo, a book catalogue over HTTP: the path of a request, and the rooms of the package.
 
-    Hypercorn            server/ keeps workers at work: each one process, on uvloop
-      -> http1/          HTTP/1.1 under it: bytes into requests, answers into bytes
-      -> fast_path/      cached answers go out from here, without a task
-      -> load_shedding.py  ASGI: the request waits for its turn, or is refused
-      -> front.py        ASGI: request id, body cap, protection, the answer of last resort
-      -> limits/middleware.py  ASGI: the limits of the request, and its token
-      -> fast_path/direct.py   an operation whose request is complete, without Quart's cycle
-      -> asgi.py         Quart, in the task that asks: hooks, and the view of the operation
-      -> */routes.py     operations/: a handler takes a Call and gives a Reply
-      -> cache/          what is known already; what is not, the service loads
-      -> */service.py    rules and SQL, given a session and typed values
-      -> db.py           session() to read, write() to change, alone or with others
+    server/                     supervises worker processes: Hypercorn on uvloop
+      server/http1/             parses HTTP/1.1 requests, and serialises responses
+      fast_path/                sends cached responses without a task
+      middleware/load_shedding  ASGI: the request waits for its turn, or is refused
+      middleware/request_edge   ASGI: request id, size of the body, security headers, errors
+      limits/middleware         ASGI: the rate limits of the request, and its token
+      fast_path/direct          runs the operation of a complete request without Quart's cycle
+      http/quart_app            Quart: hooks, and the view of the operation
+      */routes                  a handler takes a Call and returns a Reply (http/operations)
+      cache/                    reads rows and lists: from the cache, else through the service
+      */service                 rules and SQL, with a session and typed values
+      db/database               sessions to read, and writes: alone or in groups
 
-The facts about a request are one typed object in its scope (context.py). Hooks, handlers and
-middleware that are added to the application send every request through Quart (additions.py).
+One typed object in the scope holds the facts about a request (http/context). If other code adds
+hooks, handlers or middleware to the application, every request goes through Quart
+(http/additions).
 
-A room (`auth`, `books`, `users`, `admin`) always holds the same files: `__init__` (the
-blueprint), `routes` (HTTP), `schemas` (the wire), `service` (rules and SQL). One file for
-each concern that crosses rooms, one door in each: `init_app(app, settings)`. `openapi` makes the
-document from what stands on the routes. Books from files come in through `importer`, made-up ones
-from `plausible.py`; `cli` is the door of both.
+The rooms in the order of their imports. A file imports files of its own room and of rooms before
+it, never of rooms behind it:
+
+    files, ids, timeouts, config, logs, errors
+    server/http1, redis_client  libraries that know nothing of Octavo
+    admission                   the queue of requests
+    models, cache, db           tables, cached rows and lists, sessions and statements
+    security                    passwords, tokens, names
+    http                        requests, responses, operations
+    limits, middleware          rate limits; what surrounds the application
+    openapi                     the OpenAPI document, from the declarations of routes
+    books, users, auth, admin   the resources: schemas, service (rules and SQL), routes
+    system                      health, metrics, the front page
+    fast_path                   operations without Quart's request cycle
+    importer, sample_data       books from files; shipped and made-up books
+    app                         create_app
+    server, cli                 processes, commands
+
+Each concern of the application is installed by its `init_app(app, settings)`.
 """
 
 from importlib.metadata import version

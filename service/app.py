@@ -2,36 +2,21 @@
 
 from quart import Quart
 
-from service import (
-    access_log,
-    additions,
-    cors,
-    db,
-    error_handler,
-    fast_path,
-    front,
-    health,
-    home,
-    lag,
-    limits,
-    load_shedding,
-    logs,
-    metrics,
-    openapi,
-    pagination,
-    security,
-    web,
-)
+from service import fast_path, limits, logs, openapi, security
 from service.admin import admin_bp
-from service.asgi import Application
 from service.auth import auth_bp
 from service.books import books_bp
 from service.config import Settings, load
+from service.db import database
+from service.http import additions, cors, error_handler, pagination, requests
+from service.http.quart_app import Application
+from service.middleware import access_log, load_shedding, loop_lag, request_edge
+from service.system import health, home, metrics
 from service.users import users_bp
 
 CONCERNS = (
-    logs, additions, web, error_handler, cors, security, pagination, db, lag, health, home, openapi,
-    limits, metrics, access_log, front, load_shedding, fast_path,
+    logs, additions, requests, error_handler, cors, security, pagination, database, loop_lag,
+    health, home, openapi, limits, metrics, access_log, request_edge, load_shedding, fast_path,
 )  # fmt: skip
 BLUEPRINTS = (auth_bp, books_bp, users_bp, admin_bp)
 

@@ -14,16 +14,15 @@ from pydantic import AliasChoices, Field, SecretStr, ValidationError
 from pydantic_settings import BaseSettings, SettingsConfigDict
 from sqlalchemy import URL
 
-from service.config_cache import CacheSettings
-from service.config_limits import LimitSettings
-from service.config_serve import ServeSettings
-from service.config_values import (
+from service.config_types import (
     AbsoluteUrl,
     BlueprintOrigins,
     DatabaseUrl,
     Folder,
     Origins,
+    Rates,
     RedisUrl,
+    StorageUrl,
     parse_database_url,
     warn_of_retired_settings,
 )
@@ -33,12 +32,176 @@ PUBLISHED_SECRETS = {DEVELOPMENT_SECRET, "dev-secret-key", "your-secret-key-here
 MIN_SECRET_BYTES = 32  # RFC 7518, 3.2: an HS256 key is at least as long as the hash
 
 
+MOST_HOPS = 10
+
+
 class ConfigurationError(Exception):
     """The settings are invalid. `problems` holds a sentence for each: the reason and the cure."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
         self.problems = problems
+
+
+class CacheSettings(BaseSettings):
+    """Lifetimes and limits of the cache. Reads see a write at once, with any value here."""
+
+    cache_item_seconds: int = Field(
+        300, ge=0, le=86_400, description="lifetime of a cached book or user; 0 caches none"
+    )
+    cache_count_seconds: int = Field(
+        30, ge=0, le=86_400, description="lifetime of a cached total; 0 caches none"
+    )
+    cache_pages: Literal["generation", "ttl", "none"] = Field(
+        "generation",
+        description="pages of lists: `generation` keeps them until the next write, `ttl` for "
+        "their lifetime, **even if stale**, `none` caches no pages",
+    )
+    cache_page_seconds: int = Field(30, ge=1, le=86_400, description="lifetime of a cached page")
+    cache_redis_seconds: float = Field(
+        0.1,
+        gt=0,
+        le=2,
+        description="maximum total wait of a read for Redis; then it reads the database. A write "
+        "waits 1.5 times as long, then turns the cache off",
+    )
+    cache_memory_entries: int = Field(
+        20_000, ge=100, description="maximum number of entries in memory, without Redis"
+    )
+
+
+class LimitSettings(BaseSettings):
+    """Amounts of the limits, and how clients and processes are counted."""
+
+    total_workers: int = Field(
+        1,
+        ge=1,
+        description="number of serving processes on all machines; without Redis, each applies its"
+        " share of a limit",
+    )
+    ratelimit_storage_url: StorageUrl | None = Field(
+        None,
+        description="URL of Redis for the limits, if it differs from `REDIS_URL`; with "
+        "`memory://`, each process applies its share",
+    )
+    trusted_proxy_hops: int = Field(
+        0,
+        ge=0,
+        le=MOST_HOPS,
+        description="number of trusted proxies in front, whose `X-Forwarded-For` is used",
+    )
+    ratelimit_enabled: bool = Field(
+        True, description="`false` turns all limits off, for load tests"
+    )
+    ratelimit_redis_seconds: float = Field(
+        0.05, gt=0, le=5, description="maximum wait for Redis; then each process decides alone"
+    )
+    ratelimit_default: Rates = Field(
+        "50 per hour;200 per day",
+        description="limit of all routes without their own limit, counted together",
+    )
+    ratelimit_books_list: Rates = Field(
+        "10 per minute;100 per hour;1000 per day",
+        description="limit of requests for the list of books",
+    )
+    ratelimit_books_item: Rates = Field(
+        "30 per minute", description="limit of requests for single books"
+    )
+    ratelimit_login: Rates = Field("20 per minute", description="limit of sign-ins from an address")
+    ratelimit_login_failures: Rates = Field(
+        "5 per 15 minutes", description="limit of wrong passwords for an account from an address"
+    )
+    ratelimit_register: Rates = Field(
+        "10 per hour", description="limit of new accounts from an address"
+    )
+    ratelimit_standard: int = Field(
+        10, ge=1, description="factor for the limits of tier `standard`"
+    )
+    ratelimit_premium: int = Field(100, ge=1, description="factor for the limits of tier `premium`")
+    ratelimit_service: Rates = Field(
+        "100000 per minute", description="value of each limit for tier `service`"
+    )
+
+
+class ServeSettings(BaseSettings):
+    """Settings of `octavo serve`."""
+
+    workers: int = Field(
+        1,
+        ge=0,
+        le=256,
+        description="number of supervised worker processes; 0 serves in this process, unsupervised",
+    )
+    backlog: int = Field(
+        2_048, ge=1, description="maximum number of connections that wait to be accepted"
+    )
+    keep_alive_seconds: float = Field(
+        75.0,
+        gt=0,
+        description="lifetime of an idle connection; must exceed that of a load balancer",
+    )
+    header_seconds: float = Field(
+        5.0,
+        gt=0,
+        description="maximum time from the first byte of a request to the end of its headers",
+    )
+    http1_parser: Literal["httptools", "h11"] = Field(
+        "httptools",
+        validation_alias=AliasChoices("http1_parser", "http1"),
+        description="HTTP/1.1 parser: `httptools` is fast, `h11` is Hypercorn's own",
+    )
+    max_requests: int = Field(
+        0, ge=0, description="number of requests after which a worker is replaced; 0 replaces none"
+    )
+    max_requests_jitter: int = Field(
+        0,
+        ge=0,
+        description="maximum random addition to `MAX_REQUESTS`, so that workers are not replaced "
+        "all at once",
+    )
+    drain_seconds: float = Field(
+        1.0,
+        ge=0,
+        le=300,
+        description="time before shutdown in which `/health/ready` returns 503 and clients are "
+        "asked to close connections; a load balancer must notice within it",
+    )
+    grace_seconds: float = Field(
+        30.0, gt=0, description="maximum time for requests in flight to end after that"
+    )
+    tls_certfile: Path | None = Field(
+        None, description="certificate chain (PEM file); enables HTTPS"
+    )
+    tls_keyfile: Path | None = Field(None, description="private key of the certificate (PEM file)")
+    http2: bool = Field(False, description="also offer HTTP/2 over TLS")
+    max_wait_seconds: float = Field(
+        2.0,
+        gt=0,
+        le=600,
+        description="maximum total wait of a request in the queue, for a database connection and "
+        "for a thread that hashes passwords; then 503",
+    )
+    fast_path: bool = Field(
+        True,
+        validation_alias=AliasChoices("fast_path", "short_way"),
+        description="`false` sends every request through Quart's request cycle. Hooks, handlers "
+        "and middleware that are added to the application have the same effect",
+    )
+    access_log_sample: float = Field(
+        1.0,
+        ge=0,
+        le=1,
+        description="fraction of successful requests (status below 400) that are logged",
+    )
+    metrics_token: SecretStr | None = Field(
+        None,
+        description="bearer token for `/metrics`; without it, production does not serve metrics",
+    )
+    revision: str | None = Field(
+        None,
+        description="deployed revision, shown at `/health`; default: the revision of the git "
+        "checkout",
+    )
 
 
 class Settings(CacheSettings, LimitSettings, ServeSettings):

@@ -6,27 +6,37 @@ Services raise; nobody else writes an error body. Exceptions' texts, SQL and pat
 import json
 from collections.abc import Mapping
 from http import HTTPStatus
+from itertools import islice
 from typing import Any
 
 from pydantic import BaseModel, Field
 from pydantic.json_schema import SkipJsonSchema
-from quart_schema import RequestSchemaValidationError
-from werkzeug.exceptions import HTTPException
 
-from service.db_errors import is_unavailable, is_unfit, lacks_tables
-from service.findings import shortened
 from service.logs import request_id
-from service.validation import Messages, messages
 
 ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 MIMETYPE = "application/problem+json"
-FRAMEWORK_WORDS = {  # what we call the errors that Quart and Werkzeug raise
-    400: ("Bad Request", "The request could not be understood"),
-    404: ("Not Found", "The requested resource was not found"),
-    405: ("Method Not Allowed", "The method is not allowed for this resource"),
-    500: ("Internal Server Error", "An unexpected error occurred"),
-    413: ("Payload Too Large", "The body is larger than this service accepts"),
-}
+SENTENCE = "The request holds fields that are not valid"
+MOST_FIELDS = 20
+MOST_NAME = 64  # characters of a field's name, which a client may have made up
+ROOM = 3_500  # bytes as JSON: an answer holds findings twice, and has at most 8 KiB
+
+
+Messages = dict[str, list[str]]  # sentences by field
+
+
+def shortened(messages: Messages) -> tuple[Messages, str]:
+    """Give the first findings, their names cut, and a sentence that counts the rest."""
+    kept: Messages = {}
+    room = ROOM
+    for name, sentences in islice(messages.items(), MOST_FIELDS):
+        short = name if len(name) <= MOST_NAME else f"{name[:MOST_NAME]}…"
+        room -= len(json.dumps({short: sentences}))  # ASCII, which is never shorter than UTF-8
+        if room < 0:
+            break
+        kept[short] = sentences
+    rest = len(messages) - len(kept)
+    return kept, SENTENCE + (f"; {rest} more are not listed" if rest else "")
 
 
 class Problem(BaseModel):
@@ -171,26 +181,3 @@ def problem(error: APIError) -> bytes:
         "request_id": request_id.get(),
     }
     return ENCODER.encode(body).encode()
-
-
-def http_error(status_code: int, headers: Mapping[str, str] | None = None) -> APIError:
-    """Give the error that a status is, where nothing more is known."""
-    phrase = HTTPStatus(status_code).phrase
-    name, message = FRAMEWORK_WORDS.get(status_code, (phrase, phrase))
-    return APIError(message, status_code, error=name, headers=headers)
-
-
-def as_api_error(error: Exception) -> APIError:
-    """Say what an exception means to a client. What nobody foresaw is a defect: 500."""
-    if isinstance(error, APIError):
-        return error
-    if isinstance(error, RequestSchemaValidationError):
-        return InvalidInputError(messages(error.validation_error))
-    if isinstance(error, HTTPException) and error.code is not None:
-        headers = {key: value for key, value in error.get_headers() if key != "Content-Type"}
-        return http_error(error.code, headers)
-    if is_unavailable(error) or lacks_tables(error):
-        return ServiceUnavailableError()
-    if is_unfit(error):
-        return APIError("The request holds a value that cannot be stored")
-    return InternalError()

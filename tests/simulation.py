@@ -29,9 +29,9 @@ from service.cache.change_tracking import changes_of
 from service.cache.reader import CacheReader
 from service.cache.state import Epochs
 from service.cache.store import AnotherStoreError, MemoryStore, Store
-from service.cached_models import cached, cached_model
 from service.config import Testing
-from service.db import Database
+from service.db.database import Database
+from service.models.cached import cached, cached_model
 
 T = TypeVar("T")
 

@@ -16,13 +16,13 @@ from sqlalchemy import Connection, delete, func, inspect, select, text, update
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import migrations
-from service.alter_table import alter_table
-from service.db import Database
+from service.db import migrations
+from service.db.alter_table import alter_table
+from service.db.database import Database
 from service.importer.loader import add_new
 from service.models import Base, Book, BookViews, ImportedRecord
-from service.plausible import plausible_books
-from service.search import found_by, query_of
+from service.models.search import found_by, query_of
+from service.sample_data.generated import plausible_books
 from service.users.service import create_user
 from tests.conftest import fresh_catalogue
 from tests.test_counts import counted, kept

@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 from quart import Response, request, url_for
 
-from service import asgi
-from service.asgi import COMPLETE, SENT_AT_ONCE, Application
-from service.context import KEY, RequestContext
+from service.http import responses
+from service.http.context import KEY, RequestContext
+from service.http.quart_app import SENT_AT_ONCE, Application
+from service.server.http1 import COMPLETE
 
 WHOLE: dict[str, Any] = {"extensions": {COMPLETE: {}}}
 
@@ -123,9 +124,9 @@ async def test_what_may_have_to_wait_has_a_time_out(
 
 
 async def test_what_goes_past_quart_has_a_time_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(asgi, "SEND_SECONDS", 0.05)
+    monkeypatch.setattr(responses, "SEND_SECONDS", 0.05)
 
     async def send(message: Any) -> None:
         await asyncio.sleep(60)
 
-    await asyncio.wait_for(asgi.answer(send, 503, [], b""), 5)
+    await asyncio.wait_for(responses.send_response(send, 503, [], b""), 5)

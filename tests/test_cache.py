@@ -17,7 +17,7 @@ from sqlalchemy import event
 
 from service.books.service import BOOKS
 from service.cache import Cache, Counters, Entry, Prefetch, entries, items
-from service.guard import USERS
+from service.http.auth import USERS
 from service.limits.redis_store import DECIDING
 from service.redis_client import GET_MANY
 from service.redis_client.connection import RedisConnection

@@ -23,10 +23,10 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship,
 from service.cache import Cache, Entry, Kind, ListIds, ListQuery, Status, touch_rows
 from service.cache import change_tracking as change_tracking
 from service.cache.change_tracking import Changes, changes_of
-from service.cached_models import cached
 from service.errors import ResourceNotFoundError
-from service.guard import USERS
+from service.http.auth import USERS
 from service.models import Book, User
+from service.models.cached import cached
 from tests.conftest import Site
 from tests.factories import Factory
 

@@ -13,10 +13,10 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import select
 
-from service import migrations
 from service.cache import Cache, SharedCacheError, change_tracking, invalidation, redis_store
 from service.config import Settings
-from service.db import Database
+from service.db import migrations
+from service.db.database import Database
 from service.models import Book
 from tests.conftest import (
     Hurt,
@@ -187,7 +187,7 @@ async def test_clients_that_hang_up(hurt: Hurt) -> None:
 
     for begin in range(0, CLIENTS, 50):
         await asyncio.gather(*(hang_up(n) for n in range(begin, begin + 50)))
-    front = hurt.site.app.extensions["front"]
+    front = hurt.site.app.extensions["request_edge"]
     async with asyncio.timeout(30):
         while hurt.site.database._units or front.in_flight:
             await asyncio.sleep(0.05)

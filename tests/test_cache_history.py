@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 from sqlalchemy import text
 
-from service.db import Database
+from service.db.database import Database
 from tests.conftest import SECRET, cache_on, fresh_catalogue
 from tests.history import GENRES, GONE, Answer, Kind, Operation, Recorder, violations
 from tests.proxies import STANDSTILL, Nemesis, OwnRedis, Proxy, Worker

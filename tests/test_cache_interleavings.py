@@ -33,10 +33,10 @@ from service.cache.change_tracking import changes_of
 from service.cache.entries import LEASE, generation_key
 from service.cache.items import Items
 from service.cache.store import MemoryStore
-from service.cached_models import cached_model
+from service.db.group_commit import UNDER_WAY
 from service.errors import ResourceNotFoundError
-from service.group_commit import UNDER_WAY
-from service.patience import LoopTimeout
+from service.models.cached import cached_model
+from service.timeouts import LoopTimeout
 from tests.simulation import (
     Row,
     Rows,

@@ -12,11 +12,11 @@ import pytest
 from redis.asyncio import Redis
 from sqlalchemy import text
 
-from service import migrations
 from service.cache import Cache, SharedCacheError, invalidation, lease, redis_store
 from service.cache.state import UNMARKED_LOCK, hold_off_recovery
 from service.cache.store import AnotherStoreError
-from service.db import Database
+from service.db import migrations
+from service.db.database import Database
 from service.models import Book
 from tests.conftest import Hurt, free_port, fresh_database, settings_for
 

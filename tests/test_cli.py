@@ -17,8 +17,9 @@ from click import Context
 from coverage import Coverage
 from sqlalchemy import make_url
 
-from service import __version__, migrations
+from service import __version__
 from service.cli import COMMANDS, cli
+from service.db import migrations
 from tests.conftest import SECRET, free_port, fresh_database
 
 CLEAN = {

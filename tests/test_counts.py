@@ -11,8 +11,8 @@ import pytest
 from sqlalchemy import event, select, text, update
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import migrations
-from service.db import Database
+from service.db import migrations
+from service.db.database import Database
 from service.models import Book, BookCount, User
 from tests.conftest import Site, fresh_catalogue
 from tests.factories import Factory

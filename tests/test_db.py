@@ -13,10 +13,10 @@ from sqlalchemy import insert, select, text
 from sqlalchemy.exc import OperationalError
 
 import service
-from service import migrations
 from service.books.schemas import BookCreate
 from service.books.service import new_book
-from service.db import Database
+from service.db import migrations
+from service.db.database import Database
 from service.models import Book, User
 from tests.conftest import Site, settings_for, visiting
 from tests.factories import Factory
@@ -219,7 +219,7 @@ async def test_nothing_private_stands_in_a_database_error(site: Site) -> None:
 
 async def test_a_locked_sqlite_file_is_503(folder: Path) -> None:
     error = OperationalError("SELECT", {}, _sqlite_error("database is locked", "SQLITE_BUSY"))
-    from service.errors import as_api_error
+    from service.http.error_handler import as_api_error
 
     assert as_api_error(error).status_code == 503
     wrong = OperationalError("SELECT", {}, _sqlite_error("syntax error", "SQLITE_ERROR"))

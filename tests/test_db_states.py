@@ -17,10 +17,10 @@ from sqlalchemy import event, make_url, text
 from sqlalchemy.exc import OperationalError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncSession, create_async_engine
 
-from service import migrations
 from service.cache import Cache
-from service.db_errors import POSTGRESQL_STATES, SQLITE_STATES
-from service.errors import as_api_error
+from service.db import migrations
+from service.db.errors import POSTGRESQL_STATES, SQLITE_STATES
+from service.http.error_handler import as_api_error
 from tests.conftest import (
     Site,
     fresh_database,

@@ -20,13 +20,14 @@ from quart_rate_limiter import rate_limit
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeoutError
 
-from service import logs, requests
+from service import logs
 from service.cache import ListResult
 from service.cache.lists import Lists
-from service.context import KEY, RequestContext
 from service.errors import ServiceUnavailableError, UnauthorizedError
 from service.fast_path.lookup import PreparedResponse, Route
 from service.fast_path.remembered import LARGEST, MOST, RememberedList, RememberedLists
+from service.http import requests
+from service.http.context import KEY, RequestContext
 from tests.conftest import Site, settings_for, visiting
 from tests.cycles import kinds, left_by
 from tests.factories import Factory

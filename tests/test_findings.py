@@ -6,9 +6,9 @@ import httpx
 import pytest
 
 from service.books.schemas import BookQuery
-from service.errors import InvalidInputError
-from service.findings import MOST_FIELDS, MOST_NAME
-from service.validation import MAX_MEMBERS, MAX_PARAMETERS, MAX_VALUES
+from service.errors import MOST_FIELDS, MOST_NAME, InvalidInputError
+from service.http.parsing import MAX_PARAMETERS, MAX_VALUES
+from service.http.schemas import MAX_MEMBERS
 from tests.factories import Factory
 from tests.test_web import is_problem
 

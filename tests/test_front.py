@@ -1,4 +1,4 @@
-"""The ASGI front: the answer of last resort, and what passes through untouched."""
+"""The request edge: the answer of last resort, and what passes through untouched."""
 
 import asyncio
 from pathlib import Path
@@ -9,8 +9,8 @@ import pytest
 from quart import Quart
 
 from service import config
-from service.context import context_of
-from service.front import Front
+from service.http.context import context_of
+from service.middleware.request_edge import RequestEdge
 from tests.conftest import Site, serving, settings_for, visiting
 from tests.test_web import is_problem
 
@@ -28,16 +28,16 @@ def failing(when: str) -> Any:
 
 
 def replace_inner(when: str) -> Any:
-    """Put a failing application behind the front, once it serves."""
+    """Put a failing application behind the request edge, once it serves."""
 
     def prepare(app: Quart) -> None:
-        front: Any = app.extensions["front"]
-        whole, broken = front._inner, failing(when)
+        edge: Any = app.extensions["request_edge"]
+        whole, broken = edge._inner, failing(when)
 
         async def inner(scope: Any, receive: Any, send: Any) -> None:
             await (broken if scope["type"] == "http" else whole)(scope, receive, send)
 
-        front._inner = inner
+        edge._inner = inner
 
     return prepare
 
@@ -122,8 +122,8 @@ async def test_a_websocket_is_closed_before_it_opens() -> None:
     async def send(message: Any) -> None:
         sent.append(message["type"])
 
-    front: Any = Front(Quart(__name__), never, config.Testing())
-    await front({"type": "websocket", "path": "/", "headers": []}, never, send)
+    edge: Any = RequestEdge(Quart(__name__), never, config.Testing())
+    await edge({"type": "websocket", "path": "/", "headers": []}, never, send)
     assert sent == ["websocket.close"]
 
 
@@ -156,8 +156,8 @@ async def test_no_more_than_the_cap_is_ever_passed_on() -> None:
     async def send(message: Any) -> None:
         pass
 
-    front: Any = Front(Quart(__name__), inner, config.Testing(max_body_bytes=64_000))
-    await front({"type": "http", "path": "/", "headers": []}, endless, send)
+    edge: Any = RequestEdge(Quart(__name__), inner, config.Testing(max_body_bytes=64_000))
+    await edge({"type": "http", "path": "/", "headers": []}, endless, send)
     assert ended.is_set()
     assert passed == 64_000
     assert drained > 1_000, "what is over the cap is read, and thrown away"
@@ -165,7 +165,7 @@ async def test_no_more_than_the_cap_is_ever_passed_on() -> None:
 
 async def test_nothing_is_left_of_who_has_gone(site: Site) -> None:
     """They claim a body, or send a part of it, and are gone before or after the answer."""
-    front = site.app.extensions["front"]
+    edge = site.app.extensions["request_edge"]
     for sent in (b"", b"{", b"{" * 70_000):
         for wait in (False, True):
             reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
@@ -178,5 +178,5 @@ async def test_nothing_is_left_of_who_has_gone(site: Site) -> None:
                 assert (await reader.readline()).startswith(b"HTTP/1.1 413")
             writer.close()
     async with asyncio.timeout(15):
-        while front.in_flight:
+        while edge.in_flight:
             await asyncio.sleep(0.05)

@@ -20,7 +20,8 @@ import httpx
 import psutil
 import pytest
 
-from service import figures, migrations
+from service.db import migrations
+from service.system import metrics_files
 from tests.conftest import fresh_database, settings_for
 from tests.factories import PASSWORD
 from tests.test_cli import served
@@ -191,34 +192,34 @@ async def test_a_service_that_can_write_no_file_serves(
 @pytest.fixture
 def no_failures() -> Iterator[None]:
     """Leave the process as it was."""
-    before = figures.failures.copy()
+    before = metrics_files.failures.copy()
     yield
-    figures.failures[:] = before
+    metrics_files.failures[:] = before
 
 
 @pytest.mark.usefixtures("no_failures")
 def test_a_file_of_metrics_has_its_space_or_is_none(tmp_path: Path) -> None:
     path = tmp_path / "counter_0.db"
-    values: Any = figures.ReservedDict(str(path))
+    values: Any = metrics_files.ReservedDict(str(path))
     for n in range(400):
         values.write_value(f"a name of some length {n}" * 8, float(n), 0.0)
     status = path.stat()
     assert status.st_size == values._capacity
-    assert status.st_size > figures.SIZE
+    assert status.st_size > metrics_files.SIZE
     assert status.st_blocks * 512 >= status.st_size, "not sparse"
     assert status.st_mode & 0o777 == 0o600
     with files_up_to(0):
         for n in range(400, 3_000):
             values.write_value(f"a name of some length {n}" * 8, float(n), 0.0)
-        other: Any = figures.ReservedDict(str(tmp_path / "counter_1.db"))
+        other: Any = metrics_files.ReservedDict(str(tmp_path / "counter_1.db"))
         other.write_value("a", 1.0, 0.0)
     assert path.stat().st_size == status.st_size
     assert [path.name for path in tmp_path.iterdir()] == ["counter_0.db"]
-    assert len(figures.failures) == 2
+    assert len(metrics_files.failures) == 2
     for n in (0, 399, 400, 2_999):
         assert values.read_value(f"a name of some length {n}" * 8) == (float(n), 0.0)
     assert other.read_value("a") == (1.0, 0.0)
-    taken_over: Any = figures.ReservedDict(str(path))
+    taken_over: Any = metrics_files.ReservedDict(str(path))
     assert taken_over.read_value("a name of some length 7" * 8) == (7.0, 0.0)
     for dictionary in (values, other, taken_over):
         dictionary.close()

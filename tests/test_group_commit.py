@@ -13,7 +13,7 @@ from sqlalchemy.exc import DBAPIError
 
 from service.books import service
 from service.books.service import book_values
-from service.group_commit import MOST, SLOW_SECONDS, UNDER_WAY, GroupCommit, RetryAloneError
+from service.db.group_commit import MOST, SLOW_SECONDS, UNDER_WAY, GroupCommit, RetryAloneError
 from service.models import User
 from tests.conftest import Site
 from tests.factories import Factory, Member

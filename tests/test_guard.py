@@ -14,7 +14,7 @@ from service.auth.service import logout
 from service.books.schemas import BookCreate, BookUpdate
 from service.books.service import create_books, delete_book, update_book
 from service.errors import APIError
-from service.guard import CurrentUser
+from service.http.auth import CurrentUser
 from service.users.service import update_profile
 from tests.conftest import Site
 from tests.factories import PASSWORD, Factory, Member

@@ -13,7 +13,8 @@ import httpx
 import pytest
 from sqlalchemy import text
 
-from service import health, migrations
+from service.db import migrations
+from service.system import health
 from tests.conftest import Site, free_port, settings_for, visiting
 
 

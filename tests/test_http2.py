@@ -25,8 +25,8 @@ from hyperframe.frame import (
     SettingsFrame,
 )
 
-from service.http1 import install
-from service.http1.h2 import BURST, PIECE_BYTES, Http2
+from service.server.http1 import install
+from service.server.http1.h2 import BURST, PIECE_BYTES, Http2
 from tests.conftest import Site, serving, settings_for
 
 FRAMES = 3_000  # of an attack

@@ -16,14 +16,14 @@ from click.testing import CliRunner
 from sqlalchemy import func, select, text
 from sqlalchemy.ext.asyncio import AsyncSession
 
-from service import migrations
 from service.cli import cli
-from service.db import Database
+from service.db import migrations
+from service.db.database import Database
 from service.importer.interrupt import Interrupt
 from service.importer.loader import BATCH, Loader
 from service.importer.sources import SourceError
 from service.models import Book, BookCount, ImportedRecord
-from service.plausible import plausible_books
+from service.sample_data.generated import plausible_books
 from service.users.service import create_user
 from tests.conftest import fresh_catalogue, settings_for
 from tests.test_cli import CLEAN, environment_of, octavo, start

@@ -10,7 +10,7 @@ import pytest
 
 from service.books.schemas import BookCreate
 from service.books.service import book_values
-from service.db import Database
+from service.db.database import Database
 from service.importer import columns, loader, normalise
 from service.importer.importer import open_reading
 from service.importer.loader import Loader

@@ -9,7 +9,7 @@ import httpx
 import pytest
 from sqlalchemy import event
 
-from service import pagination
+from service.http import pagination
 from tests.conftest import Site
 from tests.factories import Factory, Member
 

@@ -22,11 +22,11 @@ from sqlalchemy import text
 from service import config
 from service.admission import AdmissionQueue
 from service.admission.timeout import SHORTEST
-from service.asgi import COMPLETE
-from service.db import Database
-from service.load_shedding import CONCURRENT_REQUESTS, LoadShedding
+from service.db.database import Database
+from service.middleware.load_shedding import CONCURRENT_REQUESTS, LoadShedding
 from service.models import User
 from service.security import Tokens
+from service.server.http1 import COMPLETE
 from tests.conftest import SECRET, Site, cache_on, serving, settings_for
 from tests.factories import Factory
 from tests.load import Kind, Outcome, Plan
@@ -223,9 +223,9 @@ async def test_slow_bodies_take_no_turns(site: Site, make: Factory) -> None:
         reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
         writer.write(request[:-5])
         slow.append((reader, writer))
-    front = site.app.extensions["front"]
+    edge = site.app.extensions["request_edge"]
     async with asyncio.timeout(60):
-        while front.in_flight < len(slow):
+        while edge.in_flight < len(slow):
             await asyncio.sleep(0.01)
     assert load_shedding(site).queue.running == 0
     assert (await get(site, "/api/books")).status_code == 200
@@ -243,7 +243,7 @@ async def test_a_slow_body_that_waits_too_long_for_its_turn_is_refused(
     request = post(member, BOOK)
     reader, writer = await asyncio.open_connection("127.0.0.1", small.port)
     writer.write(request[:-5])
-    front = small.app.extensions["front"]
+    front = small.app.extensions["request_edge"]
     async with asyncio.timeout(60):
         while not front.in_flight:
             await asyncio.sleep(0.01)

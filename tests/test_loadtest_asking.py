@@ -12,7 +12,7 @@ from loadtest.delay import delayed
 from loadtest.demand import Filters, Zipf
 from loadtest.promises import KEPT, TOLD, Promises, retry_after
 from service.books.schemas import BookQuery
-from service.plausible import plausible_books
+from service.sample_data.generated import plausible_books
 
 
 def test_books_are_drawn_by_zipfs_law() -> None:

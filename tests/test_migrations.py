@@ -10,7 +10,7 @@ from alembic import command
 from sqlalchemy import inspect, text
 from sqlalchemy.ext.asyncio import create_async_engine
 
-from service import migrations
+from service.db import migrations
 from tests.conftest import fresh_database, settings_for
 
 

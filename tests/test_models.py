@@ -11,10 +11,10 @@ from sqlalchemy.exc import IntegrityError
 
 from service.books.schemas import BookFilters
 from service.books.service import list_books, list_books_after
-from service.db_errors import violated
+from service.db.errors import violated
+from service.db.list_queries import Page
 from service.models import Base, Book, User, fold
-from service.pagination import Page
-from service.search import words
+from service.models.search import words
 from tests.conftest import Site
 from tests.factories import Factory
 

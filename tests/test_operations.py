@@ -12,20 +12,21 @@ from quart import Quart, request
 
 from service.books import service as books
 from service.books.schemas import BookFilters
+from service.db.list_queries import Page
 from service.errors import ConflictError, ResourceNotFoundError
-from service.guard import CurrentUser, admin_required, token_required
-from service.openapi.answers import answers
-from service.operations import (
-    Call,
+from service.http.auth import CurrentUser, admin_required, token_required
+from service.http.call import Call
+from service.http.documentation import document_status
+from service.http.operations import (
     Reply,
     cached_item,
     operation,
     validate_querystring,
     validate_request,
 )
-from service.pagination import CachedQuery, Page
-from service.validation import Schema
-from service.web import cache_status
+from service.http.pagination import CachedQuery
+from service.http.responses import cache_status
+from service.http.schemas import Schema
 from tests.conftest import Site, settings_for, visiting
 from tests.factories import Factory
 
@@ -43,7 +44,7 @@ def add_routes(app: Quart) -> None:
 
     @app.get("/api/shelf/<id:book_id>")
     @operation
-    @answers(200, None, "ETag", "Cache-Status")
+    @document_status(200, None, "ETag", "Cache-Status")
     @validate_querystring(CachedQuery)
     @cached_item(books.BOOKS, lambda _: ResourceNotFoundError(), lambda body: b'{"book":%b}' % body)
     async def on_shelf(call: Call, book_id: int, query_args: CachedQuery) -> Reply:
@@ -54,7 +55,7 @@ def add_routes(app: Quart) -> None:
 
     @app.get("/api/shelf")
     @operation
-    @answers(200)
+    @document_status(200)
     async def shelf(call: Call) -> Reply:
         listing = books.list_books(BookFilters(), "id", Page(1, 5))
         rows = await call.cache.lists.read(listing)
@@ -62,7 +63,7 @@ def add_routes(app: Quart) -> None:
 
     @app.get("/api/own-shelf")
     @operation
-    @answers(200)
+    @document_status(200)
     @token_required
     async def own_shelf(call: Call, current_user: CurrentUser) -> Reply:
         listing = books.list_books(BookFilters(), "id", Page(1, 5))
@@ -71,7 +72,7 @@ def add_routes(app: Quart) -> None:
 
     @app.post("/api/words")
     @operation
-    @answers(201)
+    @document_status(201)
     @admin_required
     @validate_request(Word)
     async def add_word(call: Call, data: Word, current_user: CurrentUser) -> Reply:
@@ -121,23 +122,23 @@ async def test_what_is_cached_is_answered_without_the_framework(
     book = await make.book(member)
     path = path.format(book.id)
     async with both_ways(site, folder) as ways:
-        answers = []
+        document_status = []
         for client, seen in ways:
             for _ in range(3):
                 await client.get(path)
                 await asyncio.sleep(0.05)  # what follows an answer is not waited for
             count = len(seen)
-            answers.append(await client.get(path))
-            assert answers[-1].headers["Cache-Status"] == HIT
+            document_status.append(await client.get(path))
+            assert document_status[-1].headers["Cache-Status"] == HIT
             assert len(seen) - count == (client is ways[1][0])
-            tag = answers[-1].headers["ETag"]
+            tag = document_status[-1].headers["ETag"]
             known = await client.get(path, headers={"If-None-Match": tag})
             assert (known.status_code, known.content) == (304, b"")
             # A write is seen at once.
             change = {"title": f"Changed {seen is ways[0][1]}"}
             await client.patch(f"/api/books/{book.id}", json=change, headers=member.headers)
             assert change["title"] in (await client.get(path)).text
-        assert shown(answers[0])[0] == shown(answers[1])[0] == 200
+        assert shown(document_status[0])[0] == shown(document_status[1])[0] == 200
 
 
 async def test_every_outcome_is_the_same_on_both_ways(
@@ -155,14 +156,14 @@ async def test_every_outcome_is_the_same_on_both_ways(
             ("new", {}, 401),
         ):
             given, headers = {"word": word}, {**headers, "Host": "books.example.org"}
-            answers = [
+            document_status = [
                 await client.post(f"/api/words{query}", json=given, headers=headers)
                 for client in (fast, ordinary)
                 for query in ("", "?x=1")
             ]
-            assert [answer.status_code for answer in answers[::2]] == [status] * 2
-            assert shown(answers[0]) == shown(answers[2])
-            assert shown(answers[1]) == shown(answers[3])
+            assert [answer.status_code for answer in document_status[::2]] == [status] * 2
+            assert shown(document_status[0]) == shown(document_status[2])
+            assert shown(document_status[1]) == shown(document_status[3])
         for path in ("/api/shelf/7000", "/api/shelf/7000?x=1", "/api/shelf?page=1"):
             for _ in range(3):  # then it is cached that there is no such book
                 pair = [shown(await client.get(path)) for client in (fast, ordinary)]

@@ -2,7 +2,7 @@
 
 import asyncio
 
-from service.patience import end
+from service.timeouts import cancel_and_wait
 
 
 async def test_a_cancellation_that_a_library_took_is_said_again() -> None:
@@ -21,7 +21,7 @@ async def test_a_cancellation_that_a_library_took_is_said_again() -> None:
     task = asyncio.create_task(stubborn())
     await asyncio.sleep(0)
     async with asyncio.timeout(10):
-        await end(task)
+        await cancel_and_wait(task)
     assert task.cancelled()
 
 
@@ -30,6 +30,6 @@ async def test_what_failed_meanwhile_is_over() -> None:
         raise ValueError
 
     task = asyncio.create_task(fail())
-    await end(task)
-    await end(task)
+    await cancel_and_wait(task)
+    await cancel_and_wait(task)
     assert task.done()

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from bench.plans import SORT_NAMES, every_filter, plans
 from service.importer.loader import Loader
-from service.plausible import plausible_books
+from service.sample_data.generated import plausible_books
 from tests.conftest import fresh_catalogue, settings_for
 
 BOOKS = 12_000  # where reading everything is no longer the quickest

@@ -7,7 +7,7 @@ from itertools import islice
 from stdnum import isbn
 
 from service.models import GENRES
-from service.plausible import plausible_books
+from service.sample_data.generated import plausible_books
 
 
 def test_they_look_like_a_catalogue() -> None:

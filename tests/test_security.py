@@ -12,7 +12,7 @@ import httpx
 import jwt
 import pytest
 
-from service.security import CLAIMS
+from service.security.tokens import CLAIMS
 from tests.conftest import SECRET
 from tests.factories import Factory, Member
 from tests.test_web import is_problem

@@ -7,7 +7,7 @@ import httpx
 from stdnum import isbn
 
 from service.models import GENRES
-from service.seed import fill_if_empty, shipped_books
+from service.sample_data.shipped import fill_if_empty, shipped_books
 from tests.conftest import Site
 
 

@@ -22,9 +22,9 @@ import pytest
 import trustme
 from sqlalchemy import select
 
-from service.db import Database
-from service.figures import FOLDER
+from service.db.database import Database
 from service.models import Book
+from service.system.metrics_files import FOLDER
 from tests.conftest import SECRET, cache_on, free_port, fresh_catalogue
 from tests.factories import PASSWORD
 from tests.test_cli import empty_url, octavo, served, start

@@ -12,8 +12,8 @@ import httpx
 import psutil
 import pytest
 
-from service import migrations
-from service.db import Database
+from service.db import migrations
+from service.db.database import Database
 from tests.conftest import SECRET, cache_on, settings_for, url_of
 from tests.factories import PASSWORD
 from tests.test_cli import served

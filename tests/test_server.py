@@ -10,7 +10,7 @@ import hypercorn.protocol
 import pytest
 from hypercorn.protocol.h11 import H11Protocol
 
-from service.http1 import Http1, install
+from service.server.http1 import Http1, install
 from service.server.worker import ACCEPTED_AT_ONCE, Loop
 from tests.conftest import Site
 from tests.test_web import raw

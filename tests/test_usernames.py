@@ -12,10 +12,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sqlalchemy import text
 
-from service import migrations
-from service.db import Database
+from service.db import migrations
+from service.db.database import Database
 from service.models import fold
-from service.usernames import IGNORABLE, check_name, name_key, scripts_of
+from service.security.usernames import IGNORABLE, check_name, name_key, scripts_of
 from tests.conftest import fresh_database, settings_for
 from tests.factories import PASSWORD
 

@@ -7,7 +7,7 @@ import sqlalchemy as sa
 from alembic import op
 
 from service.models import fold
-from service.usernames import name_key
+from service.security.usernames import name_key
 
 revision = "0004"
 down_revision = "0003"

@@ -1,7 +1,5 @@
 """Administration: users' rights and the cache."""
 
-from quart import Blueprint
+from service.admin.routes import admin_bp
 
-admin_bp = Blueprint("admin", __name__, url_prefix="/admin")
-
-from service.admin import routes
+__all__ = ["admin_bp"]

@@ -1,22 +1,27 @@
 """Administration over HTTP."""
 
-from service.admin import admin_bp, service
+from quart import Blueprint
+
+from service.admin import service
 from service.admin.schemas import Message, RightsUpdate
 from service.cache import FAILURES
 from service.errors import ServiceUnavailableError
-from service.guard import CurrentUser, admin_required
-from service.links import link_header
-from service.openapi.answers import answers, fails
-from service.operations import Call, Reply, operation, validate_querystring, validate_request
-from service.pagination import PageQuery
-from service.precedence import costly
+from service.http.auth import CurrentUser, admin_required
+from service.http.call import Call
+from service.http.documentation import document_errors, document_status
+from service.http.operations import Reply, operation, validate_querystring, validate_request
+from service.http.pagination import PageQuery, page_envelope
+from service.http.priority import costly
+from service.http.responses import to_bytes, with_items
+from service.http.urls import link_header
 from service.users.schemas import UserOut, UserPage
-from service.web import to_bytes, with_items
+
+admin_bp = Blueprint("admin", __name__, url_prefix="/admin")
 
 
 @admin_bp.get("/users")
 @operation
-@answers(200, UserPage, "Link")
+@document_status(200, UserPage, "Link")
 @admin_required
 @validate_querystring(PageQuery)
 @costly
@@ -25,14 +30,14 @@ async def list_users(call: Call, query_args: PageQuery, current_user: CurrentUse
     page = query_args.to_page()
     async with call.database.session() as db:
         users, total = await service.list_users(db, page)
-    envelope = page.envelope(total, call.here)
+    envelope = page_envelope(page, total, call.here)
     bodies = [to_bytes(UserOut.model_validate(user)) for user in users]
     return Reply(with_items(bodies, envelope), headers=link_header(envelope["links"]))
 
 
 @admin_bp.post("/clear-cache")
 @operation
-@answers(200, Message)
+@document_status(200, Message)
 @admin_required
 async def clear_cache(call: Call, current_user: CurrentUser) -> Reply:
     """Clear the cache of every worker, and nothing else in Redis.
@@ -48,8 +53,8 @@ async def clear_cache(call: Call, current_user: CurrentUser) -> Reply:
 
 @admin_bp.patch("/users/<id:user_id>")
 @operation
-@answers(200, UserOut)
-@fails(409)
+@document_status(200, UserOut)
+@document_errors(409)
 @admin_required
 @validate_request(RightsUpdate)
 async def update_user(
@@ -67,8 +72,8 @@ async def update_user(
 
 @admin_bp.delete("/users/<id:user_id>")
 @operation
-@answers(204)
-@fails(409)
+@document_status(204)
+@document_errors(409)
 @admin_required
 async def delete_user(call: Call, user_id: int, current_user: CurrentUser) -> Reply:
     """Delete a user and the user's books. The last administrator cannot be deleted."""

@@ -2,8 +2,8 @@
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.http.schemas import Schema
 from service.users.schemas import Tier
-from service.validation import Schema
 
 
 class Message(BaseModel):

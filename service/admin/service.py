@@ -3,10 +3,10 @@
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncSession
 
+from service.db.list_queries import Order, Page, count_of, fetch_page, page_query
 from service.errors import ConflictError
-from service.guard import CurrentUser, recheck_user, require_admin
+from service.http.auth import CurrentUser, recheck_user, require_admin
 from service.models import User
-from service.pagination import Order, Page, count_of, fetch_page, page_query
 from service.users.service import get_user
 
 COLUMNS = User.__table__.c

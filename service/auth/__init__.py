@@ -1,7 +1,5 @@
 """Signing in and out."""
 
-from quart import Blueprint
+from service.auth.routes import auth_bp
 
-auth_bp = Blueprint("auth", __name__, url_prefix="/api/auth")
-
-from service.auth import routes
+__all__ = ["auth_bp"]

@@ -1,23 +1,27 @@
 """Signing in and out over HTTP."""
 
+from quart import Blueprint
 from quart_rate_limiter import rate_limit
 
-from service.auth import auth_bp, service
+from service.auth import service
 from service.auth.schemas import Credentials, Refresh, Registration, TokenPair
 from service.errors import UnauthorizedError
-from service.guard import CurrentUser, token_required
+from service.http.auth import CurrentUser, token_required
+from service.http.call import Call
+from service.http.documentation import document_status
+from service.http.operations import Reply, operation, validate_request
 from service.limits import named
-from service.openapi.answers import answers
-from service.operations import Call, Reply, operation, validate_request
-from service.password_check import password_attempt
+from service.limits.password_attempts import password_attempt
 from service.users import service as users
 from service.users.schemas import UserOut
+
+auth_bp = Blueprint("auth", __name__, url_prefix="/api/auth")
 
 
 @auth_bp.post("/register")
 @rate_limit(limits=named("register"))
 @operation
-@answers(201, UserOut, links={"get_user": {"user_id": "$response.body#/id"}})
+@document_status(201, UserOut, links={"get_user": {"user_id": "$response.body#/id"}})
 @validate_request(Registration)
 async def register(call: Call, data: Registration) -> Reply:
     """Create an account. A taken name or e-mail is 400, with a message for its field."""
@@ -31,7 +35,7 @@ async def register(call: Call, data: Registration) -> Reply:
 @auth_bp.post("/login")
 @rate_limit(limits=named("login"))
 @operation
-@answers(200, TokenPair)
+@document_status(200, TokenPair)
 @validate_request(Credentials)
 async def login(call: Call, data: Credentials) -> Reply:
     """Exchange e-mail and password for a pair of tokens. An unknown e-mail takes as long."""
@@ -60,7 +64,7 @@ async def _sign_in(call: Call, user_id: int, password: str, checked_hash: str) -
 
 @auth_bp.post("/refresh")
 @operation
-@answers(200, TokenPair)
+@document_status(200, TokenPair)
 @validate_request(Refresh)
 async def refresh(call: Call, data: Refresh) -> Reply:
     """Exchange a refresh token for a new pair of tokens, once."""
@@ -75,7 +79,7 @@ async def refresh(call: Call, data: Refresh) -> Reply:
 
 @auth_bp.post("/logout")
 @operation
-@answers(204)
+@document_status(204)
 @token_required
 async def logout(call: Call, current_user: CurrentUser) -> Reply:
     """End every token of the caller."""

@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from service.http.schemas import Schema
 from service.users.schemas import Email, GivenPassword, Password, Username
-from service.validation import Schema
 
 
 class Registration(Schema):

@@ -7,9 +7,9 @@ from sqlalchemy import delete, select, type_coerce
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.auth.schemas import TokenPair
-from service.column_types import UtcDateTime, UtcNow
-from service.guard import CurrentUser, recheck_user
+from service.http.auth import CurrentUser, recheck_user
 from service.models import RefreshToken, User
+from service.models.types import UtcDateTime, UtcNow
 from service.security import Tokens, digest, new_refresh_token
 from service.users.service import end_tokens, get_user
 

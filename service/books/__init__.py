@@ -1,7 +1,5 @@
 """Books of the catalogue."""
 
-from quart import Blueprint
+from service.books.routes import books_bp
 
-books_bp = Blueprint("books", __name__, url_prefix="/api/books")
-
-from service.books import routes
+__all__ = ["books_bp"]

@@ -2,33 +2,31 @@
 
 from typing import Any
 
+from quart import Blueprint
 from quart_rate_limiter import rate_limit
 
-from service.books import books_bp, service
-from service.books.schemas import (
-    BookCreate,
-    BookLists,
-    BookOut,
-    BookQuery,
-    BookUpdate,
-)
+from service.books import service
+from service.books.schemas import BookCreate, BookLists, BookOut, BookQuery, BookUpdate
 from service.errors import InvalidInputError
-from service.guard import CurrentUser, token_required
-from service.limits import named
-from service.links import link_header
-from service.openapi.answers import answers, fails
-from service.operations import (
-    Call,
+from service.http.auth import CurrentUser, token_required
+from service.http.call import Call
+from service.http.documentation import document_errors, document_status
+from service.http.operations import (
     Reply,
     cached_item,
     operation,
     validate_querystring,
     validate_request,
 )
-from service.pagination import MAX_SIZE, CachedQuery, Cursors
-from service.precedence import costly
-from service.validation import ID, INT64
-from service.web import cache_status, with_items
+from service.http.pagination import MAX_SIZE, CachedQuery, Cursors, page_envelope
+from service.http.parsing import ID
+from service.http.priority import costly
+from service.http.responses import cache_status, with_items
+from service.http.urls import link_header
+from service.limits import named
+from service.models.types import INT64
+
+books_bp = Blueprint("books", __name__, url_prefix="/api/books")
 
 BOOK = {"book_id": "$response.body#/id"}
 FOLLOW_UPS = {"get_book": BOOK, "update_book": BOOK, "delete_book": BOOK}
@@ -37,7 +35,7 @@ FOLLOW_UPS = {"get_book": BOOK, "update_book": BOOK, "delete_book": BOOK}
 @books_bp.get("")
 @rate_limit(limits=named("books.list"))
 @operation
-@answers(200, BookLists, "ETag", "Link", "Cache-Status")
+@document_status(200, BookLists, "ETag", "Link", "Cache-Status")
 @validate_querystring(BookQuery)
 @costly
 async def list_books(call: Call, query_args: BookQuery) -> Reply:
@@ -47,7 +45,7 @@ async def list_books(call: Call, query_args: BookQuery) -> Reply:
     page = query_args.to_page()
     listing = service.list_books(query_args, query_args.sort or "-created_at", page)
     rows = await call.cache.lists.read(listing, past=query_args.nocache)
-    envelope = page.envelope(rows.total, call.here)
+    envelope = page_envelope(page, rows.total, call.here)
     body = with_items(rows.bodies, envelope)
     return Reply.of_list(body, listing, rows, link_header(envelope["links"]))
 
@@ -83,7 +81,7 @@ def _start(
 @books_bp.get("/<id:book_id>")
 @rate_limit(limits=named("books.item"))
 @operation
-@answers(200, BookOut, "ETag", "Cache-Status")
+@document_status(200, BookOut, "ETag", "Cache-Status")
 @validate_querystring(CachedQuery)
 @cached_item(service.BOOKS, service.not_found)
 async def get_book(call: Call, book_id: int, query_args: CachedQuery) -> Reply:
@@ -97,7 +95,7 @@ async def get_book(call: Call, book_id: int, query_args: CachedQuery) -> Reply:
 
 @books_bp.post("")
 @operation
-@answers(201, BookOut, "ETag", "Location", links=FOLLOW_UPS)
+@document_status(201, BookOut, "ETag", "Location", links=FOLLOW_UPS)
 @token_required
 @validate_request(BookCreate)
 async def create_book(call: Call, data: BookCreate, current_user: CurrentUser) -> Reply:
@@ -110,8 +108,8 @@ async def create_book(call: Call, data: BookCreate, current_user: CurrentUser) -
 
 @books_bp.route("/<id:book_id>", methods=["PUT", "PATCH"])
 @operation
-@answers(200, BookOut, "ETag")
-@fails(403)
+@document_status(200, BookOut, "ETag")
+@document_errors(403)
 @token_required
 @validate_request(BookUpdate)
 async def update_book(
@@ -127,8 +125,8 @@ async def update_book(
 
 @books_bp.delete("/<id:book_id>")
 @operation
-@answers(204)
-@fails(403)
+@document_status(204)
+@document_errors(403)
 @token_required
 async def delete_book(call: Call, book_id: int, current_user: CurrentUser) -> Reply:
     """Delete a book."""

@@ -20,7 +20,7 @@ from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypeAliasType
 
-from service.pagination import (
+from service.http.pagination import (
     DEFAULT_SIZE,
     MAX_SIZE,
     CachedPageQuery,
@@ -28,8 +28,7 @@ from service.pagination import (
     Pagination,
     unsaid_default,
 )
-from service.search import words
-from service.validation import (
+from service.http.schemas import (
     Instant,
     Int64,
     QueryCount,
@@ -38,6 +37,7 @@ from service.validation import (
     Schema,
     not_blank,
 )
+from service.models.search import words
 
 MIN_YEAR, MAX_YEAR = 1000, 2100
 MAX_PRICE = Decimal("99999999.99")

@@ -26,9 +26,18 @@ from stdnum import isbn as isbn_numbers
 
 from service.books.schemas import MAX_PRICE, MAX_YEAR, BookCreate, BookFilters, BookOut, BookUpdate
 from service.cache import Entry, Kind, ListQuery, delete_row, shape_of, write_rows
+from service.db.group_commit import RetryAloneError
+from service.db.json_rows import ORDER, JsonRows
+from service.db.list_queries import (
+    FilterSelection,
+    ListDefinition,
+    Order,
+    Page,
+    list_after,
+    list_page,
+)
 from service.errors import ForbiddenError, InvalidInputError, ResourceNotFoundError
-from service.group_commit import RetryAloneError
-from service.guard import (
+from service.http.auth import (
     ACTOR_TYPES,
     CurrentUser,
     actor_in,
@@ -37,19 +46,8 @@ from service.guard import (
     valid_actor_id,
     with_actor,
 )
-from service.json_rows import ORDER, JsonRows
-from service.listing import FilterSelection, ListDefinition, list_after, list_page
-from service.models import (
-    PRICE_ASC,
-    PRICE_DESC,
-    YEAR_ASC,
-    YEAR_DESC,
-    Book,
-    BookCount,
-    fold,
-)
-from service.pagination import Order, Page
-from service.search import found_by, query_of
+from service.models import PRICE_ASC, PRICE_DESC, YEAR_ASC, YEAR_DESC, Book, BookCount, fold
+from service.models.search import found_by, query_of
 
 CENT = Decimal("0.01")
 TABLE: Any = Book.__table__

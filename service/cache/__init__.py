@@ -23,7 +23,7 @@ kind in which it was read. A write ends the generations of the kinds whose lists
 other, in one step. While such a write is under way (`writers:book`) the kind has no generation. So
 one write turns every list of its kind into a miss, without a list of lists.
 
-A model registers itself (`service/cached_models.py`). The session of a write tracks the changes of
+A model registers itself (`service/models/cached.py`). The session of a write tracks the changes of
 such models. The foreign keys of the metadata define what the database changes when it deletes a
 row: before a DELETE the session locks the row and selects its cached descendants. The write marks
 them like its own changes. It also ends the lists of their kinds, even if no descendant exists: an

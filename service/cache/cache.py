@@ -13,7 +13,7 @@ from service.cache.redis_store import RedisStore
 from service.cache.state import Epochs
 from service.cache.store import MemoryStore, Store
 from service.config import Settings
-from service.patience import LoopTimeout
+from service.timeouts import LoopTimeout
 
 CLEAR_PATIENCE = 5.0
 

@@ -5,7 +5,7 @@ from typing import Any
 
 from sqlalchemy import Connection, ForeignKeyConstraint, Table, select, tuple_
 
-from service.cached_models import CACHED_MODELS, CachedModel
+from service.models.cached import CACHED_MODELS, CachedModel
 
 Changes = dict[CachedModel, set[Any]]  # the ids of the rows that change
 

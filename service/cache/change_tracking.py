@@ -23,7 +23,7 @@ from sqlalchemy.orm import Mapper, ORMExecuteState, Session, object_mapper, obje
 
 from service.cache.cascades import dependent_models, dependent_rows
 from service.cache.state import CLOCK, State, state_in, with_state
-from service.cached_models import CACHED_MODELS, CachedModel
+from service.models.cached import CACHED_MODELS, CachedModel
 
 CHANGES = re.compile(r"\s*(insert|update|delete|merge|truncate|with)\b", re.IGNORECASE)
 MOST = 500  # keys of one write; a write of more rows turns the cache off

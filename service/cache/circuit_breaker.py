@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 from redis.exceptions import RedisError
 
 from service.cache.counters import Counters
-from service.patience import LoopTimeout, end
+from service.timeouts import LoopTimeout, cancel_and_wait
 
 FAILURES = (RedisError, OSError)  # a time-out is an OSError
 TIMES, WITHIN = 3, 1.0  # failures, in so many seconds
@@ -51,7 +51,7 @@ class CircuitBreaker:
     async def close(self) -> None:
         """Stop probing."""
         if self._probing is not None:
-            await end(self._probing)
+            await cancel_and_wait(self._probing)
 
     async def _probe_until_well(self) -> None:
         while True:

@@ -9,7 +9,7 @@ G:<uuid>, W              the generation of the lists of a kind, or: a write is u
 
 from typing import NamedTuple
 
-from service.unique import unique
+from service.ids import random_id
 
 LEASE, MARK, GENERATION = b"L:", b"W:", b"G:"
 LINE = b"\n"
@@ -49,9 +49,9 @@ def read(value: bytes | None, key: str) -> Entry | None:
 
 def new_lease() -> bytes:
     """Make the lease of one reader."""
-    return LEASE + unique().encode()
+    return LEASE + random_id().encode()
 
 
 def new_generation() -> bytes:
     """Make a generation that was never used."""
-    return GENERATION + unique().encode()
+    return GENERATION + random_id().encode()

@@ -14,17 +14,11 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.cache.change_tracking import Changes, changes_of
 from service.cache.circuit_breaker import FAILURES
 from service.cache.counters import Counters
-from service.cache.state import (
-    SETTLED_SECONDS,
-    Epochs,
-    State,
-    hold_off_recovery,
-    read_within,
-)
+from service.cache.state import SETTLED_SECONDS, Epochs, State, hold_off_recovery, read_within
 from service.cache.store import Store
 from service.errors import ServiceUnavailableError
-from service.patience import LoopTimeout
-from service.unique import unique
+from service.ids import random_id
+from service.timeouts import LoopTimeout
 
 LONGER = 1.5  # a write waits for its marks this many times as long as a reader
 CLEARINGS = 3  # attempts: the first may meet a broken connection or a busy Redis
@@ -125,7 +119,7 @@ class Invalidation:
         if store is None or changed.many:
             raise RetryWrite(bump=True)
         keys, lists = tuple(sorted(changed.keys)), tuple(sorted(changed.lists))
-        mark = Mark(state.prefix, keys, unique(), lists)
+        mark = Mark(state.prefix, keys, random_id(), lists)
         try:
             async with LoopTimeout(self._patience):
                 await store.mark(mark.prefix, mark.keys, mark.token, mark.lists)

@@ -15,8 +15,8 @@ from service.cache.entries import LEASE, MARK, NONE, Entry, generation_key, new_
 from service.cache.reader import CacheReader
 from service.cache.state import State
 from service.cache.store import Replied
-from service.cached_models import cached_model
-from service.patience import LoopTimeout
+from service.models.cached import cached_model
+from service.timeouts import LoopTimeout
 
 LEASE_SECONDS = 3.0  # of a reader that fills
 NONE_SECONDS = 5.0  # of an entry that says "there is no such row"

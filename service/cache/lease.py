@@ -7,15 +7,9 @@ import time
 from sqlalchemy.exc import SQLAlchemyError
 
 from service.cache.circuit_breaker import FAILURES
-from service.cache.state import (
-    LEASE_SECONDS,
-    LOOK_SECONDS,
-    RESTED_SECONDS,
-    Epochs,
-    State,
-)
+from service.cache.state import LEASE_SECONDS, LOOK_SECONDS, RESTED_SECONDS, Epochs, State
 from service.cache.store import AnotherStoreError, MemoryStore, Store
-from service.patience import LoopTimeout, end
+from service.timeouts import LoopTimeout, cancel_and_wait
 
 WELL_SECONDS = 5.0  # a store must reply for this time before it is trusted again
 PROBE_PATIENCE = 0.1
@@ -62,7 +56,7 @@ class EpochLease:
         self._state = None
         for task in (self._renewing, self._leaving):
             if task is not None:
-                await end(task)
+                await cancel_and_wait(task)
 
     def leave(self) -> None:
         """Turn the cache off: another store replies under its address."""

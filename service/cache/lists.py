@@ -14,7 +14,7 @@ from service.cache.items import Items, Kind, Status
 from service.cache.reader import CacheReader
 from service.cache.state import State
 from service.errors import ResourceNotFoundError
-from service.patience import LoopTimeout
+from service.timeouts import LoopTimeout
 
 Keeping = Literal["generation", "ttl", "none"]
 

@@ -24,7 +24,7 @@ from service.cache.single_flight import SingleFlight
 from service.cache.state import State
 from service.cache.store import AnotherStoreError, Store
 from service.logs import NO_REQUEST, request_id
-from service.patience import LoopTimeout
+from service.timeouts import LoopTimeout
 
 if TYPE_CHECKING:
     from service.cache.items import Kind

@@ -16,13 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 
 from service.cache.entries import generation_key, new_generation, writers_key
-from service.cache.store import (
-    GENERATION_SECONDS,
-    MARK_SECONDS,
-    AnotherStoreError,
-    Store,
-    run_of,
-)
+from service.cache.store import GENERATION_SECONDS, MARK_SECONDS, AnotherStoreError, Store, run_of
 from service.redis_client import GET_MANY, RedisBatcher, Script
 
 FOLDER = files("service.cache")

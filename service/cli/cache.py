@@ -9,7 +9,7 @@ import click
 
 from service.cache import FAILURES, Epochs, RedisStore
 from service.config import Settings, load_from_environment
-from service.db import Database
+from service.db.database import Database
 
 T = TypeVar("T")
 

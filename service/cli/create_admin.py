@@ -9,9 +9,9 @@ from service.auth.schemas import Registration
 from service.cli.database import write_once
 from service.config import load_from_environment
 from service.errors import InvalidInputError
+from service.http.schemas import messages
 from service.security import Passwords
 from service.users.service import create_user
-from service.validation import messages
 
 
 @click.command("create-admin")

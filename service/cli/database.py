@@ -8,8 +8,8 @@ import click
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.config import load_from_environment
-from service.db import Database
-from service.seed import fill_if_empty, shipped_books
+from service.db.database import Database
+from service.sample_data.shipped import fill_if_empty, shipped_books
 
 T = TypeVar("T")
 

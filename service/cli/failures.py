@@ -8,7 +8,7 @@ import click
 from alembic.util import CommandError
 
 from service.config import ConfigurationError, load_from_environment
-from service.db_errors import is_busy, is_unavailable, lacks_tables
+from service.db.errors import is_busy, is_unavailable, lacks_tables
 
 EX_UNAVAILABLE = 69
 EX_CONFIG = 78

@@ -39,7 +39,7 @@ def seed_db(books: int | None, seed: int | None) -> None:
 
 def _seed_plausible(count: int, seed: int) -> None:
     # Imported here, because the lists of names take a second to load.
-    from service.plausible import plausible_books
+    from service.sample_data.generated import plausible_books
 
     stopped = False
     with (

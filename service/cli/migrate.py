@@ -2,8 +2,8 @@
 
 import click
 
-from service import migrations
 from service.config import load_from_environment
+from service.db import migrations
 
 
 @click.command()

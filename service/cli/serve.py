@@ -11,10 +11,11 @@ import click
 from hypercorn.config import Config
 from hypercorn.utils import LifespanFailureError
 
-from service import __version__, figures, logs
+from service import __version__, logs
 from service.config import Settings, load_from_environment
 from service.server.fork_server import Forks
 from service.server.supervisor import Supervisor
+from service.system import metrics_files
 
 
 @click.command()
@@ -65,8 +66,8 @@ def _sockets(settings: Settings, binds: tuple[str, ...]) -> list[socket.socket]:
 
 def _prepare(settings: Settings) -> None:
     # Imported here, because these modules take a second to load and a supervisor needs none.
-    from service import migrations
     from service.cli.database import fill_with_shipped_books
+    from service.db import migrations
 
     migrations.upgrade(settings.database)
     fill_with_shipped_books()
@@ -88,12 +89,12 @@ def _supervise(settings: Settings, sockets: list[socket.socket]) -> int:
     processes = max(settings.total_workers, settings.workers)
     binds = [word for sock in sockets for word in ("--bind", f"fd://{sock.fileno()}")]
     logger = logging.Logger("supervisor", settings.log_level)
-    with figures.folder() as folder, logs.written(logger, logs.destinations(settings)) as log:
+    with metrics_files.folder() as folder, logs.written(logger, logs.destinations(settings)) as log:
         environment = {**os.environ, "TOTAL_WORKERS": str(processes)}
         if folder is not None:
-            environment[figures.FOLDER] = folder
+            environment[metrics_files.FOLDER] = folder
         else:
-            environment.pop(figures.FOLDER, None)
+            environment.pop(metrics_files.FOLDER, None)
             logger.warning("No temporary folder can be made: each worker has metrics of its own")
         supervisor = Supervisor(
             [sys.executable, "-m", "service", "serve", "--workers", "0", *binds],
@@ -104,7 +105,7 @@ def _supervise(settings: Settings, sockets: list[socket.socket]) -> int:
             overlap=settings.redis_url is not None,
             patience=settings.drain_seconds + settings.grace_seconds,
             environment=environment,
-            forget=partial(figures.forget, folder),
+            forget=partial(metrics_files.forget, folder),
             write_lines=log.put_lines,
         )
         return asyncio.run(supervisor.run())

@@ -1,7 +1,7 @@
 """The fast path: operations without Quart's request cycle.
 
-    Quart      front, limits (Redis) -> Quart: hooks, view, operation
-    direct     front, limits (Redis) ->                     operation
+    Quart      edge, limits (Redis) -> Quart: hooks, view, operation
+    direct     edge, limits (Redis) ->                     operation
     warm       the limits, the account and the body, in one write to Redis
 
 *Warm.* The server calls `WarmResponder.look` before it makes a task for a request. The cached item
@@ -14,8 +14,8 @@ header that may change the response) continue on the ordinary path, with their l
 the operation. A request that needs more of the framework goes to Quart.
 
 No route has code here: the declarations of an operation decide. While anything is added to the
-application (`service.additions`), every request goes to Quart. The responses of the three paths
-differ only in time and in the order of headers: `tests/test_fast_path.py` compares them.
+application (`service.http.additions`), every request goes to Quart. The responses of the three
+paths differ only in time and in the order of headers: `tests/test_fast_path.py` compares them.
 `FAST_PATH=false` turns the fast path off.
 
     warm         which requests are looked up, and their responses
@@ -37,7 +37,7 @@ __all__ = ["WarmResponder", "init_app"]
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Install the fast path before the front, and where the server looks for it."""
+    """Install the fast path before the request edge, and where the server looks for it."""
     if settings.fast_path:
         responder = app.extensions["fast_path"] = WarmResponder(app, settings)
         app.extensions["observers"].append(responder.learn)

@@ -11,18 +11,19 @@ from hypercorn.typing import ASGISendCallable
 from quart import Quart
 from werkzeug.exceptions import RequestEntityTooLarge
 
-from service.additions import Additions
-from service.asgi import Connection
 from service.config import Settings
-from service.context import RequestContext, context_of
-from service.cors import Origins
-from service.error_handler import render
 from service.errors import MIMETYPE, problem
-from service.fields import parse_headers
+from service.http.additions import Additions
+from service.http.call import Call
+from service.http.context import RequestContext, context_of
+from service.http.cors import Origins
+from service.http.error_handler import render
+from service.http.headers import parse_headers
+from service.http.operations import Operation, RawResponse, operation_of
+from service.http.quart_app import Connection
+from service.http.requests import check_names
+from service.http.responses import sized, spelled, vary_of
 from service.limits import Limiter
-from service.operations import Call, Operation, RawResponse, operation_of
-from service.requests import check_names
-from service.web import sized, spelled, vary_of
 
 
 class DirectResponder:
@@ -95,6 +96,6 @@ class DirectConnection(Connection):
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Replace Quart's connection class, within the front and the gate."""
+    """Replace Quart's connection class, within the request edge and the limits."""
     app.extensions["plain"] = DirectResponder(app)
     app.asgi_http_class = DirectConnection

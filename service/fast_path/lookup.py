@@ -7,13 +7,13 @@ from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from service.cache import Prefetch, Replied, State
-from service.context import context_of
-from service.guard import USERS
-from service.http1.config import EarlyResponse
+from service.http.auth import USERS
+from service.http.context import context_of
 from service.limits.identity import Credentials
 from service.limits.limiter import Plan
 from service.limits.middleware import LookupResult
 from service.limits.types import Decision
+from service.server.http1.config import EarlyResponse
 
 if TYPE_CHECKING:
     from service.fast_path.warm import WarmResponder
@@ -71,7 +71,7 @@ class WarmLookup:
         self._claims = claims = credentials.claims
         self._refuse = credentials.refuse
         self._begun = time.perf_counter()
-        responder.front.in_flight += 1
+        responder.edge.in_flight += 1
         self._left = 3  # events to wait for: the decision, the reply, and the end of __init__
         responder.decide(plan.route, credentials.caller, self._decided)
         keys = [plan.key]
@@ -96,7 +96,7 @@ class WarmLookup:
 
     def _end(self) -> None:
         responder, scope, response = self._responder, self._scope, None
-        responder.front.in_flight -= 1
+        responder.edge.in_flight -= 1
         decision, reply = self._decision, self._reply
         if not (isinstance(decision, Exception) or isinstance(reply, Exception)):
             try:
@@ -121,7 +121,7 @@ class WarmLookup:
             )
             return self._callback(None)
         self._callback(response)
-        return responder.front.tell(scope, response.status, self._begun)
+        return responder.edge.notify(scope, response.status, self._begun)
 
 
 def _outcome(result: Any) -> tuple[Any, Any]:

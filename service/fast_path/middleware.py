@@ -4,9 +4,9 @@ import asyncio
 
 from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
 
-from service.asgi import answer
-from service.context import context_of
-from service.http1.config import EarlyResponse, Shortcut
+from service.http.context import context_of
+from service.http.responses import send_response
+from service.server.http1.config import EarlyResponse, Shortcut
 
 
 class FastPathMiddleware:
@@ -33,5 +33,5 @@ class FastPathMiddleware:
                     future.set_result(response)
 
             if self._shortcut.look(scope, callback) and (response := await future) is not None:
-                return await answer(send, response.status, response.headers, response.body)
+                return await send_response(send, response.status, response.headers, response.body)
         return await self._inner(scope, receive, send)

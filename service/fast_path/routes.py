@@ -6,11 +6,11 @@ from typing import NamedTuple
 from quart import Quart
 
 from service.fast_path.lookup import Route
+from service.http.operations import Item, operation_of
+from service.http.parsing import ID
+from service.http.priority import CONSTANT
+from service.http.responses import PERSONAL
 from service.limits import Limiter
-from service.operations import Item, operation_of
-from service.precedence import CONSTANT
-from service.validation import ID
-from service.web import PERSONAL
 
 LONGEST_ID = 18  # digits
 KEPT = 2_048  # paths of items

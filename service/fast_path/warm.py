@@ -12,33 +12,25 @@ from typing import Any
 
 from quart import Quart
 
-from service.additions import Additions
 from service.admission import Admission, AdmissionQueue
-from service.asgi import LONGEST_PATH
 from service.cache import Cache, Entry, Replied
 from service.cache.entries import read
 from service.config import Settings
-from service.context import context_of
-from service.cors import Origins
 from service.errors import APIError
 from service.fast_path.lookup import Callback, LookupPlan, PreparedResponse, Route, WarmLookup
 from service.fast_path.remembered import Key, RememberedList, RememberedLists
 from service.fast_path.routes import ItemRequest, Routes
-from service.fields import RequestHeaders, parse_headers
-from service.front import NO_PAGE, VARY, Front, error_response, request_name
-from service.guard import USERS, read_account
-from service.http1.config import EarlyResponse
-from service.limits import Limiter
-from service.limits.headers import lines
-from service.limits.identity import Caller
-from service.limits.middleware import complete
-from service.limits.types import Decision
-from service.logs import request_id
-from service.security import Claims
-from service.web import (
+from service.http.additions import Additions
+from service.http.auth import USERS, read_account
+from service.http.context import context_of
+from service.http.cors import Origins
+from service.http.error_handler import error_response
+from service.http.headers import RequestHeaders, parse_headers
+from service.http.responses import (
     CACHE_STATUS,
     LIMITED_VARY,
     PERSONAL,
+    VARY,
     as_lines,
     cache_status,
     etag,
@@ -46,6 +38,16 @@ from service.web import (
     sized,
     spelled,
 )
+from service.http.urls import LONGEST_PATH
+from service.limits import Limiter
+from service.limits.headers import lines
+from service.limits.identity import Caller
+from service.limits.middleware import complete
+from service.limits.types import Decision
+from service.logs import request_id
+from service.middleware.request_edge import NO_PAGE, RequestEdge, request_name
+from service.security import Claims
+from service.server.http1.config import EarlyResponse
 
 KEPT = 2_048  # decoded items, by their bytes
 ALWAYS = [
@@ -60,7 +62,7 @@ class WarmResponder:
     """Responds from the cache, without a task."""
 
     def __init__(self, app: Quart, settings: Settings) -> None:
-        self.front: Front = app.extensions["front"]
+        self.edge: RequestEdge = app.extensions["request_edge"]
         self._additions: Additions = app.extensions["additions"]
         self.logger = app.logger
         self._app = app
@@ -76,10 +78,10 @@ class WarmResponder:
         self._keeps_items = settings.cache_item_seconds > 0
         self._read = lru_cache(KEPT)(self._read_item)
         self._routes = Routes(app, self._limiter, settings.ratelimit_enabled)
-        self._always = as_lines([*ALWAYS, *self.front.protection])
-        self._refused = as_lines([NO_PAGE, *self.front.protection])
+        self._always = as_lines([*ALWAYS, *self.edge.protection])
+        self._refused = as_lines([NO_PAGE, *self.edge.protection])
         unlimited = [(b"cache-control", b"no-store"), (b"vary", VARY.encode()), NO_PAGE]
-        self._constant = as_lines([*unlimited, *self.front.protection])
+        self._constant = as_lines([*unlimited, *self.edge.protection])
 
     def look(self, scope: Any, callback: Callback) -> bool:
         """Begin the lookup for a GET. False: the request takes the ordinary path."""
@@ -124,7 +126,7 @@ class WarmResponder:
         context_of(scope).route = scope["raw_path"].decode()
         lines = as_lines(sized(body)) + self._constant + _id_line(parse_headers(scope["headers"]))
         callback(EarlyResponse(200, lines, body))
-        self.front.tell(scope, 200, begun)
+        self.edge.notify(scope, 200, begun)
 
     def _plan_item(self, request: ItemRequest) -> LookupPlan | None:
         if not self._keeps_items or (state := self._cache.access.enter()) is None:

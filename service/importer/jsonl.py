@@ -3,10 +3,10 @@
 import io
 from functools import lru_cache
 
+from service.http.parsing import parse_json
 from service.importer.columns import ColumnMap, guess, pick
 from service.importer.records import TOO_LONG, Record, Records
 from service.importer.sources import Lines, Source
-from service.validation import parse_json
 
 MOST_REMEMBERED = 4_096  # characters of all names of an object; more are not cached
 

@@ -15,13 +15,13 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.books.service import book_values
 from service.config import Settings
-from service.db import Database
-from service.db_errors import violated
+from service.db.database import Database
+from service.db.errors import violated
+from service.http.parsing import FORBIDDEN
 from service.importer.normalise import Accepted
 from service.importer.sources import SourceError
 from service.models import Base, Book, BookViews, ImportedRecord, User
-from service.usernames import name_key
-from service.validation import FORBIDDEN
+from service.security.usernames import name_key
 
 T = TypeVar("T")
 

@@ -16,11 +16,12 @@ from stdnum import isbn as isbn_numbers
 
 from service.books.schemas import BookCreate
 from service.books.service import check_isbn
-from service.errors import InvalidInputError
+from service.errors import InvalidInputError, Messages
+from service.http.parsing import FORBIDDEN
+from service.http.schemas import messages
 from service.importer.digest import digests
 from service.importer.records import Record
 from service.models import GENRES
-from service.validation import FORBIDDEN, Messages, messages
 
 CENT = Decimal("0.01")
 NOTHING = {"", "null", "none", "nan", "n/a", "\\n"}  # spellings of a missing value

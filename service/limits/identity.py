@@ -7,10 +7,10 @@ from functools import lru_cache, partial
 from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from typing import Any, NamedTuple
 
-from service.context import context_of
 from service.errors import APIError
-from service.fields import parse_headers
-from service.guard import verify_token
+from service.http.auth import verify_token
+from service.http.context import context_of
+from service.http.headers import parse_headers
 from service.security import Claims, InvalidTokenError, Tokens, bearer
 
 FREE = "free"

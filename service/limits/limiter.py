@@ -10,7 +10,7 @@ from quart import Quart, current_app, request
 from quart_rate_limiter import QUART_RATE_LIMITER_EXEMPT_ATTRIBUTE as EXEMPT
 from quart_rate_limiter import RateLimit, RateLimiter
 
-from service.context import context_of
+from service.http.context import context_of
 from service.limits.failover import LimitStore
 from service.limits.headers import refusal
 from service.limits.identity import Caller, Identities

@@ -12,19 +12,20 @@ from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallabl
 from quart import Quart
 from werkzeug.exceptions import HTTPException
 
-from service.additions import Additions
-from service.asgi import LONGEST_PATH
 from service.cache import Items, Prefetch
-from service.context import RequestContext, context_of
-from service.cors import Origins
-from service.errors import APIError, InternalError, ResourceNotFoundError, as_api_error
-from service.guard import USERS, load_user
+from service.errors import APIError, InternalError, ResourceNotFoundError
+from service.http.additions import Additions
+from service.http.auth import USERS, load_user
+from service.http.context import RequestContext, context_of
+from service.http.cors import Origins
+from service.http.error_handler import as_api_error
+from service.http.responses import LIMITED_VARY, PERSONAL
+from service.http.urls import LONGEST_PATH
 from service.limits.headers import headers
 from service.limits.identity import Credentials
 from service.limits.limiter import UNKNOWN, Limiter, Plan
 from service.limits.types import Decision
 from service.security import InvalidTokenError
-from service.web import LIMITED_VARY, PERSONAL
 
 
 class LookupResult(NamedTuple):

@@ -5,7 +5,7 @@ from datetime import timedelta
 from quart_rate_limiter import RateLimit
 
 from service.config import Settings
-from service.config_values import parse_rates
+from service.config_types import parse_rates
 from service.limits.identity import FREE
 from service.limits.types import Policy
 

@@ -4,10 +4,11 @@ from pydantic import BaseModel, Field
 from quart import Blueprint
 from quart_rate_limiter import rate_exempt
 
+from service.http.call import Call
+from service.http.documentation import document_status
+from service.http.operations import Reply, operation
+from service.http.schemas import Int64
 from service.limits.headers import name, seconds
-from service.openapi.answers import answers
-from service.operations import Call, Reply, operation
-from service.validation import Int64
 
 limits_bp = Blueprint("limits", __name__)
 
@@ -38,7 +39,7 @@ class RateLimits(BaseModel):
 @limits_bp.get("/api/rate-limit")
 @rate_exempt
 @operation
-@answers(200, RateLimits)
+@document_status(200, RateLimits)
 async def rate_limits(call: Call) -> Reply:
     """Return the caller's quota under every limit. The request is not charged."""
     limiter = call.limiter

@@ -1,6 +1,9 @@
 """The OpenAPI document (`/openapi.json`) and its page (`/docs`).
 
-`answers` declares the responses of a route, `document` builds the document, `pages` serves it.
+`document` builds the document from the declarations of the routes, `pages` serves it, `headers`
+describes the headers.
 """
 
 from service.openapi.pages import init_app
+
+__all__ = ["init_app"]

@@ -32,15 +32,15 @@ from service.errors import (
     ServiceUnavailableError,
     UnauthorizedError,
     UnsupportedMediaTypeError,
-    as_api_error,
     problem,
 )
-from service.openapi.answers import ANSWERS, ERRORS, Answer
+from service.http.documentation import ERRORS, STATUSES, DocumentedStatus
+from service.http.error_handler import as_api_error
+from service.http.priority import NEVER_SHED
+from service.http.requests import IdConverter
+from service.http.responses import PERSONAL
+from service.models.types import INT64
 from service.openapi.headers import EVERYWHERE, HEADERS, LIMITED, STRICT_TRANSPORT
-from service.precedence import NEVER_SHED
-from service.requests import IdConverter
-from service.validation import INT64
-from service.web import PERSONAL
 
 Json = dict[str, Any]
 
@@ -118,7 +118,7 @@ class Document(OpenAPIProvider):
         built: dict[int, Json] = operation.pop("responses")
         responses: dict[int, Json] = {}
         limited = () if getattr(view, EXEMPT, False) else LIMITED
-        declarations: tuple[Answer, ...] = getattr(view, ANSWERS, ())
+        declarations: tuple[DocumentedStatus, ...] = getattr(view, STATUSES, ())
         for declared in declarations:
             status, headers = declared.status, (*declared.headers, *limited)
             complete = replace(declared, headers=headers)
@@ -126,7 +126,7 @@ class Document(OpenAPIProvider):
             if status == 200 and "ETag" in headers and "GET" in (rule.methods or ()):
                 operation["parameters"].append(CONDITION)
                 kept = (name for name in headers if name not in ABSENT)
-                responses[304] = self._response(Answer(304, (*kept,)), {})
+                responses[304] = self._response(DocumentedStatus(304, (*kept,)), {})
         own = getattr(view, ERRORS, set()) | ({401, 429} if limited else set())
         own |= {401} if rule.rule.startswith(PERSONAL) else set()  # every token is checked
         own |= set() if hasattr(view, NEVER_SHED) else {503}
@@ -147,7 +147,7 @@ class Document(OpenAPIProvider):
             statuses |= {404}
         return statuses
 
-    def _response(self, declared: Answer, built: Json) -> Json:
+    def _response(self, declared: DocumentedStatus, built: Json) -> Json:
         headers = [name for name in (*declared.headers, *EVERYWHERE) if self._is_sent(name)]
         response: Json = {
             "description": HTTPStatus(declared.status).phrase,
@@ -167,7 +167,7 @@ class Document(OpenAPIProvider):
     def _error(self, status: int) -> Json:
         example, headers = EXAMPLES[status]
         body = json.loads(problem(example)) | {"request_id": "16cc45bad9654c3683b14760bb465cc3"}
-        response = self._response(Answer(status, (*headers, *LIMITED)), {})
+        response = self._response(DocumentedStatus(status, (*headers, *LIMITED)), {})
         return response | {"content": {MIMETYPE: {"schema": PROBLEM, "example": body}}}
 
     def _is_sent(self, header: str) -> bool:

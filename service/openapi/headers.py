@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from service.web import CACHE_STATUS
+from service.http.responses import CACHE_STATUS
 
 STRICT_TRANSPORT = "Strict-Transport-Security"  # only if PUBLIC_URL is https
 

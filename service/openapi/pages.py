@@ -11,9 +11,9 @@ from quart_schema.openapi import HttpSecurityScheme
 
 from service import __version__
 from service.config import Settings
-from service.openapi.answers import answers
+from service.http.documentation import document_status
+from service.http.responses import HTML, respond_public
 from service.openapi.document import Document
-from service.web import HTML, respond_public
 
 openapi_bp = Blueprint("openapi", __name__)
 
@@ -58,7 +58,7 @@ TAGS = [
 
 
 @openapi_bp.get("/openapi.json")
-@answers(200, dict[str, object], "ETag")
+@document_status(200, dict[str, object], "ETag")
 @rate_exempt
 async def openapi() -> Response:
     """Return this document."""
@@ -66,7 +66,7 @@ async def openapi() -> Response:
 
 
 @openapi_bp.get("/docs")
-@answers(200, None, "ETag", media=HTML)
+@document_status(200, None, "ETag", media=HTML)
 @rate_exempt
 async def docs() -> Response:
     """Return an interactive page of this document."""
@@ -78,7 +78,7 @@ async def docs() -> Response:
 
 
 @openapi_bp.get(f"/docs/<any({','.join(map(repr, ASSETS))}):name>")
-@answers(200, None, "ETag", media="text/*")
+@document_status(200, None, "ETag", media="text/*")
 @rate_exempt
 async def docs_asset(name: str) -> Response:
     """Return a script or stylesheet of that page."""

@@ -11,7 +11,6 @@ from redis.asyncio import ConnectionPool
 from redis.exceptions import ConnectionError as RedisConnectionError
 from redis.exceptions import RedisError
 
-from service.patience import SLEEP, LoopTimeout
 from service.redis_client.commands import GET_MANY, CommandKind, ScriptLoad
 from service.redis_client.connection import (
     Callback,
@@ -21,6 +20,7 @@ from service.redis_client.connection import (
     merge,
     oldest,
 )
+from service.timeouts import SLEEP, LoopTimeout
 
 ENOUGH = 32  # requests are sent before the tick ends: Redis then works in parallel
 

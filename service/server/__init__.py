@@ -18,5 +18,5 @@ service when a worker is killed. These workers handle the following signals:
               worker has the cache in its memory.
     SIGUSR1   The worker stops listening, then exits. The supervisor sends it to a replaced worker.
 
-`hypercorn_config` configures Hypercorn. Its HTTP/1.1 protocol is in `service.http1`.
+`hypercorn_config` configures Hypercorn. Its HTTP/1.1 protocol is in `service.server.http1`.
 """

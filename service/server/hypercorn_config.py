@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from quart import Quart
 
 from service.config import Settings
-from service.http1 import ServerConfig, install
-from service.http1.transport import STALL_SECONDS
+from service.http.error_handler import server_error
+from service.server.http1 import ServerConfig, install
+from service.server.http1.transport import STALL_SECONDS
 
 KEEP_ALIVE_REQUESTS = 100_000  # for each connection; a new connection may reach another worker
 
@@ -31,6 +32,7 @@ def configured(app: Quart, sockets: Sequence[socket.socket], settings: Settings)
     config.keep_alive_timeout = settings.keep_alive_seconds
     config.keep_alive_max_requests = KEEP_ALIVE_REQUESTS
     config.graceful_timeout = settings.grace_seconds
+    config.error_response = server_error
     config.header_seconds = settings.header_seconds
     config.admission = app.extensions["load_shedding"]
     config.shortcut = app.extensions.get("fast_path")

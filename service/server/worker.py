@@ -16,12 +16,13 @@ import hypercorn.asyncio
 import uvloop
 from quart import Quart
 
-from service import figures, logs
+from service import logs
 from service.app import create_app
 from service.config import Settings
-from service.http1 import ServerConfig
+from service.server.http1 import ServerConfig
 from service.server.hypercorn_config import configured
 from service.server.pipes import Channel, ChannelDestination
+from service.system import metrics_files
 
 LAST_SECONDS = 0.2  # for the clients of the last accepted connections to send requests
 # A full garbage collection stops 1,500 connections for 0.3 s, and under load Python starts one each
@@ -160,7 +161,7 @@ class Worker:
         async for message in channel.hear():
             self._app.extensions["workers"] = message["workers"]
         self._drain(0, listening=True)  # the supervisor has ended
-        await asyncio.to_thread(figures.drop)  # the supervisor cannot remove the figures
+        await asyncio.to_thread(metrics_files.drop)  # the supervisor cannot remove the figures
 
     async def _report_ready(self, channel: Channel) -> None:
         while len(self._listeners) < ACCEPTED_AT_ONCE * len(self._config.bind):  # noqa: ASYNC110  (Hypercorn has no event)
@@ -180,7 +181,7 @@ def serve(settings: Settings, sockets: Sequence[socket], channel: Channel | None
     """Serve in this process until stopped. Raises LifespanFailureError."""
     original = settings
     if channel is not None:
-        figures.share(channel.number)
+        metrics_files.share(channel.number)
         settings = settings.model_copy(update={"log_dir": None})  # the supervisor writes logs
     app = create_app(settings)
     if channel is not None:

@@ -1,7 +1,5 @@
 """Users: public data, own profile, own books."""
 
-from quart import Blueprint
+from service.users.routes import users_bp
 
-users_bp = Blueprint("users", __name__, url_prefix="/api")
-
-from service.users import routes
+__all__ = ["users_bp"]

@@ -1,32 +1,36 @@
 """Users over HTTP."""
 
+from quart import Blueprint
+
 from service.books import service as books
 from service.books.schemas import BookArray, BookFilters
 from service.errors import InvalidInputError
-from service.guard import USERS, CurrentUser, account_in, token_required
-from service.links import link_header
-from service.openapi.answers import answers
-from service.operations import (
-    Call,
+from service.http.auth import USERS, CurrentUser, account_in, token_required
+from service.http.call import Call
+from service.http.documentation import document_status
+from service.http.operations import (
     Reply,
     cached_item,
     operation,
     validate_querystring,
     validate_request,
 )
-from service.pagination import CachedPageQuery, CachedQuery
-from service.password_check import password_attempt
-from service.precedence import costly
-from service.users import service, users_bp
+from service.http.pagination import CachedPageQuery, CachedQuery, page_envelope
+from service.http.priority import costly
+from service.http.responses import cache_status, to_bytes
+from service.http.urls import link_header
+from service.limits.password_attempts import password_attempt
+from service.users import service
 from service.users.schemas import ProfileUpdate, PublicUser, UserOut
-from service.web import cache_status, to_bytes
+
+users_bp = Blueprint("users", __name__, url_prefix="/api")
 
 FOLLOW_UPS = {"list_user_books": {"user_id": "$response.body#/id"}}
 
 
 @users_bp.get("/profile")
 @operation
-@answers(200, UserOut, "Cache-Status")
+@document_status(200, UserOut, "Cache-Status")
 @token_required
 @validate_querystring(CachedQuery)
 async def get_profile(call: Call, query_args: CachedQuery, current_user: CurrentUser) -> Reply:
@@ -40,7 +44,7 @@ async def get_profile(call: Call, query_args: CachedQuery, current_user: Current
 
 @users_bp.patch("/profile")
 @operation
-@answers(200, UserOut)
+@document_status(200, UserOut)
 @token_required
 @validate_request(ProfileUpdate)
 async def update_profile(call: Call, data: ProfileUpdate, current_user: CurrentUser) -> Reply:
@@ -85,7 +89,7 @@ def _public(account: bytes) -> bytes:
 
 @users_bp.get("/users/<id:user_id>")
 @operation
-@answers(200, PublicUser, "ETag", "Cache-Status", links=FOLLOW_UPS)
+@document_status(200, PublicUser, "ETag", "Cache-Status", links=FOLLOW_UPS)
 @validate_querystring(CachedQuery)
 @cached_item(USERS, service.not_found, _public)
 async def get_user(call: Call, user_id: int, query_args: CachedQuery) -> Reply:
@@ -98,7 +102,7 @@ async def get_user(call: Call, user_id: int, query_args: CachedQuery) -> Reply:
 
 @users_bp.get("/users/<id:user_id>/books")
 @operation
-@answers(200, BookArray, "ETag", "Link", "X-Total-Count", "Cache-Status")
+@document_status(200, BookArray, "ETag", "Link", "X-Total-Count", "Cache-Status")
 @validate_querystring(CachedPageQuery)
 @costly
 async def list_user_books(call: Call, user_id: int, query_args: CachedPageQuery) -> Reply:
@@ -106,6 +110,6 @@ async def list_user_books(call: Call, user_id: int, query_args: CachedPageQuery)
     page = query_args.to_page()
     listing = books.list_books(BookFilters(user_id=user_id), "-created_at", page)
     rows = await call.cache.lists.read(listing, past=query_args.nocache)
-    links = page.envelope(rows.total, call.here)["links"]
+    links = page_envelope(page, rows.total, call.here)["links"]
     headers = {**link_header(links), "X-Total-Count": str(rows.total)}
     return Reply.of_list(b"[%b]" % b",".join(rows.bodies), listing, rows, headers)

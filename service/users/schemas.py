@@ -13,9 +13,9 @@ from pydantic import (
 )
 from typing_extensions import TypeAliasType
 
-from service.pagination import Links, Pagination
-from service.usernames import check_name
-from service.validation import Instant, Int64, Schema
+from service.http.pagination import Links, Pagination
+from service.http.schemas import Instant, Int64, Schema
+from service.security.usernames import check_name
 
 MAX_EMAIL = 254  # characters (RFC 5321)
 

@@ -12,13 +12,12 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
-from service.db_errors import violated
-from service.errors import InvalidInputError, ResourceNotFoundError
-from service.guard import CurrentUser, recheck_user
+from service.db.errors import violated
+from service.errors import InvalidInputError, Messages, ResourceNotFoundError
+from service.http.auth import CurrentUser, recheck_user
 from service.models import RefreshToken, User, fold
-from service.usernames import name_key
+from service.security.usernames import name_key
 from service.users.schemas import MAX_EMAIL
-from service.validation import Messages
 
 
 def email_key(email: str) -> str:

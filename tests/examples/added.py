@@ -7,7 +7,7 @@ from typing import Any
 
 from quart import Blueprint
 
-from service.db import Database
+from service.db.database import Database
 
 
 class Reviews:

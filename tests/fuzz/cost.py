@@ -18,12 +18,12 @@ from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.worker_context import WorkerContext
 from quart import Quart
 
-from service import migrations
 from service.app import create_app
 from service.config import Settings
-from service.http1 import ServerConfig
-from service.http1.connection import Connection
-from service.http1.server import Serving
+from service.db import migrations
+from service.server.http1 import ServerConfig
+from service.server.http1.connection import Connection
+from service.server.http1.server import Serving
 from service.server.hypercorn_config import configured
 from tests.conftest import settings_for
 

@@ -9,8 +9,8 @@ from typing import Any
 
 from quart import Quart
 
+from service.http.operations import operation_of
 from service.openapi.pages import document
-from service.operations import operation_of
 from tests.conformance import templated
 from tests.factories import PASSWORD, Member
 

@@ -19,7 +19,10 @@ MOST_HEADERS = 95
 SOURCES = (
     Path(werkzeug.sansio.request.__file__),
     Path(quart.wrappers.request.__file__),
-    *(Path(service.__file__).parent / name for name in ("cors.py", "web.py", "openapi/headers.py")),
+    *(
+        Path(service.__file__).parent / name
+        for name in ("http/cors.py", "http/responses.py", "openapi/headers.py")
+    ),
 )
 NAME = re.compile(r'"([A-Z][A-Za-z]*(?:-[A-Z]\w+)*)"')
 FIELDS = sorted(

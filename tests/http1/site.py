@@ -11,7 +11,7 @@ from typing import Any
 
 from hypercorn.asyncio import serve
 
-from service.http1 import ServerConfig, install
+from service.server.http1 import ServerConfig, install
 
 
 async def read(receive: Any) -> bytes | None:

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from service.asgi import COMPLETE, is_complete
-from service.http1 import transport
-from service.http1.connection import Connection
+from service.http.quart_app import is_complete
+from service.server.http1 import COMPLETE, transport
+from service.server.http1.connection import Connection
 from tests.http1.site import answer, bare, read
 from tests.http1.test_corpus import next_answer
 

@@ -3,9 +3,9 @@
 import random
 from typing import Any
 
-from service.config_limits import MOST_HOPS
-from service.fields import parse_headers
-from service.http1.parser import (
+from service.config import MOST_HOPS
+from service.http.headers import parse_headers
+from service.server.http1.parser import (
     KEPT_BYTES,
     MOST_KEPT,
     Known,

@@ -16,7 +16,7 @@ from hypercorn.asyncio.tcp_server import TCPServer
 from hypercorn.protocol import ProtocolWrapper
 from hypercorn.protocol.http_stream import HTTPStream
 
-from service.http1 import Http1, Server, install
+from service.server.http1 import Http1, Server, install
 from tests.http1.site import Log, answer, bare, echo
 from tests.http1.test_corpus import next_answer
 from tests.http1.test_exchange import BOTH, GET, LAST, part, saying, start

@@ -12,7 +12,7 @@ from h2.config import H2Configuration
 from h2.connection import H2Connection
 from h2.events import DataReceived, Event, StreamEnded, StreamReset
 
-from service.http1 import transport
+from service.server.http1 import transport
 from tests.http1.site import Bare, answer, bare, read
 from tests.http1.test_corpus import next_answer
 from tests.http1.test_exchange import BOTH, GET, part, saying, start

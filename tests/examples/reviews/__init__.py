@@ -1,7 +1,5 @@
 """Reviews of books: a resource that is added to Octavo from outside."""
 
-from quart import Blueprint
+from tests.examples.reviews.routes import reviews_bp
 
-reviews_bp = Blueprint("reviews", __name__, url_prefix="/api/books/<id:book_id>/reviews")
-
-from tests.examples.reviews import routes
+__all__ = ["reviews_bp"]

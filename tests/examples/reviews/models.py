@@ -5,9 +5,9 @@ from datetime import datetime
 from sqlalchemy import CheckConstraint, ForeignKey, Index
 from sqlalchemy.orm import Mapped, mapped_column
 
-from service.cached_models import cached
-from service.column_types import UtcDateTime, UtcNow
 from service.models import Base, Id
+from service.models.cached import cached
+from service.models.types import UtcDateTime, UtcNow
 
 
 @cached("review", lists=True)

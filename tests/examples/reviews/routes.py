@@ -2,25 +2,29 @@
 
 from datetime import timedelta
 
+from quart import Blueprint
 from quart_rate_limiter import rate_limit
 
 from service.books.service import BOOKS
 from service.books.service import not_found as book_not_found
-from service.guard import CurrentUser, token_required
-from service.links import link_header
-from service.openapi.answers import answers, fails
-from service.operations import Call, Reply, operation, validate_querystring, validate_request
-from service.pagination import CachedPageQuery
-from service.precedence import costly
-from service.web import cache_status, with_items
-from tests.examples.reviews import reviews_bp, service
+from service.http.auth import CurrentUser, token_required
+from service.http.call import Call
+from service.http.documentation import document_errors, document_status
+from service.http.operations import Reply, operation, validate_querystring, validate_request
+from service.http.pagination import CachedPageQuery, page_envelope
+from service.http.priority import costly
+from service.http.responses import cache_status, with_items
+from service.http.urls import link_header
+from tests.examples.reviews import service
 from tests.examples.reviews.schemas import ReviewCreate, ReviewOut, ReviewPage
+
+reviews_bp = Blueprint("reviews", __name__, url_prefix="/api/books/<id:book_id>/reviews")
 
 
 @reviews_bp.get("")
 @rate_limit(1_000, timedelta(minutes=1))
 @operation
-@answers(200, ReviewPage, "ETag", "Link", "Cache-Status")
+@document_status(200, ReviewPage, "ETag", "Link", "Cache-Status")
 @validate_querystring(CachedPageQuery)
 @costly
 async def list_reviews(call: Call, book_id: int, query_args: CachedPageQuery) -> Reply:
@@ -31,14 +35,14 @@ async def list_reviews(call: Call, book_id: int, query_args: CachedPageQuery) ->
     page = query_args.to_page()
     listing = service.list_reviews(book_id, page)
     rows = await call.cache.lists.read(listing, past=query_args.nocache)
-    envelope = page.envelope(rows.total, call.here)
+    envelope = page_envelope(page, rows.total, call.here)
     body = with_items(rows.bodies, envelope)
     return Reply.of_list(body, listing, rows, link_header(envelope["links"]))
 
 
 @reviews_bp.post("")
 @operation
-@answers(201, ReviewOut, "ETag")
+@document_status(201, ReviewOut, "ETag")
 @token_required
 @validate_request(ReviewCreate)
 async def create_review(
@@ -53,8 +57,8 @@ async def create_review(
 
 @reviews_bp.delete("/<id:review_id>")
 @operation
-@answers(204)
-@fails(403)
+@document_status(204)
+@document_errors(403)
 @token_required
 async def delete_review(
     call: Call, book_id: int, review_id: int, current_user: CurrentUser

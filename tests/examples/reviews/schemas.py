@@ -4,8 +4,8 @@ from typing import Annotated
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from service.pagination import Links, Pagination
-from service.validation import Instant, Int64, Schema
+from service.http.pagination import Links, Pagination
+from service.http.schemas import Instant, Int64, Schema
 
 Stars = Annotated[int, Field(ge=1, le=5, description="from 1 to 5")]
 

@@ -8,11 +8,10 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.books.service import not_found as book_not_found
 from service.cache import Entry, Kind, ListQuery, shape_of
+from service.db.list_queries import FilterSelection, ListDefinition, Order, Page, list_page
 from service.errors import ForbiddenError, ResourceNotFoundError
-from service.guard import CurrentUser, recheck_user
-from service.listing import FilterSelection, ListDefinition, list_page
+from service.http.auth import CurrentUser, recheck_user
 from service.models import Book
-from service.pagination import Order, Page
 from tests.examples.reviews.models import Review
 from tests.examples.reviews.schemas import ReviewCreate, ReviewOut
 

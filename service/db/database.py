@@ -1,0 +1,197 @@
+"""The database of an application: `session()` to read, `write()` to change.
+
+Nothing else in Octavo commits. Reads are single statements in autocommit. A write is one unit: a
+client that disconnects cannot interrupt it.
+"""
+
+import asyncio
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from math import inf
+from typing import Any, TypeVar
+
+from quart import Quart
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, async_sessionmaker
+
+from service.cache import Cache, Counters, Epochs, Invalidation, Mark, RetryWrite, WriteSession
+from service.config import Settings
+from service.db import migrations
+from service.db.engines import Waits, make_engine
+from service.db.errors import may_be_tried_again
+from service.db.group_commit import GroupCommit, In, Out, Together
+
+T = TypeVar("T")
+Work = Callable[[AsyncSession], Awaitable[T]]
+
+ATTEMPTS = 3  # of a write that the database rolled back, as in a deadlock
+
+
+class Database:
+    """The engines of one application, from `open()` to `close()`."""
+
+    def __init__(self, settings: Settings, cache: Cache | None = None) -> None:
+        self._settings = settings
+        self._is_sqlite = settings.is_sqlite  # kept, as each request needs it and it parses the URL
+        self._cache = cache
+        self.epochs = Epochs(Counters()) if cache is None else cache.epochs
+        self._writes = (
+            Invalidation(None, self.epochs, Counters()) if cache is None else cache.writes
+        )
+        self._units: set[asyncio.Task[Any]] = set()
+        self._groups: dict[Any, GroupCommit[Any, Any]] = {}
+        self._private_folder: str | None = None
+        self.url = settings.database
+        self.waits = Waits()
+        self.writer: AsyncEngine
+        self.reader: AsyncEngine
+
+    async def open(self) -> None:
+        """Make the engines, which connect at first use. A private database is migrated now."""
+        if self._is_sqlite and self.url.database in {None, "", ":memory:"}:
+            await self._make_private()
+        size, overflow = self._settings.pool_size, self._settings.pool_overflow
+        if self._is_sqlite:
+            # Each connection has its own thread: more threads than cores would take CPU time from
+            # the event loop.
+            readers = min(size, os.cpu_count() or 1)
+            self.reader = self._engine(readers, 0, autocommit=True)
+            # One connection writes: writes queue for it in order, instead of SQLite's polling.
+            self.writer = self._engine(1, 0, autocommit=False)
+        else:
+            self.writer = self._engine(size, overflow, autocommit=False)
+            self.reader = self.writer.execution_options(isolation_level="AUTOCOMMIT")
+        self.epochs.open(self._engine(1, 0, autocommit=True, is_measured=False))
+        self._read = async_sessionmaker(self.reader, expire_on_commit=False)
+        self._write = async_sessionmaker(
+            self.writer, expire_on_commit=False, sync_session_class=WriteSession
+        )
+        if self._cache is not None:
+            await self._cache.open(self.session)
+
+    async def close(self) -> None:
+        """Wait for writes under way, then close every connection."""
+        while self._units:
+            await asyncio.wait(self._units)
+        if self._cache is not None:
+            await self._cache.close()
+        await self.epochs.close()
+        await self.reader.dispose()
+        await self.writer.dispose()
+        if self._private_folder is not None:
+            await asyncio.to_thread(shutil.rmtree, self._private_folder)
+
+    @property
+    def in_use(self) -> int:
+        """The number of connections in use."""
+        pools: set[Any] = {self.reader.pool, self.writer.pool}
+        return sum(pool.checkedout() for pool in pools)
+
+    def oldest_wait(self) -> float:
+        """Return since when a request waits for SQLite's threads; inf: no request waits.
+
+        These threads share the CPU with the event loop, which uses all of it while it is busy.
+        PostgreSQL has its own CPU.
+        """
+        return self.waits.oldest if self._is_sqlite else inf
+
+    @asynccontextmanager
+    async def session(self) -> AsyncIterator[AsyncSession]:
+        """Open a session for reads: each statement sees one snapshot and holds no locks."""
+        db = self._read()
+        try:
+            yield db
+        except BaseException:
+            await asyncio.shield(db.close())
+            raise
+        await db.close()  # without a shield, which costs a task: no statement is under way
+
+    async def write(self, work: Work[T]) -> T:
+        """Run `work` in a transaction, commit, and return its result.
+
+        `work` has no effects but SQL: it may run more than once. Once begun it is committed or
+        rolled back, even if the caller is cancelled.
+        """
+        return await asyncio.shield(self._begin(work))
+
+    async def write_batched(self, work: Together[In, Out], item: In) -> Out:
+        """Run `work` in a transaction for an item, together with concurrent items of other callers.
+
+        As with `write`, a transaction that has begun ends, even if the caller is cancelled.
+        """
+        if work not in self._groups:
+            self._groups[work] = GroupCommit(self._begin, work)
+        result: Out = await self._groups[work].write(item)
+        return result
+
+    def _begin(self, work: Work[T]) -> asyncio.Task[T]:
+        unit = asyncio.create_task(self._unit(work))
+        self._units.add(unit)
+        unit.add_done_callback(self._forget)
+        return unit
+
+    async def _unit(self, work: Work[T]) -> T:
+        undone, since = 0, time.monotonic()
+        while True:
+            begun = time.monotonic()
+            try:
+                result, mark = await self._attempt(work, begun)
+            except RetryWrite as postponed:
+                await self._writes.postponed(postponed, since)
+            except DBAPIError as error:
+                undone += 1
+                if undone == ATTEMPTS or not may_be_tried_again(error):
+                    raise
+            else:
+                await self._writes.after_commit(mark)
+                return result
+
+    async def _attempt(self, work: Work[T], begun: float) -> tuple[T, Mark | None]:
+        db = self._write()
+        try:
+            result = await work(db)
+            mark = await self._writes.before_commit(db, begun)
+            await db.commit()  # it releases the connection, so `close` is not needed
+        except BaseException:
+            await db.close()
+            raise
+        return result, mark
+
+    def _forget(self, unit: asyncio.Task[Any]) -> None:
+        self._units.discard(unit)
+        if not unit.cancelled():
+            unit.exception()  # retrieved, as the caller may be gone
+
+    async def _make_private(self) -> None:
+        """Use a private file: all sessions of SQLite's :memory: share one transaction."""
+        self._private_folder = tempfile.mkdtemp(prefix="octavo-")
+        self.url = self.url.set(database=f"{self._private_folder}/octavo.db")
+        await asyncio.to_thread(migrations.upgrade, self.url)
+
+    def _engine(
+        self, size: int, overflow: int, *, autocommit: bool, is_measured: bool = True
+    ) -> AsyncEngine:
+        return make_engine(
+            self.url,
+            autocommit=autocommit,
+            waits=self.waits if is_measured else None,
+            pool_size=size,
+            max_overflow=overflow,
+            pool_timeout=self._settings.max_wait_seconds,
+        )
+
+
+def init_app(app: Quart, settings: Settings) -> None:
+    """Open the database with the application and close it with it."""
+    cache = app.extensions["cache"] = Cache(settings, app.logger)
+    database = app.extensions["database"] = Database(settings, cache)
+
+    @app.while_serving
+    async def lifespan() -> AsyncGenerator[None, None]:
+        await database.open()
+        yield
+        await database.close()

@@ -1,0 +1,117 @@
+"""Group commit: concurrent writes of one kind share a transaction.
+
+A transaction costs more than a row of it: the marks, the commit, triggers once a statement. Writes
+that are requested in one tick share a transaction. While UNDER_WAY transactions run, new writes
+wait, and share the next one.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Collection, Sequence
+from functools import partial
+from typing import Any, Generic, TypeVar
+
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.ext.asyncio import AsyncSession
+
+from service.db.errors import is_unavailable
+
+In = TypeVar("In")
+Out = TypeVar("Out")
+Together = Callable[[AsyncSession, Sequence[In], bool], Awaitable[Sequence[Out]]]
+Unit = asyncio.Task[Sequence[Out]]
+Begin = Callable[[Callable[[AsyncSession], Awaitable[Sequence[Out]]]], Unit[Out]]
+Waiting = tuple[In, asyncio.Future[Out]]
+
+UNDER_WAY = 2  # transactions: this process works on one while the database works on another
+MOST = 64  # items of a transaction
+SLOW_SECONDS = 0.1  # then another transaction begins, even if UNDER_WAY of them still run
+
+
+class RetryAloneError(Exception):
+    """Some items cannot be written with the others. places: their indexes in the group."""
+
+    def __init__(self, places: Collection[int]) -> None:
+        super().__init__(places)
+        self.places = places
+
+
+class GroupCommit(Generic[In, Out]):
+    """Collects items, and writes them in groups.
+
+    begin: begins a transaction, which ends even if its callers are cancelled.
+    together: writes a group, and returns the result of each item, in order. A group waits for no
+    lock. It raises RetryAloneError for items that would wait for a lock, or be refused. Then it is
+    called for each of them alone, with True as its last argument (`apart`), and may wait.
+    """
+
+    def __init__(self, begin: Begin[Out], together: Together[In, Out]) -> None:
+        self._begin = begin
+        self._together = together
+        self._waiting: list[Waiting[In, Out]] = []
+        self._under_way = 0
+        self._clock: asyncio.TimerHandle | None = None
+
+    async def write(self, item: In) -> Out:
+        """Write an item, alone or in a group, and return its result."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Out] = loop.create_future()
+        self._waiting.append((item, future))
+        loop.call_soon(self._go_on)  # after all requests of this tick
+        return await future
+
+    def _go_on(self) -> None:
+        while self._waiting and self._under_way < UNDER_WAY:
+            self._next()
+        if self._waiting and self._clock is None:
+            loop = asyncio.get_running_loop()
+            self._clock = loop.call_later(SLOW_SECONDS, self._begin_slow)
+
+    def _begin_slow(self) -> None:
+        self._clock = None
+        if self._waiting:
+            self._next()
+        self._go_on()
+
+    def _next(self) -> None:
+        group, self._waiting = self._waiting[:MOST], self._waiting[MOST:]
+        self._under_way += 1
+        unit = self._begin(partial(self._write_all, [item for item, _ in group]))
+        unit.add_done_callback(partial(self._ended, group))
+
+    async def _write_all(self, items: Sequence[In], db: AsyncSession) -> Sequence[Out]:
+        try:
+            return await self._together(db, items, False)
+        except DBAPIError as error:  # the transaction was rolled back
+            if is_unavailable(error) and not error.connection_invalidated:
+                raise  # each item alone would fail as well
+            raise RetryAloneError(range(len(items))) from error
+
+    def _ended(self, group: list[Waiting[In, Out]], unit: Unit[Out]) -> None:
+        self._under_way -= 1
+        error = None if unit.cancelled() else unit.exception()
+        if isinstance(error, RetryAloneError):
+            for place in error.places:
+                self._write_apart(group[place])
+            self._waiting[:0] = [
+                waiting for place, waiting in enumerate(group) if place not in error.places
+            ]
+        else:
+            _settle(group, unit)
+        self._go_on()
+
+    def _write_apart(self, waiting: Waiting[In, Out]) -> None:
+        unit = self._begin(lambda db: self._together(db, [waiting[0]], True))
+        unit.add_done_callback(partial(_settle, [waiting]))
+
+
+def _settle(group: list[Waiting[In, Out]], unit: Unit[Out]) -> None:
+    """Set the results of a group, except of cancelled callers."""
+    error = asyncio.CancelledError() if unit.cancelled() else unit.exception()
+    results: Sequence[Any] = [None] * len(group) if error is not None else unit.result()
+    for (_, future), result in zip(group, results, strict=True):
+        if future.done():
+            continue
+        if error is None:
+            future.set_result(result)
+        else:
+            future.set_exception(error)

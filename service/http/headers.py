@@ -1,0 +1,87 @@
+"""The parsed header fields of a request: parsed once, also for repeated header sections."""
+
+import re
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+from service.config import MOST_HOPS
+from service.server.http1 import HeaderFields
+
+Pairs = Iterable[tuple[bytes, bytes]]
+
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
+LABEL = rb"[A-Za-z0-9-]{1,63}"
+HOST = re.compile(rb"(%b\.)*%b\.?(:[0-9]{1,5})?" % (LABEL, LABEL))
+BODY = {b"content-length", b"transfer-encoding"}  # a request with a body has one of these
+SPECIAL = {b"content-encoding", b"expect", b"upgrade"}  # only the framework supports these
+
+
+class RequestHeaders(NamedTuple):
+    """The parsed header fields of a request.
+
+    host: the Host field if it is valid, else empty. is_special: only the framework can handle the
+    request. media: lines of Content-Type. name: the client's request id if it is valid, else empty;
+    not trusted.
+    """
+
+    host: bytes
+    is_special: bool
+    has_body: bool
+    has_origin: bool
+    media: list[bytes]
+    tags: list[str]  # lines of If-None-Match
+    authorization: list[str]  # lines of Authorization
+    forwarded: list[str]  # the last MOST_HOPS addresses of each X-Forwarded-For line
+    name: str
+
+
+def parse_headers(headers: Any) -> RequestHeaders:
+    """Return the parsed headers of an ASGI request."""
+    if not isinstance(headers, HeaderFields):
+        return _read(headers)
+    if headers.parsed is None:
+        headers.parsed = _read(headers)
+    parsed: RequestHeaders = headers.parsed
+    return parsed
+
+
+def _read(headers: Pairs) -> RequestHeaders:
+    hosts: list[bytes] = []
+    media: list[bytes] = []
+    tags: list[str] = []
+    authorization: list[str] = []
+    forwarded: list[str] = []
+    is_special = has_body = has_origin = False
+    name = b""
+    for key, value in headers:
+        if key == b"host":
+            hosts.append(value)
+        elif key == b"if-none-match":
+            tags.append(value.decode("latin-1"))
+        elif key == b"authorization":
+            authorization.append(value.decode("latin-1"))
+        elif key == b"x-forwarded-for":
+            last = value.decode("latin-1").rsplit(",", MOST_HOPS)
+            forwarded += [address.strip()[:64] for address in last]
+        elif key == b"x-request-id":
+            name = value
+        elif key == b"origin":
+            is_special |= has_origin  # a second Origin field
+            has_origin = True
+        elif key == b"content-type":
+            media.append(value)
+        elif key in BODY:
+            has_body = True
+        elif key in SPECIAL:
+            is_special = True
+    return RequestHeaders(
+        hosts[0] if len(hosts) == 1 and HOST.fullmatch(hosts[0]) else b"",
+        is_special,
+        has_body,
+        has_origin,
+        media,
+        tags,
+        authorization,
+        forwarded,
+        name.decode() if REQUEST_ID.fullmatch(name) else "",
+    )

@@ -1,0 +1,191 @@
+"""Operations: handlers, the decorators that declare them, and their replies."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from functools import wraps
+from typing import TYPE_CHECKING, Any, NamedTuple, Self
+
+from pydantic import BaseModel, ValidationError
+from quart import Quart, Response, current_app, request
+from quart_schema import document_querystring, document_request
+from quart_schema.openapi import QUART_SCHEMA_SECURITY_ATTRIBUTE
+
+from service.cache import Kind, ListQuery, ListResult, Status
+from service.errors import APIError, InvalidInputError
+from service.http.call import Call
+from service.http.responses import Public, cache_status, etag, is_known, sized, spelled, to_bytes
+from service.http.schemas import messages
+
+if TYPE_CHECKING:
+    pass
+
+OPERATION = "_octavo_operation"  # attribute of a view
+ITEM = "_octavo_item"  # attribute of a handler
+
+Headers = list[tuple[bytes, bytes]]
+Handler = Callable[..., Awaitable["Reply"]]
+
+
+class RawResponse(NamedTuple):
+    """A complete response in ASGI form."""
+
+    status: int
+    headers: Headers
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The result of a handler.
+
+    body: a model, JSON bytes, or None for a response without a body. status: HTTP status.
+    headers: extra headers, not sent with 304. is_tagged: the response has an ETag.
+    is_public: the response is the same for all clients; If-None-Match can give 304.
+    cached: the status of the cache. listed: the list that was read; its response may be cached.
+    """
+
+    body: BaseModel | bytes | None = None
+    status: int = 200
+    headers: Mapping[str, str] = field(default_factory=dict)
+    is_tagged: bool = False
+    is_public: bool = False
+    cached: Status | None = None
+    listed: tuple[ListQuery, ListResult] | None = None
+
+    @classmethod
+    def of_list(
+        cls,
+        body: bytes,
+        listing: ListQuery,
+        rows: ListResult,
+        headers: Mapping[str, str] | None = None,
+    ) -> Self:
+        """Make the reply for a public list that was read through the cache."""
+        listed = (listing, rows)
+        return cls(body, 200, headers or {}, is_public=True, cached=rows.status, listed=listed)
+
+
+def validate_querystring(model: type[BaseModel]) -> Callable[[Handler], Handler]:
+    """Pass the query to the handler as the model `query_args`, and document it."""
+
+    def decorator(handler: Handler) -> Handler:
+        @wraps(handler)
+        async def validated(call: Call, **values: Any) -> Reply:
+            query_args = _validate(model, dict(call.args))
+            return await handler(call, query_args=query_args, **values)
+
+        return document_querystring(model)(validated)
+
+    return decorator
+
+
+def validate_request(model: type[BaseModel]) -> Callable[[Handler], Handler]:
+    """Pass the body to the handler as the model `data`, and document it."""
+
+    def decorator(handler: Handler) -> Handler:
+        @wraps(handler)
+        async def validated(call: Call, **values: Any) -> Reply:
+            data = _validate(model, await call.json())
+            return await handler(call, data=data, **values)
+
+        return document_request(model)(validated)
+
+    return decorator
+
+
+def _validate(model: type[BaseModel], values: dict[str, Any]) -> Any:
+    try:
+        return model.model_validate(values)
+    except ValidationError as error:
+        raise InvalidInputError(messages(error)) from None
+
+
+class Item(NamedTuple):
+    """The cached entry that an operation returns.
+
+    show: converts the entry's body to the response body. missing: makes the error for the id of a
+    missing row.
+    """
+
+    kind: Kind
+    missing: Callable[[int], APIError]
+    show: Callable[[bytes], bytes]
+
+
+def cached_item(
+    kind: Kind, missing: Callable[[int], APIError], show: Callable[[bytes], bytes] = bytes
+) -> Callable[[Handler], Handler]:
+    """Declare that an operation returns the cached entry of the id in its path, or an error."""
+
+    def decorator(handler: Handler) -> Handler:
+        setattr(handler, ITEM, Item(kind, missing, show))
+        return handler
+
+    return decorator
+
+
+class Operation:
+    """Runs a handler."""
+
+    def __init__(self, handler: Handler) -> None:
+        self._handler = handler
+        self._is_personal = hasattr(handler, QUART_SCHEMA_SECURITY_ATTRIBUTE)
+        # The response to a signed-in user must not be cached for others.
+        self.item: Item | None = None if self._is_personal else getattr(handler, ITEM, None)
+        self.view: Any = None
+
+    async def run(self, call: Call, values: Mapping[str, Any]) -> RawResponse:
+        """Run the handler and build the response. The handler's errors propagate."""
+        reply = await self._handler(call, **values)
+        response = _response(call, reply)
+        if self._is_personal:
+            call.context.listed = None
+        return response
+
+
+def _response(call: Call, reply: Reply) -> RawResponse:
+    body = reply.body
+    if body is None:
+        return RawResponse(reply.status, [(b"cache-control", b"no-store")], b"")
+    if not isinstance(body, bytes):
+        body = to_bytes(body)
+    headers: Headers = [(b"cache-control", b"no-cache" if reply.is_public else b"no-store")]
+    tag = etag(body) if reply.is_public or reply.is_tagged else ""
+    if tag:
+        headers.append((b"etag", b'"%b"' % tag.encode()))
+    if reply.cached is not None:
+        headers += spelled(cache_status(call.scope, reply.cached))
+    if reply.listed is not None:
+        call.context.listed = Public(body, tag, reply.headers, *reply.listed)
+    if reply.is_public and is_known(tag, call.headers.tags):
+        return RawResponse(304, headers, b"")
+    return RawResponse(reply.status, [*sized(body), *spelled(reply.headers), *headers], body)
+
+
+def operation(handler: Handler) -> Callable[..., Awaitable[Response]]:
+    """Make the Quart view of a handler. The view keeps the handler's attributes."""
+    runner = Operation(handler)
+
+    @wraps(handler)
+    async def view(**values: Any) -> Response:
+        read_body: Any = getattr(request, "read_body", request.get_data)
+        call = Call(current_app.extensions, request.scope, request.path, read_body)
+        status, headers, body = await runner.run(call, values)
+        response = Response(body, status)
+        response.headers.remove("Content-Type")
+        if not body:
+            response.headers.remove("Content-Length")
+        for key, value in headers:
+            if key != b"content-length":
+                response.headers.add(key.decode(), value.decode())
+        return response
+
+    runner.view = view
+    setattr(view, OPERATION, runner)
+    return view
+
+
+def operation_of(app: Quart, endpoint: str) -> Operation | None:
+    """Return the operation of an endpoint, or None if its view is not an operation."""
+    runner: Operation | None = getattr(app.view_functions[endpoint], OPERATION, None)
+    return runner

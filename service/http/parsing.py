@@ -1,0 +1,108 @@
+"""Strict parsers of JSON bodies and of queries."""
+
+import json
+import re
+from decimal import Decimal, InvalidOperation
+from typing import Any
+from urllib.parse import parse_qsl
+
+from service.models.types import INT64
+
+MAX_PARAMETERS = 50  # of a query
+MAX_QUERY = 8_192  # bytes; the longest cursor with every filter escaped has 6,000
+MAX_ESCAPES = 2_048  # percent signs of a query: each is decoded in Python
+MAX_VALUES = 2_000  # of a body: each number is parsed in Python
+MAX_NESTED = 1_000  # arrays and objects of a body: each is checked in Python
+MAX_DEPTH = 32  # of nested arrays and objects
+MAX_DIGITS = 64  # of a number: more than any column holds, and fast to parse
+FORBIDDEN = re.compile("[\x00\ud800-\udfff]")  # databases cannot store NUL or lone surrogates
+ID = re.compile("0|[1-9][0-9]{0,18}")  # each id has a single spelling
+INTEGER = re.compile("-?[0-9]{1,19}")
+DECIMAL = re.compile(r"-?[0-9]{1,64}(\.[0-9]{1,64})?([eE][+-]?[0-9]{1,3})?")
+
+
+def parse_json(body: bytes) -> dict[str, Any]:
+    """Parse a JSON object (RFC 8259). Raises ValueError with the reason.
+
+    Numbers with a fraction become Decimal. Refused: other encodings than UTF-8, duplicate keys,
+    NaN and Infinity, NUL and lone surrogates, numbers out of range, deep nesting.
+    """
+    try:
+        value = _JSON.decode(body.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise ValueError("The body is not UTF-8") from None
+    except json.JSONDecodeError as error:
+        raise ValueError(f"The body is not JSON: {error.msg} at character {error.pos}") from None
+    except RecursionError:
+        raise ValueError("The body is nested too deeply") from None
+    if not isinstance(value, dict):
+        raise ValueError("The body must be a JSON object")
+    if b"\\" in body or body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+        _look_through(value, MAX_DEPTH)  # JSON can express NUL and surrogates only by escapes
+    return value
+
+
+def parse_query(query: bytes) -> list[tuple[str, str]]:
+    """Parse the parameters of a query. Raises ValueError with the reason.
+
+    Werkzeug would replace invalid UTF-8 by U+FFFD instead.
+    """
+    if len(query) > MAX_QUERY or query.count(b"%") > MAX_ESCAPES:
+        raise ValueError("The query is too long")
+    try:
+        pairs = parse_qsl(
+            query.decode(), keep_blank_values=True, errors="strict", max_num_fields=MAX_PARAMETERS
+        )
+    except ValueError:
+        raise ValueError("The query is not UTF-8, or too long") from None
+    if any(FORBIDDEN.search(part) for pair in pairs for part in pair):
+        raise ValueError("The query holds a NUL character")
+    return pairs
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    members = dict(pairs)
+    if len(members) != len(pairs):
+        raise ValueError("The body repeats a key")
+    return members
+
+
+def _refuse_constant(name: str) -> Any:
+    raise ValueError(f"{name} is not JSON")
+
+
+def _integer(digits: str) -> int:
+    value = int(digits) if len(digits) <= MAX_DIGITS else INT64 + 1
+    if abs(value) > INT64:
+        raise ValueError("The body holds an integer beyond 64 bits")
+    return value
+
+
+def _decimal(digits: str) -> Decimal:
+    try:
+        value = Decimal(digits[: MAX_DIGITS + 1])
+    except InvalidOperation:
+        value = Decimal("Infinity")
+    if len(digits) > MAX_DIGITS or abs(value.adjusted()) > MAX_DIGITS or not value.is_finite():
+        raise ValueError("The body holds a number out of range")
+    return value
+
+
+def _look_through(value: Any, depth: int) -> None:
+    if isinstance(value, str):
+        if FORBIDDEN.search(value):
+            raise ValueError("The body holds a NUL character or a lone surrogate")
+    elif isinstance(value, dict | list):
+        if depth == 0:
+            raise ValueError("The body is nested too deeply")
+        for item in value.items() if isinstance(value, dict) else value:
+            for part in item if isinstance(item, tuple) else (item,):
+                _look_through(part, depth - 1)
+
+
+_JSON = json.JSONDecoder(
+    object_pairs_hook=_no_duplicates,
+    parse_constant=_refuse_constant,
+    parse_int=_integer,
+    parse_float=_decimal,
+)

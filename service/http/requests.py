@@ -1,0 +1,131 @@
+"""Validation of requests: query parameters, body, and ids in the path."""
+
+import re
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, cast
+
+from quart import Quart, Response, request
+from quart_schema.validation import QUART_SCHEMA_QUERYSTRING_ATTRIBUTE
+from werkzeug.datastructures import ImmutableMultiDict, MultiDict
+from werkzeug.exceptions import NotFound, RequestEntityTooLarge
+from werkzeug.routing import IntegerConverter
+from werkzeug.utils import cached_property
+
+from service.admission import OVERLOADED
+from service.config import Settings
+from service.errors import (
+    APIError,
+    InvalidInputError,
+    ServiceUnavailableError,
+    UnsupportedMediaTypeError,
+)
+from service.http import quart_app
+from service.http.context import context_of
+from service.http.headers import parse_headers
+from service.http.parsing import ID, MAX_NESTED, MAX_VALUES, parse_json, parse_query
+from service.http.responses import vary_of
+from service.models.types import INT64
+
+JSON_TYPE = re.compile(r"application/(json|[a-z0-9.+-]+\+json)")
+
+
+class Request(quart_app.Request):
+    """A request with strict parsing and a size cap."""
+
+    @cached_property
+    def args(self) -> MultiDict[str, str]:
+        """The query parameters. Raises APIError."""
+        try:
+            return ImmutableMultiDict(parse_query(self.query_string))
+        except ValueError as error:
+            raise APIError(str(error)) from None
+
+    async def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
+        """Return the body as a dict. Raises 400, 413 or 415 as an APIError or HTTP error."""
+        return await read_json(self.scope, self.read_body)
+
+    async def read_body(self) -> bytes:
+        """Return the body. Waits for an incomplete body up to BODY_TIMEOUT."""
+        data = await (self.body if quart_app.is_complete(self.scope) else self.get_data())
+        return cast(bytes, data)
+
+
+async def read_json(scope: Any, read_body: Callable[[], Awaitable[bytes]]) -> dict[str, Any]:
+    """Read the body of a request, a JSON object. Raises 400, 413, 415 or 503."""
+    fields = parse_headers(scope["headers"])
+    media = fields.media[0].decode("latin-1") if fields.media else ""
+    if not JSON_TYPE.fullmatch(media.partition(";")[0].strip().lower()):
+        raise UnsupportedMediaTypeError
+    if fields.is_special and _content_coding(scope) != b"identity":
+        raise UnsupportedMediaTypeError("Send the body without a content coding")
+    data, context = await read_body(), context_of(scope)
+    if context.is_too_large:
+        raise RequestEntityTooLarge
+    if context.is_shed:
+        raise ServiceUnavailableError(OVERLOADED)
+    if context.is_cut_short:
+        raise APIError("The body ends too early")
+    if data.count(b"[") + data.count(b"{") > MAX_NESTED:
+        raise APIError("The body is nested too deeply or too often")
+    if (number := data.count(b",") + 1) > MAX_VALUES:  # commas within strings are counted too
+        many = f"Holds {number} values: {MAX_VALUES} are the most."
+        raise InvalidInputError({"_schema": [many]})
+    try:
+        return parse_json(data)
+    except ValueError as error:
+        raise APIError(str(error)) from None
+
+
+def _content_coding(scope: Any) -> bytes:
+    headers = scope["headers"]
+    coding: bytes = next((v for name, v in headers if name == b"content-encoding"), b"identity")
+    return coding.lower()
+
+
+def check_names(names: Sequence[str], view: Any) -> None:
+    """Raise InvalidInputError for parameters that are repeated or unknown to the view."""
+    if repeated := {name for name in names if names.count(name) > 1}:
+        raise InvalidInputError({name: ["Given more than once."] for name in repeated})
+    if names and not hasattr(view, QUART_SCHEMA_QUERYSTRING_ATTRIBUTE):
+        raise InvalidInputError({name: ["Unknown field."] for name in names})
+
+
+class IdConverter(IntegerConverter):
+    """A row's id in a path: only the canonical form, and only values that a column can hold."""
+
+    regex = ID.pattern
+
+    def to_python(self, value: str) -> int:
+        number = int(value)
+        if number > INT64:
+            raise NotFound  # with ValidationError, PUT would get 405
+        return number
+
+
+def init_app(app: Quart, settings: Settings) -> None:
+    """Configure the checks of requests and the default headers of responses."""
+    app.extensions["settings"] = settings
+    app.request_class = Request
+    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    app.config["BODY_TIMEOUT"] = 10  # seconds; then 408
+    app.url_map.converters["id"] = IdConverter
+    app.url_map.merge_slashes = False  # each path has one form
+
+    @app.before_request
+    async def refuse() -> None:
+        """Refuse a body over the cap, and parameters that are unreadable, repeated or unknown."""
+        if context_of(request.scope).error is not None:
+            return  # the request is refused already
+        if (request.content_length or 0) > settings.max_body_bytes:
+            raise RequestEntityTooLarge
+        if not request.query_string or request.url_rule is None or request.method == "OPTIONS":
+            return
+        names = [name for name, _ in request.args.items(multi=True)]
+        check_names(names, app.view_functions[request.url_rule.endpoint])
+
+    @app.after_request
+    async def mark(response: Response) -> Response:
+        """Set Vary, and by default forbid caches to store the response."""
+        response.headers.setdefault("Cache-Control", "no-store")
+        response.headers["Vary"] = vary_of(request.scope)
+        return response

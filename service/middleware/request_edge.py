@@ -1,0 +1,131 @@
+"""The outer ASGI middleware: the guarantees of every response, also of those without Quart.
+
+It sets the request id, caps the size of a body in memory, adds the security headers, and sends an
+error response when the application fails.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from typing import Any, cast
+
+from hypercorn.typing import ASGIFramework, ASGIReceiveCallable, ASGISendCallable, Scope
+from quart import Quart
+
+from service.config import Settings
+from service.http.context import context_of
+from service.http.error_handler import as_api_error, error_response
+from service.http.headers import RequestHeaders, parse_headers
+from service.http.responses import send_response
+from service.ids import random_id
+from service.logs import request_id
+
+NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+END = {"type": "http.request", "body": b"", "more_body": False}
+GONE = {"type": "http.disconnect"}
+
+# Called at the end of a request with its scope, its status (0: there was no response), and its
+# duration in seconds.
+Observe = Callable[[Any, int, float], None]
+
+
+def request_name(headers: RequestHeaders) -> str:
+    """Return the request id: the client's if it is valid, else a new id."""
+    return headers.name or random_id()
+
+
+class RequestEdge:
+    """Wraps an ASGI application. Lifespan messages pass through unchanged."""
+
+    def __init__(self, app: Quart, inner: ASGIFramework, settings: Settings) -> None:
+        self._app = app
+        self._inner = inner
+        self._max_body_bytes = settings.max_body_bytes
+        self._observers: list[Observe] = app.extensions.setdefault("observers", [])
+        self.in_flight = 0
+        self.protection = [
+            (b"x-content-type-options", b"nosniff"),
+            (b"referrer-policy", b"no-referrer"),
+        ]
+        if settings.is_https:
+            year = b"max-age=31536000"  # not for subdomains: other services may use them
+            self.protection.append((b"strict-transport-security", year))
+
+    async def __call__(
+        self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
+    ) -> None:
+        if scope["type"] == "lifespan":
+            return await self._inner(scope, receive, send)
+        if scope["type"] == "websocket":  # websockets are not supported
+            return await send({"type": "websocket.close", "code": 1000, "reason": ""})
+        name = request_name(parse_headers(scope["headers"]))
+        request_id.set(name)
+        context = context_of(scope)
+        begun, status = context.begun or time.perf_counter(), 0
+        started = complete = gone = False
+        responded = asyncio.Event()
+        left = self._max_body_bytes
+
+        async def send_with_id(message: Any) -> None:
+            nonlocal started, status
+            if message["type"] == "http.response.start":
+                started, status = True, message["status"]
+                headers = message["headers"]
+                policy = [] if any(key == NO_PAGE[0] for key, _ in headers) else [NO_PAGE]
+                named = (b"x-request-id", name.encode())
+                message["headers"] = [*headers, named, *self.protection, *policy]
+            await send(message)
+            if message["type"] == "http.response.body" and not message.get("more_body", False):
+                responded.set()
+
+        async def receive_capped() -> Any:
+            """Return the body up to the cap. Report a disconnect only after the response.
+
+            At a disconnect, Quart cancels the handler and its database queries. Therefore a
+            complete request is always processed to its end, also after a disconnect.
+            """
+            nonlocal left, complete, gone
+            while True:
+                message: Any = GONE if gone else await receive()  # the server sends it once
+                if message["type"] == "http.disconnect":
+                    if complete:
+                        await responded.wait()
+                        return message
+                    gone, message = True, END
+                    context.is_cut_short = True
+                elif complete:
+                    continue  # beyond the cap: discard
+                left -= len(message.get("body", b""))
+                if left < 0:
+                    context.is_too_large = True
+                    message = END
+                complete = not message.get("more_body", False)
+                return message
+
+        self.in_flight += 1
+        try:
+            await self._inner(scope, receive_capped, send_with_id)
+        except Exception as error:
+            rendered = as_api_error(error)
+            if started or (rendered.status_code >= 500 and rendered is not error):
+                self._app.logger.exception("%s %s", scope["method"], scope["path"])
+            if started:
+                raise  # the server closes the connection: a partial response must not look complete
+            headers, body = error_response(rendered)
+            await send_response(cast(Any, send_with_id), rendered.status_code, headers, body)
+        finally:
+            self.in_flight -= 1
+            self.notify(scope, status, begun)
+        return None
+
+    def notify(self, scope: Any, status: int, begun: float) -> None:
+        """Call the observers at the end of a request."""
+        seconds = time.perf_counter() - begun
+        for observe in self._observers:
+            observe(scope, status, seconds)
+
+
+def init_app(app: Quart, settings: Settings) -> None:
+    """Wrap the application."""
+    edge = app.extensions["request_edge"] = RequestEdge(app, app.asgi_app, settings)
+    app.asgi_app = edge  # type: ignore[method-assign]  # Quart's extension point

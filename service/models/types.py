@@ -1,0 +1,68 @@
+"""Types of columns that PostgreSQL and SQLite each keep in their own way."""
+
+from datetime import UTC, datetime
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import DateTime, Dialect, Integer, Numeric, Text, TypeDecorator
+from sqlalchemy.dialects.postgresql import TSVECTOR
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
+
+INT64 = 2**63 - 1  # the largest value of a BIGINT column
+
+
+class UtcNow(FunctionElement[datetime]):
+    """The database's clock: one for all workers, so that order by time is one order."""
+
+    type = DateTime(timezone=True)
+    inherit_cache = True
+
+
+@compiles(UtcNow, "postgresql")
+def _now_postgresql(element: UtcNow, compiler: Any, **kw: Any) -> str:
+    return "statement_timestamp()"
+
+
+@compiles(UtcNow, "sqlite")
+def _now_sqlite(element: UtcNow, compiler: Any, **kw: Any) -> str:
+    return "(strftime('%Y-%m-%d %H:%M:%f000', 'now'))"
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An instant in UTC, to the microsecond (SQLite's own clock: to the millisecond)."""
+
+    impl = DateTime(timezone=True)
+    cache_ok = True
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return None if value is None else value.astimezone(UTC)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        return value if value is None or value.tzinfo else value.replace(tzinfo=UTC)
+
+
+class Money(TypeDecorator[Decimal]):
+    """An exact price with two decimals: NUMERIC, or integer cents where SQLite has none."""
+
+    impl = Numeric(13, 2)  # wide enough for PRICE_ASC's last key, which is beyond every price
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        return dialect.type_descriptor(Integer() if dialect.name == "sqlite" else Numeric(13, 2))
+
+    def process_bind_param(self, value: Decimal | None, dialect: Dialect) -> Any:
+        return int(value * 100) if value is not None and dialect.name == "sqlite" else value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Decimal | None:
+        return Decimal(value) / 100 if value is not None and dialect.name == "sqlite" else value
+
+
+class SearchWords(TypeDecorator[str]):
+    """The words of a book: a `tsvector` on PostgreSQL, text under FTS5 on SQLite."""
+
+    impl = Text
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> Any:
+        return dialect.type_descriptor(TSVECTOR() if dialect.name == "postgresql" else Text())

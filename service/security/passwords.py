@@ -1,0 +1,93 @@
+"""Password hashing with argon2id in separate threads."""
+
+import asyncio
+import secrets
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
+from typing import Any, TypeVar
+
+from argon2 import PasswordHasher
+from argon2.exceptions import Argon2Error, InvalidHashError
+
+from service.admission import OVERLOADED, current, seconds_left, waiting
+from service.config import Settings
+from service.errors import ServiceUnavailableError
+
+T = TypeVar("T")
+
+
+class Passwords:
+    """argon2id (19 MiB, 2 passes: OWASP's first choice) in separate threads."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._hasher = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
+        self._threads = settings.password_workers
+        self._longest_wait = settings.max_wait_seconds
+        self._free = asyncio.Semaphore(self._threads)
+        self._pending = 0
+        self._pool: ThreadPoolExecutor
+        self._nobody: str
+
+    @property
+    def pending(self) -> int:
+        """The number of hashes that run or wait."""
+        return self._pending
+
+    async def open(self) -> None:
+        """Start the threads, and make the hash to verify passwords of unknown users against."""
+        self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="password")
+        self._nobody = await self.hash(secrets.token_hex())
+
+    async def close(self) -> None:
+        """Wait for running hashes."""
+        await asyncio.to_thread(self._pool.shutdown)
+
+    async def hash(self, password: str) -> str:
+        """Hash a password. Raises ServiceUnavailableError if no thread is free in time."""
+        return await self._run(lambda: self._hasher.hash(password))
+
+    async def verify(self, password: str, password_hash: str | None) -> bool:
+        """Return whether a password is right. A hash of None (no user) takes as long: False.
+
+        Raises ServiceUnavailableError if no thread is free in time.
+        """
+        return await self._run(lambda: self._check(password, password_hash))
+
+    def is_outdated(self, password_hash: str) -> bool:
+        """Whether a hash was made with other parameters than the current ones."""
+        return self._hasher.check_needs_rehash(password_hash)
+
+    def _check(self, password: str, password_hash: str | None) -> bool:
+        try:
+            self._hasher.verify(password_hash or self._nobody, password)
+        except (Argon2Error, InvalidHashError):
+            return False
+        return password_hash is not None
+
+    async def _run(self, work: Callable[[], T]) -> T:
+        """Run `work` in a thread. Raises ServiceUnavailableError if none is free in time.
+
+        The turn of the request is paused, so that other requests run meanwhile.
+        """
+        admission = current.get()
+        with nullcontext() if admission is None else admission.paused():
+            self._pending += 1
+            try:
+                with waiting():
+                    async with asyncio.timeout(seconds_left(self._longest_wait)):
+                        await self._free.acquire()
+            except TimeoutError:
+                self._pending -= 1
+                raise ServiceUnavailableError(OVERLOADED) from None
+            except BaseException:
+                self._pending -= 1
+                raise
+            future = asyncio.get_running_loop().run_in_executor(self._pool, work)
+            # Counted until the thread has ended, even if the client disconnects.
+            future.add_done_callback(self._done)
+            return await asyncio.shield(future)
+
+    def _done(self, future: "asyncio.Future[Any]") -> None:
+        self._pending -= 1
+        self._free.release()

@@ -1,0 +1,249 @@
+"""One connection: requests are read in order, each after the response to the previous request."""
+
+import asyncio
+import contextvars
+from collections.abc import Coroutine
+from math import inf
+from typing import TYPE_CHECKING, Any
+
+from service.server.http1 import transport
+from service.server.http1.config import Headers
+from service.server.http1.error_responses import error_response
+from service.server.http1.parser import Reader, RefusedError
+from service.server.http1.request_cycle import Exchange
+from service.server.http1.response_writer import Answer
+from service.server.http1.scope import scope_of
+from service.server.http1.transport import BUSY, IN_HEAD, STALLED, UNREAD, Wire
+
+if TYPE_CHECKING:
+    from service.server.http1.server import Serving
+
+MOST_UNREAD = 65_536  # bytes received but not parsed; beyond that, reading is paused
+
+
+class Connection(Wire):
+    """An HTTP/1.1 connection to one client."""
+
+    _data, _at = b"", 0  # received data, and the position up to which it is parsed
+    _exchange: Exchange | None = None  # the exchange whose response is not complete
+    _count = 0  # number of requests
+    _is_ending = False
+    _is_lost = False
+
+    def __init__(self, server: "Serving", client: Any, local: Any) -> None:
+        super().__init__(server.loop)
+        self.server = server
+        self.client = client
+        self.local = local
+        self.ended = server.loop.create_future()  # connection lost, and no application runs
+        self._context = contextvars.copy_context()  # each request gets a copy
+        self._reader = Reader(server.known)
+        self._running: set[Exchange] = set()  # exchanges whose applications have not ended
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Register the connection and start its timer."""
+        super().connection_made(transport)
+        self.scheme = "http" if transport.get_extra_info("ssl_object") is None else "https"
+        self.server.connections.add(self)
+        self._watch()
+
+    def data_received(self, data: bytes) -> None:
+        """Buffer received data, and parse it if its turn has come."""
+        if self._is_closing:
+            return self._discard(len(data))
+        self._data, self._at = self._data[self._at :] + data if self._data else data, 0
+        return self._advance()
+
+    def eof_received(self) -> bool:
+        """Finish pending responses: the client may have closed only its sending side."""
+        self._is_eof = True
+        if self._exchange is None or self._is_closing:
+            return False
+        self._exchange.leave()
+        return self.scheme == "http"  # TLS connections cannot be half-closed
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Release the connection, and disconnect the running applications."""
+        super().connection_lost(error)
+        self._is_lost, self._data, self._at = True, b"", 0
+        self._reader.close()
+        for exchange in [*self._running]:
+            exchange.silence()
+        self._exchange = None
+        self.server.connections.discard(self)
+        self._end()
+
+    def pause_writing(self) -> None:
+        """Suspend the application and the parsing of further requests."""
+        super().pause_writing()
+        self._watch()
+
+    def resume_writing(self) -> None:
+        """Resume the application and parsing."""
+        super().resume_writing()
+        if not self._is_closing:
+            self._advance()
+
+    def closes_after(self, exchange: Exchange | None) -> bool:
+        """Return whether the response that starts is the last of this connection."""
+        config, reader = self.server.config, self._reader
+        return (
+            b"close" in reader.options
+            or (reader.line.version == "1.0" and b"keep-alive" not in reader.options)
+            or self._is_ending
+            or config.draining
+            or self._count >= config.keep_alive_max_requests
+            or (exchange is not None and exchange.leaves_much(reader))
+        )
+
+    def answered(self, exchange: Exchange, *, closes: bool) -> None:
+        """Continue with the next request, or close."""
+        if self._exchange is not exchange:
+            return
+        self._exchange = None
+        if closes or self._is_ending:
+            self._close(lingers=bool(self._data) or not self._reader.is_complete)
+        elif self._data or self._is_eof:  # in a fresh context, not that of this application
+            self._context.copy().run(self._advance)
+        else:
+            self.balance()
+
+    def cut(self, exchange: Exchange, *, looks_whole: bool) -> None:
+        """Close in the middle of a response."""
+        if self._exchange is exchange:
+            self._exchange = None
+            if looks_whole:
+                self.reset()
+            else:
+                self._close(lingers=False)
+
+    def left(self, exchange: Exchange) -> None:
+        """Forget an exchange whose application has ended."""
+        self._running.discard(exchange)
+        self._end()
+
+    def _end(self) -> None:
+        if self._is_lost and not self._running and not self.ended.done():
+            self.ended.set_result(None)
+
+    def _advance(self) -> None:
+        while self._at < len(self._data) and not self._is_closing:
+            try:
+                if not self._reader.is_complete:
+                    self._read_body()
+                elif self._exchange is not None or not self._is_writable or not self._begin():
+                    break
+            except RefusedError as error:
+                return self._refuse(error.status)
+        if self._exchange is not None:
+            self._exchange.start()  # with the part of the body that came with the head
+        if self._at == len(self._data):
+            self._data, self._at = b"", 0
+            is_responding = self._exchange is not None and self._phase == BUSY and self._is_writable
+            if is_responding and self._reader.is_complete and not self._is_paused:
+                return None  # no timer and no reading to adjust
+        if self._is_eof and self._exchange is None:
+            return self._close(lingers=False)
+        return self.balance()
+
+    def _begin(self) -> bool:
+        """Start the next request. False: its head is not complete."""
+        data, at = self._data, self._at
+        if data.startswith(b"\r\n", at):  # ignore an empty line here (RFC 9112, 2.2)
+            at += 2
+        end = self._reader.find_end(data, at)
+        if end is None:
+            return False
+        self._at = end
+        self._reader.head(data[at:end])
+        self._count += 1
+        self._take()
+        return True
+
+    def _take(self) -> None:
+        reader, server, self._phase, self._due = self._reader, self.server, BUSY, inf
+        scope: Any = scope_of(reader, self)
+        config, is_plain = server.config, reader.line.method == "GET" and reader.is_complete
+        if config.server_names and not server.is_known_host(reader.headers):
+            return self._reply(404, *error_response(config, 404), closes=True)
+        exchange = self._exchange = Exchange(self, reader, scope)
+        self._running.add(exchange)
+        if self._is_eof:
+            exchange.leave()
+        exchange.is_plain = is_plain
+        return None
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Create a task with its own context."""
+        return self._loop.create_task(work, context=self._context.copy())
+
+    def _read_body(self) -> None:
+        reader, exchange = self._reader, self._exchange
+        try:
+            self._at = reader.body(self._data, self._at)
+        except RefusedError:
+            if exchange is None:  # its response is complete
+                return self._close(lingers=True)
+            raise
+        if exchange is not None:
+            exchange.take(reader.pieces, is_read=reader.is_complete)
+            self._phase, self._due = BUSY, inf  # another stall starts a new timeout
+        reader.pieces = []
+        return None
+
+    def _refuse(self, status: int) -> None:
+        exchange, self._exchange = self._exchange, None
+        if exchange is not None:
+            if exchange.silence():
+                return self.abort()  # part of a response was sent
+            exchange.start()  # the exchange is silenced: start only ends it
+        return self._reply(status, *error_response(self.server.config, status), closes=True)
+
+    def _reply(self, status: int, headers: Headers, body: bytes, *, closes: bool) -> None:
+        """Send a response without the application."""
+        response = Answer(status, headers, is_head=False)
+        response.closes = closes
+        head = response.head(body, False, self._reader.line.version, self.server.head_end())
+        self.write([head, *response.piece(body, False)])
+        if response.closes:
+            self._close(lingers=True)
+
+    def balance(self) -> None:
+        """Pause reading while enough data waits to be parsed or received by the application."""
+        exchange = self._exchange
+        is_enough = len(self._data) - self._at > MOST_UNREAD or (
+            exchange is not None and exchange.is_full
+        )
+        if is_enough is not self._is_paused:
+            self._pause(is_enough)
+        self._watch()
+
+    def _watch(self) -> None:
+        """Determine the phase of the connection and its timeout."""
+        exchange, config = self._exchange, self.server.config
+        if self._is_closing:
+            return
+        if not self._is_writable or (exchange is not None and exchange.is_awaited):
+            phase, seconds = STALLED, transport.STALL_SECONDS
+        elif exchange is not None:
+            phase, seconds = BUSY, inf
+        elif not self._reader.is_complete:  # further data of the body does not extend the timeout
+            phase, seconds = UNREAD, transport.UNREAD_SECONDS
+        elif self._data:
+            phase, seconds = IN_HEAD, config.header_seconds
+        else:
+            phase, seconds = self._count, config.keep_alive_timeout
+        if phase != self._phase:
+            self._enter(phase, seconds)
+
+    def end(self) -> None:
+        """Close after the response to the current request."""
+        self._is_ending = True
+        if self._exchange is None and not self._is_closing:
+            self._leave()
+
+    async def cancel(self) -> None:
+        """Close now, cancel the running applications, and wait for their end."""
+        self.abort()
+        tasks = [task for exchange in [*self._running] if (task := exchange.cancel())]
+        await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,248 @@
+"""One request and its response, as an ASGI application sees them."""
+
+import asyncio
+from time import time
+from typing import TYPE_CHECKING, Any
+
+from hypercorn.typing import HTTPScope
+
+from service.server.http1.config import COMPLETE, EarlyResponse, Headers, Turn
+from service.server.http1.error_responses import error_response
+from service.server.http1.parser import Reader
+from service.server.http1.response_writer import CONTINUE, Answer, head_at_hand
+from service.server.http1.transport import UNREAD_BYTES
+
+if TYPE_CHECKING:
+    from service.server.http1.connection import Connection
+
+Message = Any  # an ASGI message: a dict
+REQUEST_TIMEOUT = 408  # closes its connection (RFC 9110, 15.5.9)
+MOST_WAITING = 65_536  # bytes of a body not yet received by the application; then reading pauses
+
+
+class Exchange:
+    """Calls the application with a request, and sends its response.
+
+    The head of a response waits for the first part of the body, so that both are one write. A
+    response is complete, or its connection closes before the response looks complete.
+    """
+
+    task: asyncio.Task[None] | None = None  # the call of the application
+    _turn: Turn | None = None  # the turn in the admission queue
+    is_awaited = False  # the application waits for more of the body
+    is_full = False  # enough of the body waits for the application
+    is_plain = False  # a GET without content
+    is_gone = False  # the client has closed its sending side or the connection
+    is_answered = False
+    _is_started = False
+    _is_silenced = False  # nothing more may be sent
+    _is_cancelled = False
+    _start: Message = None  # the first message of a response; its head waits
+    _response: Answer | None = None  # the started response
+    _pieces: list[bytes] | None = None  # of the body
+    _has_given = False  # the application has received part of the body
+    _has_given_end = False
+    _news: asyncio.Event | None = None
+
+    def __init__(self, connection: "Connection", reader: Reader, scope: HTTPScope) -> None:
+        self._connection = connection
+        self._scope = scope
+        self.is_read = reader.is_complete  # the whole request
+        self.expects = reader.expects and not reader.is_complete
+        self._begun_at = time() if connection.server.is_logged else 0.0
+
+    def start(self) -> None:
+        """Start the response, once: from the shortcut if possible, or from the application."""
+        if self._is_started:
+            return None
+        self._is_started = True
+        server = self._connection.server
+        shortcut = server.config.shortcut
+        scope: Any = self._scope
+        is_usual = self.is_plain and scope["http_version"] == "1.1" and not server.counts_or_logs
+        if shortcut is None or not is_usual or self._is_silenced:
+            return self._submit()
+        if not shortcut.look(scope, self.take_at_hand):
+            self._submit()
+        return None
+
+    def _submit(self) -> None:
+        if self._is_cancelled or self._is_silenced:
+            return self._connection.left(self)
+        admission = self._connection.server.config.admission
+        if admission is None or not self.is_read:
+            self._begin()
+        else:
+            self._turn = admission.submit(self._scope, self._begin, self._refuse)
+        return None
+
+    def _begin(self) -> None:
+        self.task = self._connection.spawn(self.run())
+
+    def _refuse(self, status: int, headers: Headers, body: bytes) -> None:
+        """Send a response without the application."""
+        self._start = {"status": status, "headers": headers}
+        self._write(body, more=False)
+        self._connection.left(self)
+
+    def cancel(self) -> asyncio.Task[None] | None:
+        """Cancel the exchange; return the task of its application, which ends soon."""
+        self._is_cancelled = True
+        if self.task is not None:
+            self.task.cancel()
+        self._leave_queue()
+        return self.task
+
+    def _leave_queue(self) -> None:
+        """Withdraw a request whose application has not started from the admission queue."""
+        if self._turn is not None and self.task is None and not self.is_answered:
+            self._turn.end()
+            self._connection.left(self)
+
+    def leaves_much(self, reader: Reader) -> bool:
+        """Return whether the client may send more of the body than the server discards."""
+        is_much = self.expects or reader.left is None or reader.left > UNREAD_BYTES
+        return is_much and not self.is_read
+
+    async def run(self) -> None:
+        """Run the application. If it sends no complete response, send an error or close."""
+        server = self._connection.server
+        self._mark_complete()
+        try:
+            if server.context.max_requests is not None:
+                await server.context.mark_request()
+            await server.app(self._scope, self.receive, self.send)
+        except Exception:
+            await server.config.log.exception("Error in ASGI Framework")
+        finally:
+            if not self.is_answered:
+                await self._fail()
+            self._connection.left(self)
+
+    def _mark_complete(self) -> None:
+        """Mark the request as complete in its scope, if the application can receive it at once."""
+        if self.is_read and not self._has_given:
+            self._scope["extensions"][COMPLETE] = {}
+
+    def take_at_hand(self, response: EarlyResponse | None) -> None:
+        """Send the response of the shortcut; without one, call the application."""
+        connection = self._connection
+        if response is None:
+            return self._submit()
+        closes = connection.closes_after(self)
+        if not self._is_silenced:
+            end = connection.server.head_end()
+            head = head_at_hand(response.status, response.lines, closes, end)
+            connection.write([head, response.body])
+        self.is_answered = True
+        connection.answered(self, closes=closes)
+        return connection.left(self)
+
+    async def _fail(self) -> None:
+        """Finish a response that the application has left incomplete."""
+        if self._response is not None or self.is_gone:
+            looks_whole = self._response is not None and self._response.is_endless
+            self._connection.cut(self, looks_whole=looks_whole)
+            await self._log(None)
+        else:
+            headers, body = error_response(self._connection.server.config, 500)
+            self._start = {"status": 500, "headers": headers}
+            self._write(body, more=False)
+            await self._log(self._start)
+
+    async def _log(self, response: Message) -> None:
+        if self._begun_at:
+            log, seconds = self._connection.server.config.log, time() - self._begun_at
+            await log.access(self._scope, response, seconds)
+
+    async def receive(self) -> Message:
+        """Return the next message: a part of the body, or the disconnect of the client."""
+        while True:
+            if self.is_answered:
+                return {"type": "http.disconnect"}
+            if self._pieces or (self.is_read and not self._has_given_end):
+                return self._next_of_body()
+            if self.is_gone:
+                return {"type": "http.disconnect"}
+            if self.expects:
+                self.expects = False
+                self._connection.write([CONTINUE])
+            if self._news is None:
+                self._news = asyncio.Event()
+            self._news.clear()
+            if not self.is_read:
+                self.is_awaited = True
+                self._connection.balance()
+            await self._news.wait()
+            self.is_awaited = False
+            self._connection.balance()  # the application no longer waits for the client
+
+    def _next_of_body(self) -> Message:
+        body = b"".join(self._pieces or ())
+        self._pieces, self.is_full, self._has_given_end = None, False, self.is_read
+        self._has_given = True
+        if not self.is_read:
+            self._connection.balance()
+        return {"type": "http.request", "body": body, "more_body": not self.is_read}
+
+    def take(self, pieces: list[bytes], *, is_read: bool) -> None:
+        """Add received parts of the body."""
+        self.expects = False  # the client did not wait for 100 Continue
+        self._pieces = self._pieces + pieces if self._pieces else pieces
+        self.is_full = not is_read and sum(map(len, self._pieces)) > MOST_WAITING
+        self.is_read = is_read
+        self._mark_complete()
+        self._notify()
+
+    def leave(self) -> None:
+        """Report the disconnect to the application. The client may still read the response."""
+        self.is_gone = True
+        self._notify()
+
+    def silence(self) -> bool:
+        """Send nothing more; return whether the response had started."""
+        self._is_silenced = True
+        self.leave()
+        self._leave_queue()
+        return self._response is not None
+
+    def _notify(self) -> None:
+        if self._news is not None:
+            self._news.set()
+
+    async def send(self, message: Message) -> None:
+        """Send the next message of the response. Waits while the client does not read."""
+        kind = message["type"]
+        if kind == "http.response.start" and self._start is None:
+            self._start = message
+        elif kind == "http.response.body" and self._start is not None and not self.is_answered:
+            more = message.get("more_body", False)
+            self._write(message.get("body", b""), more=more)
+            if more:
+                await self._connection.writable()
+            else:
+                await self._log(self._start)
+        elif not self._is_silenced:
+            raise RuntimeError(f"Unexpected message {kind} at this point of a response")
+
+    def _write(self, body: bytes, *, more: bool) -> None:
+        if self._is_silenced:
+            return
+        connection, response = self._connection, self._response
+        if response is not None:
+            parts = response.piece(body, more)
+        else:
+            start, scope = self._start, self._scope
+            response = Answer(start["status"], start.get("headers", ()), scope["method"] == "HEAD")
+            is_late = start["status"] == REQUEST_TIMEOUT
+            response.closes = response.closes or is_late or connection.closes_after(self)
+            end = connection.server.head_end()
+            head = response.head(body, more, scope["http_version"], end)
+            parts = [head, *response.piece(body, more)]
+            self._response = response
+        if parts:
+            connection.write(parts)
+        if not more:
+            self.is_answered = True
+            self._notify()
+            connection.answered(self, closes=response.closes)

@@ -1,0 +1,7 @@
+"""Routes and data for operators.
+
+health          `/health`, `/health/live`, `/health/ready`
+metrics         `/metrics`, for Prometheus
+metrics_files   the files in which worker processes share their metrics
+home            the front page
+"""
