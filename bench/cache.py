@@ -58,7 +58,7 @@ async def fill(app: Quart) -> None:
 
     await app.extensions["database"].write(work)
     async with asyncio.timeout(30):
-        while app.extensions["cache"].fence.lease() is None:  # noqa: ASYNC110  (a fence)
+        while app.extensions["cache"].lease.lease() is None:  # noqa: ASYNC110  (a fence)
             await asyncio.sleep(0.1)
 
 

@@ -340,7 +340,7 @@ async def site(shared_site: Site) -> Site:
             await connection.execute(text(f"TRUNCATE {', '.join(tables)}"))
     cache: Cache = shared_site.app.extensions["cache"]
     async with asyncio.timeout(30):  # a test that stopped the loop has ended its lease
-        while cache.fence.lease() is None:
+        while cache.lease.lease() is None:
             await asyncio.sleep(0.01)
     await cache.clear()
     return shared_site
@@ -390,7 +390,7 @@ class Hurt:
     async def until(self, on: bool) -> None:
         """Wait for the cache to be on, or off."""
         async with asyncio.timeout(60):
-            while bool(self.cache.fence.lease()) is not on:
+            while bool(self.cache.lease.lease()) is not on:
                 await asyncio.sleep(0.1)
 
 

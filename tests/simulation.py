@@ -464,7 +464,7 @@ class SimulatedEpochs(Epochs):
     def is_postgresql(self) -> bool:
         return True
 
-    async def _ask(self, query: str, patience: float = 2.0, **values: object) -> Any:
+    async def _query(self, query: str, seconds: float = 2.0, **values: object) -> Any:
         world = self.worker.world
         await self.worker.alive()
         async with self._turn:

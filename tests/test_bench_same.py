@@ -22,7 +22,7 @@ async def cached(site: Site) -> Site:
     """Wait until the cache is on."""
     cache: Cache = site.app.extensions["cache"]
     async with asyncio.timeout(30):
-        while cache.fence.lease() is None:
+        while cache.lease.lease() is None:
             await asyncio.sleep(0.01)
     return site
 

@@ -527,7 +527,7 @@ async def test_another_releases_entry_is_not_taken(
     """Without the key in the entry it would be: then this test would fail."""
     book = await make.book(owner)
     cache, path = cache_of(site), f"/api/books/{book.id}"
-    state = cache.fence.lease()
+    state = cache.lease.lease()
     assert state is not None
     key = f"{state.prefix}book:{book.id}"
     await cache.store.fill([(key, Entry(b"1", b'{"old": 1}').write(f"old:book:{book.id}"), 30.0)])

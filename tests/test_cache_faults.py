@@ -288,7 +288,7 @@ async def test_the_database_cuts_every_connection(hurt: Hurt, folder: Path) -> N
         )
     await asyncio.sleep(2.5)
     async with asyncio.timeout(2 * SLACK):
-        while hurt.cache.fence.lease() is None:
+        while hurt.cache.lease.lease() is None:
             await asyncio.sleep(0.1)
     assert (await hurt.client.get("/api/books")).status_code == 200
     url = hurt.site.database.url.render_as_string(hide_password=False)
@@ -353,10 +353,10 @@ async def test_a_database_that_comes_later(request: pytest.FixtureRequest, folde
         database = Database(settings, Cache(settings, logging.getLogger("test")))
         await database.open()  # there are no tables yet
         cache: Any = database._cache
-        assert cache.fence.lease() is None
+        assert cache.lease.lease() is None
         await asyncio.to_thread(migrations.upgrade, settings.database)
         async with asyncio.timeout(2 * SLACK):
-            while cache.fence.lease() is None:
+            while cache.lease.lease() is None:
                 await asyncio.sleep(0.1)
         other = Database(settings, Cache(settings, logging.getLogger("test")))
         with pytest.raises(SharedCacheError):

@@ -29,7 +29,7 @@ HOT, DOOMED, LEAVERS = (12, 1_000, 200) if SOAK else (12, 50, 20)
 OPERATIONS, SECONDS, CREATES = (200_000, 0, 1_000) if SOAK else (0, 40, 100)
 LONGEST = 25 if SOAK else 3  # that a way is bad: beyond the recovery of all others
 Way = Callable[[], Awaitable[object]]
-PATIENCE = 6.0  # of who writes: to turn the cache off takes 2.2 s, perhaps twice
+WRITE_SECONDS = 6.0  # of who writes: to turn the cache off takes 2.2 s, perhaps twice
 
 
 def did(kind: Kind, start: float, end: float, version: int = 0, value: str = "") -> Operation:
@@ -287,7 +287,7 @@ async def test_no_read_is_older_than_an_answer(
         print(*(f"{a:.3f} {b:.3f} {name}" for a, b, name in nemesis.faults), sep="\n")
     assert not found, "\n".join(map(str, found[:10]))
     assert not clients.wrong, "\n".join(clients.wrong[:10])
-    assert slowest < PATIENCE
+    assert slowest < WRITE_SECONDS
     assert not [status for status in counts if status.startswith("read, 5")]
     assert nemesis.lost
     assert counts["hit"] > counts["read"] / 10

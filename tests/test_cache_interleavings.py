@@ -608,7 +608,7 @@ def without_confirmation(patch: pytest.MonkeyPatch) -> None:
     async def after_commit(self: invalidation.Invalidation, mark: invalidation.Mark | None) -> None:
         if mark is not None and self._store is not None:
             with suppress(*FAILURES):
-                async with LoopTimeout(self._patience):
+                async with LoopTimeout(self._timeout):
                     await self._store.unmark(mark.prefix, mark.keys, mark.token, mark.lists)
 
     patch.setattr(invalidation.Invalidation, "after_commit", after_commit)

@@ -63,7 +63,7 @@ async def test_a_master_that_was_demoted_is_left(hurt: Hurt, short: None) -> Non
     async with redis_of(hurt) as redis:
         await redis.replicaof("127.0.0.1", str(free_port()))
         async with asyncio.timeout(BACK):
-            while hurt.cache.fence.lease() is not None:  # nobody wrote: the fence has looked
+            while hurt.cache.lease.lease() is not None:  # nobody wrote: the fence has looked
                 await asyncio.sleep(0.05)
         await set_title(hurt, book, "New")
         assert await title_of(hurt, book) == "New"
@@ -161,7 +161,7 @@ async def test_the_database_cannot_choose_how_isolated_writes_are(hurt: Hurt) ->
 async def test_a_statement_on_the_row_waits_for_its_turn_no_longer(hurt: Hurt) -> None:
     async with hurt.cache.epochs._turn:
         with pytest.raises(TimeoutError):
-            await hurt.cache.epochs._ask("SELECT 1", 0.1)
+            await hurt.cache.epochs._query("SELECT 1", 0.1)
 
 
 async def test_one_sqlite_file_by_two_paths_is_one(folder: Path, tmp_path: Path) -> None:

@@ -86,4 +86,4 @@ async def test_books_imported_beside_the_server_are_seen(hurt: Hurt, tmp_path: P
     assert code == 0, out + err
     assert (await hurt.client.get("/api/books")).json()["total"] == 2
     assert not (await hurt.cache.epochs.read()).on
-    assert cache_of(hurt.site).fence.lease() is None
+    assert cache_of(hurt.site).lease.lease() is None

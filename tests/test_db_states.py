@@ -109,7 +109,7 @@ class Served:
 
     def token(self) -> str | None:
         """Name the epoch that the cache may be used in now."""
-        lease = self.cache.fence.lease()
+        lease = self.cache.lease.lease()
         return None if lease is None else lease.token
 
     async def leased(self) -> str | None:

@@ -24,8 +24,8 @@ START = 1_800_000_000 * SECOND
 class Backend(Protocol):
     """A limiter whose clock the test holds."""
 
-    def decide(self, claims: Sequence[Charge], now: int) -> Decision: ...
-    def give_back(self, key: str, stamp: int) -> None: ...
+    def acquire(self, claims: Sequence[Charge], now: int) -> Decision: ...
+    def refund(self, key: str, stamp: int) -> None: ...
     def state(self) -> object: ...
     def clear(self) -> None: ...
 
@@ -40,12 +40,12 @@ class InMemory:
         self._now = 0
         self._memory = MemoryLimits(lambda: self._now)
 
-    def decide(self, claims: Sequence[Charge], now: int) -> Decision:
+    def acquire(self, claims: Sequence[Charge], now: int) -> Decision:
         self._now = now - START  # as on a machine that was just started
-        return self._memory.decide(claims)
+        return self._memory.acquire(claims)
 
-    def give_back(self, key: str, stamp: int) -> None:
-        self._memory.give_back(key, stamp - START)
+    def refund(self, key: str, stamp: int) -> None:
+        self._memory.refund(key, stamp - START)
 
     def state(self) -> object:
         return {
@@ -65,11 +65,11 @@ class InRedis:
     def clear(self) -> None:
         self._redis.flushdb()
 
-    def decide(self, claims: Sequence[Charge], now: int) -> Decision:
+    def acquire(self, claims: Sequence[Charge], now: int) -> Decision:
         (answer,) = self._script(*arguments([claims], now))
         return decision(claims, answer)
 
-    def give_back(self, key: str, stamp: int) -> None:
+    def refund(self, key: str, stamp: int) -> None:
         self._give_back([key], [stamp])
 
     def state(self) -> object:
@@ -134,10 +134,10 @@ def test_never_more_never_fewer_all_or_nothing(
         if returned is not None and returned < len(taken["a"]):
             stamp = taken["a"].pop(-1 - returned)
             if any(stamp + policy.period > now for policy in first):
-                backend.give_back("a", stamp)
+                backend.refund("a", stamp)
         claims = [Charge(key, policies[key], cost) for key in keys]
         before = backend.state()
-        found = backend.decide(claims, now)
+        found = backend.acquire(claims, now)
         assert found.admitted == has_room(claims, now)
         if found.admitted:
             assert found.wait == 0
@@ -148,13 +148,13 @@ def test_never_more_never_fewer_all_or_nothing(
             if all(0 < cost <= policy.amount for claim in claims for policy in claim.policies):
                 assert has_room(claims, now + found.retry_after * SECOND)
                 assert not has_room(claims, now + (found.retry_after - 1) * SECOND)
-        standings = iter(found.standings)
+        quotas = iter(found.quotas)
         for claim in claims:
             for policy in claim.policies:
-                standing = next(standings)
+                quota = next(quotas)
                 within = [t for t in taken[claim.key] if t + policy.period > now]
-                assert standing.remaining == max(0, policy.amount - len(within))
-                assert standing.reset == (within[0] + policy.period - now if within else 0)
+                assert quota.remaining == max(0, policy.amount - len(within))
+                assert quota.reset == (within[0] + policy.period - now if within else 0)
 
 
 @pytest.mark.parametrize("amount", [1, 4_096, 4_097, 100_000])
@@ -167,7 +167,7 @@ def test_a_large_limit_is_coarse_and_never_too_generous(backend: Backend, amount
         cost = min(amount, chance.randrange(1, 1 + max(1, amount // 20)))
         now += chance.randrange(0, 2 * SECOND)
         used = sum(n for instant, n in taken if instant + policy.period > now)
-        if backend.decide([Charge("k", (policy,), cost)], now).admitted:
+        if backend.acquire([Charge("k", (policy,), cost)], now).admitted:
             assert used + cost <= amount
             taken.append((now, cost))
         else:
@@ -178,27 +178,27 @@ def test_a_large_limit_is_coarse_and_never_too_generous(backend: Backend, amount
 def test_a_key_that_may_have_more_now_keeps_what_it_had(backend: Backend) -> None:
     small, large = Policy(3, 60), Policy(5, 60)
     for n in range(3):
-        assert backend.decide([Charge("k", (small,))], START + n * SECOND).admitted
-    assert not backend.decide([Charge("k", (small,))], START + 3 * SECOND).admitted
-    assert backend.decide([Charge("k", (large,), 2)], START + 4 * SECOND).admitted
-    refused = backend.decide([Charge("k", (large,))], START + 5 * SECOND)
+        assert backend.acquire([Charge("k", (small,))], START + n * SECOND).admitted
+    assert not backend.acquire([Charge("k", (small,))], START + 3 * SECOND).admitted
+    assert backend.acquire([Charge("k", (large,), 2)], START + 4 * SECOND).admitted
+    refused = backend.acquire([Charge("k", (large,))], START + 5 * SECOND)
     assert (refused.admitted, refused.retry_after) == (False, 55)
-    assert not backend.decide([Charge("k", (small,))], START + 61 * SECOND).admitted
+    assert not backend.acquire([Charge("k", (small,))], START + 61 * SECOND).admitted
 
 
 def test_a_clock_that_runs_back_gives_nothing_away(backend: Backend) -> None:
     claim = [Charge("k", (Policy(2, 60),))]
-    assert backend.decide(claim, START).admitted
-    assert backend.decide(claim, START - 3_600 * SECOND).admitted
-    assert backend.decide(claim, START - 3_600 * SECOND).retry_after == 60
+    assert backend.acquire(claim, START).admitted
+    assert backend.acquire(claim, START - 3_600 * SECOND).admitted
+    assert backend.acquire(claim, START - 3_600 * SECOND).retry_after == 60
 
 
 def test_memory_is_bounded_in_keys() -> None:
     memory = MemoryLimits(lambda: START, most_keys=100)
     for n in range(1_000):
-        assert memory.decide([Charge(str(n), (Policy(1, 60),))]).admitted
+        assert memory.acquire([Charge(str(n), (Policy(1, 60),))]).admitted
     assert len(memory) == 100
-    assert not memory.decide([Charge("999", (Policy(1, 60),))]).admitted
+    assert not memory.acquire([Charge("999", (Policy(1, 60),))]).admitted
 
 
 async def admit(url: str, key: str, requests: int, amount: int) -> int:
@@ -206,7 +206,7 @@ async def admit(url: str, key: str, requests: int, amount: int) -> int:
     batcher = RedisBatcher(ConnectionPool.from_url(url), deadline=5)
     shared = RedisLimits(batcher)
     claims = [Charge(key, (Policy(amount, 3_600),))]
-    found = await asyncio.gather(*(shared.decide(claims) for _ in range(requests)))
+    found = await asyncio.gather(*(shared.acquire(claims) for _ in range(requests)))
     await batcher.close()
     return sum(decision.admitted for decision in found)
 

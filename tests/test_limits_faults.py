@@ -51,7 +51,7 @@ async def limited(
         serving(settings) as served,
         httpx.AsyncClient(base_url=served.url) as client,
     ):
-        yield client, served.app.extensions["limiter"].ledger, logs
+        yield client, served.app.extensions["limiter"].store, logs
 
 
 async def ask(client: httpx.AsyncClient, times: int, path: str = "/none") -> int:
@@ -65,17 +65,17 @@ async def ask(client: httpx.AsyncClient, times: int, path: str = "/none") -> int
     return sum(answer.status_code != 429 for answer in answers)
 
 
-async def until_back(client: httpx.AsyncClient, ledger: LimitStore) -> None:
+async def until_back(client: httpx.AsyncClient, store: LimitStore) -> None:
     """Ask on until Redis decides again."""
     async with asyncio.timeout(3):  # 1 s, with threefold slack
-        while ledger.is_away:
+        while store.is_away:
             await client.get("/none")
             await asyncio.sleep(0.05)
 
 
 async def test_redis_hangs_and_wakes(site: Site, folder: Path, valkey: ValkeyServer) -> None:
     async with limited(site, folder, valkey.port, ratelimit_default="40 per hour") as found:
-        client, ledger, logs = found
+        client, store, logs = found
         assert await ask(client, 8) == 8
         os.kill(valkey._process.pid, signal.SIGSTOP)
         try:
@@ -83,12 +83,12 @@ async def test_redis_hangs_and_wakes(site: Site, folder: Path, valkey: ValkeySer
             for _ in range(6):
                 assert await ask(client, 1) == 0
                 await asyncio.sleep(0.1)
-            assert ledger.is_away
-            assert ledger.lost == 1
-            assert ledger.decided_locally >= 30
+            assert store.is_away
+            assert store.lost == 1
+            assert store.decided_locally >= 30
         finally:
             os.kill(valkey._process.pid, signal.SIGCONT)
-        await until_back(client, ledger)
+        await until_back(client, store)
         # What was on its way when it hung may count there, too.
         assert 10 <= await ask(client, 40) <= 32
         assert await ask(client, 5) == 0
@@ -101,16 +101,16 @@ async def test_redis_is_killed_and_started_again(
 ) -> None:
     port = valkey.port
     async with limited(site, folder, port, ratelimit_default="12 per hour") as found:
-        client, ledger, _ = found
+        client, store, _ = found
         assert await ask(client, 20) == 12
         valkey.stop()
         assert await ask(client, 20) == 12 // WORKERS
         valkey = ValkeyServer(port=port)
         valkey.start()
         try:
-            await until_back(client, ledger)
+            await until_back(client, store)
             assert await ask(client, 20) < 12, "a loss may add the limit once, and no more"
-            assert ledger.lost == 1
+            assert store.lost == 1
             # It knows no script: that is no outage.
             assert await ask(client, 3) == 0
         finally:
@@ -129,34 +129,34 @@ async def test_a_flushed_redis_learns_the_script_again(
     site: Site, folder: Path, valkey: ValkeyServer
 ) -> None:
     async with limited(site, folder, valkey.port, ratelimit_default="5 per hour") as found:
-        client, ledger, _ = found
+        client, store, _ = found
         assert await ask(client, 6) == 5
         server: Any = redis.Redis(port=valkey.port)
         server.script_flush()
         assert await ask(client, 3) == 0
-        assert ledger.lost == 0
+        assert store.lost == 0
 
 
 async def test_a_connection_that_broke_while_idle_is_no_outage(
     site: Site, folder: Path, valkey: ValkeyServer
 ) -> None:
     async with limited(site, folder, valkey.port, ratelimit_default="5 per hour") as found:
-        client, ledger, _ = found
+        client, store, _ = found
         assert await ask(client, 2) == 2
         server: Any = redis.Redis(port=valkey.port)
         server.client_kill_filter(_type="normal", skipme=True)
         assert await ask(client, 5) == 3
-        assert ledger.lost == 0
+        assert store.lost == 0
 
 
 async def test_a_loop_that_is_late_is_no_outage(
     site: Site, folder: Path, valkey: ValkeyServer
 ) -> None:
-    async with limited(site, folder, valkey.port) as (client, ledger, _):
+    async with limited(site, folder, valkey.port) as (client, store, _):
         for _ in range(3):
             asking = asyncio.ensure_future(ask(client, 1))
             for _ in range(40):
                 await asyncio.sleep(0)
                 time.sleep(0.02)  # noqa: ASYNC251  (that is the point)
             await asyncio.wait({asking})
-        assert ledger.lost == 0
+        assert store.lost == 0

@@ -1,7 +1,7 @@
 """Why there is a core of our own: what quart-rate-limiter does as installed, beside ours.
 
-`stock` is its own RateLimiter with its RedisStore in place of the gate. Each row fails for
-`ours`, should the gate be taken out.
+`stock` is its own RateLimiter with its RedisStore in place of the limit middleware. Each row fails
+for `ours` if the middleware is taken out.
 """
 
 import asyncio

@@ -203,7 +203,7 @@ async def test_every_route_has_a_limit_or_is_exempt(site: Site) -> None:
             free.add(rule.rule)
         elif plan != UNKNOWN:
             own[rule.endpoint] = plan.names
-        claims = limiter.claims(rule.endpoint, plan, caller)  # only names that the settings know
+        claims = limiter.charges(rule.endpoint, plan, caller)  # only names that the settings know
         assert all(claim.policies for claim in claims)
     assert {rule for rule in free if not rule.startswith("/docs/")} == {
         "/", "/docs", "/openapi.json", "/health", "/health/live", "/health/ready", "/metrics",

@@ -30,7 +30,7 @@ async def list_users(call: Call, query_args: PageQuery, current_user: CurrentUse
     page = query_args.to_page()
     async with call.database.session() as db:
         users, total = await service.list_users(db, page)
-    envelope = page_envelope(page, total, call.here)
+    envelope = page_envelope(page, total, call.url)
     bodies = [to_bytes(UserOut.model_validate(user)) for user in users]
     return Reply(with_items(bodies, envelope), headers=link_header(envelope["links"]))
 

@@ -45,7 +45,7 @@ async def list_books(call: Call, query_args: BookQuery) -> Reply:
     page = query_args.to_page()
     listing = service.list_books(query_args, query_args.sort or "-created_at", page)
     rows = await call.cache.lists.read(listing, past=query_args.nocache)
-    envelope = page_envelope(page, rows.total, call.here)
+    envelope = page_envelope(page, rows.total, call.url)
     body = with_items(rows.bodies, envelope)
     return Reply.of_list(body, listing, rows, link_header(envelope["links"]))
 

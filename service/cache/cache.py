@@ -27,12 +27,12 @@ class Cache:
         self.store = store or _store(settings)
         self.counters = Counters()
         self.epochs = Epochs(self.counters)
-        self.fence = EpochLease(self.store, self.epochs, logger)
-        patience = settings.cache_redis_seconds
-        self.writes = Invalidation(self.store, self.epochs, self.counters, patience)
+        self.lease = EpochLease(self.store, self.epochs, logger)
+        timeout = settings.cache_redis_seconds
+        self.writes = Invalidation(self.store, self.epochs, self.counters, timeout)
         self._breaker = CircuitBreaker(self.store.identify, self.counters, logger)
         self.access = CacheReader(
-            self.store, self.fence, self._breaker, self.counters, logger, patience
+            self.store, self.lease, self._breaker, self.counters, logger, timeout
         )
         self.items = Items(self.access, settings.cache_item_seconds)
         self.lists = Lists(
@@ -46,7 +46,7 @@ class Cache:
     async def open(self, session: Sessions) -> None:
         """Begin to use the cache; the database is open. Raises SharedCacheError."""
         self.access.session = session
-        await self.fence.open()
+        await self.lease.open()
 
     async def clear(self) -> int:
         """Delete every value, nothing else; return the number. Raises RedisError or OSError."""
@@ -60,7 +60,7 @@ class Cache:
         """Stop using the cache."""
         await self.access.close()
         await self._breaker.close()
-        await self.fence.close()
+        await self.lease.close()
         await self.store.close()
 
 

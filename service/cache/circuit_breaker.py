@@ -14,7 +14,7 @@ from service.timeouts import LoopTimeout, cancel_and_wait
 FAILURES = (RedisError, OSError)  # a time-out is an OSError
 TIMES, WITHIN = 3, 1.0  # failures, in so many seconds
 PAUSE = 1.0  # seconds, before each probe
-PROBE_PATIENCE = 0.1
+PROBE_SECONDS = 0.1
 
 
 class CircuitBreaker:
@@ -57,7 +57,7 @@ class CircuitBreaker:
         while True:
             await asyncio.sleep(PAUSE)
             try:
-                async with LoopTimeout(PROBE_PATIENCE):
+                async with LoopTimeout(PROBE_SECONDS):
                     await self._probe()
             except FAILURES:
                 continue

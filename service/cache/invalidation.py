@@ -51,12 +51,12 @@ class Invalidation:
     """Sets marks in the store that readers use. Without a store, a write turns the cache off."""
 
     def __init__(
-        self, store: Store | None, epochs: Epochs, counters: Counters, patience: float = 0.1
+        self, store: Store | None, epochs: Epochs, counters: Counters, timeout: float = 0.1
     ) -> None:
         self._store = store
         self._epochs = epochs
         self._counters = counters
-        self._patience = LONGER * patience
+        self._timeout = LONGER * timeout
 
     async def before_commit(self, db: AsyncSession, begun: float) -> Mark | None:
         """Mark the changes of a write. `begun`: when the write began (monotonic clock).
@@ -91,7 +91,7 @@ class Invalidation:
             return
         for _ in range(CLEARINGS):
             try:
-                async with LoopTimeout(self._patience):
+                async with LoopTimeout(self._timeout):
                     await self._store.unmark(mark.prefix, mark.keys, mark.token, mark.lists)
             except FAILURES:
                 continue
@@ -121,7 +121,7 @@ class Invalidation:
         keys, lists = tuple(sorted(changed.keys)), tuple(sorted(changed.lists))
         mark = Mark(state.prefix, keys, random_id(), lists)
         try:
-            async with LoopTimeout(self._patience):
+            async with LoopTimeout(self._timeout):
                 await store.mark(mark.prefix, mark.keys, mark.token, mark.lists)
         except FAILURES:
             raise RetryWrite(bump=True) from None

@@ -109,7 +109,7 @@ class Items:
         key, own_key = state.prefix + kind.key(row_id), kind.own_key(row_id)
         lease = None
         try:
-            async with LoopTimeout(reader.patience):
+            async with LoopTimeout(reader.timeout):
                 value = await reader.store.get(key)
                 entry = read(value, own_key)
                 if entry is None and may_be_filled(value):
@@ -149,7 +149,7 @@ class Items:
             self._reader.later(self._compare(kind, row_id, entry))
 
     async def read_missing(
-        self, kind: Kind, state: State, stored: dict[int, bytes | None], patience: LoopTimeout
+        self, kind: Kind, state: State, stored: dict[int, bytes | None], loop_timeout: LoopTimeout
     ) -> dict[int, Entry]:
         """Load missing rows of a list, and fill those that can be leased."""
         reader = self._reader
@@ -159,7 +159,7 @@ class Items:
         leased: list[int] = []
         if free:
             keys = [state.prefix + kind.key(row_id) for row_id in free]
-            async with patience:
+            async with loop_timeout:
                 results = await reader.store.lease(keys, lease, LEASE_SECONDS)
             leased = [row_id for row_id, is_leased in zip(free, results, strict=True) if is_leased]
         name = f"{kind.name}:{','.join(map(str, ids))}"

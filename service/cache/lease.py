@@ -12,7 +12,7 @@ from service.cache.store import AnotherStoreError, MemoryStore, Store
 from service.timeouts import LoopTimeout, cancel_and_wait
 
 WELL_SECONDS = 5.0  # a store must reply for this time before it is trusted again
-PROBE_PATIENCE = 0.1
+PROBE_SECONDS = 0.1
 UNREACHABLE = (SQLAlchemyError, OSError)
 
 
@@ -100,7 +100,7 @@ class EpochLease:
     async def _look(self, state: State) -> None:
         """Turn the cache off if another store replies over the existing connections."""
         try:
-            async with LoopTimeout(PROBE_PATIENCE):
+            async with LoopTimeout(PROBE_SECONDS):
                 if await self._store.identify() != state.run_id:
                     self.leave()
         except AnotherStoreError:
@@ -123,7 +123,7 @@ class EpochLease:
     async def _is_well(self, now: float) -> bool:
         """Whether the same store has replied for WELL_SECONDS."""
         try:
-            async with LoopTimeout(PROBE_PATIENCE):
+            async with LoopTimeout(PROBE_SECONDS):
                 run_id = await self._store.identify()
         except FAILURES:
             self._well_since = None

@@ -107,7 +107,7 @@ class Lists:
         state = None if past else reader.enter()
         if state is not None:
             try:
-                rows = await self._read(listing, state, LoopTimeout(reader.patience))
+                rows = await self._read(listing, state, LoopTimeout(reader.timeout))
                 reader.count(rows.status)
                 if rows.status == "hit":
                     self._hit(listing, rows)
@@ -131,12 +131,14 @@ class Lists:
         if self._keeping != "ttl" and self._reader.is_sampled():
             self._reader.later(self._compare(listing, rows))
 
-    async def _read(self, listing: ListQuery, state: State, patience: LoopTimeout) -> ListResult:
+    async def _read(
+        self, listing: ListQuery, state: State, loop_timeout: LoopTimeout
+    ) -> ListResult:
         reader = self._reader
         names = (listing.page, listing.count) if listing.counted else (listing.page,)
         kind = listing.kind
         keys = [state.prefix + key for key in (kind.generation_key, *map(_short, names))]
-        async with patience:
+        async with loop_timeout:
             generation, *values = await reader.store.get_many(keys)
             if generation is None:
                 generation = await reader.store.generation(state.prefix, kind.name)
@@ -160,7 +162,7 @@ class Lists:
             if fresh.ids is not None:
                 ids, more = fresh.ids, fresh.more
             total = total if fresh.total is None else fresh.total
-        bodies, complete = await self._rows(kind, state, generation, ids, patience)
+        bodies, complete = await self._rows(kind, state, generation, ids, loop_timeout)
         status = status if complete else "miss"
         return ListResult(bodies, total, more, status, generation)
 
@@ -184,7 +186,12 @@ class Lists:
         return result
 
     async def _rows(
-        self, kind: Kind, state: State, generation: bytes, ids: Sequence[int], patience: LoopTimeout
+        self,
+        kind: Kind,
+        state: State,
+        generation: bytes,
+        ids: Sequence[int],
+        loop_timeout: LoopTimeout,
     ) -> tuple[list[bytes], bool]:
         """Return the rows, and whether all were in the cache.
 
@@ -194,15 +201,15 @@ class Lists:
         store = self._reader.store
         generation_key = state.prefix + kind.generation_key
         keys = [state.prefix + kind.key(row_id) for row_id in ids]
-        async with patience:
+        async with loop_timeout:
             again, *values = await store.get_many([generation_key, *keys])
         self._check(state, generation, again)
         stored = dict(zip(ids, values, strict=True))
         rows = {row_id: read(value, kind.own_key(row_id)) for row_id, value in stored.items()}
         missing = {row_id: value for row_id, value in stored.items() if rows[row_id] is None}
         if missing:
-            rows |= await self._items.read_missing(kind, state, missing, patience)
-            async with patience:
+            rows |= await self._items.read_missing(kind, state, missing, loop_timeout)
+            async with loop_timeout:
                 self._check(state, generation, await store.get(generation_key))
         bodies = [(rows[row_id] or NONE).body for row_id in ids]
         if not all(bodies):

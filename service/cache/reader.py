@@ -33,7 +33,7 @@ T = TypeVar("T")
 Sessions = Callable[[], AbstractAsyncContextManager[AsyncSession]]
 StatusT = TypeVar("StatusT", bound=str)
 
-LATER_PATIENCE = 1.0
+LATER_SECONDS = 1.0
 _lost: ContextVar[str] = ContextVar("lost", default="")  # the request for which the store failed
 SQL_SECONDS = 4.5  # from a request's arrival: its turn, a connection, and the statement
 
@@ -41,7 +41,7 @@ SQL_SECONDS = 4.5  # from a request's arrival: its turn, a connection, and the s
 class CacheReader:
     """The store, guarded by the lease on the epoch and by the circuit breaker.
 
-    patience: the most time that the cache may cost a read, in seconds.
+    timeout: the most time that the cache may cost a read, in seconds.
     """
 
     failures = FAILURES
@@ -56,10 +56,10 @@ class CacheReader:
         breaker: CircuitBreaker,
         counters: Counters,
         logger: logging.Logger,
-        patience: float,
+        timeout: float,
     ) -> None:
         self.store = store
-        self.patience = patience
+        self.timeout = timeout
         self.counters = counters
         self.logger = logger
         self.session: Sessions
@@ -159,7 +159,7 @@ class CacheReader:
 
     async def _do(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            async with LoopTimeout(LATER_PATIENCE):
+            async with LoopTimeout(LATER_SECONDS):
                 await work
         except FAILURES as error:
             self.failed(error)

@@ -24,7 +24,7 @@ LEASE_SECONDS = 2.0  # from the beginning of a read of the row
 SETTLED_SECONDS = 2.2  # after this time no lease on the epoch before is left
 RESTED_SECONDS = 15.0  # off: longer than any write that saw it on
 LOOK_SECONDS = 0.5  # between reads of the row
-PATIENCE = 2.0  # for the database, in seconds
+QUERY_SECONDS = 2.0  # for the database, in seconds
 BUMP_PATIENCE = 6.0  # on SQLite other writers may come first
 UNSEEN = 5.0  # seconds: a commit may take this long
 UNMARKED_LOCK = 0x0C7A_0003  # advisory lock of PostgreSQL: writes without marks, and recovery
@@ -123,7 +123,7 @@ class Epochs:
     async def read(self) -> State:
         """Read the row. PRIMARY changes no row; it fails on a read-only server, which may lag."""
         primary = PRIMARY if self.is_postgresql else ""
-        state = _state(await self._ask(primary + _state_query(self._clock).text))
+        state = _state(await self._query(primary + _state_query(self._clock).text))
         if state.age < -2 * UNSEEN:  # the database's clock was set back: the age begins anew
             await self._renew(state.epoch)
         return state
@@ -132,7 +132,7 @@ class Epochs:
         """Turn the cache off for all, if it is on."""
         # While this commit takes its time, processes still get leases on the epoch before. So the
         # epoch counts as young, and no write continues, until the commit is known to be done.
-        row = await self._ask(
+        row = await self._query(
             "UPDATE cache_state SET epoch = epoch + 1, token = :token, mode = 'off', "  # noqa: S608  (no input)
             f"changed_at = {self._clock} + {UNSEEN} WHERE mode = 'on' RETURNING epoch",
             BUMP_PATIENCE,
@@ -145,7 +145,7 @@ class Epochs:
 
     async def _renew(self, epoch: int) -> None:
         """Begin the age of an epoch now."""
-        await self._ask(
+        await self._query(
             f"UPDATE cache_state SET changed_at = {self._clock} "  # noqa: S608  (no input)
             "WHERE epoch = :epoch RETURNING epoch",
             BUMP_PATIENCE,
@@ -168,7 +168,7 @@ class Epochs:
         `settled`: no other process can have a lease, so writes need not wait.
         """
         alone = f" AND pg_try_advisory_xact_lock({UNMARKED_LOCK})" if self.is_postgresql else ""
-        row = await self._ask(
+        row = await self._query(
             "UPDATE cache_state SET epoch = epoch + 1, token = :token, mode = 'on', "  # noqa: S608  (no input)
             f"run_id = :run_id, changed_at = {'changed_at' if settled else self._clock} "
             f"WHERE epoch = :epoch{alone} RETURNING epoch",
@@ -222,11 +222,11 @@ class Epochs:
             self._file.close()
 
     async def _lock(self, query: str) -> bool:
-        return bool((await self._ask(query))[0])
+        return bool((await self._query(query))[0])
 
-    async def _ask(self, query: str, patience: float = PATIENCE, **values: object) -> Any:
+    async def _query(self, query: str, seconds: float = QUERY_SECONDS, **values: object) -> Any:
         """Run one statement at a time. A failed connection is replaced."""
-        async with asyncio.timeout(patience), self._turn:
+        async with asyncio.timeout(seconds), self._turn:
             try:
                 if self._connection is None:
                     self._connection = await self._engine.connect()

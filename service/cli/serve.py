@@ -103,9 +103,9 @@ def _supervise(settings: Settings, sockets: list[socket.socket]) -> int:
             count=settings.workers,
             # Without Redis, two workers at once would have separate caches and limits.
             overlap=settings.redis_url is not None,
-            patience=settings.drain_seconds + settings.grace_seconds,
+            stop_seconds=settings.drain_seconds + settings.grace_seconds,
             environment=environment,
-            forget=partial(metrics_files.forget, folder),
+            on_end=partial(metrics_files.forget, folder),
             write_lines=log.put_lines,
         )
         return asyncio.run(supervisor.run())

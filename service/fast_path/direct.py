@@ -1,6 +1,6 @@
 """The direct path: an operation with a complete request runs in a task, without the framework.
 
-The gate has admitted the request and checked its token, as for every request. The operation runs as
+The limit middleware has admitted the request and checked its token. The operation runs as
 it does within Quart: with the same decorators, handler, responses and errors.
 """
 

@@ -116,7 +116,7 @@ class WarmLookup:
             if self._claims is not None and stored is not None:
                 account = Prefetch(self._plan.state)
                 account.receive((stored[0], stored[1][1:]))
-            context.handed = LookupResult(
+            context.lookup_result = LookupResult(
                 decided, account, partial(responder.fail, undecided, unread)
             )
             return self._callback(None)

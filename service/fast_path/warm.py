@@ -99,7 +99,7 @@ class WarmResponder:
             loop, begun = asyncio.get_running_loop(), time.perf_counter()
             loop.call_soon(self._send_constant, scope, callback, constant, begun)
             return True
-        if self._limiter.ledger.is_away:
+        if self._limiter.limit_store.is_away:
             return False
         request = None if scope["query_string"] else self._routes.item(raw_path)
         if request is not None:
@@ -108,7 +108,7 @@ class WarmResponder:
             plan = self._plan_page(self._key(scope, headers))
         if plan is None or (plan.route.plan is not None and plan.route.plan.custom):
             return False
-        credentials = self._limiter.callers.read(scope)
+        credentials = self._limiter.identities.read(scope)
         has_token = credentials.claims is not None
         if has_token and not self._keeps_items:
             return False
@@ -172,8 +172,8 @@ class WarmResponder:
         if route.plan is None:
             return callback(None)
         limiter = self._limiter
-        claims = limiter.claims(route.endpoint, route.plan, caller)
-        return limiter.ledger.call(claims, callback)
+        charges = limiter.charges(route.endpoint, route.plan, caller)
+        return limiter.limit_store.call(charges, callback)
 
     def answer(
         self,
@@ -213,7 +213,7 @@ class WarmResponder:
         if headers.has_origin:
             cors = as_lines(spelled(self._origins.headers(scope)))
         if decision is not None:
-            limits = lines(self._limiter.settle(scope, decision).standings)
+            limits = lines(self._limiter.apply(scope, decision).quotas)
         own = cors + limits + _id_line(headers)
         if headers.tags and is_known(prepared.tag, headers.tags):
             return EarlyResponse(304, prepared.headers_304 + own, b"")
@@ -226,7 +226,7 @@ class WarmResponder:
         refuse: Callable[[], APIError] | None,
         decision: Decision | None,
     ) -> EarlyResponse:
-        """Return the refusal of a request by its limits or its token, as the gate does."""
+        """Return the refusal of a request by its limits or its token."""
         context_of(scope).route = plan.route.rule
         return self._fail(scope, None if refuse is None else refuse(), decision)
 
@@ -235,7 +235,7 @@ class WarmResponder:
         id_line = _id_line(parse_headers(scope["headers"]))
         try:
             if decision is not None:
-                self._limiter.settle(scope, decision)
+                self._limiter.apply(scope, decision)
         except APIError as refusal:
             error = refusal
         assert error is not None
@@ -246,7 +246,7 @@ class WarmResponder:
     def fail(self, undecided: Exception | None, unread: Exception | None) -> None:
         """Record, within the request, that Redis failed: the request does not use it again."""
         if undecided is not None:
-            self._limiter.ledger.failed(undecided)
+            self._limiter.limit_store.failed(undecided)
         if unread is not None:
             self._cache.access.failed(unread)
 

@@ -87,7 +87,7 @@ USERS = Kind("user", ",".join(Account._fields), load_users, _bytes)
 async def authenticate(scope: Any, extensions: Mapping[str, Any]) -> CurrentUser:
     """Return the user of a request. Raises as `verify_token` and `load_user` do.
 
-    The gate has already checked the token, except on routes that it skips.
+    The limit middleware has already checked the token, except on routes that it skips.
     """
     user = context_of(scope).user
     if user is None:
@@ -119,7 +119,7 @@ def load_user(scope: Any, claims: Claims, entry: Entry) -> CurrentUser:
     token's, by which the request was limited.
     """
     account = account_in(entry.body) if entry.body else None
-    user = _recognise(account, claims.jti, claims.ver)
+    user = _check_user(account, claims.jti, claims.ver)
     if user.tier != claims.tier:
         raise InvalidTokenError
     context = context_of(scope)
@@ -149,7 +149,7 @@ async def recheck_user(
     for a user begins with this. `to_change`: the write will change the user's own row.
     """
     row = (await db.execute(TO_CHANGE if to_change else TO_READ, {"id": user.id})).one_or_none()
-    return _recognise(None if row is None else Account(*row), user.jti, user.ver)
+    return _check_user(None if row is None else Account(*row), user.jti, user.ver)
 
 
 def with_actor(query: Select[Any], table: Table) -> Select[Any]:
@@ -167,7 +167,7 @@ def with_actor(query: Select[Any], table: Table) -> Select[Any]:
 
 def actor_in(row: Row[Any], user: CurrentUser) -> CurrentUser:
     """Check a user again, as `recheck_user` does, by a row of a query `with_actor`."""
-    return _recognise(Account(*row[-len(Account._fields) :]), user.jti, user.ver)
+    return _check_user(Account(*row[-len(Account._fields) :]), user.jti, user.ver)
 
 
 def actor_values(user: CurrentUser) -> dict[str, Any]:
@@ -187,7 +187,7 @@ def valid_actor_id(actor: Any) -> ScalarSelect[int]:
     return query.with_for_update(read=True, skip_locked=True).scalar_subquery()
 
 
-def _recognise(user: Account | None, jti: str, ver: int) -> CurrentUser:
+def _check_user(user: Account | None, jti: str, ver: int) -> CurrentUser:
     if user is None:
         raise InvalidTokenError("User not found")
     if ver != user.token_version and jti != user.kept_jti:

@@ -95,7 +95,7 @@ class Call:
         return await read_json(self.scope, self._read_body)
 
     @property
-    def here(self) -> RequestUrl:
+    def url(self) -> RequestUrl:
         """The URL of the request, from which links are made."""
         return RequestUrl(self.base, self.path, self.args)
 

@@ -30,7 +30,8 @@ class RequestContext:
     user: of its token, once it was checked. user_id: the same, where only that is known.
     cache_status: how the cache answered a read (`hit`, `miss`, `bypass`).
     quotas: how the caller stands with each limit, once these were decided.
-    handed: what the fast path has learned, for the gate. admission: its turn in the queue.
+    lookup_result: the results of the fast path, for the limit middleware.
+    admission: its turn in the queue.
     listed: the list that it was answered with, which may be kept.
     error: what the request is refused with; Quart's cycle raises it in the place of the view.
     is_looked_up: the fast path was asked. is_shed: it waited too long for its turn.
@@ -45,7 +46,7 @@ class RequestContext:
     user_id: int | None = None
     cache_status: str | None = None
     quotas: "list[QuotaStatus] | None" = None
-    handed: "LookupResult | None" = None
+    lookup_result: "LookupResult | None" = None
     admission: "Admission | None" = None
     listed: "Public | None" = None
     error: Exception | None = None

@@ -95,7 +95,7 @@ def render(error: Exception, method: str, path: str, logger: Logger) -> APIError
     if rendered.status_code > 500:
         cause = getattr(error, "orig", None) or error
         logger.warning("%s (%s: %s)", about, type(cause).__name__, cause, extra=REFUSAL)
-    _let_go(error)
+    _drop_frames(error)
     return rendered
 
 
@@ -117,7 +117,7 @@ def init_app(app: Quart, settings: Settings) -> None:
         )
 
 
-def _let_go(error: BaseException | None) -> None:
+def _drop_frames(error: BaseException | None) -> None:
     """Drop the frames that an error came through: they hold the request, which holds the error.
 
     Such a ring would wait, with all that the client sent, until cycles are looked for.

@@ -2,7 +2,7 @@
 
 types          charges, quotas, decisions
 memory_store   decides within a process
-redis_store    decides in Redis with decide.lua, by the same algorithm
+redis_store    decides in Redis with acquire.lua, by the same algorithm
 failover       uses Redis, or memory while Redis is unreachable
 identity       the caller that a request is charged to: a user or an address
 policies       the configured limits, by tier
@@ -36,16 +36,16 @@ __all__ = ["FAILURES", "Limiter", "init_app", "named"]
 def init_app(app: Quart, settings: Settings) -> None:
     """Wrap the application in the limit middleware."""
     batcher = _batcher(app, settings)
-    ledger = LimitStore(
+    store = LimitStore(
         None if batcher is None else RedisLimits(batcher), settings.total_workers, app.logger
     )
-    callers = Identities(settings.trusted_proxy_hops, app.extensions["tokens"])
-    limiter = app.extensions["limiter"] = Limiter(Policies(settings), callers, ledger)
+    identities = Identities(settings.trusted_proxy_hops, app.extensions["tokens"])
+    limiter = app.extensions["limiter"] = Limiter(Policies(settings), identities, store)
     enabled = settings.ratelimit_enabled
     limiter.init_app(app, enabled)
     app.register_blueprint(limits_bp)
-    gate = app.extensions["gate"] = LimitMiddleware(app, app.asgi_app, limiter, enabled)
-    app.asgi_app = gate  # type: ignore[method-assign]  # Quart's extension point
+    middleware = app.extensions["limits"] = LimitMiddleware(app, app.asgi_app, limiter, enabled)
+    app.asgi_app = middleware  # type: ignore[method-assign]  # Quart's extension point
 
     @app.while_serving
     async def lifespan() -> AsyncGenerator[None, None]:
@@ -53,7 +53,7 @@ def init_app(app: Quart, settings: Settings) -> None:
             app.logger.warning(
                 "RATELIMIT_ENABLED is false: requests and login failures are not limited"
             )
-        await ledger.open()
+        await store.open()
         yield
         if batcher is not None:
             await batcher.close()  # a cache that shares it reconnects for its remaining commands

@@ -43,14 +43,14 @@ class LimitStore:
             except (RedisError, OSError) as error:
                 self.failed(error)
 
-    def call(self, claims: Sequence[Charge], callback: Callable[[Any], None]) -> None:
+    def call(self, charges: Sequence[Charge], callback: Callable[[Any], None]) -> None:
         """Decide while Redis is reachable. `callback` gets a decision or an error for `failed`."""
         if self._shared is None:
-            callback(self._decide_locally(claims))
+            callback(self._decide_locally(charges))
         else:
-            self._shared.call(claims, callback)
+            self._shared.call(charges, callback)
 
-    async def decide(self, claims: Sequence[Charge]) -> Decision:
+    async def acquire(self, charges: Sequence[Charge]) -> Decision:
         """Admit all claims, or none."""
         if self._shared is not None:
             now = time.monotonic()
@@ -58,34 +58,34 @@ class LimitStore:
                 if self.is_away:
                     self._retry_at = now + PAUSE  # only this request retries Redis
                 try:
-                    decision = await self._shared.decide(claims)
+                    decision = await self._shared.acquire(charges)
                 except (RedisError, OSError) as error:
                     self.failed(error)
                 else:
                     self._return()
                     return decision
             self.decided_locally += 1
-        return self._decide_locally(claims)
+        return self._decide_locally(charges)
 
-    def _decide_locally(self, claims: Sequence[Charge]) -> Decision:
+    def _decide_locally(self, charges: Sequence[Charge]) -> Decision:
         if self._workers == 1:
-            return self._local.decide(claims)
-        shares = [claim._replace(policies=self._shares(claim.policies)) for claim in claims]
-        decision = self._local.decide(shares)
-        whole = [policy for claim in claims for policy in claim.policies]
+            return self._local.acquire(charges)
+        shares = [charge._replace(policies=self._shares(charge.policies)) for charge in charges]
+        decision = self._local.acquire(shares)
+        whole = [policy for charge in charges for policy in charge.policies]
         return decision._replace(
-            standings=tuple(
-                standing._replace(policy=policy)
-                for standing, policy in zip(decision.standings, whole, strict=True)
+            quotas=tuple(
+                quota._replace(policy=policy)
+                for quota, policy in zip(decision.quotas, whole, strict=True)
             ),
         )
 
-    async def give_back(self, key: str, stamp: int) -> None:
+    async def refund(self, key: str, stamp: int) -> None:
         """Undo one unit that was admitted at `stamp`, in either store."""
-        self._local.give_back(key, stamp)
+        self._local.refund(key, stamp)
         if self._shared is not None and not self.is_away:
             try:
-                await self._shared.give_back(key, stamp)
+                await self._shared.refund(key, stamp)
             except (RedisError, OSError) as error:
                 self.failed(error)
 

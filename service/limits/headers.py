@@ -32,27 +32,27 @@ def seconds(microseconds: int) -> int:
     return -(-microseconds // SECOND)
 
 
-def tightest(standings: Iterable[QuotaStatus]) -> QuotaStatus:
+def tightest(quotas: Iterable[QuotaStatus]) -> QuotaStatus:
     """Return the status with the fewest units left, and among these the longest reset."""
-    return min(standings, key=lambda standing: (standing.remaining, -standing.reset))
+    return min(quotas, key=lambda quota: (quota.remaining, -quota.reset))
 
 
-def lines(standings: Sequence[QuotaStatus]) -> bytes:
+def lines(quotas: Sequence[QuotaStatus]) -> bytes:
     """Return the header lines of a caller's quotas. Of policies of one name, only the tightest."""
-    if len(standings) == 1:
-        policy, remaining, reset = standings[0]
+    if len(quotas) == 1:
+        policy, remaining, reset = quotas[0]
         reset = seconds(reset)
         return _template(policy) % (remaining, reset, policy.amount, remaining, reset)
     by_name: dict[str, QuotaStatus] = {}
-    for standing in standings:
-        key = name(standing.policy)
+    for quota in quotas:
+        key = name(quota.policy)
         known = by_name.get(key)
-        by_name[key] = standing if known is None else tightest([known, standing])
-    standings = tuple(by_name.values())
-    least = tightest(standings)
-    numbers = [n for each in standings for n in (each.remaining, seconds(each.reset))]
+        by_name[key] = quota if known is None else tightest([known, quota])
+    quotas = tuple(by_name.values())
+    least = tightest(quotas)
+    numbers = [n for each in quotas for n in (each.remaining, seconds(each.reset))]
     values = (*numbers, least.policy.amount, least.remaining, seconds(least.reset))
-    return _template(*(each.policy for each in standings)) % values
+    return _template(*(each.policy for each in quotas)) % values
 
 
 @lru_cache
@@ -65,14 +65,14 @@ def _template(*policies: Policy) -> bytes:
     ).encode()
 
 
-def headers(standings: Sequence[QuotaStatus]) -> list[tuple[bytes, bytes]]:
+def headers(quotas: Sequence[QuotaStatus]) -> list[tuple[bytes, bytes]]:
     """Return the header lines as ASGI headers."""
-    pairs = (line.partition(b": ") for line in lines(standings).splitlines())
+    pairs = (line.partition(b": ") for line in lines(quotas).splitlines())
     return [(key, value) for key, _, value in pairs]
 
 
 def refusal(decision: Decision) -> RateLimitedError:
     """Return the error of a refused request: the policy, and the seconds to wait."""
     return RateLimitedError(
-        sentence(tightest(decision.standings).policy), max(1, seconds(decision.wait))
+        sentence(tightest(decision.quotas).policy), max(1, seconds(decision.wait))
     )

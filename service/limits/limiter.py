@@ -49,15 +49,15 @@ class Limiter(RateLimiter):
     key to charge; without it the user is charged, else the address.
     """
 
-    def __init__(self, table: Policies, callers: Identities, ledger: LimitStore) -> None:
+    def __init__(self, policies: Policies, identities: Identities, limit_store: LimitStore) -> None:
         super().__init__()
-        self.callers = callers
-        self.table = table
-        self.ledger = ledger
+        self.identities = identities
+        self.policies = policies
+        self.limit_store = limit_store
         self.admitted = self.refused = 0  # requests
         self._plans: dict[str, Plan] = {}
         # The charges of a caller under a plan without custom limits.
-        self.claims = lru_cache(CALLERS)(self._make_claims)
+        self.charges = lru_cache(CALLERS)(self._make_charges)
 
     def init_app(self, app: Quart, enabled: bool = True) -> None:
         """Decide custom limits within the request: their functions need it."""
@@ -85,48 +85,48 @@ class Limiter(RateLimiter):
             return Plan(names, custom=written)
         return Plan(names, tuple(map(_policy, written)))
 
-    def _make_claims(self, endpoint: str | None, plan: Plan, caller: Caller) -> Charges:
-        charges = [self.claim(name, caller) for name in plan.names]
+    def _make_charges(self, endpoint: str | None, plan: Plan, caller: Caller) -> Charges:
+        charges = [self.charge(name, caller) for name in plan.names]
         if plan.written:
             charges.append(Charge(f"{PREFIX}:{endpoint}:{caller.key}", plan.written))
         return Charges(charges)
 
-    def claim(self, name: str, caller: Caller, cost: int = 1, account: str = "") -> Charge:
+    def charge(self, name: str, caller: Caller, cost: int = 1, account: str = "") -> Charge:
         """Return the charge of a caller for a limit of the settings, optionally for an account."""
         payer = caller.address if name in BY_ADDRESS else caller.key
         key = f"{PREFIX}:{name}:{payer}{account and ':'}{account}"
-        return Charge(key, self.table.policies(name, caller.tier), cost)
+        return Charge(key, self.policies.of(name, caller.tier), cost)
 
-    async def decide(self, scope: Any, claims: Sequence[Charge]) -> Decision:
+    async def acquire(self, scope: Any, charges: Sequence[Charge]) -> Decision:
         """Admit all claims of a request. Raises RateLimitedError."""
         if not self._enabled:
             return Decision(True, 0, (), ())
-        return self.settle(scope, await self.ledger.decide(claims))
+        return self.apply(scope, await self.limit_store.acquire(charges))
 
-    def settle(self, scope: Any, decision: Decision) -> Decision:
+    def apply(self, scope: Any, decision: Decision) -> Decision:
         """Add a decision to the response headers of its request. Raises RateLimitedError."""
         context = context_of(scope)
-        context.quotas = [*(context.quotas or ()), *decision.standings]
+        context.quotas = [*(context.quotas or ()), *decision.quotas]
         if not decision.admitted:
             self.refused += 1
             raise refusal(decision)
         self.admitted += 1
         return decision
 
-    async def look(self, claims: Sequence[Charge]) -> Decision:
+    async def look(self, charges: Sequence[Charge]) -> Decision:
         """Return the quotas of a caller. The claims must have no cost."""
-        return await self.ledger.decide(claims)
+        return await self.limit_store.acquire(charges)
 
-    async def give_back(self, claims: Sequence[Charge], decision: Decision) -> None:
+    async def refund(self, charges: Sequence[Charge], decision: Decision) -> None:
         """Undo an admitted decision, in logs whose slots hold one unit each."""
         if decision.admitted:
-            for claim, stamp in zip(claims, decision.stamps, strict=False):  # no stamps if off
-                for _ in range(claim.cost):
-                    await self.ledger.give_back(claim.key, stamp)
+            for charge, stamp in zip(charges, decision.stamps, strict=False):  # no stamps if off
+                for _ in range(charge.cost):
+                    await self.limit_store.refund(charge.key, stamp)
 
     def caller(self) -> Caller:
         """Return the caller of the current request."""
-        return self.callers.read(request.scope).caller
+        return self.identities.read(request.scope).caller
 
     async def _decide_custom(self) -> None:
         app = current_app._get_current_object()  # type: ignore[attr-defined]  # current_app is a proxy
@@ -134,7 +134,7 @@ class Limiter(RateLimiter):
         if not plan.custom or request.method == "OPTIONS":
             return
         caller = self.caller()
-        charges = [self.claim(name, caller) for name in plan.names]
+        charges = [self.charge(name, caller) for name in plan.names]
         by_key: dict[str, list[Policy]] = {}
         for limit in plan.custom:
             if not await self._should_skip(limit):
@@ -143,8 +143,8 @@ class Limiter(RateLimiter):
         for key, policies in by_key.items():
             charges.append(Charge(f"{PREFIX}:{request.endpoint}:{key}", tuple(policies)))
         if charges:
-            await self.decide(request.scope, charges)
-        if (refuse := self.callers.read(request.scope).refuse) is not None:
+            await self.acquire(request.scope, charges)
+        if (refuse := self.identities.read(request.scope).refuse) is not None:
             raise refuse()
 
 

@@ -1,4 +1,4 @@
-"""The limit store of one process: the algorithm of decide.lua, with a bounded number of keys."""
+"""The limit store of one process: the algorithm of acquire.lua, with a bounded number of keys."""
 
 import time
 from bisect import bisect_left, bisect_right
@@ -85,56 +85,56 @@ class MemoryLimits:
         """Number of logs."""
         return len(self._logs)
 
-    def decide(self, claims: Sequence[Charge]) -> Decision:
+    def acquire(self, charges: Sequence[Charge]) -> Decision:
         """Admit all claims, or none."""
         clock_time = self._clock()
-        logs = [self._find(claim, clock_time) for claim in claims]
+        logs = [self._find(charge, clock_time) for charge in charges]
         nows = [max(clock_time, log.at(log.count - 1)) if log.count else clock_time for log in logs]
         wait = 0
-        for claim, log, now in zip(claims, logs, nows, strict=True):
-            for policy in claim.policies:
-                room = policy.amount - claim.cost  # units that the window may already hold
+        for charge, log, now in zip(charges, logs, nows, strict=True):
+            for policy in charge.policies:
+                room = policy.amount - charge.cost  # units that the window may already hold
                 if room < 0:
                     wait = max(wait, policy.period)
                 elif log.count - log.first > room:
                     free = log.at(log.count - 1 - room) + policy.period
                     wait = max(wait, free - now)
         if wait == 0:
-            for claim, log, now in zip(claims, logs, nows, strict=True):
-                if claim.cost == 0:
+            for charge, log, now in zip(charges, logs, nows, strict=True):
+                if charge.cost == 0:
                     continue
-                log.add(claim.cost, now)
-                log.expires = now + max(policy.period for policy in claim.policies)
-                self._logs[claim.key] = log
-                self._logs.move_to_end(claim.key)
+                log.add(charge.cost, now)
+                log.expires = now + max(policy.period for policy in charge.policies)
+                self._logs[charge.key] = log
+                self._logs.move_to_end(charge.key)
             while len(self._logs) > self._most_keys:
                 self._logs.popitem(last=False)
-        return Decision(wait == 0, wait, tuple(nows), self._standings(claims, logs, nows))
+        return Decision(wait == 0, wait, tuple(nows), self._quotas(charges, logs, nows))
 
-    def give_back(self, key: str, stamp: int) -> None:
+    def refund(self, key: str, stamp: int) -> None:
         """Undo one unit that was admitted at `stamp`."""
         if key in self._logs:
             self._logs[key].remove(stamp)
 
-    def _find(self, claim: Charge, now: int) -> Log:
+    def _find(self, charge: Charge, now: int) -> Log:
         """Return the log of a claim. A new log is stored only when it admits a unit."""
-        largest = max(policy.amount for policy in claim.policies)
-        log = self._logs.get(claim.key)
+        largest = max(policy.amount for policy in charge.policies)
+        log = self._logs.get(charge.key)
         if log is None or log.expires <= now:
             return Log(largest)
         return log.grown(largest)
 
     @staticmethod
-    def _standings(
-        claims: Sequence[Charge], logs: Sequence[Log], nows: Sequence[int]
+    def _quotas(
+        charges: Sequence[Charge], logs: Sequence[Log], nows: Sequence[int]
     ) -> tuple[QuotaStatus, ...]:
-        standings = []
-        for claim, log, now in zip(claims, logs, nows, strict=True):
+        quotas = []
+        for charge, log, now in zip(charges, logs, nows, strict=True):
             units = range(log.first, log.count)
-            for policy in claim.policies:
+            for policy in charge.policies:
                 # Binary search for the first unit in the window: times never decrease.
                 within = bisect_left(units, now - policy.period + 1, key=log.at)
                 used = len(units) - within
                 reset = log.at(units[within]) + policy.period - now if used else 0
-                standings.append(QuotaStatus(policy, max(0, policy.amount - used), reset))
-        return tuple(standings)
+                quotas.append(QuotaStatus(policy, max(0, policy.amount - used), reset))
+        return tuple(quotas)

@@ -59,14 +59,14 @@ class LimitMiddleware:
         if scope["type"] != "http":
             return await self._inner(scope, receive, send)
         context = context_of(scope)
-        handed = context.handed
-        if handed is not None:
-            handed.fail()
+        lookup_result = context.lookup_result
+        if lookup_result is not None:
+            lookup_result.fail()
         is_known = is_path(scope.get("raw_path") or scope["path"].encode())
         endpoint = self._endpoint(scope) if is_known else None
         if scope["method"] != "OPTIONS":
             try:
-                await self._admit(scope, endpoint, handed)
+                await self._admit(scope, endpoint, lookup_result)
             except APIError as error:
                 if not self._additions.are_there:
                     raise complete(error, scope, self._origins) from None
@@ -76,7 +76,9 @@ class LimitMiddleware:
             raise ResourceNotFoundError
         return await self._inner(scope, receive, send)
 
-    async def _admit(self, scope: Any, endpoint: str | None, handed: LookupResult | None) -> None:
+    async def _admit(
+        self, scope: Any, endpoint: str | None, lookup_result: LookupResult | None
+    ) -> None:
         """Charge a request and check its token, unless its route is exempt from both.
 
         Raises RateLimitedError, and InvalidTokenError for an invalid or revoked token. On routes
@@ -85,12 +87,12 @@ class LimitMiddleware:
         plan = UNKNOWN if endpoint is None else self._limiter.plan(self._app, endpoint)
         if not (plan.is_limited or scope["path"].startswith(PERSONAL)):
             return
-        refuse = (await self._check(scope, endpoint, plan, handed)).refuse
+        refuse = (await self._check(scope, endpoint, plan, lookup_result)).refuse
         if refuse is not None and not (self._enabled and plan.custom):
             raise refuse()
 
     async def _check(
-        self, scope: Any, endpoint: str | None, plan: Plan, handed: LookupResult | None
+        self, scope: Any, endpoint: str | None, plan: Plan, lookup_result: LookupResult | None
     ) -> Credentials:
         """Charge the caller of a request. Return its credentials, checked against the account.
 
@@ -99,36 +101,38 @@ class LimitMiddleware:
         charged.
         """
         limiter = self._limiter
-        credentials = limiter.callers.read(scope)
+        credentials = limiter.identities.read(scope)
         claims, account = credentials.claims, None
-        if handed is not None:
-            account = handed.account
+        if lookup_result is not None:
+            account = lookup_result.account
         elif claims is not None:
             account = self._items.prefetch(USERS, claims.user_id)
         charges = self._charges(endpoint, plan, credentials)
-        decision = None if handed is None else handed.decision
+        decision = None if lookup_result is None else lookup_result.decision
         if decision is None and charges:
-            decision = await limiter.ledger.decide(charges)
+            decision = await limiter.limit_store.acquire(charges)
         try:
             if claims is not None:
                 is_refused = decision is not None and not decision.admitted
-                await self._recognise(scope, claims, account, is_refused)
+                await self._check_account(scope, claims, account, is_refused)
         except InvalidTokenError as error:
-            credentials = limiter.callers.revoke(scope, error)
+            credentials = limiter.identities.revoke(scope, error)
             if decision is not None:
-                await limiter.give_back(charges, decision)
-                decision = await limiter.ledger.decide(self._charges(endpoint, plan, credentials))
+                await limiter.refund(charges, decision)
+                decision = await limiter.limit_store.acquire(
+                    self._charges(endpoint, plan, credentials)
+                )
         finally:
             if decision is not None:
-                limiter.settle(scope, decision)
+                limiter.apply(scope, decision)
         return credentials
 
     def _charges(self, endpoint: str | None, plan: Plan, credentials: Credentials) -> Any:
         if not self._enabled or plan.custom or not plan.is_limited:
             return ()
-        return self._limiter.claims(endpoint, plan, credentials.caller)
+        return self._limiter.charges(endpoint, plan, credentials.caller)
 
-    async def _recognise(
+    async def _check_account(
         self, scope: Any, claims: Any, account: Prefetch | None, is_refused: bool
     ) -> None:
         """Check a token against its user's account. Raises InvalidTokenError, or a 503.
@@ -171,8 +175,8 @@ class LimitMiddleware:
 def complete(error: APIError, scope: Any, origins: Origins) -> APIError:
     """Add the headers that Quart's request cycle would have added to an error response."""
     quotas = context_of(scope).quotas
-    standing = () if quotas is None else headers(quotas)
-    limits = {key.decode(): value.decode() for key, value in standing}
+    quota = () if quotas is None else headers(quotas)
+    limits = {key.decode(): value.decode() for key, value in quota}
     more = {"Vary": LIMITED_VARY} | origins.headers(scope) | limits
     error.headers = {**error.headers, **more}
     return error

@@ -32,12 +32,12 @@ async def password_attempt(call: Call, email_key: str) -> AsyncIterator[Password
     given back.
     """
     limiter = call.limiter
-    caller = limiter.callers.read(call.scope).caller
-    charge = limiter.claim(FAILURES, caller, account=digest(email_key))
-    decision = await limiter.decide(call.scope, [charge])
+    caller = limiter.identities.read(call.scope).caller
+    charge = limiter.charge(FAILURES, caller, account=digest(email_key))
+    decision = await limiter.acquire(call.scope, [charge])
     attempt = PasswordAttempt(call.passwords)
     try:
         yield attempt
     finally:
         if not attempt.is_wrong:
-            await limiter.give_back([charge], decision)
+            await limiter.refund([charge], decision)

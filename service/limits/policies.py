@@ -53,7 +53,7 @@ class Policies:
         """Every limit that depends only on the caller, not on an account."""
         return [name for name in self._rates if name != FAILURES]
 
-    def policies(self, name: str, tier: str) -> tuple[Policy, ...]:
+    def of(self, name: str, tier: str) -> tuple[Policy, ...]:
         """Return the policies of a limit. Raises KeyError for an unknown name."""
         policies = self._made.get((name, tier))
         if policies is None:

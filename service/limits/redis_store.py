@@ -1,4 +1,4 @@
-"""The limit store that processes share: decide.lua in Redis, by Redis's clock.
+"""The limit store that processes share: acquire.lua in Redis, by Redis's clock.
 
 One call decides all requests of one tick of the event loop.
 """
@@ -15,7 +15,7 @@ from service.redis_client import Command, RedisBatcher, Script, digest_of
 ROOM = files("service.limits")
 LOG = (ROOM / "log.lua").read_text(encoding="utf-8")
 DECIDE, GIVE_BACK = (
-    LOG + (ROOM / name).read_text(encoding="utf-8") for name in ("decide.lua", "give_back.lua")
+    LOG + (ROOM / name).read_text(encoding="utf-8") for name in ("acquire.lua", "refund.lua")
 )
 DECIDE_DIGEST = digest_of(DECIDE)
 SINGLE = struct.Struct(">5q")  # reply for one claim under one policy, the most common case
@@ -40,7 +40,7 @@ class Decide:
     ) -> list[Decision]:
         """Parse the script's reply to each request."""
         parts = [part for reply in replies for part in reply]
-        return [decision(claims, part) for claims, part in zip(requests, parts, strict=True)]
+        return [decision(charges, part) for charges, part in zip(requests, parts, strict=True)]
 
 
 DECIDING, GIVING_BACK = Decide(), Script(GIVE_BACK)
@@ -56,16 +56,16 @@ class RedisLimits:
         """Connect in advance, so that the first request does not wait."""
         await self.batcher.load(DECIDING)
 
-    def call(self, claims: Sequence[Charge], callback: Callable[[Any], None]) -> None:
+    def call(self, charges: Sequence[Charge], callback: Callable[[Any], None]) -> None:
         """Admit all claims, or none. `callback` gets the decision or the error."""
-        self.batcher.submit(DECIDING, claims, callback)
+        self.batcher.submit(DECIDING, charges, callback)
 
-    async def decide(self, claims: Sequence[Charge]) -> Decision:
+    async def acquire(self, charges: Sequence[Charge]) -> Decision:
         """Admit all claims, or none."""
-        decision: Decision = await self.batcher.request(DECIDING, claims)
+        decision: Decision = await self.batcher.request(DECIDING, charges)
         return decision
 
-    async def give_back(self, key: str, stamp: int) -> None:
+    async def refund(self, key: str, stamp: int) -> None:
         """Undo one unit that was admitted at `stamp`."""
         await self.batcher.request(GIVING_BACK, ((key,), (stamp,)))
 
@@ -73,18 +73,18 @@ class RedisLimits:
 def arguments(
     requests: Sequence[Sequence[Charge]], now: int | None = None
 ) -> tuple[list[str], list[Any]]:
-    """Return the keys and arguments of decide.lua. `now` (microseconds) is for tests."""
-    keys = [claim.key for claims in requests for claim in claims]
+    """Return the keys and arguments of acquire.lua. `now` (microseconds) is for tests."""
+    keys = [charge.key for charges in requests for charge in charges]
     return keys, ["" if now is None else now, *map(_pack, requests)]
 
 
-def _pack(claims: Sequence[Charge]) -> bytes:
-    if not isinstance(claims, Charges):
-        claims = Charges(claims)
-    if not claims.packed:
-        parts = [_pack_charge(claim.cost, claim.policies) for claim in claims]
-        claims.packed = struct.pack(">d", len(claims)) + b"".join(parts)
-    return claims.packed
+def _pack(charges: Sequence[Charge]) -> bytes:
+    if not isinstance(charges, Charges):
+        charges = Charges(charges)
+    if not charges.packed:
+        parts = [_pack_charge(charge.cost, charge.policies) for charge in charges]
+        charges.packed = struct.pack(">d", len(charges)) + b"".join(parts)
+    return charges.packed
 
 
 @lru_cache
@@ -93,20 +93,20 @@ def _pack_charge(cost: int, policies: tuple[Policy, ...]) -> bytes:
     return struct.pack(f">{2 + len(numbers)}d", cost, len(policies), *numbers)
 
 
-def decision(claims: Sequence[Charge], reply: bytes) -> Decision:
+def decision(charges: Sequence[Charge], reply: bytes) -> Decision:
     """Parse the script's reply to one request."""
     if len(reply) == SINGLE.size:
         admitted, wait, stamp, remaining, reset = SINGLE.unpack(reply)
-        standing = QuotaStatus(claims[0].policies[0], remaining, reset)
-        return Decision(bool(admitted), wait, (stamp,), (standing,))
+        quota = QuotaStatus(charges[0].policies[0], remaining, reset)
+        return Decision(bool(admitted), wait, (stamp,), (quota,))
     admitted, wait, *words = struct.unpack(f">{len(reply) // 8}q", reply)
     stamps: list[int] = []
-    standings: list[QuotaStatus] = []
+    quotas: list[QuotaStatus] = []
     at = 0
-    for claim in claims:
+    for charge in charges:
         stamps.append(words[at])
         at += 1
-        for policy in claim.policies:
-            standings.append(QuotaStatus(policy, words[at], words[at + 1]))
+        for policy in charge.policies:
+            quotas.append(QuotaStatus(policy, words[at], words[at + 1]))
             at += 2
-    return Decision(bool(admitted), wait, tuple(stamps), tuple(standings))
+    return Decision(bool(admitted), wait, tuple(stamps), tuple(quotas))

@@ -43,20 +43,20 @@ class RateLimits(BaseModel):
 async def rate_limits(call: Call) -> Reply:
     """Return the caller's quota under every limit. The request is not charged."""
     limiter = call.limiter
-    caller = limiter.callers.read(call.scope).caller
-    names = limiter.table.names
-    decision = await limiter.look([limiter.claim(each, caller, cost=0) for each in names])
-    standings = iter(decision.standings)
+    caller = limiter.identities.read(call.scope).caller
+    names = limiter.policies.names
+    decision = await limiter.look([limiter.charge(each, caller, cost=0) for each in names])
+    quotas = iter(decision.quotas)
     policies = [
         Allowance(
             limit=each,
             policy=name(policy),
             quota=policy.amount,
             window=policy.seconds,
-            remaining=(standing := next(standings)).remaining,
-            reset=seconds(standing.reset),
+            remaining=(quota := next(quotas)).remaining,
+            reset=seconds(quota.reset),
         )
         for each in names
-        for policy in limiter.table.policies(each, caller.tier)
+        for policy in limiter.policies.of(each, caller.tier)
     ]
     return Reply(RateLimits(caller=caller.key, tier=caller.tier, policies=policies))

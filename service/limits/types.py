@@ -26,7 +26,7 @@ class Charge(NamedTuple):
 
 
 class Charges(tuple[Charge, ...]):
-    """All charges of a request. packed: their encoding for decide.lua, once it exists."""
+    """All charges of a request. packed: their encoding for acquire.lua, once it exists."""
 
     packed = b""
 
@@ -42,13 +42,13 @@ class QuotaStatus(NamedTuple):
 class Decision(NamedTuple):
     """Whether all claims were admitted; if not, the microseconds until they can be.
 
-    stamps: the time of the decision in each claim's log, which `give_back` needs.
+    stamps: the time of the decision in each claim's log, which `refund` needs.
     """
 
     admitted: bool
     wait: int
     stamps: tuple[int, ...]
-    standings: tuple[QuotaStatus, ...]
+    quotas: tuple[QuotaStatus, ...]
 
     @property
     def retry_after(self) -> int:

@@ -34,7 +34,7 @@ class RedisBatcher:
     def __init__(self, pool: ConnectionPool, deadline: float) -> None:
         self._pool: Any = pool
         self._deadline = deadline
-        self._patience = ceil(deadline / SLEEP)
+        self._most_ticks = ceil(deadline / SLEEP)
         self._ticks = 0
         self._clock: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -121,7 +121,7 @@ class RedisBatcher:
             if not self._pending:
                 return
             since = oldest(self._pending)
-        if self._ticks - since >= self._patience:
+        if self._ticks - since >= self._most_ticks:
             self.fail(TimeoutError())
         else:
             self._start_clock()

@@ -27,7 +27,7 @@ class Passwords:
         self._free = asyncio.Semaphore(self._threads)
         self._pending = 0
         self._pool: ThreadPoolExecutor
-        self._nobody: str
+        self._dummy_hash: str
 
     @property
     def pending(self) -> int:
@@ -37,7 +37,7 @@ class Passwords:
     async def open(self) -> None:
         """Start the threads, and make the hash to verify passwords of unknown users against."""
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="password")
-        self._nobody = await self.hash(secrets.token_hex())
+        self._dummy_hash = await self.hash(secrets.token_hex())
 
     async def close(self) -> None:
         """Wait for running hashes."""
@@ -60,7 +60,7 @@ class Passwords:
 
     def _check(self, password: str, password_hash: str | None) -> bool:
         try:
-            self._hasher.verify(password_hash or self._nobody, password)
+            self._hasher.verify(password_hash or self._dummy_hash, password)
         except (Argon2Error, InvalidHashError):
             return False
         return password_hash is not None

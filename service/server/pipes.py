@@ -22,20 +22,20 @@ class Channel:
         self._writes = writes
         self._turn = threading.Lock()
 
-    def tell(self, **message: Any) -> None:
+    def send_message(self, **message: Any) -> None:
         """Send a message. Blocks while the supervisor does not read: never call it on the loop."""
         line = memoryview(json.dumps(message).encode() + b"\n")
         with self._turn:
             while line:
                 line = line[os.write(self._writes, line) :]
 
-    async def hear(self) -> AsyncIterator[dict[str, Any]]:
+    async def receive(self) -> AsyncIterator[dict[str, Any]]:
         """Yield the messages of the supervisor, until it ends."""
-        async for message in hear(self._reads):
+        async for message in receive(self._reads):
             yield message
 
 
-async def hear(pipe: int) -> AsyncIterator[dict[str, Any]]:
+async def receive(pipe: int) -> AsyncIterator[dict[str, Any]]:
     """Yield the messages from a pipe, until its other end is closed."""
     reader = asyncio.StreamReader(limit=LONGEST)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
@@ -70,7 +70,7 @@ class ChannelDestination:
 
     def _send(self, lines: list[str]) -> None:
         with suppress(OSError):  # the supervisor may have ended
-            self._channel.tell(lines=lines, destination=self._name)
+            self._channel.send_message(lines=lines, destination=self._name)
 
     def close(self) -> None:
         """Leave the pipe open: the worker has other messages."""

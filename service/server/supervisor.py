@@ -20,7 +20,7 @@ START_SECONDS = 60.0  # for a worker to become ready
 STEADY_SECONDS = 1.0  # for a worker to serve; a shorter run counts as a failure
 LONGEST_PAUSE = 5.0  # seconds between attempts; STEADY_SECONDS at most if the worker has served
 ATTEMPTS = 3  # to start the first worker
-BEYOND = 5.0  # seconds after `patience`: then a worker is killed
+KILL_AFTER = 5.0  # seconds after `stop_seconds`: then a worker is killed
 KILLED = 1  # exit code if a worker had to be killed
 
 
@@ -29,7 +29,7 @@ class Supervisor:
 
     sockets: the listening sockets of the workers, closed at the end. overlap: whether a new worker
     may listen before the replaced worker has ended.
-    patience: seconds for a worker to stop.
+    stop_seconds: time for a worker to stop.
     forget: called with the number of each worker that has ended.
     write_lines: called with a destination and the log lines of a worker.
     """
@@ -42,18 +42,18 @@ class Supervisor:
         *,
         count: int,
         overlap: bool,
-        patience: float,
+        stop_seconds: float,
         environment: Mapping[str, str],
-        forget: Callable[[int], None],
+        on_end: Callable[[int], None],
         write_lines: Callable[[str, list[str]], None],
     ) -> None:
         self._command = command
         self._sockets = sockets
         self._logger = logger
         self._overlap = overlap
-        self._patience = patience + BEYOND
+        self._stop_seconds = stop_seconds + KILL_AFTER
         self._environment = environment
-        self._forget = forget
+        self._on_worker_end = on_end
         self._write_lines = write_lines
         self._workers: set[WorkerProcess] = set()
         self._numbers: set[int] = set()  # numbers in use; a new worker gets the lowest free number
@@ -73,15 +73,17 @@ class Supervisor:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(number, self._end, number, 0)
         loop.add_signal_handler(signal.SIGHUP, self._replace_all)
-        keeping = [asyncio.create_task(self._keep(place)) for place in self._to_be_replaced]
+        keeping = [asyncio.create_task(self._run_worker(place)) for place in self._to_be_replaced]
         number, code = await self._stop
         for sock in self._sockets:
             sock.close()  # no connection stays in the queue after the workers stop listening
         for task in keeping:
             task.cancel()
         await asyncio.gather(*keeping, return_exceptions=True)
-        ended = await asyncio.gather(*(self._let_go(worker, number) for worker in self._workers))
-        await asyncio.gather(*(server.end(BEYOND) for server in self._servers))
+        ended = await asyncio.gather(
+            *(self._stop_worker(worker, number) for worker in self._workers)
+        )
+        await asyncio.gather(*(server.end(KILL_AFTER) for server in self._servers))
         return code or (0 if all(ended) else KILLED)
 
     def _end(self, number: signal.Signals, code: int) -> None:
@@ -97,7 +99,7 @@ class Supervisor:
         for event in self._to_be_replaced:
             event.set()
 
-    async def _keep(self, to_be_replaced: asyncio.Event) -> None:
+    async def _run_worker(self, to_be_replaced: asyncio.Event) -> None:
         """Keep a worker running in one place."""
         worker: WorkerProcess | None = None
         failures = 0
@@ -107,7 +109,9 @@ class Supervisor:
                 worker = await self._start()
             if worker is not None:
                 begun = time.monotonic()
-                await _first(worker.ended, to_be_replaced.wait(), worker.worn.wait())
+                await _first(
+                    worker.ended, to_be_replaced.wait(), worker.replacement_requested.wait()
+                )
                 if not worker.ended.done():
                     to_be_replaced.clear()
                     worker = await self._replace(worker)
@@ -128,16 +132,16 @@ class Supervisor:
         async with self._replacing:
             if not self._overlap:
                 await self._fork_server()  # load first, to shorten the time without a worker
-                await self._let_go(old, signal.SIGUSR1)
+                await self._stop_worker(old, signal.SIGUSR1)
                 return await self._start()
             new = await self._start()
             if new is None:
                 self._logger.error(
                     "Worker %d stays: its replacement could not be started", old.number
                 )
-                old.worn.clear()
+                old.replacement_requested.clear()
                 return old
-            await self._let_go(old, signal.SIGUSR1)
+            await self._stop_worker(old, signal.SIGUSR1)
             return new
 
     async def _start(self) -> WorkerProcess | None:
@@ -149,7 +153,7 @@ class Supervisor:
         self._numbers.add(number)
         worker = server.fork(number, self._on_message)
         self._workers.add(worker)
-        worker.ended.add_done_callback(lambda _: self._gone(worker))
+        worker.ended.add_done_callback(lambda _: self._on_end(worker))
         await _first(worker.ended, worker.ready.wait(), seconds=START_SECONDS)
         if not (worker.ready.is_set() or worker.ended.done()):
             self._logger.error("Worker %d is not ready after %d s", number, START_SECONDS)
@@ -189,11 +193,11 @@ class Supervisor:
         """Send the number of workers to every worker."""
         serving = [worker for worker in self._workers if worker.ready.is_set()]
         for worker in serving:
-            worker.tell(workers=len(serving))
+            worker.send_message(workers=len(serving))
 
-    def _gone(self, worker: WorkerProcess) -> None:
+    def _on_end(self, worker: WorkerProcess) -> None:
         self._workers.discard(worker)
-        self._forget(worker.number)
+        self._on_worker_end(worker.number)
         self._numbers.discard(worker.number)
         self._send_count()
         code = worker.ended.result()
@@ -208,11 +212,11 @@ class Supervisor:
         level = logging.INFO if code == 0 else logging.WARNING
         self._logger.log(level, "Worker %d has ended (%s)", worker.number, how)
 
-    async def _let_go(self, worker: WorkerProcess, number: signal.Signals) -> bool:
+    async def _stop_worker(self, worker: WorkerProcess, number: signal.Signals) -> bool:
         """Signal a worker to end, and wait; return False if it had to be killed."""
-        await _first(worker.ended, worker.forked.wait(), seconds=BEYOND)
+        await _first(worker.ended, worker.forked.wait(), seconds=KILL_AFTER)
         worker.send(number)
-        await asyncio.wait({worker.ended}, timeout=self._patience)
+        await asyncio.wait({worker.ended}, timeout=self._stop_seconds)
         if worker.ended.done():
             return True
         self._logger.error("Worker %d does not end and is killed", worker.number)
@@ -225,7 +229,7 @@ class Supervisor:
             case {"ready": True}:
                 worker.ready.set()
             case {"worn": True}:
-                worker.worn.set()
+                worker.replacement_requested.set()
             case {"lines": lines, "destination": destination}:
                 self._write_lines(destination, lines)
 

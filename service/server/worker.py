@@ -93,7 +93,7 @@ class Worker:
         self._do(self._collect())
         self._do(self._watch_descriptors())
         if self._channel is not None:
-            self._do(self._hear(self._channel))
+            self._do(self._receive(self._channel))
             self._do(self._report_ready(self._channel))
         if self._left:
             self._app.extensions["observers"].append(self._count)
@@ -157,8 +157,8 @@ class Worker:
                     self._app.logger.warning(text, error.strerror, limit)
                 warned_at = now
 
-    async def _hear(self, channel: Channel) -> None:
-        async for message in channel.hear():
+    async def _receive(self, channel: Channel) -> None:
+        async for message in channel.receive():
             self._app.extensions["workers"] = message["workers"]
         self._drain(0, listening=True)  # the supervisor has ended
         await asyncio.to_thread(metrics_files.drop)  # the supervisor cannot remove the figures
@@ -166,13 +166,13 @@ class Worker:
     async def _report_ready(self, channel: Channel) -> None:
         while len(self._listeners) < ACCEPTED_AT_ONCE * len(self._config.bind):  # noqa: ASYNC110  (Hypercorn has no event)
             await asyncio.sleep(0.01)
-        await asyncio.to_thread(channel.tell, ready=True)
+        await asyncio.to_thread(channel.send_message, ready=True)
 
     def _count(self, *_: object) -> None:
         """Request a replacement after `max_requests` requests."""
         self._left -= 1
         if self._left == 0 and self._channel is not None:
-            self._do(asyncio.to_thread(self._channel.tell, worn=True))
+            self._do(asyncio.to_thread(self._channel.send_message, replacement_requested=True))
         elif self._left == 0:
             self._drain(0, listening=True)
 

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import Any, Self
 
 from service.server.fork_server import NUMBER_BYTES, VARIABLE
-from service.server.pipes import hear
+from service.server.pipes import receive
 
 Callback = Callable[["WorkerProcess", dict[str, Any]], None]
 
@@ -22,18 +22,18 @@ class WorkerProcess:
     signal; None if unknown. callback: called with each message of the worker.
     """
 
-    def __init__(self, number: int, tells: int, hears: int, callback: Callback) -> None:
+    def __init__(self, number: int, write_end: int, read_end: int, callback: Callback) -> None:
         self.number = number
         self.pid = 0  # before the fork
         self.forked = asyncio.Event()
         self.ready = asyncio.Event()
-        self.worn = asyncio.Event()  # the worker requests a replacement
+        self.replacement_requested = asyncio.Event()  # the worker requests a replacement
         self.code: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        self._tells = tells
-        self.ended = asyncio.create_task(self._listen(hears, callback))
+        self._tells = write_end
+        self.ended = asyncio.create_task(self._read(read_end, callback))
 
-    async def _listen(self, hears: int, callback: Callback) -> int | None:
-        async for message in hear(hears):
+    async def _read(self, read_end: int, callback: Callback) -> int | None:
+        async for message in receive(read_end):
             callback(self, message)
         code = await self.code
         os.close(self._tells)
@@ -45,7 +45,7 @@ class WorkerProcess:
             with suppress(ProcessLookupError):
                 os.kill(self.pid, number)
 
-    def tell(self, **message: Any) -> None:
+    def send_message(self, **message: Any) -> None:
         """Send a message to the worker; lost if its pipe is full or closed."""
         with suppress(OSError):
             os.write(self._tells, json.dumps(message).encode() + b"\n")
@@ -54,12 +54,12 @@ class WorkerProcess:
 class ForkServer:
     """A process that forks workers. `loaded`: it can fork. `gone`: it has ended."""
 
-    def __init__(self, process: asyncio.subprocess.Process, asks: socket.socket, hears: int):
+    def __init__(self, process: asyncio.subprocess.Process, asks: socket.socket, read_end: int):
         self.process = process
         self.loaded = asyncio.Event()
         self._asks = asks
         self._workers: dict[int, WorkerProcess] = {}
-        self.gone = asyncio.create_task(self._listen(hears))
+        self.gone = asyncio.create_task(self._read(read_end))
 
     @classmethod
     async def start(
@@ -70,7 +70,7 @@ class ForkServer:
     ) -> Self:
         """Start a fork server, which loads the application."""
         asks, theirs = socket.socketpair()
-        hears, writes = os.pipe()
+        read_end, writes = os.pipe()
         inherited = (theirs.fileno(), writes)
         try:
             process = await asyncio.create_subprocess_exec(
@@ -81,18 +81,18 @@ class ForkServer:
             )
         except BaseException:
             asks.close()
-            os.close(hears)
+            os.close(read_end)
             raise
         finally:
             theirs.close()
             os.close(writes)
-        return cls(process, asks, hears)
+        return cls(process, asks, read_end)
 
     def fork(self, number: int, callback: Callback) -> WorkerProcess:
         """Request a new worker. If that fails, the returned worker has ended."""
-        (reads, tells), (hears, writes) = os.pipe(), os.pipe()
-        os.set_blocking(tells, False)
-        worker = self._workers[number] = WorkerProcess(number, tells, hears, callback)
+        (reads, write_end), (read_end, writes) = os.pipe(), os.pipe()
+        os.set_blocking(write_end, False)
+        worker = self._workers[number] = WorkerProcess(number, write_end, read_end, callback)
         try:
             socket.send_fds(self._asks, [number.to_bytes(NUMBER_BYTES)], [reads, writes])
         except OSError:
@@ -102,8 +102,8 @@ class ForkServer:
             os.close(writes)
         return worker
 
-    async def _listen(self, hears: int) -> None:
-        async for message in hear(hears):
+    async def _read(self, read_end: int) -> None:
+        async for message in receive(read_end):
             match message:
                 case {"loaded": True}:
                     self.loaded.set()

@@ -110,6 +110,6 @@ async def list_user_books(call: Call, user_id: int, query_args: CachedPageQuery)
     page = query_args.to_page()
     listing = books.list_books(BookFilters(user_id=user_id), "-created_at", page)
     rows = await call.cache.lists.read(listing, past=query_args.nocache)
-    links = page_envelope(page, rows.total, call.here)["links"]
+    links = page_envelope(page, rows.total, call.url)["links"]
     headers = {**link_header(links), "X-Total-Count": str(rows.total)}
     return Reply.of_list(b"[%b]" % b",".join(rows.bodies), listing, rows, headers)

@@ -11,6 +11,7 @@ from typing import Any
 
 from hypercorn.asyncio import serve
 
+from service.http.error_handler import server_error
 from service.server.http1 import ServerConfig, install
 
 
@@ -95,6 +96,7 @@ async def bare(
     listener.listen(4_096)
     port, logged = listener.getsockname()[1], list[str]()
     config = ServerConfig()
+    config.error_response = server_error
     config._log = Log(logged)  # type: ignore[assignment]  # a stand-in
     config.bind = [f"fd://{listener.detach()}"]
     config.include_server_header = False

@@ -52,8 +52,8 @@ class Weighed:
         """See that somebody else is served."""
         reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
         writer.write(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n")
-        answered = await asyncio.wait_for(next_answer(reader), 10)
-        assert answered == (200, b"abc")
+        finished = await asyncio.wait_for(next_answer(reader), 10)
+        assert finished == (200, b"abc")
         writer.close()
 
 

@@ -93,9 +93,9 @@ async def test_damaged_bytes(site: Bare) -> None:
             if number % 100 == 0:
                 reader, writer = await site.connect()
                 writer.write(PROBE)
-                answered = await asyncio.wait_for(next_answer(reader), 20)
-                assert answered is not None
-                assert answered[0] == 200
+                finished = await asyncio.wait_for(next_answer(reader), 20)
+                assert finished is not None
+                assert finished[0] == 200
                 writer.close()
             if number % 10_000 == 9_999:
                 print(f"{number + 1} of {MUTATIONS}", flush=True)

@@ -10,10 +10,10 @@ from service.server.http1 import transport
 from service.server.http1.config import Headers
 from service.server.http1.error_responses import error_response
 from service.server.http1.parser import Reader, RefusedError
-from service.server.http1.request_cycle import Exchange
-from service.server.http1.response_writer import Answer
+from service.server.http1.request_cycle import RequestCycle
+from service.server.http1.response_writer import ResponseWriter
 from service.server.http1.scope import scope_of
-from service.server.http1.transport import BUSY, IN_HEAD, STALLED, UNREAD, Wire
+from service.server.http1.transport import Phase, TransportProtocol
 
 if TYPE_CHECKING:
     from service.server.http1.server import Serving
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 MOST_UNREAD = 65_536  # bytes received but not parsed; beyond that, reading is paused
 
 
-class Connection(Wire):
+class Connection(TransportProtocol):
     """An HTTP/1.1 connection to one client."""
 
     _data, _at = b"", 0  # received data, and the position up to which it is parsed
-    _exchange: Exchange | None = None  # the exchange whose response is not complete
+    _cycle: RequestCycle | None = None  # the exchange whose response is not complete
     _count = 0  # number of requests
     _is_ending = False
     _is_lost = False
@@ -38,7 +38,7 @@ class Connection(Wire):
         self.ended = server.loop.create_future()  # connection lost, and no application runs
         self._context = contextvars.copy_context()  # each request gets a copy
         self._reader = Reader(server.known)
-        self._running: set[Exchange] = set()  # exchanges whose applications have not ended
+        self._running: set[RequestCycle] = set()  # exchanges whose applications have not ended
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Register the connection and start its timer."""
@@ -57,9 +57,9 @@ class Connection(Wire):
     def eof_received(self) -> bool:
         """Finish pending responses: the client may have closed only its sending side."""
         self._is_eof = True
-        if self._exchange is None or self._is_closing:
+        if self._cycle is None or self._is_closing:
             return False
-        self._exchange.leave()
+        self._cycle.leave()
         return self.scheme == "http"  # TLS connections cannot be half-closed
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -67,9 +67,9 @@ class Connection(Wire):
         super().connection_lost(error)
         self._is_lost, self._data, self._at = True, b"", 0
         self._reader.close()
-        for exchange in [*self._running]:
-            exchange.silence()
-        self._exchange = None
+        for cycle in [*self._running]:
+            cycle.silence()
+        self._cycle = None
         self.server.connections.discard(self)
         self._end()
 
@@ -84,7 +84,7 @@ class Connection(Wire):
         if not self._is_closing:
             self._advance()
 
-    def closes_after(self, exchange: Exchange | None) -> bool:
+    def closes_after(self, cycle: RequestCycle | None) -> bool:
         """Return whether the response that starts is the last of this connection."""
         config, reader = self.server.config, self._reader
         return (
@@ -93,14 +93,14 @@ class Connection(Wire):
             or self._is_ending
             or config.draining
             or self._count >= config.keep_alive_max_requests
-            or (exchange is not None and exchange.leaves_much(reader))
+            or (cycle is not None and cycle.leaves_much(reader))
         )
 
-    def answered(self, exchange: Exchange, *, closes: bool) -> None:
+    def finished(self, cycle: RequestCycle, *, closes: bool) -> None:
         """Continue with the next request, or close."""
-        if self._exchange is not exchange:
+        if self._cycle is not cycle:
             return
-        self._exchange = None
+        self._cycle = None
         if closes or self._is_ending:
             self._close(lingers=bool(self._data) or not self._reader.is_complete)
         elif self._data or self._is_eof:  # in a fresh context, not that of this application
@@ -108,18 +108,18 @@ class Connection(Wire):
         else:
             self.balance()
 
-    def cut(self, exchange: Exchange, *, looks_whole: bool) -> None:
+    def cut(self, cycle: RequestCycle, *, looks_whole: bool) -> None:
         """Close in the middle of a response."""
-        if self._exchange is exchange:
-            self._exchange = None
+        if self._cycle is cycle:
+            self._cycle = None
             if looks_whole:
                 self.reset()
             else:
                 self._close(lingers=False)
 
-    def left(self, exchange: Exchange) -> None:
+    def left(self, cycle: RequestCycle) -> None:
         """Forget an exchange whose application has ended."""
-        self._running.discard(exchange)
+        self._running.discard(cycle)
         self._end()
 
     def _end(self) -> None:
@@ -131,18 +131,20 @@ class Connection(Wire):
             try:
                 if not self._reader.is_complete:
                     self._read_body()
-                elif self._exchange is not None or not self._is_writable or not self._begin():
+                elif self._cycle is not None or not self._is_writable or not self._begin():
                     break
             except RefusedError as error:
                 return self._refuse(error.status)
-        if self._exchange is not None:
-            self._exchange.start()  # with the part of the body that came with the head
+        if self._cycle is not None:
+            self._cycle.start()  # with the part of the body that came with the head
         if self._at == len(self._data):
             self._data, self._at = b"", 0
-            is_responding = self._exchange is not None and self._phase == BUSY and self._is_writable
+            is_responding = (
+                self._cycle is not None and self._phase is Phase.BUSY and self._is_writable
+            )
             if is_responding and self._reader.is_complete and not self._is_paused:
                 return None  # no timer and no reading to adjust
-        if self._is_eof and self._exchange is None:
+        if self._is_eof and self._cycle is None:
             return self._close(lingers=False)
         return self.balance()
 
@@ -161,16 +163,16 @@ class Connection(Wire):
         return True
 
     def _take(self) -> None:
-        reader, server, self._phase, self._due = self._reader, self.server, BUSY, inf
+        reader, server, self._phase, self._due = self._reader, self.server, Phase.BUSY, inf
         scope: Any = scope_of(reader, self)
         config, is_plain = server.config, reader.line.method == "GET" and reader.is_complete
         if config.server_names and not server.is_known_host(reader.headers):
             return self._reply(404, *error_response(config, 404), closes=True)
-        exchange = self._exchange = Exchange(self, reader, scope)
-        self._running.add(exchange)
+        cycle = self._cycle = RequestCycle(self, reader, scope)
+        self._running.add(cycle)
         if self._is_eof:
-            exchange.leave()
-        exchange.is_plain = is_plain
+            cycle.leave()
+        cycle.is_plain = is_plain
         return None
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
@@ -178,30 +180,30 @@ class Connection(Wire):
         return self._loop.create_task(work, context=self._context.copy())
 
     def _read_body(self) -> None:
-        reader, exchange = self._reader, self._exchange
+        reader, cycle = self._reader, self._cycle
         try:
             self._at = reader.body(self._data, self._at)
         except RefusedError:
-            if exchange is None:  # its response is complete
+            if cycle is None:  # its response is complete
                 return self._close(lingers=True)
             raise
-        if exchange is not None:
-            exchange.take(reader.pieces, is_read=reader.is_complete)
-            self._phase, self._due = BUSY, inf  # another stall starts a new timeout
+        if cycle is not None:
+            cycle.take(reader.pieces, is_read=reader.is_complete)
+            self._phase, self._due = Phase.BUSY, inf  # another stall starts a new timeout
         reader.pieces = []
         return None
 
     def _refuse(self, status: int) -> None:
-        exchange, self._exchange = self._exchange, None
-        if exchange is not None:
-            if exchange.silence():
+        cycle, self._cycle = self._cycle, None
+        if cycle is not None:
+            if cycle.silence():
                 return self.abort()  # part of a response was sent
-            exchange.start()  # the exchange is silenced: start only ends it
+            cycle.start()  # the exchange is silenced: start only ends it
         return self._reply(status, *error_response(self.server.config, status), closes=True)
 
     def _reply(self, status: int, headers: Headers, body: bytes, *, closes: bool) -> None:
         """Send a response without the application."""
-        response = Answer(status, headers, is_head=False)
+        response = ResponseWriter(status, headers, is_head=False)
         response.closes = closes
         head = response.head(body, False, self._reader.line.version, self.server.head_end())
         self.write([head, *response.piece(body, False)])
@@ -210,9 +212,9 @@ class Connection(Wire):
 
     def balance(self) -> None:
         """Pause reading while enough data waits to be parsed or received by the application."""
-        exchange = self._exchange
+        cycle = self._cycle
         is_enough = len(self._data) - self._at > MOST_UNREAD or (
-            exchange is not None and exchange.is_full
+            cycle is not None and cycle.is_full
         )
         if is_enough is not self._is_paused:
             self._pause(is_enough)
@@ -220,30 +222,30 @@ class Connection(Wire):
 
     def _watch(self) -> None:
         """Determine the phase of the connection and its timeout."""
-        exchange, config = self._exchange, self.server.config
+        cycle, config = self._cycle, self.server.config
         if self._is_closing:
             return
-        if not self._is_writable or (exchange is not None and exchange.is_awaited):
-            phase, seconds = STALLED, transport.STALL_SECONDS
-        elif exchange is not None:
-            phase, seconds = BUSY, inf
+        if not self._is_writable or (cycle is not None and cycle.is_awaited):
+            phase, seconds = Phase.STALLED, transport.STALL_SECONDS
+        elif cycle is not None:
+            phase, seconds = Phase.BUSY, inf
         elif not self._reader.is_complete:  # further data of the body does not extend the timeout
-            phase, seconds = UNREAD, transport.UNREAD_SECONDS
+            phase, seconds = Phase.UNREAD, transport.UNREAD_SECONDS
         elif self._data:
-            phase, seconds = IN_HEAD, config.header_seconds
+            phase, seconds = Phase.IN_HEAD, config.header_seconds
         else:
-            phase, seconds = self._count, config.keep_alive_timeout
-        if phase != self._phase:
+            phase, seconds = Phase.IDLE, config.keep_alive_timeout
+        if phase is not self._phase:
             self._enter(phase, seconds)
 
     def end(self) -> None:
         """Close after the response to the current request."""
         self._is_ending = True
-        if self._exchange is None and not self._is_closing:
+        if self._cycle is None and not self._is_closing:
             self._leave()
 
     async def cancel(self) -> None:
         """Close now, cancel the running applications, and wait for their end."""
         self.abort()
-        tasks = [task for exchange in [*self._running] if (task := exchange.cancel())]
+        tasks = [task for cycle in [*self._running] if (task := cycle.cancel())]
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -9,7 +9,7 @@ from hypercorn.typing import HTTPScope
 from service.server.http1.config import COMPLETE, EarlyResponse, Headers, Turn
 from service.server.http1.error_responses import error_response
 from service.server.http1.parser import Reader
-from service.server.http1.response_writer import CONTINUE, Answer, head_at_hand
+from service.server.http1.response_writer import CONTINUE, ResponseWriter, early_head
 from service.server.http1.transport import UNREAD_BYTES
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ REQUEST_TIMEOUT = 408  # closes its connection (RFC 9110, 15.5.9)
 MOST_WAITING = 65_536  # bytes of a body not yet received by the application; then reading pauses
 
 
-class Exchange:
+class RequestCycle:
     """Calls the application with a request, and sends its response.
 
     The head of a response waits for the first part of the body, so that both are one write. A
@@ -33,16 +33,16 @@ class Exchange:
     is_full = False  # enough of the body waits for the application
     is_plain = False  # a GET without content
     is_gone = False  # the client has closed its sending side or the connection
-    is_answered = False
+    is_responded = False
     _is_started = False
     _is_silenced = False  # nothing more may be sent
     _is_cancelled = False
     _start: Message = None  # the first message of a response; its head waits
-    _response: Answer | None = None  # the started response
+    _response: ResponseWriter | None = None  # the started response
     _pieces: list[bytes] | None = None  # of the body
     _has_given = False  # the application has received part of the body
     _has_given_end = False
-    _news: asyncio.Event | None = None
+    _changed: asyncio.Event | None = None
 
     def __init__(self, connection: "Connection", reader: Reader, scope: HTTPScope) -> None:
         self._connection = connection
@@ -62,7 +62,7 @@ class Exchange:
         is_usual = self.is_plain and scope["http_version"] == "1.1" and not server.counts_or_logs
         if shortcut is None or not is_usual or self._is_silenced:
             return self._submit()
-        if not shortcut.look(scope, self.take_at_hand):
+        if not shortcut.look(scope, self.take_early_response):
             self._submit()
         return None
 
@@ -95,7 +95,7 @@ class Exchange:
 
     def _leave_queue(self) -> None:
         """Withdraw a request whose application has not started from the admission queue."""
-        if self._turn is not None and self.task is None and not self.is_answered:
+        if self._turn is not None and self.task is None and not self.is_responded:
             self._turn.end()
             self._connection.left(self)
 
@@ -115,7 +115,7 @@ class Exchange:
         except Exception:
             await server.config.log.exception("Error in ASGI Framework")
         finally:
-            if not self.is_answered:
+            if not self.is_responded:
                 await self._fail()
             self._connection.left(self)
 
@@ -124,7 +124,7 @@ class Exchange:
         if self.is_read and not self._has_given:
             self._scope["extensions"][COMPLETE] = {}
 
-    def take_at_hand(self, response: EarlyResponse | None) -> None:
+    def take_early_response(self, response: EarlyResponse | None) -> None:
         """Send the response of the shortcut; without one, call the application."""
         connection = self._connection
         if response is None:
@@ -132,10 +132,10 @@ class Exchange:
         closes = connection.closes_after(self)
         if not self._is_silenced:
             end = connection.server.head_end()
-            head = head_at_hand(response.status, response.lines, closes, end)
+            head = early_head(response.status, response.lines, closes, end)
             connection.write([head, response.body])
-        self.is_answered = True
-        connection.answered(self, closes=closes)
+        self.is_responded = True
+        connection.finished(self, closes=closes)
         return connection.left(self)
 
     async def _fail(self) -> None:
@@ -158,7 +158,7 @@ class Exchange:
     async def receive(self) -> Message:
         """Return the next message: a part of the body, or the disconnect of the client."""
         while True:
-            if self.is_answered:
+            if self.is_responded:
                 return {"type": "http.disconnect"}
             if self._pieces or (self.is_read and not self._has_given_end):
                 return self._next_of_body()
@@ -167,13 +167,13 @@ class Exchange:
             if self.expects:
                 self.expects = False
                 self._connection.write([CONTINUE])
-            if self._news is None:
-                self._news = asyncio.Event()
-            self._news.clear()
+            if self._changed is None:
+                self._changed = asyncio.Event()
+            self._changed.clear()
             if not self.is_read:
                 self.is_awaited = True
                 self._connection.balance()
-            await self._news.wait()
+            await self._changed.wait()
             self.is_awaited = False
             self._connection.balance()  # the application no longer waits for the client
 
@@ -207,15 +207,15 @@ class Exchange:
         return self._response is not None
 
     def _notify(self) -> None:
-        if self._news is not None:
-            self._news.set()
+        if self._changed is not None:
+            self._changed.set()
 
     async def send(self, message: Message) -> None:
         """Send the next message of the response. Waits while the client does not read."""
         kind = message["type"]
         if kind == "http.response.start" and self._start is None:
             self._start = message
-        elif kind == "http.response.body" and self._start is not None and not self.is_answered:
+        elif kind == "http.response.body" and self._start is not None and not self.is_responded:
             more = message.get("more_body", False)
             self._write(message.get("body", b""), more=more)
             if more:
@@ -233,7 +233,9 @@ class Exchange:
             parts = response.piece(body, more)
         else:
             start, scope = self._start, self._scope
-            response = Answer(start["status"], start.get("headers", ()), scope["method"] == "HEAD")
+            response = ResponseWriter(
+                start["status"], start.get("headers", ()), scope["method"] == "HEAD"
+            )
             is_late = start["status"] == REQUEST_TIMEOUT
             response.closes = response.closes or is_late or connection.closes_after(self)
             end = connection.server.head_end()
@@ -243,6 +245,6 @@ class Exchange:
         if parts:
             connection.write(parts)
         if not more:
-            self.is_answered = True
+            self.is_responded = True
             self._notify()
-            connection.answered(self, closes=response.closes)
+            connection.finished(self, closes=response.closes)

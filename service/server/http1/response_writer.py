@@ -12,7 +12,7 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
 
 
-class Answer:
+class ResponseWriter:
     """A response to one request, with its framing.
 
     Raises ValueError for invalid headers, and for a body whose length differs from Content-Length.
@@ -86,7 +86,7 @@ class Answer:
         return [body] if body else []
 
 
-def head_at_hand(status: int, lines: bytes, closes: bool, end: bytes) -> bytes:
+def early_head(status: int, lines: bytes, closes: bool, end: bytes) -> bytes:
     """Return the head of a response from serialised field lines. `end`: as in `Answer.head`."""
     end = b"%b\r\n%b" % (CLOSE, end) if closes else end
     return (BEGINNING + b"\r\n%b%b") % (status, lines, end)

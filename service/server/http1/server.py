@@ -83,7 +83,7 @@ class Server(TCPServer):
             sock = self.writer.get_extra_info("socket")
             client = parse_socket_addr(sock.family, sock.getpeername())
             local = parse_socket_addr(sock.family, sock.getsockname())
-            received = b"".join(iter(partial(_at_hand, self.reader), b""))
+            received = b"".join(iter(partial(_received, self.reader), b""))
         except OSError:
             return self.writer.close()
         transport: Any = self.writer.transport
@@ -120,7 +120,7 @@ def install() -> None:
     hypercorn.protocol.H2Protocol = Http2  # type: ignore[attr-defined]  # extension point
 
 
-def _at_hand(reader: asyncio.StreamReader) -> bytes:
+def _received(reader: asyncio.StreamReader) -> bytes:
     """Return the data that was already received, without waiting."""
     reading = reader.read(MAX_RECV)
     try:

@@ -4,6 +4,7 @@ import asyncio
 import socket
 import struct
 from array import array
+from enum import Enum, auto
 from fcntl import ioctl
 from math import inf
 from termios import TIOCOUTQ
@@ -16,12 +17,21 @@ UNREAD_SECONDS, UNREAD_BYTES = 5.0, 65_536
 # application's timeout for a whole body (10 s in Quart), so that the application responds first.
 STALL_SECONDS = 20.0
 STALL_LOOKS = 4  # checks of the client's progress within STALL_SECONDS
-# Phases of a connection. The phase of an idle connection is its number of requests.
-BUSY, IN_HEAD, STALLED, UNREAD, ENDING = -1, -2, -3, -4, -5
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a TCP reset
 
 
-class Wire(asyncio.Protocol):
+class Phase(Enum):
+    """What a connection waits for. Each phase but BUSY has a timeout."""
+
+    IDLE = auto()  # for the next request
+    IN_HEAD = auto()  # for the rest of a head
+    BUSY = auto()  # for the application
+    STALLED = auto()  # for the client: to read the response, or to send the body
+    UNREAD = auto()  # for the rest of a body whose response is complete
+    ENDING = auto()  # for the client to read the last response
+
+
+class TransportProtocol(asyncio.Protocol):
     """A transport that closes if its phase lasts until `_due`, or if its client stops reading.
 
     One timer checks both, and is not created again for each request. In every phase, a client that
@@ -34,7 +44,7 @@ class Wire(asyncio.Protocol):
     _is_paused = False
     _is_writable = True
     _writable: asyncio.Event | None = None
-    _phase = BUSY
+    _phase = Phase.BUSY
     _unread = 0  # response bytes that the client had not read at the last check; 0: no check yet
     _unread_due = inf  # time by which the client must have read more
     _discarded = 0  # bytes received while closing
@@ -87,7 +97,7 @@ class Wire(asyncio.Protocol):
             else:
                 self._transport.resume_reading()
 
-    def _enter(self, phase: int, seconds: float) -> None:
+    def _enter(self, phase: Phase, seconds: float) -> None:
         """Start a phase that may last `seconds`."""
         now = self._loop.time()
         self._phase, self._due = phase, now + seconds
@@ -108,7 +118,7 @@ class Wire(asyncio.Protocol):
         """Close if a timeout has expired; else schedule the next check."""
         self._timer, self._timer_due = None, inf
         now, unsent = self._loop.time(), self._transport.get_write_buffer_size()
-        if self._phase == BUSY:
+        if self._phase is Phase.BUSY:
             return None  # the next phase schedules a check
         if unsent:
             before, self._unread = self._unread, unsent + self._unacknowledged()
@@ -119,7 +129,7 @@ class Wire(asyncio.Protocol):
             self._due = max(self._due, now + STALL_SECONDS / STALL_LOOKS)
         if now < self._due:
             self._wake(now)
-        elif self._phase == STALLED or self._transport.is_closing():
+        elif self._phase is Phase.STALLED or self._transport.is_closing():
             self.abort()
         else:
             self._leave()
@@ -147,7 +157,7 @@ class Wire(asyncio.Protocol):
             self._pause(False)
         if self._transport.can_write_eof():
             self._transport.write_eof()
-        self._enter(ENDING, LINGER_SECONDS)
+        self._enter(Phase.ENDING, LINGER_SECONDS)
 
     def _discard(self, size: int) -> None:
         """Discard data received while closing; too much of it closes the connection."""
@@ -159,7 +169,7 @@ class Wire(asyncio.Protocol):
         self._is_closing = True
         self._transport.close()
         if self._transport.get_write_buffer_size():
-            self._enter(ENDING, STALL_SECONDS)
+            self._enter(Phase.ENDING, STALL_SECONDS)
 
     def abort(self) -> None:
         """Close now."""

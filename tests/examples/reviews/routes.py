@@ -35,7 +35,7 @@ async def list_reviews(call: Call, book_id: int, query_args: CachedPageQuery) ->
     page = query_args.to_page()
     listing = service.list_reviews(book_id, page)
     rows = await call.cache.lists.read(listing, past=query_args.nocache)
-    envelope = page_envelope(page, rows.total, call.here)
+    envelope = page_envelope(page, rows.total, call.url)
     body = with_items(rows.bodies, envelope)
     return Reply.of_list(body, listing, rows, link_header(envelope["links"]))
 
