@@ -31,7 +31,7 @@ empty list of a deleted row must go as well.
 
 Redis may lose any key at any moment. Clearing deletes every value that a reader stored after a
 mark was lost, and begins a new generation whether or not the mark is there. So a write sends its
-response only when its clearing is confirmed, or the cache is off (`docs/cache.md`: keys that
+response only when its clearing is confirmed, or the cache is off (`docs/caching.md`: keys that
 vanish).
 
 The Redis server may be replaced by another one. So the database decides, in one row: the epoch,
