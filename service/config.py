@@ -1,7 +1,7 @@
 """Settings: typed and frozen, from the environment and `.env`. Refuses unsafe production settings.
 
 Every field is an environment variable of the same name in capitals (`SECRET_KEY`,
-`DATABASE_URL`, ...). The README's table repeats the descriptions below.
+`DATABASE_URL`, ...). `docs/settings.md` repeats the descriptions below.
 """
 
 import os
