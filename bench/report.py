@@ -1,7 +1,6 @@
-"""The table: everything that was measured, as ratios to Octavo, and where Octavo loses.
+"""The report of a run: all figures, as ratios to Octavo, and where Octavo loses.
 
-python -m bench.report            # writes docs/bench.md and docs/bench.svg anew from bench.json
-python -m bench.report --readme   # and the short table in README.md
+python -m bench.report   # from docs/bench.json: docs/benchmark.md, docs/bench.svg, README's figures
 """
 
 import re
@@ -11,7 +10,7 @@ from itertools import product
 import click
 
 from bench import wrk
-from bench.contestants import CEILING, OCTAVO
+from bench.contestants import CEILING, OCTAVO, TUNED
 from bench.results import Cell, Results
 from bench.server import ROOT
 from bench.work import KINDS
@@ -19,6 +18,12 @@ from bench.work import KINDS
 OUTPUT = ROOT / "docs"
 US = "Octavo"
 EVEN = 1.05  # up to this ratio nobody wins: as much lies between two rounds
+HEADLINE = {  # the kinds of work that README.md shows
+    "item": "a cached book",
+    "page": "a cached page",
+    "filtered": "a list that is not cached",
+    "create": "a new book",
+}
 MARKED = re.compile(r"(<!-- bench -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
 FIGURES: dict[str, tuple[Callable[[Cell], float], bool]] = {  # how it is read; whether more is good
@@ -176,81 +181,127 @@ def conditions(results: Results) -> str:
     about = results.machine
     return (
         f"Measured on {about['date']}: {about['machine']}, {about['kernel']}, "
-        f"{about['interpreter']}; {about['servers']}. {results.books:,} books; each kind of work "
-        f"over {' and over '.join(map(str, results.connections))} connections, for "
-        f"{results.seconds} s in each of {results.rounds} round(s), in which the servers take "
-        "turns. An error is a status of 400 or more, a broken connection, or an answer after "
-        f"more than {wrk.TIMEOUT_SECONDS} s. The best round without errors counts; a server with "
-        "errors in every round has no figure, and its share of errors stands there instead. Each "
-        "server is one process, pinned to a core; PostgreSQL, Redis and wrk share the others. "
-        "Octavo runs with its default settings for production, among them load shedding, metrics, "
-        "request ids, all headers, and a line of the access log for each request; only the rate "
-        "limits are raised. The peers write no access log: *Octavo, no access log* is Octavo with "
-        "`ACCESS_LOG_SAMPLE=0`, to be compared with them. As documented, pages of the peers are "
-        "read from PostgreSQL each time, since their totals have to be exact; tuned, they are kept."
+        f"{about['interpreter']}; {about['servers']}. The catalogue has {results.books:,} books. "
+        f"Each kind of work ran over {' and over '.join(map(str, results.connections))} "
+        f"connections, for {results.seconds} s in each of {results.rounds} round(s). In a round "
+        "the servers run one after the other. An error is a status of 400 or more, a broken "
+        f"connection, or a response after more than {wrk.TIMEOUT_SECONDS} s. The tables show the "
+        "best round without errors. A server with errors in every round has no figure; the tables "
+        "show its share of errors instead. Each server is one process, pinned to one core; "
+        "PostgreSQL, Redis and wrk share the other cores. Octavo runs with its default settings "
+        "for production: load shedding, metrics, request ids, all headers, and one line of the "
+        "access log for each request. Only the rate limits are raised. The peers write no access "
+        "log; compare them with *Octavo, no access log*, which is Octavo with "
+        "`ACCESS_LOG_SAMPLE=0`. The peers as documented read each page from PostgreSQL, because "
+        "their totals must be exact; the tuned peers cache pages."
+    )
+
+
+def headline(results: Results) -> str:
+    """Give a few rates of Octavo, and their ratios to the fastest tuned peer: for README.md."""
+    connections = results.connections[0]
+    figures = []
+    for kind, text in HEADLINE.items():
+        if kind not in results.kinds:
+            continue
+        ours = results.of(US, kind, connections)
+        rates = [
+            cell.rate
+            for cell in results.cells
+            if (cell.group, cell.kind, cell.connections) == (TUNED, kind, connections)
+            and not cell.errors
+        ]
+        if ours.errors:
+            figures.append(f"{text} no figure")
+        else:
+            best = f" ({ours.rate / max(rates):.2f})" if rates else ""
+            figures.append(f"{text} **{ours.rate:,.0f}**{best}")
+    return (
+        f"Requests per second of Octavo with its default settings, on one core over {connections} "
+        "connections, and in brackets the ratio to the fastest tuned peer (below 1 the peer is "
+        f"faster): {', '.join(figures)}. Measured on {results.machine['date']}; the peers write "
+        "no access log.\n"
     )
 
 
 def summary(results: Results) -> str:
-    """Give the short tables and where Octavo loses: what is printed, and what README shows."""
+    """Give the short tables and where Octavo loses: what is printed."""
     tables = "\n\n".join(short_table(results, number) for number in results.connections)
     return (
-        f"{conditions(results)} Requests per second, and CPU of the server (user and system) per "
-        f"request; in brackets the ratio to Octavo. Memory is the most of the whole run.\n\n"
-        f"{tables}\n\n"
-        f"Where Octavo loses today, to whom, and how many times:\n\n{loses(results)}\n"
+        f"{conditions(results)}\n\nEach cell shows requests per second, and the CPU time of the "
+        "server (user and system) per request. The number in brackets is the ratio to Octavo. "
+        f"Memory is the maximum of the whole run.\n\n{tables}\n\n"
+        "## Where Octavo loses\n\nFor each figure: the kind of work, the peers that are better, "
+        f"and by what factor.\n\n{loses(results)}\n"
     )
 
 
 def page(results: Results) -> str:
-    """Give docs/bench.md."""
-    kinds = "\n".join(f"- **{kind}:** {told}" for kind, told in KINDS.items())
+    """Give docs/benchmark.md."""
+    kinds = "\n".join(f"- **{kind}:** {text}" for kind, text in KINDS.items())
     return (
-        "# Octavo beside its peers\n\n"
-        "Made by `make bench`. Who is measured, and how each is written: "
-        "[`bench/peers/__init__.py`](../bench/peers/__init__.py); that all do the same work: "
-        "[`bench/same.py`](../bench/same.py), which ends the run if one does not.\n\n"
-        "![requests per second](bench.svg)\n\n"
-        f"{summary(results)}\n## The work\n\n{kinds}\n\n"
-        "A thousand callers ask, told apart by `X-Forwarded-For`; every request is counted against "
-        "the limit of its caller, which is so high that it refuses none. Everybody has the same "
-        "database, anew in each round, and an empty Redis, which is warmed for half a second. The "
-        "peers keep totals and pages exact as long as Redis is well, and their limits are counts "
-        "of a window; Octavo is exact in both, also when Redis is not well, and spends time on "
-        "it.\n\n"
-        "## Everything\n\n"
-        "CPU is the server's, user and system, per request; *core* is the part of its core that "
-        "the server used: where it is far from 100 %, something else was slower. Memory is the "
-        "most that all of its processes held.\n\n"
+        "# Benchmark\n\n"
+        "For readers who compare Octavo with other frameworks. `make bench` measures, and writes "
+        "this page, in about half an hour. It needs [wrk](https://github.com/wg/wrk) (Debian: "
+        "`apt install wrk`) and brings everything else along.\n\n"
+        "![Requests per second](bench.svg)\n\n"
+        "## Results\n\n"
+        f"{summary(results)}\n"
+        "## The servers\n\n"
+        "- *As documented* is the peer as its documentation writes it; for Flask, the guide.\n"
+        "- *Tuned* is the peer as an expert writes it: one call to Redis for limit and response, "
+        "cached bytes that are sent unchanged, no ORM.\n"
+        "- The *bare* applications repeat the responses of Octavo and do no work.\n"
+        "- *Sockets and Redis alone* is a request without HTTP parsing, caller and response: the "
+        "floor.\n\n"
+        "[`bench/peers/__init__.py`](../bench/peers/__init__.py) describes each peer. All peers "
+        "do the same work on the same tables. [`bench/same.py`](../bench/same.py) checks that "
+        "before the measurement, and ends the run if a peer does other work.\n\n"
+        f"## The work\n\n{kinds}\n\n"
+        "The requests come from 1,000 clients with different addresses (`X-Forwarded-For`). Each "
+        "server counts every request against the limit of its client; the limit is so high that "
+        "it refuses none. Each server starts with an equal database, new in each round, and an "
+        "empty Redis. The cache is warmed for half a second. The peers keep totals and pages "
+        "exact only while Redis works, and their limits count fixed windows. Octavo is exact in "
+        "both, also when Redis fails, and spends time on that.\n\n"
+        "## Other measurements\n\n"
+        "- `make bench-sizes` measures what reads cost as the catalogue grows, to a million "
+        "books: [bench-sizes.md](bench-sizes.md). It was measured on another day; compare its "
+        "columns with each other, and not with this page.\n"
+        "- `make bench-parts` measures what a limit and a cached read cost.\n"
+        "- `python -m bench.plans` shows the plan of PostgreSQL for every list.\n"
+        "- `python -m bench.turns --before ../octavo-before` compares two checkouts of Octavo. "
+        "They run in turns.\n\n"
+        "## All figures\n\n"
+        "CPU is the CPU time of the server (user and system) per request, in microseconds. *Core* "
+        "is the share of its core that the server used; far below 100 %, another part of the "
+        "system was the bottleneck. Memory is the maximum of all processes of the server.\n\n"
         f"{whole_table(results)}\n\n## Versions\n\n{results.machine['packages']}\n"
     )
 
 
 def in_readme(readme: str, results: Results) -> str:
-    """Put the short table between README's two marks. Raises ValueError if they are not there."""
+    """Replace the block between README's two marks. Raises ValueError if they are missing."""
     if not MARKED.search(readme):
         raise ValueError("README.md has no <!-- bench --> and <!-- /bench -->")
-    return MARKED.sub(lambda found: found[1] + summary(results) + found[2], readme)
+    return MARKED.sub(lambda block: block[1] + headline(results) + block[2], readme)
 
 
 def write(results: Results) -> str:
-    """Write the page and the picture, and give what is to be printed."""
+    """Write the page, the picture, and README's block; return the text to print."""
     from bench.plot import draw  # matplotlib is not among what the tests need
 
-    (OUTPUT / "bench.md").write_text(page(results), encoding="utf-8")
     draw(results, OUTPUT / "bench.svg")
-    return f"{summary(results)}\nAll of it is in docs/bench.md and docs/bench.svg"
+    (OUTPUT / "benchmark.md").write_text(page(results), encoding="utf-8")
+    readme = ROOT / "README.md"
+    readme.write_text(in_readme(readme.read_text(encoding="utf-8"), results), encoding="utf-8")
+    return f"{summary(results)}\nThe full report is docs/benchmark.md, the picture docs/bench.svg"
 
 
 @click.command()
-@click.option("--readme", is_flag=True, help="Write the short table into README.md as well.")
-def main(readme: bool) -> None:
-    """Write docs/bench.md and docs/bench.svg anew from docs/bench.json."""
-    results = Results.load(OUTPUT / "bench.json")
-    click.echo(write(results))
-    if readme:
-        path = ROOT / "README.md"
-        path.write_text(in_readme(path.read_text(encoding="utf-8"), results), encoding="utf-8")
+def main() -> None:
+    """Write docs/benchmark.md, docs/bench.svg and README's block from docs/bench.json."""
+    click.echo(write(Results.load(OUTPUT / "bench.json")))
 
 
 if __name__ == "__main__":

@@ -17,11 +17,11 @@ WARMING = 1_000_000  # cold requests of the warming begin here, beyond all other
 
 KINDS = {
     "item": "a book, from the cache",
-    "304": "the same, which the client has already",
+    "304": "the same book, with the `If-None-Match` of a client that has it already",
     "page": "20 books, newest first, with total and links",
-    "cursor": "20 books behind an id in the middle",
-    "filtered": "20 books of a genre and a range of prices that nobody asked for before",
-    "mix": "90 % a book, 10 % create",
+    "cursor": "20 books after an id in the middle of the catalogue",
+    "filtered": "20 books of a genre and a range of prices; each filter is requested only once",
+    "mix": "90 % item, 10 % create",
     "create": "a new book, with a token",
 }
 

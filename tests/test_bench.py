@@ -15,7 +15,8 @@ from bench.contestants import ALL
 from bench.limits import ask
 from bench.peers import bare, derived
 from bench.report import (
-    conditions,
+    OUTPUT,
+    headline,
     in_readme,
     loses,
     losses,
@@ -29,6 +30,7 @@ from bench.report import (
 from bench.results import Cell, Results, best
 from bench.run import turned
 from bench.same import UnequalWorkError, normal, remaining
+from bench.server import ROOT
 from bench.sizes import best as best_cost
 from bench.sizes import growth
 from bench.stage import Facts, Stage
@@ -227,16 +229,32 @@ def test_the_page_says_when_where_and_with_what(results: Results) -> None:
         assert fact in text
 
 
-def test_the_readme_shows_the_last_run(results: Results) -> None:
+def test_the_headline_compares_with_the_fastest_tuned_peer(results: Results) -> None:
+    faster = cell("Faster", "tuned", "page", 400)
+    more = replace(results, cells=[*results.cells, faster])
+    assert "over 32 connections" in headline(more)
+    assert "a cached page **100** (0.25), a new book **50** (2.00). Measured" in headline(more)
+    assert "a cached page **100** (0.40)" in headline(
+        replace(more, cells=[*results.cells, replace(faster, errors=0.1)])
+    )
+    assert "a cached page **100**, a new" in headline(with_errors(results, "Fast", 0.1))
+    assert "a cached page no figure" in headline(with_errors(results, "Octavo", 0.1))
+
+
+def test_the_readme_shows_the_headline(results: Results) -> None:
     readme = "before\n<!-- bench -->\nold\n<!-- /bench -->\nafter\n"
     new = in_readme(readme, results)
-    assert new.startswith("before\n<!-- bench -->\nMeasured on")
-    assert new.endswith("\n<!-- /bench -->\nafter\n")
-    assert conditions(results) in new
-    assert "old" not in new
+    assert new == f"before\n<!-- bench -->\n{headline(results)}<!-- /bench -->\nafter\n"
     assert in_readme(new, results) == new
     with pytest.raises(ValueError, match="bench"):
         in_readme("without", results)
+
+
+def test_the_documentation_shows_the_last_run() -> None:
+    last = Results.load(OUTPUT / "bench.json")
+    assert (OUTPUT / "benchmark.md").read_text(encoding="utf-8") == page(last)
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert in_readme(readme, last) == readme
 
 
 def test_results_are_kept(results: Results, tmp_path: Path) -> None:
