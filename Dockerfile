@@ -1,3 +1,4 @@
+# docs/serving.md describes the deployment.
 # Build:    docker build -t octavo --build-arg REVISION=$(git rev-parse HEAD) .
 # Migrate:  docker run --rm -e OCTAVO_ENV=production -e DATABASE_URL=... -e SECRET_KEY=... \
 #               -e PUBLIC_URL=... octavo migrate

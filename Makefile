@@ -1,4 +1,4 @@
-# `make help` lists what there is.
+# `make help` lists the commands. README.md says where to read on.
 PORT ?= 8000
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -16,8 +16,9 @@ help:  ## list these commands
 run: install  ## serve the catalogue on http://127.0.0.1:8000 (PORT=8001 for another port)
 	@exec $(BIN)/octavo serve --prepare --bind 127.0.0.1:$(PORT)
 
-# --no-deps: a lock is whole, and pip may else want an extra of what is locked from a newer release.
-install: $(VENV)/.installed  ## make .venv, with the command octavo in it
+# --no-deps: a lock is complete. Otherwise pip may require an extra of a locked package from a newer
+# release.
+install: $(VENV)/.installed  ## prepare .venv with the command octavo
 
 $(VENV)/.installed: requirements.lock pyproject.toml
 	@test -n "$(PYTHON)" || { echo "Octavo needs Python 3.11 or newer: install it, or name it as PYTHON=/path/to/python3"; exit 1; }
@@ -31,19 +32,19 @@ $(VENV)/.installed: requirements.lock pyproject.toml
 dev: $(VENV)/.installed-dev
 
 $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.lock
-	@echo "Installing what the tests need into $(VENV) (once; a minute)"
+	@echo "Installing the packages of the tests into $(VENV) (once; a minute)"
 	@$(PIP) --require-hashes --no-deps -r requirements-dev.lock
 	@touch $@
 
-# Apart from the tests: locust brings gevent, which changes the standard library.
+# Separate from the tests: locust requires gevent, which changes the standard library.
 $(VENV)-bench/.installed: $(VENV)/.installed requirements-bench.lock
-	@echo "Installing what load and the peers need into $(VENV)-bench (once; two minutes)"
+	@echo "Installing the packages of the load test and the peers into $(VENV)-bench (once; two minutes)"
 	@$(BIN)/python -m venv $(VENV)-bench
 	@$(VENV)-bench/bin/python -m pip install $(PIP_OPTIONS) --require-hashes --no-deps -r requirements-bench.lock
 	@$(VENV)-bench/bin/python -m pip install $(PIP_OPTIONS) --no-deps --no-build-isolation -e .
 	@touch $@
 
-# The tests start many processes: what they load is compiled once, whatever the environment says.
+# The tests start many processes: their modules are compiled once, whatever the environment says.
 test soak: export PYTHONDONTWRITEBYTECODE =
 test: dev  ## the whole suite, on SQLite and on PostgreSQL (which the tests bring along)
 	@$(BIN)/python -m pytest -m "not alone" --numprocesses auto --maxprocesses 4 --dist worksteal \
@@ -61,12 +62,12 @@ test-all:  ## the suite on Python 3.11 and on 3.13
 check: lint test  ## ruff, mypy and the suite
 
 CASES ?= 100000
-fuzz: dev  ## CASES=100000 requests that the document allows or forbids, in every role, on both databases, as many damaged streams of bytes, and a search for the dearest request
+fuzz: dev  ## send CASES=100000 requests that the document allows or forbids, in every role, on both databases, and as many damaged byte streams; search for the most expensive request
 	@FUZZ_CASES=$(CASES) $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --no-header -rP tests/test_fuzz.py
 	@MUTATIONS=$(CASES) $(BIN)/python -m pytest --no-header -rP tests/http1/test_mutations.py
 	@FUZZ_CASES=$(CASES) $(BIN)/python -m pytest --no-header -rP tests/test_cost.py
 
-soak: dev  ## what takes longer: overload, limits, the cache and workers under faults, and 10,000 interleavings
+soak: dev  ## longer tests: overload, limits, cache and workers under faults, and 10,000 interleavings
 	@SOAK=1 $(BIN)/python -m pytest --no-header -rP tests/test_load_shedding.py tests/test_serve.py tests/test_serve_faults.py \
 		tests/test_limits_processes.py tests/test_cache_faults.py tests/test_cache_interleavings.py tests/test_cache_history.py \
 		tests/test_fast_path.py
@@ -76,13 +77,13 @@ SIZES ?= 10000,100000,1000000
 BENCH_SECONDS ?= 2
 BENCH_ROUNDS ?= 2
 BENCH = $(VENV)-bench/bin/python -m
-bench: $(VENV)-bench/.installed  ## Octavo beside its peers: a table and a plot in docs/ (BOOKS=10000, BENCH_SECONDS=2, BENCH_ROUNDS=2)
+bench: $(VENV)-bench/.installed  ## measure Octavo and its peers, and write docs/benchmark.md (BOOKS=10000, BENCH_SECONDS=2, BENCH_ROUNDS=2)
 	@$(BENCH) bench.run --books $(BOOKS) --seconds $(BENCH_SECONDS) --rounds $(BENCH_ROUNDS)
 
-bench-sizes: $(VENV)-bench/.installed  ## what reads cost at SIZES=10000,100000,1000000 books: a table in docs/
+bench-sizes: $(VENV)-bench/.installed  ## measure what reads cost at SIZES=10000,100000,1000000 books, and write docs/bench-sizes.md
 	@$(BENCH) bench.sizes --sizes $(SIZES)
 
-bench-parts: dev  ## what a limit and a cached read cost, as ratios in one run (bench.plans needs a DATABASE_URL)
+bench-parts: dev  ## measure what a limit and a cached read cost, as ratios in one run (bench.plans needs a DATABASE_URL)
 	@$(BIN)/python -m bench.limits && $(BIN)/python -m bench.cache
 
 USERS ?= 20
@@ -90,11 +91,11 @@ SECONDS ?= 90
 PROFILE ?= service-tier
 WORKERS ?= 2
 DELAY_MS ?= 0
-loadtest: $(VENV)-bench/.installed  ## a crowd on a real server, and whether loadtest/slo.toml is kept (PROFILE=limits-on, USERS=20, ...)
+loadtest: $(VENV)-bench/.installed  ## load-test a real server, and check loadtest/slo.toml: docs/load-testing.md (PROFILE=limits-on, USERS=20, ...)
 	@exec $(VENV)-bench/bin/python -m loadtest --profile $(PROFILE) --users $(USERS) --seconds $(SECONDS) \
 		--workers $(WORKERS) --books $(BOOKS) --delay-ms $(DELAY_MS)
 
-audit: dev  ## known vulnerabilities of what is locked (asks the advisory database; fails if it cannot)
+audit: dev  ## check the locked packages for known vulnerabilities (fails if the advisory database cannot be reached)
 	@$(BIN)/pip-audit --strict --require-hashes --disable-pip --progress-spinner off -r requirements.lock
 
 lint: dev  ## ruff and mypy; a warning for each file of more than 400 lines
@@ -103,7 +104,7 @@ lint: dev  ## ruff and mypy; a warning for each file of more than 400 lines
 	@$(BIN)/mypy
 	@find service -name '*.py' | xargs wc -l | awk '$$1 > 400 && $$2 != "total" {print "warning: " $$2 " has " $$1 " lines (more than 400)"}'
 
-lock: dev  ## resolve the dependencies anew, for every supported Python
+lock: dev  ## resolve the dependencies again, for every supported Python
 	@for file in requirements.lock:--group=build requirements-dev.lock:--group=build:--group=dev \
 			requirements-bench.lock:--group=build:--group=dev:--group=bench:-crequirements-dev.lock; do \
 		set -- $$(echo $$file | tr : ' '); name=$$1; shift; \
@@ -112,5 +113,5 @@ lock: dev  ## resolve the dependencies anew, for every supported Python
 			--upgrade -o $$name; \
 	done
 
-clean:  ## remove what was made here, but no database
+clean:  ## remove generated files, but no database
 	@rm -rf .venv* .mypy_cache .ruff_cache .pytest_cache .hypothesis .coverage*
