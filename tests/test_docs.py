@@ -1,8 +1,10 @@
-"""The page to try it out, as somebody uses it: in Chromium, on a phone."""
+"""The form of pages in docs/, and the page to try out the API: in Chromium, on a phone."""
 
 import json
+import re
 import shutil
 from collections.abc import AsyncIterator
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -12,6 +14,8 @@ from playwright.async_api import Locator, Page, async_playwright
 from tests.conftest import Site
 from tests.factories import PASSWORD
 
+DOCS = Path(__file__).parents[1] / "docs"
+MOST_LINES, MOST_WIDTH = 5, 100  # of a decision
 PHONE = {"width": 390, "height": 844}
 ALONE = (  # no sandbox where root runs the tests; and nobody is asked about anything
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
@@ -20,6 +24,25 @@ ALONE = (  # no sandbox where root runs the tests; and nobody is asked about any
 ACCOUNT = {"username": "anna", "email": "anna@example.org", "password": PASSWORD}
 CREDENTIALS = {"email": "anna@example.org", "password": PASSWORD}
 BOOK = {"title": "Octavo", "author": "Anna", "price": 9.95}
+
+
+def test_decisions_are_short() -> None:
+    text = (DOCS / "decisions.md").read_text(encoding="utf-8")
+    _, *decisions = re.split(r"^### ", text, flags=re.MULTILINE)
+    assert decisions
+    for decision in decisions:
+        title, *body = decision.partition("\n## ")[0].splitlines()
+        lines = [line for line in body if line.strip()]
+        assert 1 <= len(lines) <= MOST_LINES, title
+        assert max(map(len, lines)) <= MOST_WIDTH, title
+
+
+def test_the_glossary_is_sorted() -> None:
+    text = (DOCS / "glossary.md").read_text(encoding="utf-8")
+    terms = re.findall(r"^- \*\*(.+?)\*\*: ", text, flags=re.MULTILINE)
+    assert terms
+    assert len(terms) == len(re.findall(r"^- ", text, flags=re.MULTILINE)), "each line has a term"
+    assert terms == sorted(set(terms), key=str.casefold)
 
 
 @pytest.fixture
