@@ -16,13 +16,8 @@ TEST = re.compile(r"\btest_\w+")
 def test_relative_links_lead_to_files(page: Path) -> None:
     for link in LINK.findall(page.read_text(encoding="utf-8")):
         url = urlsplit(link)
-        if not url.scheme and url.path and not is_pending(page.parent / url.path):
+        if not url.scheme and url.path:
             assert (page.parent / url.path).exists(), link
-
-
-def is_pending(path: Path) -> bool:
-    """Whether a link leads to a file that is still to come: of the new layout, or the glossary."""
-    return path.resolve().is_relative_to(ROOT / "service") or path.name == "glossary.md"
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
