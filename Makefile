@@ -47,9 +47,11 @@ $(VENV)-bench/.installed: $(VENV)/.installed requirements-bench.lock
 # The tests start many processes: their modules are compiled once, whatever the environment says.
 test soak: export PYTHONDONTWRITEBYTECODE =
 test: dev  ## the whole suite, on SQLite and on PostgreSQL (which the tests bring along)
-	@$(BIN)/python -m pytest -m "not alone" --numprocesses auto --maxprocesses 4 --dist worksteal \
-		--cov --cov-report=term
-	@$(BIN)/python -m pytest -m alone
+	@status=0; \
+	$(BIN)/python -m pytest -m "not alone" --numprocesses auto --maxprocesses 4 --dist worksteal \
+		--cov --cov-report=term || status=1; \
+	$(BIN)/python -m pytest -m alone || status=1; \
+	exit $$status
 
 test-all:  ## the suite on Python 3.11 and on 3.13
 	@for version in 3.11 3.13; do \

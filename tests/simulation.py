@@ -23,7 +23,7 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from sqlalchemy.util import await_only, greenlet_spawn
 
-import service.db
+import service.db.database
 from service.cache import Cache, circuit_breaker, invalidation, lease, state, store
 from service.cache.change_tracking import changes_of
 from service.cache.reader import CacheReader
@@ -132,7 +132,7 @@ class VirtualLoop(asyncio.SelectorEventLoop):
 def virtual_time(patch: pytest.MonkeyPatch) -> None:
     """Let the service tell the time by the loop."""
     clock = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
-    for module in (circuit_breaker, lease, store, invalidation, service.db):
+    for module in (circuit_breaker, lease, store, invalidation, service.db.database):
         patch.setattr(module, "time", clock)
     patch.setattr(state, "CLOCK", {"postgresql": "now()"})
 

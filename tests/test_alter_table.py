@@ -36,7 +36,7 @@ REVISION = '''
 import sqlalchemy as sa
 from alembic import op
 
-from service.alter_table import alter_table
+from service.db.alter_table import alter_table
 
 revision = "later"
 down_revision = "{head}"

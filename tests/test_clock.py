@@ -15,7 +15,7 @@ import jwt.api_jwt
 import pytest
 from sqlalchemy import select
 
-from service import security
+from service.security import tokens
 from service.auth import service as auth
 from service.auth.service import NOW
 from service.errors import UnauthorizedError
@@ -40,7 +40,7 @@ def stepped(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[None]:
 
     with monkeypatch.context() as patch:
         patch.setattr(time, "time", lambda: now() + seconds)
-        for module in (jwt.api_jwt, security, auth):
+        for module in (jwt.api_jwt, tokens, auth):
             patch.setattr(module, "datetime", Stepped)
         yield
 
@@ -79,7 +79,7 @@ async def test_access_tokens_are_good_again_when_the_clock_is(
     site: Site, make: Factory, monkeypatch: pytest.MonkeyPatch, seconds: int
 ) -> None:
     member = await make.member()
-    worker = security.Tokens(site.app.extensions["settings"])  # which has seen none yet
+    worker = tokens.Tokens(site.app.extensions["settings"])  # which has seen none yet
     with stepped(monkeypatch, seconds):
         if seconds == HOUR:
             worker.read(member.token)

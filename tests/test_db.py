@@ -51,7 +51,7 @@ async def test_two_processes_on_one_sqlite_file_lose_nothing(folder: Path) -> No
 import asyncio, sys
 from sqlalchemy import select
 from service.config import Testing
-from service.db import Database
+from service.db.database import Database
 from service.models import Book
 async def main(url):
     database = Database(Testing(database_url=url))
@@ -242,4 +242,4 @@ def test_nothing_commits_but_the_seam() -> None:
         for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
         if isinstance(node, ast.Attribute) and node.attr in {"commit", "begin"}
     }
-    assert found == {"db.py"}
+    assert found == {"db/database.py"}
