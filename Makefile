@@ -8,7 +8,7 @@ PIP_OPTIONS = -qq --disable-pip-version-check
 PIP = $(BIN)/python -m pip install $(PIP_OPTIONS)
 
 .DEFAULT_GOAL := help
-.PHONY: help run install dev test test-all fuzz soak bench bench-sizes bench-parts loadtest audit check lint lock clean
+.PHONY: help run install dev test test-all fuzz soak mutants bench bench-sizes bench-parts loadtest audit check lint lock clean
 
 help:  ## list these commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile | expand -t 12
@@ -73,6 +73,10 @@ soak: dev  ## longer tests: overload, limits, cache and workers under faults, an
 	@SOAK=1 $(BIN)/python -m pytest --no-header -rP tests/test_load_shedding.py tests/test_serve.py tests/test_serve_faults.py \
 		tests/test_limits_processes.py tests/test_cache_faults.py tests/test_cache_interleavings.py tests/test_cache_history.py \
 		tests/test_fast_path.py
+
+ROOM ?= cache
+mutants: $(VENV)-bench/.installed  ## put small defects into ROOM=cache, one at a time, and list those that no test notices (hours)
+	@$(VENV)-bench/bin/python -m tests.mutants $(ROOM)
 
 BOOKS ?= 10000
 SIZES ?= 10000,100000,1000000
