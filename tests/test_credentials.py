@@ -217,7 +217,7 @@ async def test_an_account_that_cannot_be_read_is_no_defect(
 async def test_revoked_tokens_are_remembered_for_a_while_and_bounded(
     site: Site, client: httpx.AsyncClient, make: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    callers, cache = site.app.extensions["limiter"].callers, site.app.extensions["cache"]
+    callers, cache = site.app.extensions["limiter"].identities, site.app.extensions["cache"]
     member, reads, read = await make.member(), 0, cache.items.read
     await client.post("/api/auth/logout", headers=member.headers)
     await cache.clear()

@@ -41,18 +41,17 @@ async def login(call: Call, data: Credentials) -> Reply:
     """Exchange e-mail and password for a pair of tokens. An unknown e-mail takes as long."""
     async with password_attempt(call, users.email_key(data.email)) as attempt:
         async with call.database.session() as db:
-            user = await users.find_by_email(db, data.email)
-        checked_hash = user.password_hash if user else None
-        is_right = await attempt.verify(data.password, checked_hash)
+            credentials = await users.find_credentials(db, data.email)
+        is_right = await attempt.verify(data.password, credentials and credentials[1])
         pair = None
-        if is_right and user is not None and checked_hash is not None:
-            pair = await _sign_in(call, user.id, data.password, checked_hash)
+        if is_right and credentials is not None:
+            pair = await _sign_in(call, data.password, *credentials)
     if pair is None:
         raise UnauthorizedError("Invalid credentials", "E-mail or password is wrong")
     return Reply(pair)
 
 
-async def _sign_in(call: Call, user_id: int, password: str, checked_hash: str) -> TokenPair | None:
+async def _sign_in(call: Call, password: str, user_id: int, checked_hash: str) -> TokenPair | None:
     """Return a pair of tokens, or None if the password has changed since it was verified."""
     is_outdated = call.passwords.is_outdated(checked_hash)
     new_hash = await call.passwords.hash(password) if is_outdated else None

@@ -1,15 +1,16 @@
 """Business rules and SQL of sessions. Changes of a user's tokens lock the user's row."""
 
 import secrets
-from datetime import datetime, timedelta
+from datetime import datetime
+from typing import Any, cast
 
-from sqlalchemy import delete, select, type_coerce
+from sqlalchemy import Double, Table, bindparam, delete, insert, select, type_coerce
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.auth.schemas import TokenPair
 from service.http.auth import CurrentUser, recheck_user
 from service.models import RefreshToken, User
-from service.models.types import UtcDateTime, UtcNow
+from service.models.types import FromNow, UtcDateTime, UtcNow
 from service.security import Tokens, digest, new_refresh_token
 from service.users.service import end_tokens, get_user
 
@@ -25,6 +26,17 @@ EXPIRED = (
     .with_for_update(skip_locked=True)
 )
 PRUNE = delete(RefreshToken).where(RefreshToken.id.in_(EXPIRED))
+# Made once, and without the ORM: each sign-in runs them.
+ISSUED = insert(cast(Table, RefreshToken.__table__)).values(
+    expires_at=FromNow(bindparam("seconds", type_=Double())),
+    **{name: bindparam(name) for name in ("user_id", "family", "digest", "access_jti", "used")},
+)
+_USER = User.__table__.c
+OWNER = (
+    select(_USER.id, _USER.username, _USER.tier, _USER.token_version, _USER.password_hash)
+    .where(_USER.id == bindparam("user_id"))
+    .with_for_update()
+)
 
 
 async def login(
@@ -39,12 +51,12 @@ async def login(
 
     None if the user is gone or the password has changed. `new_hash` replaces an outdated hash.
     """
-    user = await db.get(User, user_id, with_for_update=True)
-    if user is None or user.password_hash != checked_hash:
+    owner = (await db.execute(OWNER, {"user_id": user_id})).one_or_none()
+    if owner is None or owner.password_hash != checked_hash:
         return None
     if new_hash is not None:
-        user.password_hash = new_hash
-    return await _issue(db, user, secrets.token_hex(16), tokens, refresh_seconds)
+        (await get_user(db, user_id)).password_hash = new_hash
+    return await _issue(db, owner, secrets.token_hex(16), tokens, refresh_seconds)
 
 
 async def refresh(
@@ -79,21 +91,19 @@ async def logout(db: AsyncSession, current_user: CurrentUser) -> None:
 
 
 async def _issue(
-    db: AsyncSession, user: User, family: str, tokens: Tokens, refresh_seconds: int
+    db: AsyncSession, user: Any, family: str, tokens: Tokens, refresh_seconds: int
 ) -> TokenPair:
     token, jti = tokens.issue(user)
     refresh_token = new_refresh_token()
-    db.add(
-        RefreshToken(
-            user_id=user.id,
-            family=family,
-            digest=digest(refresh_token),
-            access_jti=jti,
-            used=False,
-            expires_at=await _now(db) + timedelta(seconds=refresh_seconds),
-        )
-    )
-    await db.flush()
+    values = {
+        "user_id": user.id,
+        "family": family,
+        "digest": digest(refresh_token),
+        "access_jti": jti,
+        "used": False,
+        "seconds": refresh_seconds,
+    }
+    await db.execute(ISSUED, values)
     await db.execute(PRUNE)
     return TokenPair(token=token, expires_in=tokens.lifetime, refresh_token=refresh_token)
 

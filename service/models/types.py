@@ -29,6 +29,24 @@ def _now_sqlite(element: UtcNow, compiler: Any, **kw: Any) -> str:
     return "(strftime('%Y-%m-%d %H:%M:%f000', 'now'))"
 
 
+class FromNow(FunctionElement[datetime]):
+    """The time of the database's clock in a number of seconds, its argument."""
+
+    type = DateTime(timezone=True)
+    inherit_cache = True
+
+
+@compiles(FromNow, "postgresql")
+def _from_now_postgresql(element: FromNow, compiler: Any, **kw: Any) -> str:
+    return f"(statement_timestamp() + make_interval(secs => {compiler.process(element.clauses)}))"
+
+
+@compiles(FromNow, "sqlite")
+def _from_now_sqlite(element: FromNow, compiler: Any, **kw: Any) -> str:
+    seconds = compiler.process(element.clauses)
+    return f"(strftime('%Y-%m-%d %H:%M:%f000', 'now', ({seconds}) || ' seconds'))"
+
+
 class UtcDateTime(TypeDecorator[datetime]):
     """An instant in UTC, to the microsecond (SQLite's own clock: to the millisecond)."""
 

@@ -5,13 +5,13 @@ import secrets
 import time
 from datetime import UTC, datetime
 from functools import lru_cache
+from typing import Any
 
 import jwt
 from pydantic import BaseModel, ConfigDict, Field
 
 from service.config import Settings
 from service.errors import UnauthorizedError
-from service.models import User
 from service.models.types import INT64
 
 ALGORITHM = "HS256"  # the only algorithm to sign with and to accept
@@ -63,8 +63,8 @@ class Tokens:
         self._verified = lru_cache(MOST_TOKENS)(self._verify)  # an invalid token raises: not cached
         self.lifetime = settings.access_token_seconds
 
-    def issue(self, user: User) -> tuple[str, str]:
-        """Return an access token for `user`, and its `jti`."""
+    def issue(self, user: Any) -> tuple[str, str]:
+        """Return an access token for `user`, a User or a row of its columns, and its `jti`."""
         now = int(datetime.now(UTC).timestamp())
         jti = secrets.token_hex(16)
         claims = {

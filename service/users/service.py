@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager, suppress
 
 from pydantic.networks import validate_email
-from sqlalchemy import delete, select
+from sqlalchemy import bindparam, delete, select
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
@@ -18,6 +18,9 @@ from service.http.auth import CurrentUser, recheck_user
 from service.models import RefreshToken, User, fold
 from service.security.usernames import name_key
 from service.users.schemas import MAX_EMAIL
+
+_USER = User.__table__.c
+CREDENTIALS = select(_USER.id, _USER.password_hash).where(_USER.email_key == bindparam("email_key"))
 
 
 def email_key(email: str) -> str:
@@ -41,10 +44,10 @@ def not_found(user_id: int, headers: Mapping[str, str] | None = None) -> Resourc
     return ResourceNotFoundError(f"User with id {user_id} not found", headers=headers)
 
 
-async def find_by_email(db: AsyncSession, email: str) -> User | None:
-    """Return the user with an e-mail address, ignoring case, or None."""
-    user: User | None = await db.scalar(select(User).where(User.email_key == email_key(email)))
-    return user
+async def find_credentials(db: AsyncSession, email: str) -> tuple[int, str] | None:
+    """Return the id and the password hash of the user with an e-mail address, ignoring case."""
+    row = (await db.execute(CREDENTIALS, {"email_key": email_key(email)})).one_or_none()
+    return None if row is None else (row.id, row.password_hash)
 
 
 async def create_user(
