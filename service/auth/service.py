@@ -18,20 +18,21 @@ PRUNED = 20  # expired refresh tokens to delete, at most, for each new token
 # The database's clock. A worker's clock may jump, and would end sessions early, or delete the rows
 # that reveal a reuse.
 NOW = type_coerce(UtcNow(), UtcDateTime)
+_TOKENS = cast(Table, RefreshToken.__table__)
+_USER = User.__table__.c
 EXPIRED = (
-    select(RefreshToken.id)
-    .where(RefreshToken.expires_at < UtcNow())
-    .order_by(RefreshToken.expires_at)
+    select(_TOKENS.c.id)
+    .where(_TOKENS.c.expires_at < UtcNow())
+    .order_by(_TOKENS.c.expires_at)
     .limit(PRUNED)
     .with_for_update(skip_locked=True)
 )
-PRUNE = delete(RefreshToken).where(RefreshToken.id.in_(EXPIRED))
+PRUNE = delete(_TOKENS).where(_TOKENS.c.id.in_(EXPIRED))
 # Made once, and without the ORM: each sign-in runs them.
-ISSUED = insert(cast(Table, RefreshToken.__table__)).values(
+ISSUED = insert(_TOKENS).values(
     expires_at=FromNow(bindparam("seconds", type_=Double())),
     **{name: bindparam(name) for name in ("user_id", "family", "digest", "access_jti", "used")},
 )
-_USER = User.__table__.c
 OWNER = (
     select(_USER.id, _USER.username, _USER.tier, _USER.token_version, _USER.password_hash)
     .where(_USER.id == bindparam("user_id"))
