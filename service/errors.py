@@ -25,7 +25,7 @@ ROOM = 3_500  # bytes as JSON: an answer holds findings twice, and has at most 8
 Messages = dict[str, list[str]]  # sentences by field
 
 
-def shortened(messages: Messages) -> tuple[Messages, str]:
+def limit_messages(messages: Messages) -> tuple[Messages, str]:
     """Give the first findings, their names cut, and a sentence that counts the rest."""
     kept: Messages = {}
     room = ROOM
@@ -91,7 +91,7 @@ class InvalidInputError(APIError):
     error = "Validation Error"
 
     def __init__(self, messages: Messages) -> None:
-        kept, message = shortened(messages)
+        kept, message = limit_messages(messages)
         super().__init__(message, payload={"messages": kept, "errors": kept})
 
 

@@ -176,11 +176,11 @@ class LogFile(RotatingFileHandler):
     def _open(self) -> Any:
         path = Path(self.baseFilename)
         files.make_folder(path.parent)
-        stream = open(path, "ab", 0, opener=self._opened)  # noqa: SIM115  (kept)
+        stream = open(path, "ab", 0, opener=self._open_descriptor)  # noqa: SIM115  (kept)
         self._mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
         return stream
 
-    def _opened(self, path: str, flags: int) -> int:
+    def _open_descriptor(self, path: str, flags: int) -> int:
         return os.open(path, flags, self._mode)
 
 

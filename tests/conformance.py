@@ -81,7 +81,7 @@ class Watched:
 
         await self._inner(scope, receive, watching)
 
-    def look(self, scope: Any, tell: Any) -> bool:
+    def lookup(self, scope: Any, tell: Any) -> bool:
         """Pass on what needs no application, and look at that as well."""
 
         def telling(response: EarlyResponse | None) -> None:
@@ -90,7 +90,7 @@ class Watched:
                 self._look(scope, start, response.body)
             tell(response)
 
-        return self._shortcut is not None and self._shortcut.look(scope, telling)
+        return self._shortcut is not None and self._shortcut.lookup(scope, telling)
 
     def _look(self, scope: Any, start: Any, body: bytes) -> None:
         names = [key.decode().lower() for key, _ in start["headers"]]

@@ -303,7 +303,7 @@ async def test_sentry_is_found_as_its_users_begin_it(folder: Path) -> None:
         "import sentry_sdk; sentry_sdk.init('http://key@127.0.0.1:1/1')\n"
         "from service import config; from service.app import create_app\n"
         f"app = create_app(config.Testing(database_url='sqlite://', secret_key={'x' * 40!r}))\n"
-        "additions = app.extensions['additions']; additions.look(); print(additions.names)"
+        "additions = app.extensions['additions']; additions.search(); print(additions.names)"
     )
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, cwd=folder, stdout=PIPE, env={**os.environ, "PYTHONPATH": ROOT}
@@ -333,12 +333,12 @@ async def test_what_is_taken_away_again_counts_no_more(
         additions = app.extensions["additions"]
         signals.request_finished.connect(receive, app)
         try:
-            additions.look()
-            assert additions.are_there
+            additions.search()
+            assert additions.exist
         finally:
             signals.request_finished.disconnect(receive, app)
-        additions.look()
-        assert not additions.are_there
+        additions.search()
+        assert not additions.exist
         assert (await client.get("/health")).json()["fast_path"] == "on"
 
 

@@ -15,11 +15,11 @@ import jwt.api_jwt
 import pytest
 from sqlalchemy import select
 
-from service.security import tokens
 from service.auth import service as auth
 from service.auth.service import NOW
 from service.errors import UnauthorizedError
 from service.models import RefreshToken
+from service.security import tokens
 from tests.conftest import Site, settings_for, visiting
 from tests.factories import Factory
 

@@ -274,7 +274,7 @@ async def test_below_a_root_path_it_is_quarts(site: Site) -> None:
     scope[KEY].matched = matched
     for root_path in ("", "/x"):
         scope["root_path"] = root_path
-        is_looked_up = app.extensions["fast_path"].look(scope, lambda response: None)
+        is_looked_up = app.extensions["fast_path"].lookup(scope, lambda response: None)
         operation = app.extensions["plain"].find(scope)
         assert is_looked_up is (operation is not None) is (not root_path)
 

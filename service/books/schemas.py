@@ -26,7 +26,7 @@ from service.http.pagination import (
     CachedPageQuery,
     Links,
     Pagination,
-    unsaid_default,
+    hide_default,
 )
 from service.http.schemas import (
     Instant,
@@ -232,7 +232,7 @@ class BookQuery(BookFilters, CachedPageQuery):
         description=f"books at a time in cursor mode, by default {DEFAULT_SIZE}; above {MAX_SIZE} "
         f"it is {MAX_SIZE}",
         examples=[DEFAULT_SIZE],
-        json_schema_extra=unsaid_default,
+        json_schema_extra=hide_default,
     )
 
     @property

@@ -77,21 +77,21 @@ SORTS = {
 }
 
 
-def key_of(sort: str, spelled: str) -> Any:
+def key_of(sort: str, encode_headers: str) -> Any:
     """Parse the value of a sort key from a cursor."""
-    return SORTS[sort.removeprefix("-")].read(spelled)
+    return SORTS[sort.removeprefix("-")].read(encode_headers)
 
 
 def list_books(filters: BookFilters, sort: str, page: Page) -> ListQuery:
     """List a page of books."""
-    return list_page(LIST_DEFINITION, _chosen(filters, sort), page)
+    return list_page(LIST_DEFINITION, _selection(filters, sort), page)
 
 
 def list_books_after(
     filters: BookFilters, sort: str, after: tuple[Any, int] | None, limit: int
 ) -> ListQuery:
     """List `limit` books after a key and id."""
-    return list_after(LIST_DEFINITION, _chosen(filters, sort), after, limit)
+    return list_after(LIST_DEFINITION, _selection(filters, sort), after, limit)
 
 
 def _bytes(book: Book | Row[Any]) -> bytes:
@@ -222,7 +222,7 @@ def _order_of(sort: str) -> Order:
     return Order(key.descending if descending else key.ascending, COLUMNS.id, descending)
 
 
-def _kept_count(names: tuple[str, ...]) -> Select[int] | None:
+def _known_count(names: tuple[str, ...]) -> Select[int] | None:
     """Return the query of a maintained count (all books, or a genre), or None."""
     if set(names) - {"genre"}:
         return None
@@ -241,10 +241,10 @@ def _conditions(names: tuple[str, ...], sort: str, dialect: str) -> list[ColumnE
     return [*conditions, found_by(COLUMNS, dialect)] if "q" in names else conditions
 
 
-LIST_DEFINITION = ListDefinition(BOOKS, Book, _conditions, _order_of, _kept_count)
+LIST_DEFINITION = ListDefinition(BOOKS, Book, _conditions, _order_of, _known_count)
 
 
-def _chosen(filters: BookFilters, sort: str) -> FilterSelection:
+def _selection(filters: BookFilters, sort: str) -> FilterSelection:
     return FilterSelection(filters.conditions(), sort, partial(_values, filters))
 
 

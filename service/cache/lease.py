@@ -93,11 +93,11 @@ class EpochLease:
         if self._alone:
             await self._take_over(state)
         elif state.on:
-            await self._look(state)
+            await self._check_store(state)
         elif await self._is_well(begun) and state.age >= RESTED_SECONDS:
             await self._recover(state, self._well_id, settled=False)
 
-    async def _look(self, state: State) -> None:
+    async def _check_store(self, state: State) -> None:
         """Turn the cache off if another store replies over the existing connections."""
         try:
             async with LoopTimeout(PROBE_SECONDS):

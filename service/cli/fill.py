@@ -29,7 +29,7 @@ def seed_db(books: int | None, seed: int | None) -> None:
     once: run the command again to continue after an interruption.
     """
     if books is not None:
-        _seed_plausible(books, 1 if seed is None else seed)
+        _seed_generated(books, 1 if seed is None else seed)
     elif seed is not None:
         raise click.UsageError("--seed is for made-up books: give their number with --books")
     else:
@@ -37,7 +37,7 @@ def seed_db(books: int | None, seed: int | None) -> None:
     click.echo("Database seeded")
 
 
-def _seed_plausible(count: int, seed: int) -> None:
+def _seed_generated(count: int, seed: int) -> None:
     # Imported here, because the lists of names take a second to load.
     from service.sample_data.generated import plausible_books
 

@@ -4,11 +4,12 @@
     direct     edge, limits (Redis) ->                     operation
     warm       the limits, the account and the body, in one write to Redis
 
-*Warm.* The server calls `WarmResponder.look` before it makes a task for a request. The cached item
-or the remembered list is looked up while the limits are decided. If it is cached and the request is
-admitted, the callback of Redis's reply sends the response. The same callback sends a cached 404,
-and the refusal of an address. All other requests (a miss, a write under way, an error of Redis, a
-header that may change the response) continue on the ordinary path, with their limits decided.
+*Warm.* The server calls `WarmResponder.lookup` before it makes a task for a request. The cached
+item or the remembered list is looked up while the limits are decided. If it is cached and the
+request is admitted, the callback of Redis's reply sends the response. The same callback sends a
+cached 404, and the refusal of an address. All other requests (a miss, a write under way, an error
+of Redis, a header that may change the response) continue on the ordinary path, with their limits
+decided.
 
 *Direct.* An operation whose request is complete runs without Quart's cycle, which costs more than
 the operation. A request that needs more of the framework goes to Quart.
@@ -40,6 +41,6 @@ def init_app(app: Quart, settings: Settings) -> None:
     """Install the fast path before the request edge, and where the server looks for it."""
     if settings.fast_path:
         responder = app.extensions["fast_path"] = WarmResponder(app, settings)
-        app.extensions["observers"].append(responder.learn)
+        app.extensions["observers"].append(responder.remember_list)
         app.asgi_app = FastPathMiddleware(app.asgi_app, responder)  # type: ignore[method-assign]  # as Quart documents
         direct.init_app(app, settings)

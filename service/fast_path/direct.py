@@ -22,7 +22,7 @@ from service.http.headers import parse_headers
 from service.http.operations import Operation, RawResponse, operation_of
 from service.http.quart_app import Connection
 from service.http.requests import check_names
-from service.http.responses import sized, spelled, vary_of
+from service.http.responses import content_headers, encode_headers, vary_of
 from service.limits import Limiter
 
 
@@ -38,7 +38,7 @@ class DirectResponder:
     def find(self, scope: Any) -> Operation | None:
         """Return the operation of a request, if it needs nothing of the framework."""
         context, parsed = context_of(scope), parse_headers(scope["headers"])
-        if context.matched is None or context.error is not None or self._additions.are_there:
+        if context.matched is None or context.error is not None or self._additions.exist:
             return None
         if parsed.is_special or not parsed.host or scope.get("root_path"):
             return None
@@ -57,10 +57,10 @@ class DirectResponder:
             rendered = render(error, scope["method"], scope["path"], self._app.logger)
             status, body = rendered.status_code, problem(rendered)
             fields = {"content-type": MIMETYPE, "cache-control": "no-store", **rendered.headers}
-            headers = [*sized(body)[1:], *spelled(fields)]
+            headers = [*content_headers(body)[1:], *encode_headers(fields)]
         headers.append((b"vary", vary_of(scope).encode()))
         if call.headers.has_origin:
-            headers += spelled(self._origins.headers(scope))
+            headers += encode_headers(self._origins.headers(scope))
         return RawResponse(status, headers, body)
 
     async def _run(self, operation: Operation, call: Call, context: RequestContext) -> RawResponse:

@@ -32,6 +32,6 @@ class FastPathMiddleware:
                 if not future.done():
                     future.set_result(response)
 
-            if self._shortcut.look(scope, callback) and (response := await future) is not None:
+            if self._shortcut.lookup(scope, callback) and (response := await future) is not None:
                 return await send_response(send, response.status, response.headers, response.body)
         return await self._inner(scope, receive, send)

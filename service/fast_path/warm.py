@@ -31,12 +31,12 @@ from service.http.responses import (
     LIMITED_VARY,
     PERSONAL,
     VARY,
-    as_lines,
     cache_status,
+    content_headers,
+    encode_headers,
     etag,
-    is_known,
-    sized,
-    spelled,
+    header_lines,
+    matches_etag,
 )
 from service.http.urls import LONGEST_PATH
 from service.limits import Limiter
@@ -78,16 +78,16 @@ class WarmResponder:
         self._keeps_items = settings.cache_item_seconds > 0
         self._read = lru_cache(KEPT)(self._read_item)
         self._routes = Routes(app, self._limiter, settings.ratelimit_enabled)
-        self._always = as_lines([*ALWAYS, *self.edge.protection])
-        self._refused = as_lines([NO_PAGE, *self.edge.protection])
+        self._always = header_lines([*ALWAYS, *self.edge.protection])
+        self._refused = header_lines([NO_PAGE, *self.edge.protection])
         unlimited = [(b"cache-control", b"no-store"), (b"vary", VARY.encode()), NO_PAGE]
-        self._constant = as_lines([*unlimited, *self.edge.protection])
+        self._constant = header_lines([*unlimited, *self.edge.protection])
 
-    def look(self, scope: Any, callback: Callback) -> bool:
+    def lookup(self, scope: Any, callback: Callback) -> bool:
         """Begin the lookup for a GET. False: the request takes the ordinary path."""
         context = context_of(scope)
         context.is_looked_up = True
-        if self._additions.are_there:
+        if self._additions.exist:
             return False
         raw_path = scope["raw_path"]
         headers = parse_headers(scope["headers"])
@@ -124,7 +124,11 @@ class WarmResponder:
     def _send_constant(self, scope: Any, callback: Callback, body: bytes, begun: float) -> None:
         """Send a constant response in the next turn of the loop, where Quart needs ten turns."""
         context_of(scope).route = scope["raw_path"].decode()
-        lines = as_lines(sized(body)) + self._constant + _id_line(parse_headers(scope["headers"]))
+        lines = (
+            header_lines(content_headers(body))
+            + self._constant
+            + _id_line(parse_headers(scope["headers"]))
+        )
         callback(EarlyResponse(200, lines, body))
         self.edge.notify(scope, 200, begun)
 
@@ -150,7 +154,7 @@ class WarmResponder:
         if entry is None or not entry.body:
             return entry, None
         body = show(entry.body)
-        return entry, self._prepare(etag(body), as_lines(sized(body)), body)
+        return entry, self._prepare(etag(body), header_lines(content_headers(body)), body)
 
     def _prepare(self, tag: str, lines: bytes, body: bytes) -> PreparedResponse:
         headers_304 = b'etag: "%b"\r\n%b' % (tag.encode(), self._always)
@@ -211,11 +215,11 @@ class WarmResponder:
         cors = limits = b""
         headers = parse_headers(scope["headers"])
         if headers.has_origin:
-            cors = as_lines(spelled(self._origins.headers(scope)))
+            cors = header_lines(encode_headers(self._origins.headers(scope)))
         if decision is not None:
             limits = lines(self._limiter.apply(scope, decision).quotas)
         own = cors + limits + _id_line(headers)
-        if headers.tags and is_known(prepared.tag, headers.tags):
+        if headers.tags and matches_etag(prepared.tag, headers.tags):
             return EarlyResponse(304, prepared.headers_304 + own, b"")
         return EarlyResponse(200, prepared.headers + own, prepared.body)
 
@@ -241,7 +245,9 @@ class WarmResponder:
         assert error is not None
         error.__traceback__ = None  # its frames keep the request alive
         headers, body = error_response(complete(error, scope, self._origins))
-        return EarlyResponse(error.status_code, as_lines(headers) + self._refused + id_line, body)
+        return EarlyResponse(
+            error.status_code, header_lines(headers) + self._refused + id_line, body
+        )
 
     def fail(self, undecided: Exception | None, unread: Exception | None) -> None:
         """Record, within the request, that Redis failed: the request does not use it again."""
@@ -250,7 +256,7 @@ class WarmResponder:
         if unread is not None:
             self._cache.access.failed(unread)
 
-    def learn(self, scope: Any, status: int, _: float) -> None:
+    def remember_list(self, scope: Any, status: int, _: float) -> None:
         """Remember a list that the ordinary path has sent, if it can be sent again."""
         context = context_of(scope)
         page, matched = context.listed, context.matched
@@ -261,7 +267,7 @@ class WarmResponder:
             headers.is_special or headers.has_body or not headers.host or scope.get("root_path")
         )
         if not is_odd and scope["path"].startswith(PERSONAL):
-            lines = as_lines([*sized(page.body), *spelled(page.headers)])
+            lines = header_lines([*content_headers(page.body), *encode_headers(page.headers)])
             prepared = self._prepare(page.tag, lines, page.body)
             route = self._routes.route(matched[0].endpoint)
             self._pages.put(

@@ -59,7 +59,7 @@ class Additions:
         self._own: dict[str, list[Any]] = {}
         self._asgi_app: Any = None  # at the last search
         self._views: dict[str, Any] = {}
-        self._look_at = 0.0
+        self._search_at = 0.0
         self.names: list[str] = []
 
     def remember(self) -> None:
@@ -77,15 +77,15 @@ class Additions:
         self._views = dict(self._app.view_functions)
 
     @property
-    def are_there(self) -> bool:
+    def exist(self) -> bool:
         """Whether there is any addition. Searches once a second; checks middleware every time."""
-        if time.monotonic() >= self._look_at or self._app.asgi_app is not self._asgi_app:
-            self.look()
+        if time.monotonic() >= self._search_at or self._app.asgi_app is not self._asgi_app:
+            self.search()
         return bool(self.names)
 
-    def look(self) -> None:
+    def search(self) -> None:
         """Search for additions, and log a warning about new additions."""
-        self._look_at = time.monotonic() + SECONDS
+        self._search_at = time.monotonic() + SECONDS
         self._asgi_app = self._app.asgi_app
         names = sorted({f"{kind}: {name_of(part)}" for kind, part in self._added()})
         if names and names != self.names:
@@ -153,5 +153,5 @@ def init_app(app: Quart, settings: Settings) -> None:
 
     @app.while_serving
     async def lifespan() -> AsyncGenerator[None, None]:
-        additions.look()
+        additions.search()
         yield

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
     from service.admission import Admission
     from service.http.auth import CurrentUser
-    from service.http.responses import Public
+    from service.http.responses import ListResponse
     from service.limits.identity import Credentials
     from service.limits.middleware import LookupResult
     from service.limits.types import QuotaStatus
@@ -48,7 +48,7 @@ class RequestContext:
     quotas: "list[QuotaStatus] | None" = None
     lookup_result: "LookupResult | None" = None
     admission: "Admission | None" = None
-    listed: "Public | None" = None
+    listed: "ListResponse | None" = None
     error: Exception | None = None
     is_looked_up: bool = False
     is_shed: bool = False

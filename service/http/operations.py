@@ -13,7 +13,15 @@ from quart_schema.openapi import QUART_SCHEMA_SECURITY_ATTRIBUTE
 from service.cache import Kind, ListQuery, ListResult, Status
 from service.errors import APIError, InvalidInputError
 from service.http.call import Call
-from service.http.responses import Public, cache_status, etag, is_known, sized, spelled, to_bytes
+from service.http.responses import (
+    ListResponse,
+    cache_status,
+    content_headers,
+    encode_headers,
+    etag,
+    matches_etag,
+    to_bytes,
+)
 from service.http.schemas import messages
 
 if TYPE_CHECKING:
@@ -154,12 +162,14 @@ def _response(call: Call, reply: Reply) -> RawResponse:
     if tag:
         headers.append((b"etag", b'"%b"' % tag.encode()))
     if reply.cached is not None:
-        headers += spelled(cache_status(call.scope, reply.cached))
+        headers += encode_headers(cache_status(call.scope, reply.cached))
     if reply.listed is not None:
-        call.context.listed = Public(body, tag, reply.headers, *reply.listed)
-    if reply.is_public and is_known(tag, call.headers.tags):
+        call.context.listed = ListResponse(body, tag, reply.headers, *reply.listed)
+    if reply.is_public and matches_etag(tag, call.headers.tags):
         return RawResponse(304, headers, b"")
-    return RawResponse(reply.status, [*sized(body), *spelled(reply.headers), *headers], body)
+    return RawResponse(
+        reply.status, [*content_headers(body), *encode_headers(reply.headers), *headers], body
+    )
 
 
 def operation(handler: Handler) -> Callable[..., Awaitable[Response]]:

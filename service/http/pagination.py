@@ -19,7 +19,7 @@ MAX_SIZE = 100  # a larger per_page is reduced to this
 MAX_OFFSET = 100_000  # rows that a page may skip; beyond, use a cursor
 
 
-def unsaid_default(schema: JsonDict) -> None:
+def hide_default(schema: JsonDict) -> None:
     """Remove a default from the OpenAPI document: generated clients would send it.
 
     The presence of such a parameter selects pages or cursors.
@@ -36,13 +36,13 @@ class PageQuery(Schema):
         1,
         description="which page, from 1, which is also the default",
         examples=[1],
-        json_schema_extra=unsaid_default,
+        json_schema_extra=hide_default,
     )
     per_page: QueryCount = Field(
         DEFAULT_SIZE,
         description=f"rows of a page, by default {DEFAULT_SIZE}; above {MAX_SIZE} it is {MAX_SIZE}",
         examples=[DEFAULT_SIZE],
-        json_schema_extra=unsaid_default,
+        json_schema_extra=hide_default,
     )
 
     def to_page(self) -> "Page":

@@ -38,7 +38,7 @@ def parse_json(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("The body must be a JSON object")
     if b"\\" in body or body.count(b"{") + body.count(b"[") > MAX_DEPTH:
-        _look_through(value, MAX_DEPTH)  # JSON can express NUL and surrogates only by escapes
+        _check_values(value, MAX_DEPTH)  # JSON can express NUL and surrogates only by escapes
     return value
 
 
@@ -88,7 +88,7 @@ def _decimal(digits: str) -> Decimal:
     return value
 
 
-def _look_through(value: Any, depth: int) -> None:
+def _check_values(value: Any, depth: int) -> None:
     if isinstance(value, str):
         if FORBIDDEN.search(value):
             raise ValueError("The body holds a NUL character or a lone surrogate")
@@ -97,7 +97,7 @@ def _look_through(value: Any, depth: int) -> None:
             raise ValueError("The body is nested too deeply")
         for item in value.items() if isinstance(value, dict) else value:
             for part in item if isinstance(item, tuple) else (item,):
-                _look_through(part, depth - 1)
+                _check_values(part, depth - 1)
 
 
 _JSON = json.JSONDecoder(

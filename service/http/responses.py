@@ -25,7 +25,7 @@ CACHE_STATUS = {"hit": "hit", "miss": "fwd=miss", "bypass": "fwd=bypass"}
 
 
 @dataclass(frozen=True, slots=True)
-class Public:
+class ListResponse:
     """A list response, and its source. `headers`: only for status 200."""
 
     body: bytes
@@ -66,7 +66,7 @@ def respond(
 def respond_public(body: bytes, *, content_type: str = JSON) -> Response:
     """Respond to a public GET, with an entity tag for revalidation; 304 if the client has it."""
     tag = etag(body)
-    if is_known(tag, request.headers.getlist("If-None-Match")):
+    if matches_etag(tag, request.headers.getlist("If-None-Match")):
         response = _empty(304)
     else:
         response = respond(body, content_type=content_type)
@@ -75,22 +75,22 @@ def respond_public(body: bytes, *, content_type: str = JSON) -> Response:
     return response
 
 
-def sized(body: bytes) -> list[tuple[bytes, bytes]]:
+def content_headers(body: bytes) -> list[tuple[bytes, bytes]]:
     """Return the headers of a JSON body."""
     return [(b"content-type", JSON.encode()), (b"content-length", b"%d" % len(body))]
 
 
-def spelled(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
+def encode_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
     """Return headers in ASGI form."""
     return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
-def as_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
+def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     """Return headers as field lines with CRLF. The caller must ensure valid bytes."""
     return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
-def is_known(tag: str, lines: Sequence[str]) -> bool:
+def matches_etag(tag: str, lines: Sequence[str]) -> bool:
     """Return whether the lines of an If-None-Match contain a tag.
 
     Our tags are hexadecimal digits, so a quoted tag within the line is always a member of the list,

@@ -57,13 +57,13 @@ def _chunks(stream: "io.BufferedReader[Source]") -> Iterator[bytes]:
     while block := stream.read1(BUFFER):
         *whole, rest = (rest + block).split(END_OF_RECORD)
         for data in whole:
-            yield from _parted(data.lstrip(b"\r\n ") + END_OF_RECORD)
+            yield from _split_fields(data.lstrip(b"\r\n ") + END_OF_RECORD)
         rest = rest[: MAX_RECORD + 1]  # this is enough to detect a record that is too long
     if rest.strip():
         yield rest
 
 
-def _parted(data: bytes) -> list[bytes]:
+def _split_fields(data: bytes) -> list[bytes]:
     """Split a damaged record from a valid one after it, whose length ends with the data."""
     if data[:5] != b"%05d" % len(data):
         for leader in LEADER.finditer(data, 1):

@@ -113,7 +113,7 @@ class Limiter(RateLimiter):
         self.admitted += 1
         return decision
 
-    async def look(self, charges: Sequence[Charge]) -> Decision:
+    async def quotas_of(self, charges: Sequence[Charge]) -> Decision:
         """Return the quotas of a caller. The claims must have no cost."""
         return await self.limit_store.acquire(charges)
 

@@ -68,7 +68,7 @@ class LimitMiddleware:
             try:
                 await self._admit(scope, endpoint, lookup_result)
             except APIError as error:
-                if not self._additions.are_there:
+                if not self._additions.exist:
                     raise complete(error, scope, self._origins) from None
                 context.error = error
             send = partial(self._send, context, send)

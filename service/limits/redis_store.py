@@ -22,7 +22,7 @@ SINGLE = struct.Struct(">5q")  # reply for one claim under one policy, the most 
 AT_ONCE = 100  # decisions in one call: Redis runs nothing else meanwhile
 
 
-class Decide:
+class Acquire:
     """Decides requests in order. Each request is a sequence of claims."""
 
     scripts = (DECIDE,)
@@ -43,7 +43,7 @@ class Decide:
         return [decision(charges, part) for charges, part in zip(requests, parts, strict=True)]
 
 
-DECIDING, GIVING_BACK = Decide(), Script(GIVE_BACK)
+DECIDING, GIVING_BACK = Acquire(), Script(GIVE_BACK)
 
 
 class RedisLimits:

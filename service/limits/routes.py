@@ -45,7 +45,7 @@ async def rate_limits(call: Call) -> Reply:
     limiter = call.limiter
     caller = limiter.identities.read(call.scope).caller
     names = limiter.policies.names
-    decision = await limiter.look([limiter.charge(each, caller, cost=0) for each in names])
+    decision = await limiter.quotas_of([limiter.charge(each, caller, cost=0) for each in names])
     quotas = iter(decision.quotas)
     policies = [
         Allowance(

@@ -14,13 +14,13 @@ PAUSE_SECONDS = 0.02  # between measurements
 REMEMBERED = 50  # measurements: about a second
 
 
-class Lag:
+class LoopLag:
     """Repeatedly measures the duration of some turns of the loop."""
 
     def __init__(self) -> None:
         self._seen: deque[float] = deque([0.0, 0.0], maxlen=REMEMBERED)
 
-    async def look_on(self) -> None:
+    async def observe(self) -> None:
         """Measure until cancelled."""
         while True:
             begun = time.monotonic()
@@ -36,10 +36,10 @@ class Lag:
 
 def init_app(app: Quart, settings: Settings) -> None:
     """Measure while serving."""
-    lag = app.extensions["lag"] = Lag()
+    lag = app.extensions["lag"] = LoopLag()
 
     @app.while_serving
     async def lifespan() -> AsyncGenerator[None, None]:
-        looking = asyncio.create_task(lag.look_on())
+        looking = asyncio.create_task(lag.observe())
         yield
         looking.cancel()

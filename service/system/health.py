@@ -203,7 +203,7 @@ def _fast_path(is_wanted: bool) -> str:
     additions: Additions = current_app.extensions["additions"]
     if not is_wanted:
         return "off (FAST_PATH=false)"
-    return f"off ({', '.join(additions.names)})" if additions.are_there else "on"
+    return f"off ({', '.join(additions.names)})" if additions.exist else "on"
 
 
 @health_bp.get("/live")

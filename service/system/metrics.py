@@ -30,7 +30,7 @@ from service.http.priority import never_shed
 from service.http.responses import respond
 from service.limits import Limiter
 from service.middleware.load_shedding import LoadShedding
-from service.middleware.loop_lag import Lag
+from service.middleware.loop_lag import LoopLag
 from service.middleware.request_edge import RequestEdge
 from service.security import Passwords, bearer
 from service.system import metrics_files
@@ -88,7 +88,7 @@ class Metrics:
             child = self._children[key] = self._requests.labels(*key)
         child.observe(seconds)
 
-    def look(self) -> None:
+    def check_files(self) -> None:
         """Copy the counters and gauges of other modules."""
         extensions = self._app.extensions
         cache: Cache = extensions["cache"]
@@ -96,7 +96,7 @@ class Metrics:
         limiter: Limiter = extensions["limiter"]
         passwords: Passwords = extensions["passwords"]
         edge: RequestEdge = extensions["request_edge"]
-        lag: Lag = extensions["lag"]
+        lag: LoopLag = extensions["lag"]
         load_shedding: LoadShedding = extensions["load_shedding"]
         counted = asdict(cache.counters)
         totals: dict[tuple[str, str], float] = {
@@ -136,7 +136,7 @@ class Metrics:
 
         If they cover only this process, the first line says so.
         """
-        self.look()
+        self.check_files()
         return await asyncio.to_thread(self._text)
 
     def _text(self) -> bytes:
@@ -212,13 +212,13 @@ def init_app(app: Quart, settings: Settings) -> None:
     process_metrics = app.extensions["metrics"] = Metrics(app)
     app.extensions.setdefault("observers", []).append(process_metrics.observe)
 
-    async def look_on() -> None:
+    async def observe() -> None:
         while True:
-            process_metrics.look()
+            process_metrics.check_files()
             await asyncio.sleep(LOOK_SECONDS)
 
     @app.while_serving
     async def lifespan() -> AsyncGenerator[None, None]:
-        looking = asyncio.create_task(look_on())
+        looking = asyncio.create_task(observe())
         yield
         looking.cancel()

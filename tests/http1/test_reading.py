@@ -8,7 +8,7 @@ from service.http.headers import parse_headers
 from service.server.http1.parser import (
     KEPT_BYTES,
     MOST_KEPT,
-    Known,
+    HeaderCache,
     Reader,
     RefusedError,
     end_of_head,
@@ -19,7 +19,7 @@ from tests.http1.corpus import CASES
 LINES = [b"GET / HTTP/1.1\r\n", b"POST /a?b HTTP/1.1\r\n", b"HEAD / HTTP/1.0\r\n"]
 
 
-def found(known: Known, head: bytes) -> Any:
+def found(known: HeaderCache, head: bytes) -> Any:
     """Read a head: the status that refuses it, or all that is found."""
     reader = Reader(known)
     try:
@@ -45,16 +45,16 @@ def fields() -> set[bytes]:
 
 
 def test_what_is_known_is_what_reading_finds() -> None:
-    known = Known()
+    known = HeaderCache()
     heads = [line + rest for rest in sorted(fields()) for line in LINES]
     once = [found(known, head) for head in heads]
     assert len(known) > 20
     assert [found(known, head) for head in heads] == once
-    assert [found(Known(), head) for head in heads] == once
+    assert [found(HeaderCache(), head) for head in heads] == once
 
 
 def test_what_has_a_body_or_comes_by_http_1_0_is_read_each_time() -> None:
-    known = Known()
+    known = HeaderCache()
     for rest in (b"Content-Length: 1\r\n", b"Transfer-Encoding: chunked\r\n"):
         assert found(known, LINES[1] + b"Host: x\r\n" + rest + b"\r\n")[-2] is False
     assert found(known, LINES[2] + b"Host: x\r\n\r\n")[-2] is True
@@ -62,7 +62,7 @@ def test_what_has_a_body_or_comes_by_http_1_0_is_read_each_time() -> None:
 
 
 def test_it_is_bounded() -> None:
-    known = Known()
+    known = HeaderCache()
     for n in range(MOST_KEPT + 1):
         found(known, LINES[0] + b"Host: x%d\r\n\r\n" % n)
     assert len(known) == 1
@@ -73,9 +73,11 @@ def test_it_is_bounded() -> None:
 def test_of_a_line_only_what_is_short_is_remembered() -> None:
     before = read_line.cache_info()
     for n in range(3):
-        found(Known(), b"GET /%d%b HTTP/1.1\r\nHost: x\r\n\r\n" % (n, b"y" * KEPT_BYTES))
+        found(HeaderCache(), b"GET /%d%b HTTP/1.1\r\nHost: x\r\n\r\n" % (n, b"y" * KEPT_BYTES))
     assert read_line.cache_info() == before
-    found(Known(), b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % random.randbytes(8).hex().encode())
+    found(
+        HeaderCache(), b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % random.randbytes(8).hex().encode()
+    )
     assert read_line.cache_info().misses == before.misses + 1
 
 

@@ -27,7 +27,7 @@ class EarlyResponse(NamedTuple):
 class Shortcut(Protocol):
     """Finds responses without the application."""
 
-    def look(self, scope: Any, callback: Callable[[EarlyResponse | None], None]) -> bool:
+    def lookup(self, scope: Any, callback: Callable[[EarlyResponse | None], None]) -> bool:
         """Start to look for the response to a GET without content.
 
         False: the application must respond. Otherwise `callback` is called once, later: with the

@@ -59,7 +59,7 @@ class Connection(TransportProtocol):
         self._is_eof = True
         if self._cycle is None or self._is_closing:
             return False
-        self._cycle.leave()
+        self._cycle.client_left()
         return self.scheme == "http"  # TLS connections cannot be half-closed
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -68,7 +68,7 @@ class Connection(TransportProtocol):
         self._is_lost, self._data, self._at = True, b"", 0
         self._reader.close()
         for cycle in [*self._running]:
-            cycle.silence()
+            cycle.discard_response()
         self._cycle = None
         self.server.connections.discard(self)
         self._end()
@@ -106,9 +106,9 @@ class Connection(TransportProtocol):
         elif self._data or self._is_eof:  # in a fresh context, not that of this application
             self._context.copy().run(self._advance)
         else:
-            self.balance()
+            self.adjust_reading()
 
-    def cut(self, cycle: RequestCycle, *, looks_whole: bool) -> None:
+    def abort_response(self, cycle: RequestCycle, *, looks_whole: bool) -> None:
         """Close in the middle of a response."""
         if self._cycle is cycle:
             self._cycle = None
@@ -117,7 +117,7 @@ class Connection(TransportProtocol):
             else:
                 self._close(lingers=False)
 
-    def left(self, cycle: RequestCycle) -> None:
+    def application_ended(self, cycle: RequestCycle) -> None:
         """Forget an exchange whose application has ended."""
         self._running.discard(cycle)
         self._end()
@@ -146,7 +146,7 @@ class Connection(TransportProtocol):
                 return None  # no timer and no reading to adjust
         if self._is_eof and self._cycle is None:
             return self._close(lingers=False)
-        return self.balance()
+        return self.adjust_reading()
 
     def _begin(self) -> bool:
         """Start the next request. False: its head is not complete."""
@@ -171,7 +171,7 @@ class Connection(TransportProtocol):
         cycle = self._cycle = RequestCycle(self, reader, scope)
         self._running.add(cycle)
         if self._is_eof:
-            cycle.leave()
+            cycle.client_left()
         cycle.is_plain = is_plain
         return None
 
@@ -196,7 +196,7 @@ class Connection(TransportProtocol):
     def _refuse(self, status: int) -> None:
         cycle, self._cycle = self._cycle, None
         if cycle is not None:
-            if cycle.silence():
+            if cycle.discard_response():
                 return self.abort()  # part of a response was sent
             cycle.start()  # the exchange is silenced: start only ends it
         return self._reply(status, *error_response(self.server.config, status), closes=True)
@@ -210,7 +210,7 @@ class Connection(TransportProtocol):
         if response.closes:
             self._close(lingers=True)
 
-    def balance(self) -> None:
+    def adjust_reading(self) -> None:
         """Pause reading while enough data waits to be parsed or received by the application."""
         cycle = self._cycle
         is_enough = len(self._data) - self._at > MOST_UNREAD or (

@@ -95,7 +95,7 @@ def read_target(target: bytes) -> Target:
 ANY = read_line(b"GET / HTTP/1.1\r\n")  # before the first request
 
 
-class Known(dict[bytes, tuple[HeaderFields, set[bytes]]]):
+class HeaderCache(dict[bytes, tuple[HeaderFields, set[bytes]]]):
     """Cache of parsed header sections, by their bytes, with their connection options.
 
     A client mostly repeats its header section, and clients of one kind send the same.
@@ -122,7 +122,7 @@ class Reader:
     expects = False
     _searched = 0  # bytes of the next head that were searched for its end
 
-    def __init__(self, known: Known) -> None:
+    def __init__(self, known: HeaderCache) -> None:
         self._known = known
         self.line = ANY
         self.options: set[bytes] = set()  # connection options

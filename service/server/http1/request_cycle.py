@@ -62,13 +62,13 @@ class RequestCycle:
         is_usual = self.is_plain and scope["http_version"] == "1.1" and not server.counts_or_logs
         if shortcut is None or not is_usual or self._is_silenced:
             return self._submit()
-        if not shortcut.look(scope, self.take_early_response):
+        if not shortcut.lookup(scope, self.take_early_response):
             self._submit()
         return None
 
     def _submit(self) -> None:
         if self._is_cancelled or self._is_silenced:
-            return self._connection.left(self)
+            return self._connection.application_ended(self)
         admission = self._connection.server.config.admission
         if admission is None or not self.is_read:
             self._begin()
@@ -83,7 +83,7 @@ class RequestCycle:
         """Send a response without the application."""
         self._start = {"status": status, "headers": headers}
         self._write(body, more=False)
-        self._connection.left(self)
+        self._connection.application_ended(self)
 
     def cancel(self) -> asyncio.Task[None] | None:
         """Cancel the exchange; return the task of its application, which ends soon."""
@@ -97,7 +97,7 @@ class RequestCycle:
         """Withdraw a request whose application has not started from the admission queue."""
         if self._turn is not None and self.task is None and not self.is_responded:
             self._turn.end()
-            self._connection.left(self)
+            self._connection.application_ended(self)
 
     def leaves_much(self, reader: Reader) -> bool:
         """Return whether the client may send more of the body than the server discards."""
@@ -117,7 +117,7 @@ class RequestCycle:
         finally:
             if not self.is_responded:
                 await self._fail()
-            self._connection.left(self)
+            self._connection.application_ended(self)
 
     def _mark_complete(self) -> None:
         """Mark the request as complete in its scope, if the application can receive it at once."""
@@ -136,13 +136,13 @@ class RequestCycle:
             connection.write([head, response.body])
         self.is_responded = True
         connection.finished(self, closes=closes)
-        return connection.left(self)
+        return connection.application_ended(self)
 
     async def _fail(self) -> None:
         """Finish a response that the application has left incomplete."""
         if self._response is not None or self.is_gone:
             looks_whole = self._response is not None and self._response.is_endless
-            self._connection.cut(self, looks_whole=looks_whole)
+            self._connection.abort_response(self, looks_whole=looks_whole)
             await self._log(None)
         else:
             headers, body = error_response(self._connection.server.config, 500)
@@ -172,17 +172,17 @@ class RequestCycle:
             self._changed.clear()
             if not self.is_read:
                 self.is_awaited = True
-                self._connection.balance()
+                self._connection.adjust_reading()
             await self._changed.wait()
             self.is_awaited = False
-            self._connection.balance()  # the application no longer waits for the client
+            self._connection.adjust_reading()  # the application no longer waits for the client
 
     def _next_of_body(self) -> Message:
         body = b"".join(self._pieces or ())
         self._pieces, self.is_full, self._has_given_end = None, False, self.is_read
         self._has_given = True
         if not self.is_read:
-            self._connection.balance()
+            self._connection.adjust_reading()
         return {"type": "http.request", "body": body, "more_body": not self.is_read}
 
     def take(self, pieces: list[bytes], *, is_read: bool) -> None:
@@ -194,15 +194,15 @@ class RequestCycle:
         self._mark_complete()
         self._notify()
 
-    def leave(self) -> None:
+    def client_left(self) -> None:
         """Report the disconnect to the application. The client may still read the response."""
         self.is_gone = True
         self._notify()
 
-    def silence(self) -> bool:
+    def discard_response(self) -> bool:
         """Send nothing more; return whether the response had started."""
         self._is_silenced = True
-        self.leave()
+        self.client_left()
         self._leave_queue()
         return self._response is not None
 

@@ -18,7 +18,7 @@ from service.server.http1.config import ServerConfig
 from service.server.http1.connection import Connection
 from service.server.http1.h2 import Http2
 from service.server.http1.h11 import Http1
-from service.server.http1.parser import HeaderFields, Known
+from service.server.http1.parser import HeaderCache, HeaderFields
 
 
 class Serving:
@@ -38,7 +38,7 @@ class Serving:
         self.loop = loop
         self.state = state
         self.connections: set[Connection] = set()
-        self.known = Known()
+        self.known = HeaderCache()
         self.is_logged = config.log.access_logger is not None
         self.counts_or_logs = self.is_logged or context.max_requests is not None  # for each request
         self._head_end = (0, b"")

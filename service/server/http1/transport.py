@@ -112,9 +112,9 @@ class TransportProtocol(asyncio.Protocol):
             if self._timer is not None:
                 self._timer.cancel()
             self._timer_due = due
-            self._timer = self._loop.call_at(due, self._look)
+            self._timer = self._loop.call_at(due, self._check_timeouts)
 
-    def _look(self) -> None:
+    def _check_timeouts(self) -> None:
         """Close if a timeout has expired; else schedule the next check."""
         self._timer, self._timer_due = None, inf
         now, unsent = self._loop.time(), self._transport.get_write_buffer_size()
