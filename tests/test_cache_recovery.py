@@ -92,7 +92,7 @@ async def test_recovery_waits_for_who_writes_without_marks(hurt: Hurt, short: No
     """And comes as soon as there is nobody, however often it was in vain."""
     async with hurt.site.database.writer.connect() as connection:
         await connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({UNMARKED_LOCK})"))
-        await hurt.cache.epochs.bump()
+        await hurt.cache.epochs.begin_epoch()
         await asyncio.sleep(2.5)
         assert not (await hurt.cache.epochs.read()).on
     async with asyncio.timeout(BACK):
@@ -106,7 +106,7 @@ async def test_a_write_marks_what_a_recovery_has_begun_under_it(
     """It saw the cache off; before it could say that it makes no marks, the cache was on."""
     book = await hurt.make.book()
     database, epochs = hurt.site.database, hurt.cache.epochs
-    await epochs.bump()
+    await epochs.begin_epoch()
     marks = hurt.cache.counters.marks
     recovered: list[bool] = []
 

@@ -24,7 +24,7 @@ async def test_the_cache_of_a_process_of_its_own(empty_url: str, tmp_path: Path)
         assert store.startswith("Store: memory-")
         assert where == "Its entries are in the memory of the process that serves"
         assert (await octavo(tmp_path, "cache", "clear", **settings))[:2] == (
-            0, "The cache is off; what it held is never used again\n",
+            0, "The cache is off; its entries are never used again\n",
         )  # fmt: skip
         assert "off, epoch 2" in (await octavo(tmp_path, "cache", "stats", **settings))[1]
         async with httpx.AsyncClient(base_url=url) as client:
@@ -64,8 +64,9 @@ async def test_a_cache_in_redis(hurt: Hurt, tmp_path: Path) -> None:
     async with hurt.site.database.writer.begin() as connection:  # with another tool
         await connection.exec_driver_sql("UPDATE books SET title = 'By hand'")
     assert (await hurt.client.get(path)).json()["title"] == book.title
-    code, out, _ = await octavo(tmp_path, "cache", "bump", **settings)
-    assert (code, out) == (0, "The cache is off; what it held is never used again\n")
+    code, out, err = await octavo(tmp_path, "cache", "bump", **settings)  # the old name
+    assert (code, out) == (0, "The cache is off; its entries are never used again\n")
+    assert err == "octavo cache bump is called octavo cache disable now\n"
     assert (await hurt.client.get(path)).json()["title"] == "By hand"
     hurt.server.stop()
     for words in (("clear",), ("stats",)):

@@ -29,12 +29,12 @@ POSTPONED_SECONDS = 12.0  # the longest time that a write is retried
 class RetryWrite(Exception):  # noqa: N818  (not an error)
     """The write has to begin again. It holds no connection while it waits.
 
-    bump: the cache has to be turned off first.
+    turn_off: whether the cache has to be turned off first.
     """
 
-    def __init__(self, *, bump: bool) -> None:
+    def __init__(self, *, turn_off: bool) -> None:
         super().__init__()
-        self.bump = bump
+        self.turn_off = turn_off
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +73,7 @@ class Invalidation:
                 await hold_off_recovery(db)
                 state = await read_within(db)
             if state.age <= SETTLED_SECONDS:
-                raise RetryWrite(bump=False)
+                raise RetryWrite(turn_off=False)
             if state.on:
                 mark = await self._mark(state, changed)
         if time.monotonic() - begun > COMMIT_SECONDS:
@@ -96,17 +96,17 @@ class Invalidation:
             except FAILURES:
                 continue
             return
-        await self._wait_until_off(bump=True)
+        await self._wait_until_off(turn_off=True)
 
     async def postponed(self, postponed: RetryWrite, since: float) -> None:
         """Wait until a write may begin again. Raises ServiceUnavailableError after 12 s."""
         if time.monotonic() - since > POSTPONED_SECONDS:
             raise ServiceUnavailableError("The write could not be marked in the cache")
-        await self._wait_until_off(bump=postponed.bump)
+        await self._wait_until_off(turn_off=postponed.turn_off)
 
-    async def _wait_until_off(self, *, bump: bool) -> None:
+    async def _wait_until_off(self, *, turn_off: bool) -> None:
         try:
-            if not bump:
+            if not turn_off:
                 return await self._epochs.settle()
             await self._epochs.turn_off()
             if self._store is None:  # more such writes may follow
@@ -117,13 +117,13 @@ class Invalidation:
     async def _mark(self, state: State, changed: Changes) -> Mark:
         store = self._store
         if store is None or changed.many:
-            raise RetryWrite(bump=True)
+            raise RetryWrite(turn_off=True)
         keys, lists = tuple(sorted(changed.keys)), tuple(sorted(changed.lists))
         mark = Mark(state.prefix, keys, random_id(), lists)
         try:
             async with LoopTimeout(self._timeout):
                 await store.mark(mark.prefix, mark.keys, mark.token, mark.lists)
         except FAILURES:
-            raise RetryWrite(bump=True) from None
+            raise RetryWrite(turn_off=True) from None
         self._counters.marks += 1
         return mark

@@ -115,7 +115,7 @@ class EpochLease:
             return
         self._state = None
         if state.on and self._epochs.is_postgresql:
-            await self._epochs.bump()  # its owner may have lost its lock, and still run
+            await self._epochs.begin_epoch()  # its owner may have lost its lock, and still run
         elif state.on or state.age >= RESTED_SECONDS:
             # On SQLite its owner has ended: the file lock ends with the process.
             await self._recover(state, run_id, settled=not self._epochs.is_postgresql)

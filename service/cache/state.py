@@ -128,7 +128,7 @@ class Epochs:
             await self._renew(state.epoch)
         return state
 
-    async def bump(self) -> None:
+    async def begin_epoch(self) -> None:
         """Turn the cache off for all, if it is on."""
         # While this commit takes its time, processes still get leases on the epoch before. So the
         # epoch counts as young, and no write continues, until the commit is known to be done.
@@ -154,7 +154,7 @@ class Epochs:
 
     async def turn_off(self) -> None:
         """Turn the cache off for all, and wait until a write may continue."""
-        await self.bump()
+        await self.begin_epoch()
         await self.settle()
 
     async def settle(self) -> None:

@@ -20,14 +20,22 @@ def cache() -> None:
 
 
 @cache.command()
-def bump() -> None:
+def disable() -> None:
     """Turn the cache off in all processes, and wait until none uses it.
 
     Use this after other tools have changed the database. The cache turns itself on again, empty,
     after some seconds.
     """
     _with_row(lambda settings, epochs: epochs.turn_off())
-    click.echo("The cache is off; what it held is never used again")
+    click.echo("The cache is off; its entries are never used again")
+
+
+@cache.command(hidden=True)
+@click.pass_context
+def bump(context: click.Context) -> None:
+    """Run `disable`, under its old name."""
+    click.echo("octavo cache bump is called octavo cache disable now", err=True)
+    context.invoke(disable)
 
 
 @cache.command()
@@ -35,7 +43,7 @@ def clear() -> None:
     """Delete all entries of the cache, and nothing else in that Redis."""
     deleted = _with_row(_clear)
     if deleted is None:
-        click.echo("The cache is off; what it held is never used again")
+        click.echo("The cache is off; its entries are never used again")
     else:
         click.echo(f"{deleted} entries deleted")
 
