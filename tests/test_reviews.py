@@ -11,9 +11,10 @@ import pytest
 from quart import Quart, request
 
 from tests.conformance import Watched
-from tests.conftest import Site, patient_client, serving, settings_for
+from tests.conftest import Site, fresh_catalogue, patient_client, serving, settings_for
 from tests.examples.added import Reviews
 from tests.factories import Factory, Member
+from tests.test_cli import octavo, served
 
 HIT, MISS, BYPASS = "Octavo; hit", "Octavo; fwd=miss", "Octavo; fwd=bypass"
 FOLDER = Path(__file__).parent / "examples" / "reviews"
@@ -184,3 +185,34 @@ async def test_they_are_documented_and_limited(shop: Shop) -> None:
 def test_the_room_is_small() -> None:
     files = FOLDER.glob("*.py")
     assert sum(len(file.read_text(encoding="utf-8").splitlines()) for file in files) <= 250
+
+
+@pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
+async def test_an_extended_application_is_served_by_the_command(
+    backend: str, request: pytest.FixtureRequest, folder: Path, tmp_path: Path
+) -> None:
+    """With its workers, and with the fast path: its routes are no additions that switch it off."""
+    factory = "tests.examples.catalogue:create_app"
+    with Reviews.added() as reviews:
+        async with fresh_catalogue(backend, request, folder) as database:
+            await reviews.create_table(database)
+            environment = {
+                "OCTAVO_ENV": "testing",
+                "TESTING_DATABASE_URL": database.url.render_as_string(hide_password=False),
+                "PYTHONPATH": str(FOLDER.parents[2]),
+            }
+            async with (
+                served(tmp_path, "--app", factory, **environment) as (_, url, _),
+                httpx.AsyncClient(base_url=url, timeout=30) as client,
+            ):
+                assert (await client.get("/api/books/1/reviews")).status_code == 404
+                document = (await client.get("/openapi.json")).json()
+                assert "/api/books/{book_id}/reviews" in document["paths"]
+                assert (await client.get("/health")).json()["fast_path"] == "on"
+
+
+@pytest.mark.parametrize("factory", ["no.such.module:create_app", "service.app:nothing", "service"])
+async def test_an_application_that_cannot_be_loaded_is_named(tmp_path: Path, factory: str) -> None:
+    code, _, err = await octavo(tmp_path, "serve", "--workers", "0", "--app", factory)
+    assert code == 2
+    assert "write module:function" in err

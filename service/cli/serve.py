@@ -5,7 +5,10 @@ import logging
 import os
 import socket
 import sys
+from collections.abc import Callable
 from functools import partial
+from importlib import import_module
+from typing import TYPE_CHECKING
 
 import click
 from hypercorn.config import Config
@@ -16,6 +19,9 @@ from service.config import Settings, load_from_environment
 from service.server.fork_server import Forks
 from service.server.supervisor import Supervisor
 from service.system import metrics_files
+
+if TYPE_CHECKING:
+    from quart import Quart  # a supervisor serves without it
 
 
 @click.command()
@@ -29,7 +35,14 @@ from service.system import metrics_files
 )
 @click.option("--workers", type=click.IntRange(0, 256), help="Number of processes (WORKERS).")
 @click.option("--prepare", is_flag=True, help="Run migrate and seed-db first.")
-def serve(binds: tuple[str, ...], workers: int | None, prepare: bool) -> None:
+@click.option(
+    "--app",
+    "factory",
+    default="service.app:create_app",
+    show_default=True,
+    help="Function that makes the application from the settings, as module:name.",
+)
+def serve(binds: tuple[str, ...], workers: int | None, prepare: bool, factory: str) -> None:
     """Serve the catalogue over HTTP until Ctrl-C or SIGTERM.
 
     SIGHUP replaces every worker by a new one. No request is lost.
@@ -44,8 +57,8 @@ def serve(binds: tuple[str, ...], workers: int | None, prepare: bool) -> None:
     if forks is None:
         _print_addresses(settings, binds[0])
     if settings.workers == 0:
-        return _serve_here(settings, sockets, forks)
-    sys.exit(_supervise(settings, sockets))
+        return _serve_here(settings, sockets, forks, factory)
+    sys.exit(_supervise(settings, sockets, factory))
 
 
 def _sockets(settings: Settings, binds: tuple[str, ...]) -> list[socket.socket]:
@@ -73,19 +86,34 @@ def _prepare(settings: Settings) -> None:
     fill_with_shipped_books()
 
 
-def _serve_here(settings: Settings, sockets: list[socket.socket], forks: Forks | None) -> None:
+def _load(factory: str) -> "Callable[[Settings], Quart]":
+    """Import a function. Modules are found in the current directory as well."""
+    module, _, name = factory.partition(":")
+    sys.path.insert(0, os.getcwd())  # as `python -m` does
+    try:
+        function: Callable[[Settings], Quart] = getattr(import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        text = f"cannot be loaded ({error}): write module:function"
+        raise click.BadParameter(f"{factory!r} {text}", param_hint="--app") from None
+    return function
+
+
+def _serve_here(
+    settings: Settings, sockets: list[socket.socket], forks: Forks | None, factory: str
+) -> None:
     from service.server.worker import serve as serve_here
 
+    create_app = _load(factory)
     channel = None if forks is None else forks.worker()
     if forks is not None and channel is None:
         return
     try:
-        serve_here(settings, sockets, channel)
+        serve_here(settings, sockets, channel, create_app)
     except LifespanFailureError as error:
         raise click.ClickException(f"Could not start: {error}") from None
 
 
-def _supervise(settings: Settings, sockets: list[socket.socket]) -> int:
+def _supervise(settings: Settings, sockets: list[socket.socket], factory: str) -> int:
     processes = max(settings.total_workers, settings.workers)
     binds = [word for sock in sockets for word in ("--bind", f"fd://{sock.fileno()}")]
     logger = logging.Logger("supervisor", settings.log_level)
@@ -97,7 +125,7 @@ def _supervise(settings: Settings, sockets: list[socket.socket]) -> int:
             environment.pop(metrics_files.FOLDER, None)
             logger.warning("No temporary folder can be made: each worker has metrics of its own")
         supervisor = Supervisor(
-            [sys.executable, "-m", "service", "serve", "--workers", "0", *binds],
+            [sys.executable, "-m", "service", "serve", "--workers", "0", "--app", factory, *binds],
             sockets,
             logger,
             count=settings.workers,

@@ -17,7 +17,6 @@ import uvloop
 from quart import Quart
 
 from service import logs
-from service.app import create_app
 from service.config import Settings
 from service.server.http1 import ServerConfig
 from service.server.hypercorn_config import configured
@@ -177,7 +176,12 @@ class Worker:
             self._drain(0, listening=True)
 
 
-def serve(settings: Settings, sockets: Sequence[socket], channel: Channel | None) -> None:
+def serve(
+    settings: Settings,
+    sockets: Sequence[socket],
+    channel: Channel | None,
+    create_app: Callable[[Settings], Quart],
+) -> None:
     """Serve in this process until stopped. Raises LifespanFailureError."""
     original = settings
     if channel is not None:
