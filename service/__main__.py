@@ -1,4 +1,4 @@
-"""`python -m service` is `octavo`."""
+"""Make `python -m service` the same as the command `octavo`."""
 
 from service.cli import main
 

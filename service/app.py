@@ -1,4 +1,4 @@
-"""The application factory: concerns first, then blueprints."""
+"""The application factory: it calls each `init_app` in order, then registers the blueprints."""
 
 from quart import Quart
 
@@ -22,11 +22,11 @@ BLUEPRINTS = (auth_bp, books_bp, users_bp, admin_bp)
 
 
 def create_app(config_name: str | Settings = "development") -> Quart:
-    """Make an application.
+    """Create an application.
 
-    `config_name` is the name of a configuration (development, production, testing), read from the
-    environment and `.env`, or settings made by hand. Raises ConfigurationError if they must
-    not be served.
+    `config_name`: `development`, `production` or `testing`, to load these settings from the
+    environment and `.env`; or a Settings object. Raises ConfigurationError for invalid or unsafe
+    settings.
     """
     settings = (load(config_name) if isinstance(config_name, str) else config_name).check()
     app = Application("service", static_folder=None)

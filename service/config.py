@@ -1,7 +1,7 @@
-"""Settings: typed and frozen, from the environment and `.env`. Refuses unsafe production settings.
+"""Load typed, immutable settings from the environment and `.env`, and refuse unsafe ones.
 
-Every field is an environment variable of the same name in capitals (`SECRET_KEY`,
-`DATABASE_URL`, ...). `docs/settings.md` repeats the descriptions below.
+The environment variable of a field has the same name in capitals (`SECRET_KEY`, `DATABASE_URL`,
+...). `docs/settings.md` repeats the descriptions of the fields.
 """
 
 import os
@@ -36,7 +36,7 @@ MOST_HOPS = 10
 
 
 class ConfigurationError(Exception):
-    """The settings are invalid. `problems` holds a sentence for each: the reason and the cure."""
+    """Invalid or unsafe settings. problems: for each, a sentence with the reason and the fix."""
 
     def __init__(self, problems: list[str]) -> None:
         super().__init__("\n".join(problems))
@@ -44,7 +44,10 @@ class ConfigurationError(Exception):
 
 
 class CacheSettings(BaseSettings):
-    """Lifetimes and limits of the cache. Reads see a write at once, with any value here."""
+    """Lifetimes (seconds) and limits of the cache.
+
+    A read that begins after a write's response shows the write, except with `cache_pages=ttl`.
+    """
 
     cache_item_seconds: int = Field(
         300, ge=0, le=86_400, description="lifetime of a cached book or user; 0 caches none"
@@ -71,7 +74,7 @@ class CacheSettings(BaseSettings):
 
 
 class LimitSettings(BaseSettings):
-    """Amounts of the limits, and how clients and processes are counted."""
+    """Rate limits by route and tier, and the numbers of trusted proxies and of processes."""
 
     total_workers: int = Field(
         1,
@@ -124,7 +127,7 @@ class LimitSettings(BaseSettings):
 
 
 class ServeSettings(BaseSettings):
-    """Settings of `octavo serve`."""
+    """Settings of `octavo serve`. Names that end in `_seconds` are in seconds."""
 
     workers: int = Field(
         1,
@@ -205,7 +208,7 @@ class ServeSettings(BaseSettings):
 
 
 class Settings(CacheSettings, LimitSettings, ServeSettings):
-    """The settings of an application. Unknown variables are ignored."""
+    """The settings of an application. Unknown environment variables are ignored."""
 
     model_config = SettingsConfigDict(
         frozen=True,
@@ -284,7 +287,7 @@ class Settings(CacheSettings, LimitSettings, ServeSettings):
 
     @property
     def is_sqlite(self) -> bool:
-        """Whether the embedded database is in use."""
+        """Whether the database is SQLite."""
         return self.database.get_backend_name() == "sqlite"
 
     @property
@@ -293,7 +296,7 @@ class Settings(CacheSettings, LimitSettings, ServeSettings):
         return urlsplit(self.public_url or "").scheme == "https"
 
     def check(self) -> Self:
-        """Return these settings. Raises ConfigurationError if they must not be served."""
+        """Return these settings. Raises ConfigurationError if they are unsafe or inconsistent."""
         problems = self._problems()
         if problems:
             raise ConfigurationError(problems)
@@ -330,7 +333,7 @@ class Settings(CacheSettings, LimitSettings, ServeSettings):
 
 
 class Development(Settings):
-    """SQLite and an in-memory cache: nothing to install."""
+    """Defaults for development: SQLite, and a cache in memory. They need no other server."""
 
     env = "development"
     database_url: DatabaseUrl = Field(
@@ -339,7 +342,7 @@ class Development(Settings):
 
 
 class Production(Settings):
-    """PostgreSQL, a private key and exact origins. Unsafe values are refused."""
+    """Production: `check` requires PostgreSQL, PUBLIC_URL and a private key (32 bytes or more)."""
 
     env = "production"
     cors_origins: Origins = ()
@@ -370,7 +373,7 @@ class Production(Settings):
 
 
 class Testing(Settings):
-    """By default a private in-memory database. `.env` is not read."""
+    """Defaults for tests: an in-memory SQLite database. `.env` is not read."""
 
     model_config = SettingsConfigDict(env_file=None)
 
@@ -390,16 +393,16 @@ class _Environment(BaseSettings):
 
 
 def load_from_environment() -> Settings:
-    """Load the configuration that OCTAVO_ENV names, for the command line.
+    """Load and check the configuration that OCTAVO_ENV names, for the command line.
 
-    Raises ConfigurationError also for settings that must not be served: a command that prepares
-    production must not change another database.
+    Raises ConfigurationError for invalid or unsafe settings. Every command checks them: else a
+    command meant for production could change the default database.
     """
     return load(_Environment().octavo_env).check()
 
 
 def load(config_name: str) -> Settings:
-    """Load the configuration `config_name` from the environment.
+    """Load the configuration `config_name` from the environment and `.env`, without `check`.
 
     Raises ConfigurationError with a sentence for each invalid variable.
     """

@@ -1,4 +1,4 @@
-"""Parsers and types of the values of environment variables."""
+"""Pydantic types of the settings, and the parsers of their values in environment variables."""
 
 import json
 import os
@@ -23,7 +23,7 @@ ASYNC_DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
 }
-MOST = 1_000_000_000  # for the amount and the seconds of a limit, so that arithmetic is exact
+MOST = 1_000_000_000  # of the amount and the seconds of a limit; doubles are exact for it
 RETIRED = {
     "SHED_LAG_SECONDS": "set MAX_WAIT_SECONDS, the longest wait of a request",
     "POOL_TIMEOUT": "MAX_WAIT_SECONDS bounds the wait for a connection as well",
@@ -34,9 +34,10 @@ DATABASE_FORMS = "write postgresql://user:password@host/name or sqlite:///file.d
 
 
 def parse_database_url(value: str) -> URL:
-    """Parse a database URL. Sets an async driver, and turns libpq's `sslmode` into `ssl`.
+    """Parse a database URL, and set its async driver.
 
-    Raises ValueError if Octavo does not support the database.
+    libpq's parameter `sslmode` becomes asyncpg's `ssl`. Raises ValueError for an invalid URL, or a
+    database that Octavo does not support.
     """
     try:
         url = make_url(value)

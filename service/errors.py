@@ -1,6 +1,7 @@
-"""Errors: the APIError family, one renderer, one shape (`application/problem+json`).
+"""API errors: exceptions with an HTTP status, and their body (`application/problem+json`).
 
-Services raise; nobody else writes an error body. Exceptions' texts, SQL and paths go to the log.
+Services raise these exceptions. Only `problem` builds the body of an error response. The texts of
+other exceptions, SQL and paths go to the log, never to the client.
 """
 
 import json
@@ -18,15 +19,15 @@ ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 MIMETYPE = "application/problem+json"
 SENTENCE = "The request holds fields that are not valid"
 MOST_FIELDS = 20
-MOST_NAME = 64  # characters of a field's name, which a client may have made up
-ROOM = 3_500  # bytes as JSON: an answer holds findings twice, and has at most 8 KiB
+MOST_NAME = 64  # characters of a field's name, which may come from the client
+ROOM = 3_500  # bytes of the messages as JSON: a body of at most 8 KiB contains them twice
 
 
-Messages = dict[str, list[str]]  # sentences by field
+Messages = dict[str, list[str]]  # error messages by field
 
 
 def limit_messages(messages: Messages) -> tuple[Messages, str]:
-    """Give the first findings, their names cut, and a sentence that counts the rest."""
+    """Return the first messages, and a sentence with the number of omitted fields."""
     kept: Messages = {}
     room = ROOM
     for name, sentences in islice(messages.items(), MOST_FIELDS):
@@ -40,7 +41,7 @@ def limit_messages(messages: Messages) -> tuple[Messages, str]:
 
 
 class Problem(BaseModel):
-    """What every error says (RFC 9457; `error` and `message` are the guide's)."""
+    """The body of an error response (RFC 9457). `error` and `message` are the guide's."""
 
     type: str
     title: str = Field(description="the status in words")
@@ -59,9 +60,9 @@ class Problem(BaseModel):
 
 
 class APIError(Exception):
-    """An answer that is an error.
+    """An error response, raised as an exception.
 
-    `error` is its name, `message` a sentence for the client, `payload` what else the body holds.
+    error: the kind of error, for programs. message: for people. payload: more members of the body.
     """
 
     status_code = 400
@@ -86,7 +87,7 @@ class APIError(Exception):
 
 
 class InvalidInputError(APIError):
-    """Fields of a body or query do not fit: sentences by field; of many, the first."""
+    """400: fields of the body or query are invalid. Contains the first messages, by field."""
 
     error = "Validation Error"
 
@@ -96,7 +97,7 @@ class InvalidInputError(APIError):
 
 
 class UnauthorizedError(APIError):
-    """Nobody has been recognised. `error` says why, as clients of the guide expect it."""
+    """401: no valid token or password. `error` is the reason, which the guide's clients read."""
 
     status_code = 401
     error = "Invalid or expired token"
@@ -107,7 +108,7 @@ class UnauthorizedError(APIError):
 
 
 class ForbiddenError(APIError):
-    """Recognised, and not allowed."""
+    """403: the authenticated user lacks the right."""
 
     status_code = 403
     error = "Forbidden"
@@ -115,7 +116,7 @@ class ForbiddenError(APIError):
 
 
 class ResourceNotFoundError(APIError):
-    """There is no such row."""
+    """404: the row does not exist."""
 
     status_code = 404
     error = "Not Found"
@@ -123,7 +124,7 @@ class ResourceNotFoundError(APIError):
 
 
 class ConflictError(APIError):
-    """The present state does not allow it."""
+    """409: the current state of the data does not allow the request."""
 
     status_code = 409
     error = "Conflict"
@@ -131,7 +132,7 @@ class ConflictError(APIError):
 
 
 class UnsupportedMediaTypeError(APIError):
-    """The body is not JSON."""
+    """415: the Content-Type is not JSON, or the body has a content coding."""
 
     status_code = 415
     error = "Unsupported Media Type"
@@ -139,7 +140,7 @@ class UnsupportedMediaTypeError(APIError):
 
 
 class RateLimitedError(APIError):
-    """More than a limit allows. `message` is the limit, as `10 per 1 minute`."""
+    """429: a limit is exceeded. message: such as `10 per 1 minute`. retry_after: seconds."""
 
     status_code = 429
     error = "Rate limit exceeded"
@@ -150,7 +151,7 @@ class RateLimitedError(APIError):
 
 
 class InternalError(APIError):
-    """A defect of ours."""
+    """500: a defect of Octavo."""
 
     status_code = 500
     error = "Internal Server Error"
@@ -158,7 +159,7 @@ class InternalError(APIError):
 
 
 class ServiceUnavailableError(APIError):
-    """A dependency is down, or there is more work than we can take. Retry after 1 s."""
+    """503: a dependency is down, or the server is overloaded. `Retry-After` is 1 s."""
 
     status_code = 503
     error = "Service Unavailable"
@@ -169,7 +170,7 @@ class ServiceUnavailableError(APIError):
 
 
 def problem(error: APIError) -> bytes:
-    """Render an error's body: RFC 9457, with the guide's `error` and `message`."""
+    """Return the body of an error as JSON: RFC 9457, with the guide's `error` and `message`."""
     body = {
         "type": "about:blank",
         "title": HTTPStatus(error.status_code).phrase,

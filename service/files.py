@@ -1,6 +1,7 @@
-"""Files and folders for their owner alone, from their first moment and whatever the umask is.
+"""Create files and folders that only their owner can access, independently of the umask.
 
-Files and folders that exist keep the mode that they have.
+The mode is set at creation, so there is no moment with a wider mode. Existing files and folders
+keep their mode.
 """
 
 import os
@@ -11,12 +12,12 @@ FILE, FOLDER = 0o600, 0o700
 
 
 def private(path: str, flags: int) -> int:
-    """Open a file, as `opener` of `open` does."""
+    """Open a file, and create it with mode 0600. For the parameter `opener` of `open`."""
     return os.open(path, flags, FILE)
 
 
 def make_folder(path: Path) -> None:
-    """Make a folder, and those above it that are missing. Raises OSError."""
+    """Create a folder and its missing parents, with mode 0700. Raises OSError."""
     for folder in (*reversed(path.parents), path):
         with suppress(FileExistsError):
             if not folder.is_dir():
@@ -26,10 +27,11 @@ def make_folder(path: Path) -> None:
 
 
 def make_database(path: str | None) -> None:
-    """Make the file of an SQLite database, if it is missing: what SQLite adds gets its mode.
+    """Create the file of an SQLite database, if it is missing, with mode 0600.
 
-    A file that exists is not opened: closing it again would release SQLite's locks on it.
+    SQLite gives its journal and WAL files the same mode. An existing file is not opened: to close
+    it would release the POSIX locks that SQLite holds on it in this process.
     """
     if path and path != ":memory:" and not path.startswith("file:"):
-        with suppress(OSError):  # SQLite says what is wrong
+        with suppress(OSError):  # SQLite reports the error when it opens the file
             os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDWR, FILE))

@@ -1,9 +1,10 @@
-"""Logging that does not block the event loop: a thread formats and writes lines, many at once.
+"""Log without blocking the event loop: a thread formats lines, and writes many at once.
 
-A wake-up of the thread and a write for each line cost half of a worker's throughput.
+A wake-up and a write for each single line would cost half of a worker's throughput.
 
-Each application has its own logger, outside Python's global tree, so that two applications in a
-process share nothing. Outside development it writes the guide's rotating `logs/app.log`.
+Each application has its own logger, outside the hierarchy of `logging.getLogger`, so that two
+applications in a process share nothing. Except in development, the application writes the guide's
+rotating file `logs/app.log`.
 """
 
 import errno
@@ -27,17 +28,17 @@ from service import files
 from service.config import ConfigurationError, Settings
 
 if TYPE_CHECKING:
-    from quart import Quart  # a supervisor logs without it
+    from quart import Quart  # the supervisor process logs without loading Quart
 
-# The guide's format, followed by the request id.
+# The format of the guide, followed by the request id.
 FORMAT = "%(asctime)s %(levelname)s: %(message)s [in %(pathname)s:%(lineno)d] [%(request_id)s]"
 MAX_BYTES = 10_240_000
 BACKUPS = 10
 REFUSAL_LINES, REFUSAL_SECONDS = 10, 10.0  # at most 10 lines about refused requests in 10 s
 REFUSAL = {"is_refusal": True}  # `extra` of a line about a refused request (429, 503)
-MOST_WAITING = 10_000  # records in the queue
-MOST_MESSAGES = 200  # messages of workers in the queue, each of up to 100,000 characters
-GATHER_SECONDS = 0.05  # before lines are written; a killed process loses as many
+MOST_WAITING = 10_000  # the queue length from which records are dropped
+MOST_MESSAGES = 200  # the same for messages of workers, each of up to 100,000 characters
+GATHER_SECONDS = 0.05  # wait for more lines before a write; a killed process loses these lines
 FILE, STDERR = "app.log", "stderr"  # names of destinations
 # Control characters are escaped, so that text from a client cannot begin a new line.
 CONTROLS = {code: f"\\x{code:02x}" for code in (*range(32), *range(127, 160)) if code != 9}
@@ -47,7 +48,7 @@ request_id: ContextVar[str] = ContextVar("request_id", default=NO_REQUEST)
 
 
 class _Queued(QueueHandler):
-    """Passes records to the thread, with the request id and the final text on a single line."""
+    """Formats a message as one line, adds the request id, and queues the record."""
 
     def __init__(self, thread: "LogThread") -> None:
         super().__init__(thread.queue)
@@ -65,10 +66,10 @@ class _Queued(QueueHandler):
 
 
 class RefusalFilter(logging.Filter):
-    """Limits the lines about refused requests (`extra=REFUSAL`), and counts the omitted ones.
+    """Limits the lines about refused requests (`extra=REFUSAL`), and counts the omitted lines.
 
-    A refused client may retry at once. Without a limit, such lines would rotate the log, and
-    push out the lines that explain the cause.
+    A refused client may retry at once. Without this limit, such lines would fill the rotated files,
+    and the lines that explain the cause would be deleted.
     """
 
     def __init__(self, logger: logging.Logger) -> None:
@@ -78,7 +79,7 @@ class RefusalFilter(logging.Filter):
         self._passed = self._left_out = 0
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """Return whether to write a record."""
+        """Return whether to log a record. After a window, log the number of omitted lines."""
         if record.created >= self._until:
             left_out, self._left_out, self._passed = self._left_out, 0, 0
             self._until = record.created + REFUSAL_SECONDS
@@ -95,14 +96,14 @@ class RefusalFilter(logging.Filter):
 
 
 def _warning(text: str) -> logging.LogRecord:
-    """Make a warning without a request."""
+    """Make a warning of the log thread, which belongs to no request."""
     record = logging.LogRecord(__name__, logging.WARNING, __file__, 1, text, None, None)
     record.request_id = NO_REQUEST
     return record
 
 
 class Destination(Protocol):
-    """Where formatted lines go. `write` and `close` run in the thread, and do not raise."""
+    """Writes formatted lines. `write` must not raise: it runs in the log thread."""
 
     formatter: logging.Formatter
 
@@ -112,25 +113,25 @@ class Destination(Protocol):
 
 
 class Stderr:
-    """Writes lines to the standard error stream. Lines that it does not take are lost."""
+    """Writes lines to stderr. A line that cannot be written is lost."""
 
     def __init__(self, formatter: logging.Formatter) -> None:
         self.formatter = formatter
 
     def write(self, lines: Sequence[str]) -> None:
-        """Write lines at once."""
+        """Write lines, and flush the stream."""
         with suppress(OSError, ValueError):  # ValueError: the stream is closed
             sys.stderr.write("\n".join(lines) + "\n")
             sys.stderr.flush()
 
     def close(self) -> None:
-        """Leave the stream open: it is the process's."""
+        """Do nothing: stderr belongs to the process."""
 
 
 class LogFile(RotatingFileHandler):
-    """The guide's log file. On a full disk, lines are lost and a single warning is printed.
+    """The guide's rotating log file. On a full disk, lines are lost; stderr gets one warning.
 
-    An existing file keeps its mode, also after rotation.
+    A new file has mode 0600. An existing file keeps its mode, also after rotation.
     """
 
     _mode = files.FILE
@@ -139,7 +140,7 @@ class LogFile(RotatingFileHandler):
     stream: Any  # a FileIO: its `write` returns how many bytes the disk has taken
 
     def write(self, lines: Sequence[str]) -> None:
-        """Write lines at once, and before them the number of lost lines."""
+        """Write lines in one block. If lines were lost, first write their number."""
         lost = self._lost
         if lost:
             warning = _warning(f"{lost} lines before this one could not be written")
@@ -195,10 +196,10 @@ Item = logging.LogRecord | tuple[str, list[str]]
 
 
 class LogThread(threading.Thread):
-    """Formats records and writes them to `destinations`, by name.
+    """A thread that formats queued records and writes them to `destinations` (by name).
 
-    It gathers for GATHER_SECONDS, and writes at once if a record is a warning or more. If the
-    queue is full, lines are dropped and counted.
+    It gathers lines for GATHER_SECONDS, but writes at once for a record of level WARNING or above.
+    If the queue is full, lines are dropped and counted.
     """
 
     def __init__(self, destinations: Mapping[str, Destination]) -> None:
@@ -209,13 +210,13 @@ class LogThread(threading.Thread):
         self._dropped = 0
 
     def put(self, record: logging.LogRecord) -> None:
-        """Write a record soon."""
+        """Queue a record."""
         self._put(record, MOST_WAITING, 1)
         if record.levelno >= logging.WARNING:
             self._is_urgent.set()
 
     def put_lines(self, name: str, lines: list[str]) -> None:
-        """Write lines that a worker has gathered and formatted for the destination `name`."""
+        """Queue lines that a worker process has formatted for the destination `name`."""
         self._put((name, lines), MOST_MESSAGES, len(lines))
         self._is_urgent.set()
 
@@ -231,13 +232,13 @@ class LogThread(threading.Thread):
         self.queue.put(item)
 
     def stop(self) -> None:
-        """Write what is in the queue, and end."""
+        """Write all queued lines, and end the thread."""
         self.queue.put(None)
         self._is_urgent.set()
         self.join()
 
     def run(self) -> None:
-        """Write, until stopped."""
+        """Write queued lines until `stop`."""
         while (item := self.queue.get()) is not None:
             self._is_urgent.wait(GATHER_SECONDS)
             self._is_urgent.clear()
@@ -264,7 +265,7 @@ class LogThread(threading.Thread):
 def _format(formatter: logging.Formatter, record: logging.LogRecord) -> str:
     try:
         return formatter.format(record)
-    except Exception as error:  # the thread goes on
+    except Exception as error:  # an invalid record must not end the thread
         return f"A record of {record.pathname}:{record.lineno} has no text: {error!r}"
 
 
@@ -326,7 +327,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def init_app(app: "Quart", settings: Settings) -> None:
-    """Give the application its logger, which writes while the application serves."""
+    """Set the application's logger. Raises ConfigurationError as `destinations` does."""
     if settings.env != "development" and settings.log_dir is not None:
         _make_folder(settings.log_dir)
     app.logger = logging.Logger(app.name, settings.log_level)
@@ -342,7 +343,7 @@ def init_app(app: "Quart", settings: Settings) -> None:
 
 @contextmanager
 def written(logger: logging.Logger, destinations: Mapping[str, Destination]) -> Iterator[LogThread]:
-    """Run a thread that writes the logger's records to `destinations`, for the block's duration."""
+    """Within the block, run a thread that writes the logger's records to `destinations`."""
     thread = LogThread(destinations)
     thread.start()
     handler = _Queued(thread)

@@ -5,14 +5,15 @@ from math import ceil
 from types import TracebackType
 from typing import Any
 
-SLEEP = 0.002
+SLEEP = 0.002  # seconds
 
 
 class LoopTimeout:
-    """`async with`: raises TimeoutError after `seconds`, counted in short sleeps of the loop.
+    """An async context manager that raises TimeoutError after `seconds`, counted in timer ticks.
 
-    While the loop lags, it does not read responses that have arrived. A plain timeout would
-    mistake this lag for a silent peer. Entered again, the timeout continues with the rest.
+    Each tick is a timer of SLEEP seconds. While the event loop lags, it reads no responses and
+    runs no timers, so the lag counts as one tick. `asyncio.timeout` would mistake the lag for a
+    peer that does not reply. A second `async with` continues with the remaining time.
     """
 
     def __init__(self, seconds: float) -> None:
@@ -46,9 +47,9 @@ class LoopTimeout:
 
 
 async def cancel_and_wait(task: asyncio.Task[Any]) -> None:
-    """Cancel a task until it has ended: redis-py sometimes swallows a cancellation."""
+    """Cancel a task every 0.1 s until it ends: redis-py sometimes swallows a cancellation."""
     while not task.done():
         task.cancel()
         await asyncio.wait({task}, timeout=0.1)
     if not task.cancelled():
-        task.exception()  # retrieved, so that asyncio does not report it
+        task.exception()  # mark the exception as retrieved, so that asyncio does not log it
