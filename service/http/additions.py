@@ -1,8 +1,8 @@
-"""Additions: hooks, handlers and middleware that other code adds to the application.
+"""Find additions: hooks, handlers and middleware that other code adds to the application.
 
-The fast paths around Quart's request cycle would bypass them. So every request runs through Quart
-while the application has an addition. The search for additions runs when the application starts,
-and then every second, because signals and middleware can be added at any time.
+The fast path would bypass additions. So every request runs through Quart's request cycle while the
+application has an addition. The search runs when the application starts, and then at most once a
+second when a request arrives: signals and middleware can be added at any time.
 """
 
 import logging
@@ -26,6 +26,7 @@ HOOKS = {
     "url_value_preprocessor": "url_value_preprocessors",
     "errorhandler": "error_handler_spec",
 }
+# Attributes of the application that other code may replace.
 REPLACED = (
     "asgi_app", "asgi_http_class", "request_class", "response_class", "session_interface",
 )  # fmt: skip
@@ -45,13 +46,13 @@ METHODS = (
     "handle_http_exception", "handle_user_exception", "handle_exception", "do_teardown_request",
 )  # fmt: skip
 OWN_FOLDERS = [Path(module.__file__ or "").parent for module in (quart, quart_schema, service)]
-SECONDS = 1.0  # between two searches
+SECONDS = 1.0  # minimum time between two searches
 
-Part = tuple[str, Any]  # the kind of a hook, and the hook
+Part = tuple[str, Any]  # a kind (HOOKS, REPLACED, METHODS, SIGNALS), and the hook or class
 
 
 class Additions:
-    """Finds the additions of an application."""
+    """Finds the additions of an application. names: the additions of the last search, as text."""
 
     def __init__(self, app: Quart) -> None:
         self._app = app
@@ -63,11 +64,11 @@ class Additions:
         self.names: list[str] = []
 
     def remember(self) -> None:
-        """Remember this package's own hooks. Call this when the application is complete."""
+        """Record Octavo's own hooks, which are no additions. Call this at the end of create_app."""
         self._remember(lambda kind, part: kind not in HOOKS or _is_own(part))
 
     def accept(self) -> None:
-        """Allow the fast path to bypass all present hooks. They must not change a response."""
+        """Allow the fast path to bypass all current hooks. They must not change a response."""
         self._remember(lambda kind, part: True)
 
     def _remember(self, is_own: Callable[[str, Any], bool]) -> None:
@@ -78,13 +79,13 @@ class Additions:
 
     @property
     def exist(self) -> bool:
-        """Whether there is any addition. Searches once a second; checks middleware every time."""
+        """Whether there is an addition. Searches after SECONDS, or at once if asgi_app changed."""
         if time.monotonic() >= self._search_at or self._app.asgi_app is not self._asgi_app:
             self.search()
         return bool(self.names)
 
     def search(self) -> None:
-        """Search for additions, and log a warning about new additions."""
+        """Search for additions. Log a warning when they change."""
         self._search_at = time.monotonic() + SECONDS
         self._asgi_app = self._app.asgi_app
         names = sorted({f"{kind}: {name_of(part)}" for kind, part in self._added()})
@@ -114,7 +115,7 @@ class Additions:
                 yield f"Quart.{name}", method
 
     def _parts(self) -> Iterator[Part]:
-        """Yield the parts of the application: each hook, and each replaceable class."""
+        """Yield each hook and each replaceable attribute of the application, with its kind."""
         for kind, attribute in HOOKS.items():
             for hook in _hooks(getattr(self._app, attribute)):
                 yield kind, hook
@@ -126,7 +127,7 @@ class Additions:
 
 
 def _hooks(value: Any) -> Iterator[Any]:
-    """Yield the functions in Quart's tables: by blueprint, by status and by exception."""
+    """Yield the functions in a nested table of Quart (by blueprint, status and exception)."""
     if isinstance(value, Mapping):
         for inner in list(value.values()):
             yield from _hooks(inner)
@@ -142,13 +143,13 @@ def _is_own(function: Any) -> bool:
 
 
 def name_of(part: Any) -> str:
-    """Return the name of a function or a class; for any other object, of its class."""
+    """Return the qualified name of a function or class. For another object, that of its class."""
     named = part if hasattr(part, "__qualname__") else type(part)
     return f"{named.__module__}.{named.__qualname__}"
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Search for additions before the application serves."""
+    """Install `Additions`, which searches when the application starts."""
     additions = app.extensions["additions"] = Additions(app)
 
     @app.while_serving

@@ -1,4 +1,4 @@
-"""The guard: `token_required` and `admin_required` pass a CurrentUser to the route."""
+"""Authenticate and authorise users: `token_required` and `admin_required` pass a CurrentUser."""
 
 import json
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -28,7 +28,7 @@ Handler = Callable[..., Awaitable[Any]]
 
 @dataclass(frozen=True)
 class CurrentUser:
-    """The user of a request, as in the database. `jti`, `ver`: of the user's token."""
+    """The user of a request, as in the database. jti, ver: claims of the request's token."""
 
     id: int
     username: str
@@ -41,7 +41,10 @@ class CurrentUser:
 
 
 class Account(NamedTuple):
-    """The columns of a user that identify them, decide their rights, and make their profile."""
+    """The columns of a user's row that are cached, for authentication and the profile.
+
+    kept_jti: `jti` of the one token that stays valid with a `ver` older than token_version.
+    """
 
     id: int
     username: str
@@ -53,16 +56,16 @@ class Account(NamedTuple):
     kept_jti: str | None
 
     def accepts(self, claims: Claims) -> bool:
-        """Whether a token of this user is valid: neither revoked, nor of another tier."""
+        """Whether the claims of a token match: it is not revoked, and its tier is current."""
         is_current = claims.ver == self.token_version or claims.jti == self.kept_jti
         return is_current and claims.tier == self.tier
 
 
-# Made once, and without the ORM: nearly every request runs one of these.
+# Built once, and without the ORM, because nearly every request runs one of these statements.
 _ROWS = select(*(User.__table__.c[name] for name in Account._fields))
 MANY = _ROWS.where(User.__table__.c.id.in_(bindparam("ids", expanding=True)))
 SELECT_ONE = _ROWS.where(User.__table__.c.id == bindparam("id"))
-# The values of `actor_values`, with their types.
+# The SQL types of the values that `actor_values` returns.
 ACTOR_TYPES = {
     "acting_id": User.__table__.c.id.type,
     "acting_ver": User.__table__.c.token_version.type,
@@ -72,7 +75,7 @@ TO_READ, TO_CHANGE = SELECT_ONE.with_for_update(read=True), SELECT_ONE.with_for_
 
 
 async def load_users(db: AsyncSession, ids: Sequence[int]) -> dict[int, Entry]:
-    """Return the entries of the users that exist: their accounts, as JSON."""
+    """Return cache entries by id, for the ids that exist. The body is the account as JSON."""
     rows = await db.execute(MANY, {"ids": ids})
     return {row.id: Entry(b"%d" % row.token_version, _bytes(row)) for row in rows}
 
@@ -85,9 +88,9 @@ USERS = Kind("user", ",".join(Account._fields), load_users, _bytes)
 
 
 async def authenticate(scope: Any, extensions: Mapping[str, Any]) -> CurrentUser:
-    """Return the user of a request. Raises as `verify_token` and `load_user` do.
+    """Return the user of a request (ASGI scope). Raises as `verify_token` and `load_user` do.
 
-    The limit middleware has already checked the token, except on routes that it skips.
+    The limit middleware has already set the user, except on routes that it skips.
     """
     user = context_of(scope).user
     if user is None:
@@ -98,10 +101,9 @@ async def authenticate(scope: Any, extensions: Mapping[str, Any]) -> CurrentUser
 
 
 def verify_token(scope: Any, tokens: Tokens) -> Claims:
-    """Verify the token of the Authorization header, with or without `Bearer ` (guide).
+    """Verify the token of the Authorization header. `Bearer ` may be missing, as in the guide.
 
-    Raises UnauthorizedError: there is no token. Raises InvalidTokenError: it does not verify.
-    Raises APIError: there is more than one header.
+    Raises UnauthorizedError (no token), InvalidTokenError, or APIError (more than one header).
     """
     headers = parse_headers(scope["headers"]).authorization
     if len(headers) > 1:
@@ -113,10 +115,10 @@ def verify_token(scope: Any, tokens: Tokens) -> Claims:
 
 
 def load_user(scope: Any, claims: Claims, entry: Entry) -> CurrentUser:
-    """Set the user of a request from the entry of their account, and return them.
+    """Decode the cached account of a request's user, set the user in the context, and return it.
 
-    Raises InvalidTokenError: the token was revoked, the user is deleted, or their tier is not the
-    token's, by which the request was limited.
+    Raises InvalidTokenError if the token is revoked, the user is deleted, or the user's tier is not
+    the tier in the token: the limits were decided by the tier in the token.
     """
     account = account_in(entry.body) if entry.body else None
     user = _check_user(account, claims.jti, claims.ver)
@@ -128,14 +130,14 @@ def load_user(scope: Any, claims: Claims, entry: Entry) -> CurrentUser:
 
 
 def account_in(body: bytes) -> Account:
-    """Decode the account in the body of an entry."""
+    """Decode an account from the body of a cache entry."""
     account = Account(*json.loads(body))
     return account._replace(created_at=datetime.fromisoformat(str(account.created_at)))
 
 
 @lru_cache(MOST_TOKENS)
 def read_account(value: bytes | None, own_key: str) -> tuple[Entry | None, Account | None]:
-    """Decode the value of an account's key: return the entry and the account, or None."""
+    """Decode a stored value. The entry is None if it is no entry; the account, if no row exists."""
     entry = read(value, own_key)
     return entry, None if entry is None or not entry.body else account_in(entry.body)
 
@@ -143,20 +145,21 @@ def read_account(value: bytes | None, own_key: str) -> tuple[Entry | None, Accou
 async def recheck_user(
     db: AsyncSession, user: CurrentUser, *, to_change: bool = False
 ) -> CurrentUser:
-    """Check a user again, within the write that acts for them, and lock them until it ends.
+    """Authenticate a user again within a write's transaction, and lock the user's row.
 
-    Between the guard and the write they may have signed out, or lost their rights. Every write
-    for a user begins with this. `to_change`: the write will change the user's own row.
+    Since the first check the user may have signed out, or lost rights. Every write for a user
+    begins with a check like this. to_change: lock FOR UPDATE, because the write changes the row;
+    else FOR SHARE. Raises InvalidTokenError.
     """
     row = (await db.execute(TO_CHANGE if to_change else TO_READ, {"id": user.id})).one_or_none()
     return _check_user(None if row is None else Account(*row), user.jti, user.ver)
 
 
 def with_actor(query: Select[Any], table: Table) -> Select[Any]:
-    """Extend a query of a row to be changed: lock the row, and select the actor's account.
+    """Extend a query for a row to be changed: lock the row, and add the columns of the actor.
 
-    `actor_in` reads the account of the user `actor_id`. PostgreSQL locks the user before the row,
-    as every write does. No row is selected if either of them does not exist.
+    The actor is the user with the id `actor_id` (bound parameter). PostgreSQL locks the user before
+    the row, as every write does. The result is empty if the user or the row does not exist.
     """
     users = User.__table__
     account = (users.c[name].label(f"actor_{name}") for name in Account._fields)
@@ -166,20 +169,20 @@ def with_actor(query: Select[Any], table: Table) -> Select[Any]:
 
 
 def actor_in(row: Row[Any], user: CurrentUser) -> CurrentUser:
-    """Check a user again, as `recheck_user` does, by a row of a query `with_actor`."""
+    """Check a user as `recheck_user` does, with a result row of a `with_actor` query."""
     return _check_user(Account(*row[-len(Account._fields) :]), user.jti, user.ver)
 
 
 def actor_values(user: CurrentUser) -> dict[str, Any]:
-    """Return the values by which `valid_actor_id` checks a user."""
+    """Return the values of the columns that `valid_actor_id` compares with the user's row."""
     return {"acting_id": user.id, "acting_ver": user.ver, "acting_jti": user.jti}
 
 
 def valid_actor_id(actor: Any) -> ScalarSelect[int]:
-    """Select the id of a user by the columns ACTOR_TYPES. NULL: they may not act any more.
+    """Select the id of a user whose token is still valid, else NULL. actor: columns ACTOR_TYPES.
 
-    NULL as well if another transaction is changing the user: this waits for no lock, unlike
-    `recheck_user`.
+    Unlike `recheck_user`, it does not wait for locks: it gives NULL also while another transaction
+    changes the user's row.
     """
     users = User.__table__.c
     is_valid = or_(users.token_version == actor.acting_ver, users.kept_jti == actor.acting_jti)
@@ -198,15 +201,16 @@ def _check_user(user: Account | None, jti: str, ver: int) -> CurrentUser:
 
 
 def require_admin(user: CurrentUser) -> None:
-    """Raise ForbiddenError unless the user is an administrator."""
+    """Raise ForbiddenError if the user is not an administrator."""
     if not user.is_admin:
         raise ForbiddenError("Administrators only")
 
 
 def token_required(handler: Handler) -> Handler:
-    """Require a valid token for a route, and pass `current_user` to it.
+    """Require a valid token for a route, and pass `current_user` to the handler.
 
-    The route is an operation, whose first argument is its `Call`, or a view of Quart.
+    The handler is that of an operation, whose first argument is a `Call`, or a Quart view without
+    positional arguments. Raises as `authenticate` does.
     """
 
     @wraps(handler)
@@ -217,7 +221,7 @@ def token_required(handler: Handler) -> Handler:
 
 
 def admin_required(handler: Handler) -> Handler:
-    """Require an administrator for a route, and pass `current_user` to it."""
+    """Like `token_required`, but raises ForbiddenError if the user is not an administrator."""
 
     @wraps(handler)
     async def guarded(*args: Any, **kwargs: Any) -> Any:

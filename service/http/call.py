@@ -1,4 +1,4 @@
-"""The request that the handler of an operation receives."""
+"""Define `Call`, the request object that the handler of an operation receives."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from functools import cached_property
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 class Call:
-    """The request data, and access to the application's services."""
+    """A request, and the application's services. scope: of ASGI. extensions: `app.extensions`."""
 
     def __init__(
         self,
@@ -53,19 +53,19 @@ class Call:
 
     @property
     def database(self) -> Database:
-        """Gives sessions for reads, and runs writes."""
+        """Opens sessions for reads, and runs writes."""
         database: Database = self.extensions["database"]
         return database
 
     @property
     def cursors(self) -> Cursors:
-        """Signs and reads cursors."""
+        """Signs and verifies pagination cursors."""
         cursors: Cursors = self.extensions["cursors"]
         return cursors
 
     @property
     def tokens(self) -> Tokens:
-        """Signs and reads tokens."""
+        """Signs and verifies access tokens."""
         tokens: Tokens = self.extensions["tokens"]
         return tokens
 
@@ -83,7 +83,7 @@ class Call:
 
     @cached_property
     def args(self) -> list[tuple[str, str]]:
-        """The parameters of the query. Raises APIError."""
+        """The query parameters. Raises APIError (400) if the query string is invalid."""
         query: bytes = self.scope["query_string"]
         try:
             return parse_query(query) if query else []
@@ -91,7 +91,7 @@ class Call:
             raise APIError(str(error)) from None
 
     async def json(self) -> dict[str, Any]:
-        """Return the body, a JSON object. Raises the errors for 400, 408, 413 and 415."""
+        """Return the body, a JSON object. Raises as `read_json` does."""
         return await read_json(self.scope, self._read_body)
 
     @property
@@ -101,7 +101,7 @@ class Call:
 
     @property
     def base(self) -> str:
-        """The base of links: PUBLIC_URL, else scheme and host of the request."""
+        """The base URL of links: PUBLIC_URL, else scheme and host of the request; may be empty."""
         public: str | None = self.settings.public_url
         if public is not None:
             return public

@@ -1,7 +1,7 @@
-"""The context of a request: the facts that the service knows about it, as one typed object.
+"""The request context: one typed object that middleware and handlers of a request share.
 
-The object is in the ASGI scope under one key. Each attribute has a default value. The code that
-learns a fact sets its attribute.
+The object is in the ASGI scope under KEY. Each attribute has a default value. The code that learns
+a fact sets the attribute.
 """
 
 from collections.abc import Mapping
@@ -24,18 +24,17 @@ UNKNOWN = "unknown"
 class RequestContext:
     """The facts about one request.
 
-    begun: when the service received it, in seconds of `time.perf_counter`; 0: not known yet.
-    matched: the rule of its path, and the values in it. route: the rule as text.
-    credentials: of its caller, once they were read.
-    user: of its token, once it was checked. user_id: the same, where only that is known.
-    cache_status: how the cache answered a read (`hit`, `miss`, `bypass`).
-    quotas: how the caller stands with each limit, once these were decided.
-    lookup_result: the results of the fast path, for the limit middleware.
-    admission: its turn in the queue.
-    listed: the list that it was answered with, which may be kept.
-    error: what the request is refused with; Quart's cycle raises it in the place of the view.
-    is_looked_up: the fast path was asked. is_shed: it waited too long for its turn.
-    is_too_large: the body went over the cap. is_cut_short: the client left before its end.
+    begun: `time.perf_counter` (seconds) when a lookup of the warm path began; 0: no lookup.
+    matched: the URL rule that matches the path, and the values of its variables.
+    route: the rule as text. credentials: caller and token, once read.
+    user: the authenticated user. user_id: the user's id; the warm path sets only the id.
+    cache_status: result of a read of the cache (`hit`, `miss`, `bypass`).
+    quotas: the caller's quota under each policy, once decided; None: not limited.
+    lookup_result: the results of the warm path, for the limit middleware.
+    admission: the turn in the admission queue. listed: the list response, which the warm path may
+    remember. error: refuses the request; Quart's request cycle raises it instead of calling a view.
+    is_looked_up: the warm path has seen the request. is_shed: refused with 503 after its body.
+    is_too_large: the body exceeds MAX_BODY_BYTES. is_cut_short: disconnect before its end.
     """
 
     begun: float = 0.0
@@ -57,7 +56,7 @@ class RequestContext:
 
 
 def context_of(scope: Any) -> RequestContext:
-    """Give the context of a request, by its ASGI scope."""
+    """Return the context in an ASGI scope. Creates the context if the scope has none."""
     context: RequestContext | None = scope.get(KEY)
     if context is None:
         context = scope[KEY] = RequestContext()

@@ -1,4 +1,4 @@
-"""CORS for `/api/*`, on every response, also errors. A blueprint can have its own origins."""
+"""CORS headers for `/api/*`, also on error responses. A blueprint can have its own origins."""
 
 from collections.abc import Awaitable, Callable
 from typing import Any
@@ -30,10 +30,10 @@ AfterRequest = Callable[[Response], Awaitable[Response]]
 
 
 class _Hooks:
-    """The part of an application that quart-cors uses: its hooks, restricted to some paths.
+    """A stand-in for the application that quart-cors gets: applies its hook only to some paths.
 
-    `cors(blueprint)` would change the blueprint for every application in the process. It would also
-    omit 404 and 405 responses, which belong to no blueprint.
+    quart-cors on a blueprint would change the blueprint for every application in the process. It
+    would also omit 404 and 405 responses, which belong to no blueprint.
     """
 
     def __init__(self, app: Quart, applies: Callable[[str], bool]) -> None:
@@ -43,7 +43,7 @@ class _Hooks:
     def after_request(self, function: AfterRequest) -> None:
         @self._app.after_request
         async def where_it_applies(response: Response) -> Response:
-            # Without Origin, a response needs only Vary, which every response has.
+            # A request without Origin needs no CORS header; `Vary: Origin` is on every response.
             headers = parse_headers(request.scope["headers"])
             is_cors = headers.has_origin and self._applies(request.path)
             return await function(response) if is_cors else response
@@ -59,7 +59,7 @@ def _below(*roots: str) -> Callable[[str], bool]:
 
 
 class Origins:
-    """The allowed origins of each path."""
+    """The allowed origins of each path. places: pairs of a path predicate and its origins."""
 
     def __init__(self, settings: Settings) -> None:
         own = [(_below(*PATHS[name]), o) for name, o in settings.cors_blueprint_origins.items()]
@@ -72,7 +72,7 @@ class Origins:
         self._credentials = settings.cors_credentials
 
     def headers(self, scope: Any) -> dict[str, str]:
-        """Return the CORS headers of a response that does not pass through quart-cors."""
+        """Return the CORS headers of a response that is sent without Quart's hooks."""
         origin = dict(scope["headers"]).get(b"origin", b"").decode("latin-1")
         allowed = next((o for applies, o in self.places if applies(scope["path"])), ())
         if not origin or not {origin, "*"}.intersection(allowed):
@@ -85,7 +85,7 @@ class Origins:
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Allow cross-origin requests from the configured origins."""
+    """Install quart-cors for the configured origins, and `Origins` for other responses."""
     allowed = app.extensions["origins"] = Origins(settings)
     for applies, origins in allowed.places:
         cors(

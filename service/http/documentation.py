@@ -1,6 +1,6 @@
 """Decorators that declare the responses of a route for the OpenAPI document.
 
-The rest of the document follows from the route's rule, models and guard.
+The OpenAPI document gets paths, schemas and security from the route's rule, models and decorators.
 """
 
 from collections.abc import Callable, Mapping
@@ -19,7 +19,8 @@ ERRORS = "_octavo_errors"
 class DocumentedStatus:
     """A declared response of a route that is not an error.
 
-    links: possible next requests (OpenAPI link objects: operation -> parameter -> expression).
+    headers: names. media: media type. links: possible next requests, as OpenAPI link objects
+    (operation id -> parameter -> runtime expression).
     """
 
     status: int
@@ -35,7 +36,7 @@ def document_status(
     links: Mapping[str, Mapping[str, str]] | None = None,
     media: str = "application/json",
 ) -> Callable[[T], T]:
-    """Declare that a route responds with `status`, a `model` and `headers`."""
+    """Declare a response of a route: its status, the model of its body, and its header names."""
 
     def decorator(route: T) -> T:
         if model is not None:
@@ -48,9 +49,9 @@ def document_status(
 
 
 def document_errors(*statuses: int) -> Callable[[T], T]:
-    """Declare the error statuses of a route that do not follow from its declaration.
+    """Declare error statuses of a route that the OpenAPI generator cannot derive.
 
-    The errors of a body, a guard and an id in the path are added automatically.
+    The generator adds the errors of a body, of `token_required` and of an id in the path.
     """
 
     def decorator(route: T) -> T:

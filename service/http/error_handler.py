@@ -1,4 +1,4 @@
-"""The error handler: what an exception is answered with, and what is logged of it."""
+"""Convert exceptions to error responses, and log them."""
 
 from collections.abc import Mapping
 from http import HTTPStatus
@@ -26,7 +26,7 @@ from service.logs import REFUSAL, request_id
 
 API_PREFIXES = ("/api/", "/admin/", "/health/", "/metrics/", "/openapi.json/", "/docs/")
 
-FRAMEWORK_WORDS = {  # what we call the errors that Quart and Werkzeug raise
+FRAMEWORK_WORDS = {  # `error` and `message` for the HTTP errors of Quart and Werkzeug
     400: ("Bad Request", "The request could not be understood"),
     404: ("Not Found", "The requested resource was not found"),
     405: ("Method Not Allowed", "The method is not allowed for this resource"),
@@ -36,14 +36,14 @@ FRAMEWORK_WORDS = {  # what we call the errors that Quart and Werkzeug raise
 
 
 def http_error(status_code: int, headers: Mapping[str, str] | None = None) -> APIError:
-    """Give the error that a status is, where nothing more is known."""
+    """Return the error for a status, with the default texts of this status."""
     phrase = HTTPStatus(status_code).phrase
     name, message = FRAMEWORK_WORDS.get(status_code, (phrase, phrase))
     return APIError(message, status_code, error=name, headers=headers)
 
 
 def as_api_error(error: Exception) -> APIError:
-    """Say what an exception means to a client. What nobody foresaw is a defect: 500."""
+    """Convert any exception to an APIError. An unknown exception becomes InternalError (500)."""
     if isinstance(error, APIError):
         return error
     if isinstance(error, RequestSchemaValidationError):
@@ -59,7 +59,7 @@ def as_api_error(error: Exception) -> APIError:
 
 
 def error_response(error: APIError) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Return the headers and the body of an error that is raised before the framework."""
+    """Return the ASGI headers and the body of an error response that Quart does not build."""
     body = problem(error)
     headers = {
         "content-type": MIMETYPE,
@@ -72,7 +72,7 @@ def error_response(error: APIError) -> tuple[list[tuple[bytes, bytes]], bytes]:
 
 
 def server_error(status_code: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
-    """Return the headers and the body of an error of the HTTP server itself, with a new id."""
+    """Set a new request id. Return the headers and body of an error of the HTTP server itself."""
     request_id.set(random_id())
     body = problem(http_error(status_code))
     headers = {
@@ -86,7 +86,7 @@ def server_error(status_code: int) -> tuple[list[tuple[bytes, bytes]], bytes]:
 
 
 def render(error: Exception, method: str, path: str, logger: Logger) -> APIError:
-    """Say what an exception means to a client, and log it: ours with its traceback."""
+    """Convert an exception to an APIError. Log 5xx errors and values that the database refused."""
     rendered = as_api_error(error)
     about = f"{method} {path}: {rendered.error}"
     if rendered.status_code == 500 or is_unfit(error):
@@ -100,8 +100,8 @@ def render(error: Exception, method: str, path: str, logger: Logger) -> APIError
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Answer every exception with the one shape; log ours with its traceback, others in a line."""
-    app.debug = False  # else QUART_DEBUG in the environment shows tracebacks to clients
+    """Install the handler of all exceptions. The body of each error response is a `problem`."""
+    app.debug = False  # else QUART_DEBUG in the environment sends tracebacks to clients
     app.config["PROPAGATE_EXCEPTIONS"] = False
 
     @app.errorhandler(Exception)
@@ -118,9 +118,9 @@ def init_app(app: Quart, settings: Settings) -> None:
 
 
 def _drop_frames(error: BaseException | None) -> None:
-    """Drop the frames that an error came through: they hold the request, which holds the error.
+    """Drop the tracebacks of an error: frames refer to the request, and the request to the error.
 
-    Such a ring would wait, with all that the client sent, until cycles are looked for.
+    This reference cycle would keep the request's data in memory until the garbage collector runs.
     """
     while error is not None:
         error.__traceback__ = None
@@ -128,7 +128,7 @@ def _drop_frames(error: BaseException | None) -> None:
 
 
 def _belongs_to_spa(settings: Settings) -> bool:
-    """Whether an unknown page is one of the single-page application in front (guide)."""
+    """Whether an unknown page becomes a redirect to the guide's single-page application."""
     return (
         settings.spa_fallback_url is not None
         and request.method in {"GET", "HEAD"}

@@ -1,4 +1,8 @@
-"""The parsed header fields of a request: parsed once, also for repeated header sections."""
+"""Parse the header fields of a request, once for each different header section.
+
+Octavo's HTTP/1.1 parser gives requests with the same header bytes the same HeaderFields object,
+which keeps the result.
+"""
 
 import re
 from collections.abc import Iterable
@@ -13,15 +17,15 @@ REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,64}")
 LABEL = rb"[A-Za-z0-9-]{1,63}"
 HOST = re.compile(rb"(%b\.)*%b\.?(:[0-9]{1,5})?" % (LABEL, LABEL))
 BODY = {b"content-length", b"transfer-encoding"}  # a request with a body has one of these
-SPECIAL = {b"content-encoding", b"expect", b"upgrade"}  # only the framework supports these
+SPECIAL = {b"content-encoding", b"expect", b"upgrade"}  # only Quart handles these
 
 
 class RequestHeaders(NamedTuple):
     """The parsed header fields of a request.
 
-    host: the Host field if it is valid, else empty. is_special: only the framework can handle the
-    request. media: lines of Content-Type. name: the client's request id if it is valid, else empty;
-    not trusted.
+    host: the Host field; empty if it is invalid or repeated. is_special: only Quart can handle the
+    request. media: lines of Content-Type. name: X-Request-ID, or empty if it is invalid; the client
+    chooses it.
     """
 
     host: bytes
@@ -31,12 +35,12 @@ class RequestHeaders(NamedTuple):
     media: list[bytes]
     tags: list[str]  # lines of If-None-Match
     authorization: list[str]  # lines of Authorization
-    forwarded: list[str]  # the last MOST_HOPS addresses of each X-Forwarded-For line
+    forwarded: list[str]  # the last items of each X-Forwarded-For line
     name: str
 
 
 def parse_headers(headers: Any) -> RequestHeaders:
-    """Return the parsed headers of an ASGI request."""
+    """Parse the headers of an ASGI scope, or return the kept result."""
     if not isinstance(headers, HeaderFields):
         return _read(headers)
     if headers.parsed is None:

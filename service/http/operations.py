@@ -1,4 +1,4 @@
-"""Operations: handlers, the decorators that declare them, and their replies."""
+"""Define operations: routes whose handlers take a Call and return a Reply, without Quart."""
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
@@ -27,15 +27,15 @@ from service.http.schemas import messages
 if TYPE_CHECKING:
     pass
 
-OPERATION = "_octavo_operation"  # attribute of a view
-ITEM = "_octavo_item"  # attribute of a handler
+OPERATION = "_octavo_operation"  # attribute of a view: its Operation
+ITEM = "_octavo_item"  # attribute of a handler: its Item
 
 Headers = list[tuple[bytes, bytes]]
 Handler = Callable[..., Awaitable["Reply"]]
 
 
 class RawResponse(NamedTuple):
-    """A complete response in ASGI form."""
+    """A complete response, with ASGI headers."""
 
     status: int
     headers: Headers
@@ -48,8 +48,9 @@ class Reply:
 
     body: a model, JSON bytes, or None for a response without a body. status: HTTP status.
     headers: extra headers, not sent with 304. is_tagged: the response has an ETag.
-    is_public: the response is the same for all clients; If-None-Match can give 304.
-    cached: the status of the cache. listed: the list that was read; its response may be cached.
+    is_public: the response is the same for all clients; it has an ETag, and If-None-Match can give
+    304. cached: for the Cache-Status header. listed: the list that was read; the warm path may
+    remember its response.
     """
 
     body: BaseModel | bytes | None = None
@@ -74,7 +75,7 @@ class Reply:
 
 
 def validate_querystring(model: type[BaseModel]) -> Callable[[Handler], Handler]:
-    """Pass the query to the handler as the model `query_args`, and document it."""
+    """Validate and document the query, and pass it as `query_args`. Raises InvalidInputError."""
 
     def decorator(handler: Handler) -> Handler:
         @wraps(handler)
@@ -88,7 +89,7 @@ def validate_querystring(model: type[BaseModel]) -> Callable[[Handler], Handler]
 
 
 def validate_request(model: type[BaseModel]) -> Callable[[Handler], Handler]:
-    """Pass the body to the handler as the model `data`, and document it."""
+    """Validate and document the JSON body, and pass it as `data`. Raises InvalidInputError."""
 
     def decorator(handler: Handler) -> Handler:
         @wraps(handler)
@@ -109,10 +110,10 @@ def _validate(model: type[BaseModel], values: dict[str, Any]) -> Any:
 
 
 class Item(NamedTuple):
-    """The cached entry that an operation returns.
+    """Declares which cached entry an operation returns. kind: of the entry.
 
-    show: converts the entry's body to the response body. missing: makes the error for the id of a
-    missing row.
+    missing: makes the error for the id of a row that does not exist. show: converts the body of the
+    entry to the body of the response.
     """
 
     kind: Kind
@@ -123,7 +124,7 @@ class Item(NamedTuple):
 def cached_item(
     kind: Kind, missing: Callable[[int], APIError], show: Callable[[bytes], bytes] = bytes
 ) -> Callable[[Handler], Handler]:
-    """Declare that an operation returns the cached entry of the id in its path, or an error."""
+    """Declare that an operation returns the cached entry of the row whose id is in the path."""
 
     def decorator(handler: Handler) -> Handler:
         setattr(handler, ITEM, Item(kind, missing, show))
@@ -133,17 +134,17 @@ def cached_item(
 
 
 class Operation:
-    """Runs a handler."""
+    """Runs a handler. item: its cached entry, if declared and public. view: its Quart view."""
 
     def __init__(self, handler: Handler) -> None:
         self._handler = handler
         self._is_personal = hasattr(handler, QUART_SCHEMA_SECURITY_ATTRIBUTE)
-        # The response to a signed-in user must not be cached for others.
+        # The warm path must not send the response for one user to another.
         self.item: Item | None = None if self._is_personal else getattr(handler, ITEM, None)
         self.view: Any = None
 
     async def run(self, call: Call, values: Mapping[str, Any]) -> RawResponse:
-        """Run the handler and build the response. The handler's errors propagate."""
+        """Run the handler with the `values` in the path. The handler's errors propagate."""
         reply = await self._handler(call, **values)
         response = _response(call, reply)
         if self._is_personal:
@@ -173,7 +174,7 @@ def _response(call: Call, reply: Reply) -> RawResponse:
 
 
 def operation(handler: Handler) -> Callable[..., Awaitable[Response]]:
-    """Make the Quart view of a handler. The view keeps the handler's attributes."""
+    """Make the Quart view of a handler (a decorator). The view keeps the handler's attributes."""
     runner = Operation(handler)
 
     @wraps(handler)

@@ -1,4 +1,4 @@
-"""Pagination: pages and cursors, with the same rules for every list."""
+"""Pagination of all lists: by page number, and by signed cursor."""
 
 from typing import Any, ClassVar
 
@@ -16,19 +16,19 @@ from service.http.urls import RequestUrl
 
 DEFAULT_SIZE = 20
 MAX_SIZE = 100  # a larger per_page is reduced to this
-MAX_OFFSET = 100_000  # rows that a page may skip; beyond, use a cursor
+MAX_OFFSET = 100_000  # rows before a page; a client that wants more uses a cursor
 
 
 def hide_default(schema: JsonDict) -> None:
-    """Remove a default from the OpenAPI document: generated clients would send it.
+    """Remove a parameter's default from the OpenAPI document.
 
-    The presence of such a parameter selects pages or cursors.
+    Generated clients would send the default, and the presence of the parameter selects pages.
     """
     del schema["default"]
 
 
 class PageQuery(Schema):
-    """Which page of a list: `page` counts from 1."""
+    """Query parameters that select a page of a list. `page` counts from 1."""
 
     too_deep: ClassVar[str] = "Too deep: a page may skip 100000 rows."
 
@@ -46,7 +46,7 @@ class PageQuery(Schema):
     )
 
     def to_page(self) -> "Page":
-        """Check the offset. Raises InvalidInputError if it is too deep."""
+        """Return the page, of at most MAX_SIZE rows. Raises InvalidInputError above MAX_OFFSET."""
         size = min(self.per_page, MAX_SIZE)
         page = Page(self.page, size)
         if page.offset > MAX_OFFSET:
@@ -55,7 +55,7 @@ class PageQuery(Schema):
 
 
 class CachedQuery(Schema):
-    """Whether something cached is read past the cache."""
+    """Query parameter that bypasses the cache."""
 
     nocache: QueryFlag = Field(
         False, description="read past the cache", json_schema_extra={"default": 0}
@@ -63,11 +63,11 @@ class CachedQuery(Schema):
 
 
 class CachedPageQuery(PageQuery, CachedQuery):
-    """Which page of a list that is cached."""
+    """Query parameters of a cached list."""
 
 
 class Pagination(BaseModel):
-    """Where a page stands. The numbers of its neighbours are null at the ends."""
+    """The position of a page. `prev_page` and `next_page` are null if there is no such page."""
 
     page: Int64
     per_page: int
@@ -80,7 +80,7 @@ class Pagination(BaseModel):
 
 
 class Links(BaseModel):
-    """Absolute links to pages, absent where there is no such page, or it is too deep."""
+    """Absolute links to pages. A link is absent if its page does not exist or is too deep."""
 
     self: str
     first: str
@@ -90,7 +90,7 @@ class Links(BaseModel):
 
 
 def page_envelope(page: Page, total: int, here: RequestUrl) -> dict[str, Any]:
-    """Return the members of a list's response beside its items: total, pagination, links."""
+    """Return the members `total`, `pagination` and `links` of a list response."""
     last = max(1, -(-total // page.size))
     has_next = page.number < last
     links = here.pages(
@@ -115,7 +115,7 @@ def page_envelope(page: Page, total: int, here: RequestUrl) -> dict[str, Any]:
 
 
 class Cursors:
-    """Opaque, signed cursors. A changed cursor is invalid, and so is a cursor of another list."""
+    """Signs and verifies cursors. A changed cursor is invalid; so is a cursor of another list."""
 
     def __init__(self, settings: Settings) -> None:
         keys = [settings.secret_key_previous, settings.secret_key]
@@ -124,11 +124,11 @@ class Cursors:
         ]
 
     def write(self, purpose: list[Any], key: str, row_id: int) -> str:
-        """Return the cursor after a row, for the list that `purpose` describes."""
+        """Return the cursor after a row. purpose: identifies the list. key: the row's sort key."""
         return str(self._signers[-1].dumps([purpose, key, row_id]))
 
     def read(self, cursor: str, purpose: list[Any]) -> tuple[str, int]:
-        """Return the key and id of a cursor. Raises InvalidInputError if it is invalid."""
+        """Return the sort key and id in a cursor. Raises InvalidInputError."""
         for signer in self._signers:
             try:
                 signed_purpose, key, row_id = signer.loads(cursor)
@@ -141,5 +141,5 @@ class Cursors:
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Add the cursors to the application."""
+    """Install `Cursors` as an extension of the application."""
     app.extensions["cursors"] = Cursors(settings)

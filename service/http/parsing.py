@@ -1,4 +1,4 @@
-"""Strict parsers of JSON bodies and of queries."""
+"""Parse JSON bodies and query strings strictly, with limits on their size and nesting."""
 
 import json
 import re
@@ -8,15 +8,15 @@ from urllib.parse import parse_qsl
 
 from service.models.types import INT64
 
-MAX_PARAMETERS = 50  # of a query
-MAX_QUERY = 8_192  # bytes; the longest cursor with every filter escaped has 6,000
-MAX_ESCAPES = 2_048  # percent signs of a query: each is decoded in Python
-MAX_VALUES = 2_000  # of a body: each number is parsed in Python
-MAX_NESTED = 1_000  # arrays and objects of a body: each is checked in Python
+MAX_PARAMETERS = 50  # of a query string
+MAX_QUERY = 8_192  # bytes of a query string; the longest cursor with all filters escaped has 6,000
+MAX_ESCAPES = 2_048  # percent signs of a query string: Python code decodes each
+MAX_VALUES = 2_000  # of a body: Python code parses each number
+MAX_NESTED = 1_000  # arrays and objects of a body: Python code checks each
 MAX_DEPTH = 32  # of nested arrays and objects
 MAX_DIGITS = 64  # of a number: more than any column holds, and fast to parse
 FORBIDDEN = re.compile("[\x00\ud800-\udfff]")  # databases cannot store NUL or lone surrogates
-ID = re.compile("0|[1-9][0-9]{0,18}")  # each id has a single spelling
+ID = re.compile("0|[1-9][0-9]{0,18}")  # no leading zeros: each id has one spelling
 INTEGER = re.compile("-?[0-9]{1,19}")
 DECIMAL = re.compile(r"-?[0-9]{1,64}(\.[0-9]{1,64})?([eE][+-]?[0-9]{1,3})?")
 
@@ -24,8 +24,9 @@ DECIMAL = re.compile(r"-?[0-9]{1,64}(\.[0-9]{1,64})?([eE][+-]?[0-9]{1,3})?")
 def parse_json(body: bytes) -> dict[str, Any]:
     """Parse a JSON object (RFC 8259). Raises ValueError with the reason.
 
-    Numbers with a fraction become Decimal. Refused: other encodings than UTF-8, duplicate keys,
-    NaN and Infinity, NUL and lone surrogates, numbers out of range, deep nesting.
+    Numbers with a fraction or an exponent become Decimal. Refused: encodings other than UTF-8,
+    duplicate keys, NaN, Infinity, NUL, lone surrogates, integers beyond 64 bits, numbers out of
+    range, nesting deeper than MAX_DEPTH.
     """
     try:
         value = _JSON.decode(body.decode("utf-8"))
@@ -38,14 +39,14 @@ def parse_json(body: bytes) -> dict[str, Any]:
     if not isinstance(value, dict):
         raise ValueError("The body must be a JSON object")
     if b"\\" in body or body.count(b"{") + body.count(b"[") > MAX_DEPTH:
-        _check_values(value, MAX_DEPTH)  # JSON can express NUL and surrogates only by escapes
+        _check_values(value, MAX_DEPTH)  # only a JSON escape can contain NUL or a surrogate
     return value
 
 
 def parse_query(query: bytes) -> list[tuple[str, str]]:
-    """Parse the parameters of a query. Raises ValueError with the reason.
+    """Parse a query string into pairs. Raises ValueError with the reason, also for invalid UTF-8.
 
-    Werkzeug would replace invalid UTF-8 by U+FFFD instead.
+    Werkzeug would replace invalid UTF-8 by U+FFFD.
     """
     if len(query) > MAX_QUERY or query.count(b"%") > MAX_ESCAPES:
         raise ValueError("The query is too long")

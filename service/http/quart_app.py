@@ -1,7 +1,7 @@
-"""Quart, optimised for a request that is complete, and whose route is known.
+"""A Quart application that handles complete requests without extra tasks or a second routing.
 
-Quart creates four tasks for a request: to read it, to handle it, and for the timeouts of its body
-and its response. A complete request with a short response needs none of them.
+Quart creates four asyncio tasks for a request: to read the request, to handle it, and for the
+timeouts of its body and its response. A complete request with a short response needs none of them.
 """
 
 from functools import lru_cache
@@ -20,14 +20,14 @@ from werkzeug.routing import MapAdapter
 from service.http.context import context_of
 from service.server.http1 import COMPLETE
 
-SENT_AT_ONCE = 65_536  # bytes that our own server buffers without waiting for the client
+SENT_AT_ONCE = 65_536  # bytes that `server.http1` buffers without waiting for the client
 
 
 class Connection(ASGIHTTPConnection):
     """Handles a complete request in the calling task."""
 
     async def __call__(self, receive: ASGIReceiveCallable, send: ASGISendCallable) -> None:
-        """Respond to a request."""
+        """Respond to a request; if it is incomplete, as Quart does."""
         if not is_complete(self.scope):
             return await super().__call__(receive, send)
         message: Any = await receive()
@@ -55,7 +55,7 @@ class Connection(ASGIHTTPConnection):
 
 
 class Request(quart.Request):
-    """A request that caches its blueprints by endpoint."""
+    """A request whose list of blueprints is cached by endpoint."""
 
     @property
     def blueprints(self) -> list[str]:
@@ -70,7 +70,7 @@ def _blueprints(endpoint: str) -> tuple[str, ...]:
 
 
 class _Matched:
-    """Quart's URL adapter, for a request that is already matched."""
+    """A URL adapter for a request that the limit middleware has already matched to a rule."""
 
     def __init__(self, app: "Application", request: BaseRequestWebsocket) -> None:
         self._app, self._request = app, request
@@ -79,7 +79,7 @@ class _Matched:
         return context_of(self._request.scope).matched
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._app.bind(self._request), name)  # to build URLs
+        return getattr(self._app.bind(self._request), name)  # used to build URLs
 
 
 class Application(Quart):
@@ -89,7 +89,7 @@ class Application(Quart):
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        once: Any = lru_cache(1_024)  # every request uses the same hooks and views
+        once: Any = lru_cache(1_024)  # a cache: the same functions come with every request
         self.ensure_async = once(self.ensure_async)  # type: ignore[method-assign]  # Quart's, kept
 
     async def handle_request(self, request: quart.Request) -> ResponseTypes:
@@ -102,27 +102,27 @@ class Application(Quart):
         return response
 
     async def dispatch_request(self, *args: Any) -> Any:
-        """Call the view, or raise the error that refuses the request, after all hooks."""
+        """Call the view, or raise the context's `error`. Runs after all `before_request` hooks."""
         context = context_of(quart.request.scope)
         error, context.error = context.error, None
         try:
             if error is not None:
                 raise error
         finally:
-            del error  # its traceback holds this frame
+            del error  # its traceback refers to this frame: a cycle
         return await super().dispatch_request(*args)
 
     def bind(self, request: BaseRequestWebsocket | None) -> MapAdapter | None:
-        """Return Quart's own URL adapter."""
+        """Return Quart's own URL adapter, which can match and build URLs."""
         return super().create_url_adapter(request)
 
     def create_url_adapter(self, request: BaseRequestWebsocket | None) -> Any:
-        """Return the URL adapter of a request."""
+        """Return the URL adapter of a request. A matched request is not matched again."""
         if request is None or request.root_path or context_of(request.scope).matched is None:
             return self.bind(request)
         return _Matched(self, request)
 
 
 def is_complete(scope: Any) -> bool:
-    """Return whether the whole request has been read from the client."""
+    """Return whether the server has read the whole request (ASGI extension COMPLETE)."""
     return COMPLETE in (scope.get("extensions") or ())

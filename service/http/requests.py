@@ -30,28 +30,32 @@ JSON_TYPE = re.compile(r"application/(json|[a-z0-9.+-]+\+json)")
 
 
 class Request(quart_app.Request):
-    """A request with strict parsing and a size cap."""
+    """A Quart request with strict parsers and a maximum body size."""
 
     @cached_property
     def args(self) -> MultiDict[str, str]:
-        """The query parameters. Raises APIError."""
+        """The query parameters. Raises APIError (400)."""
         try:
             return ImmutableMultiDict(parse_query(self.query_string))
         except ValueError as error:
             raise APIError(str(error)) from None
 
     async def get_json(self, force: bool = False, silent: bool = False, cache: bool = True) -> Any:
-        """Return the body as a dict. Raises 400, 413 or 415 as an APIError or HTTP error."""
+        """Return the body, a JSON object. Raises as `read_json`. The parameters have no effect."""
         return await read_json(self.scope, self.read_body)
 
     async def read_body(self) -> bytes:
-        """Return the body. Waits for an incomplete body up to BODY_TIMEOUT."""
+        """Return the body. Raises RequestTimeout (408) if it is incomplete after BODY_TIMEOUT."""
         data = await (self.body if quart_app.is_complete(self.scope) else self.get_data())
         return cast(bytes, data)
 
 
 async def read_json(scope: Any, read_body: Callable[[], Awaitable[bytes]]) -> dict[str, Any]:
-    """Read the body of a request, a JSON object. Raises 400, 413, 415 or 503."""
+    """Read the body of a request, a JSON object.
+
+    Raises APIError (400), RequestEntityTooLarge (413), UnsupportedMediaTypeError (415),
+    ServiceUnavailableError (503), or the error of `read_body` (408).
+    """
     fields = parse_headers(scope["headers"])
     media = fields.media[0].decode("latin-1") if fields.media else ""
     if not JSON_TYPE.fullmatch(media.partition(";")[0].strip().lower()):
@@ -83,7 +87,7 @@ def _content_coding(scope: Any) -> bytes:
 
 
 def check_names(names: Sequence[str], view: Any) -> None:
-    """Raise InvalidInputError for parameters that are repeated or unknown to the view."""
+    """Raise InvalidInputError for repeated parameters, or if the view has no parameters at all."""
     if repeated := {name for name in names if names.count(name) > 1}:
         raise InvalidInputError({name: ["Given more than once."] for name in repeated})
     if names and not hasattr(view, QUART_SCHEMA_QUERYSTRING_ATTRIBUTE):
@@ -91,29 +95,29 @@ def check_names(names: Sequence[str], view: Any) -> None:
 
 
 class IdConverter(IntegerConverter):
-    """A row's id in a path: only the canonical form, and only values that a column can hold."""
+    """A row's id in a path, from 0 to the largest 64-bit integer, without leading zeros."""
 
     regex = ID.pattern
 
     def to_python(self, value: str) -> int:
         number = int(value)
         if number > INT64:
-            raise NotFound  # with ValidationError, PUT would get 405
+            raise NotFound  # ValidationError would give PUT a 405
         return number
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Configure the checks of requests and the default headers of responses."""
+    """Configure the validation of requests, and the default headers of responses."""
     app.extensions["settings"] = settings
     app.request_class = Request
     app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
     app.config["BODY_TIMEOUT"] = 10  # seconds; then 408
     app.url_map.converters["id"] = IdConverter
-    app.url_map.merge_slashes = False  # each path has one form
+    app.url_map.merge_slashes = False  # one spelling of each path
 
     @app.before_request
     async def refuse() -> None:
-        """Refuse a body over the cap, and parameters that are unreadable, repeated or unknown."""
+        """Refuse a body above max_body_bytes, and invalid, repeated or unknown parameters."""
         if context_of(request.scope).error is not None:
             return  # the request is refused already
         if (request.content_length or 0) > settings.max_body_bytes:
@@ -125,7 +129,7 @@ def init_app(app: Quart, settings: Settings) -> None:
 
     @app.after_request
     async def mark(response: Response) -> Response:
-        """Set Vary, and by default forbid caches to store the response."""
+        """Set Vary, and `Cache-Control: no-store` unless the view has set this header."""
         response.headers.setdefault("Cache-Control", "no-store")
         response.headers["Vary"] = vary_of(request.scope)
         return response

@@ -1,4 +1,4 @@
-"""Responses made from bytes, and their headers."""
+"""Build and send responses from bytes, with their headers."""
 
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
@@ -18,15 +18,15 @@ from service.http.context import context_of
 JSON = "application/json"
 HTML = "text/html; charset=utf-8"
 VARY = "Accept-Encoding, Origin"
-SEND_SECONDS = 60.0  # timeout under other servers: with HTTP/2 they wait even for a lost client
+SEND_SECONDS = 60.0  # Quart's default response timeout; HTTP/2 servers may wait for a lost client
 LIMITED_VARY = f"{VARY}, Authorization"
-PERSONAL = ("/api/", "/admin/")  # every token is checked, and responses may depend on it
-CACHE_STATUS = {"hit": "hit", "miss": "fwd=miss", "bypass": "fwd=bypass"}
+PERSONAL = ("/api/", "/admin/")  # below these paths every token is checked
+CACHE_STATUS = {"hit": "hit", "miss": "fwd=miss", "bypass": "fwd=bypass"}  # RFC 9211, section 2
 
 
 @dataclass(frozen=True, slots=True)
 class ListResponse:
-    """A list response, and its source. `headers`: only for status 200."""
+    """A list response. tag: its ETag. headers: not sent with 304. listing, rows: its source."""
 
     body: bytes
     tag: str
@@ -36,19 +36,19 @@ class ListResponse:
 
 
 def to_bytes(value: Any) -> bytes:
-    """Serialise a response body: fields in declared order, UTF-8."""
+    """Serialise a response body as JSON: UTF-8, fields in the order of the model."""
     if isinstance(value, BaseModel):
         return value.model_dump_json().encode()
     return TypeAdapter(type(value)).dump_json(value)
 
 
 def with_items(bodies: Sequence[bytes], others: Mapping[str, Any]) -> bytes:
-    """Join the serialised items of a list with the `others`, the further members of its body."""
+    """Build the JSON body of a list. others: the members after `items`; not empty."""
     return b'{"items":[%b],%b' % (b",".join(bodies), to_json(others)[1:])
 
 
 def etag(body: bytes) -> str:
-    """Return the strong entity tag of a body, without quotes. Other bodies have other tags."""
+    """Return the strong entity tag (RFC 9110, 8.8.3) of a body, a digest, without quotes."""
     return blake2b(body, digest_size=12).hexdigest()
 
 
@@ -59,12 +59,12 @@ def respond(
     headers: Mapping[str, str] | None = None,
     content_type: str = JSON,
 ) -> Response:
-    """Return a response with a body. By default, no cache may store it."""
+    """Return a Quart response. Without a Cache-Control header it gets `no-store` later."""
     return Response(body, status=status, headers=dict(headers or {}), content_type=content_type)
 
 
 def respond_public(body: bytes, *, content_type: str = JSON) -> Response:
-    """Respond to a public GET, with an entity tag for revalidation; 304 if the client has it."""
+    """Respond to a public GET with an ETag, or with 304 if If-None-Match matches."""
     tag = etag(body)
     if matches_etag(tag, request.headers.getlist("If-None-Match")):
         response = _empty(304)
@@ -81,33 +81,33 @@ def content_headers(body: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def encode_headers(headers: Mapping[str, str]) -> list[tuple[bytes, bytes]]:
-    """Return headers in ASGI form."""
+    """Return headers as ASGI pairs: names in lower case, bytes."""
     return [(name.lower().encode(), value.encode()) for name, value in headers.items()]
 
 
 def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return headers as field lines with CRLF. The caller must ensure valid bytes."""
+    """Return headers as HTTP/1.1 field lines with CRLF. Names and values are not checked."""
     return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 def matches_etag(tag: str, lines: Sequence[str]) -> bool:
-    """Return whether the lines of an If-None-Match contain a tag.
+    """Return whether If-None-Match (weak comparison: RFC 9110, 13.1.2) contains a tag.
 
-    Our tags are hexadecimal digits, so a quoted tag within the line is always a member of the list,
-    weak or strong. So the list need not be parsed.
+    lines: the values of the header's field lines. A substring search is enough: Octavo's tags are
+    hexadecimal digits, so a quoted tag within a line is always a member of the list.
     """
     quoted = f'"{tag}"'
     return any(quoted in line or line.strip() == "*" for line in lines)
 
 
 def vary_of(scope: Any) -> str:
-    """Return the Vary of a response: Authorization matters if tokens or limits are checked."""
+    """Return the Vary header. It has Authorization if limits or tokens were checked."""
     is_limited = context_of(scope).quotas is not None
     return LIMITED_VARY if is_limited or scope["path"].startswith(PERSONAL) else VARY
 
 
 def cache_status(scope: Any, status: Status) -> dict[str, str]:
-    """Return the Cache-Status header (RFC 9211), and record the status."""
+    """Return the Cache-Status header (RFC 9211), and record the status in the context."""
     context_of(scope).cache_status = status
     return {"Cache-Status": f"Octavo; {CACHE_STATUS[status]}"}
 
@@ -115,7 +115,7 @@ def cache_status(scope: Any, status: Status) -> dict[str, str]:
 async def send_response(
     send: ASGISendCallable, status: int, headers: list[tuple[bytes, bytes]], body: bytes
 ) -> None:
-    """Send a response without Quart, with Quart's timeout."""
+    """Send a response by ASGI, without Quart. Give up silently after SEND_SECONDS."""
     start: Any = {"type": "http.response.start", "status": status, "headers": headers}
     end: Any = {"type": "http.response.body", "body": body, "more_body": False}
     with suppress(TimeoutError):
@@ -125,7 +125,7 @@ async def send_response(
 
 
 def _empty(status: int) -> Response:
-    """Return a response without content, and without headers about it (RFC 9110, 8.6)."""
+    """Return a response without content, Content-Type and Content-Length (RFC 9110, 8.6)."""
     response = Response(b"", status=status)
     for name in ("Content-Type", "Content-Length"):
         response.headers.remove(name)

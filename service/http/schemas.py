@@ -1,4 +1,4 @@
-"""Base of the input schemas, the types of their fields, and the guide's error messages."""
+"""Define the base of input schemas, the types of their fields, and the guide's error messages."""
 
 import re
 import unicodedata
@@ -25,14 +25,14 @@ from service.errors import Messages
 from service.http.parsing import DECIMAL, INTEGER
 from service.models.types import INT64
 
-MAX_MEMBERS = 100  # of an object: pydantic makes an error for each unknown member
+MAX_MEMBERS = 100  # of an object: pydantic creates an error for each unknown member
 
-# quart-schema makes an adapter for each request, which costs as much as the validation itself.
+# quart-schema creates a TypeAdapter for each request, which costs as much as the validation.
 vars(conversion)["TypeAdapter"] = lru_cache(TypeAdapter)
 
 
 class Schema(BaseModel):
-    """Base of input models: refuses unknown fields, strips strings, coerces no values."""
+    """Base of input models. Refuses unknown fields, strips blanks, and converts no types."""
 
     model_config = ConfigDict(
         extra="forbid", strict=True, str_strip_whitespace=True, frozen=True, from_attributes=True
@@ -41,7 +41,7 @@ class Schema(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _refuse_many_members(cls, data: Any) -> Any:
-        """Refuse an object with far more members than fields as a whole, to save time."""
+        """Refuse an object with more than MAX_MEMBERS members before its fields are validated."""
         if isinstance(data, dict) and len(data) > MAX_MEMBERS:
             raise ValueError(f"Holds {len(data)} fields: {MAX_MEMBERS} are the most.")
         return data
@@ -72,7 +72,7 @@ def _query_flag(value: Any) -> Any:
 
 
 def not_blank(value: str) -> str:
-    """Refuse text without visible characters: only blanks, control and format characters."""
+    """Return a text. Raises ValueError if it has only blanks, control and format characters."""
     if all(unicodedata.category(character)[0] in "CZ" for character in value):
         raise ValueError("Field may not be blank.")
     return value
@@ -84,7 +84,7 @@ def _rfc3339(value: datetime) -> str:
     return value.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
-# Always with six decimals of a second, so that instants also sort as text.
+# RFC 3339 in UTC, always with microseconds, so that sorting as text sorts by time.
 Instant = Annotated[
     datetime,
     PlainSerializer(_rfc3339, return_type=str),
@@ -102,7 +102,7 @@ QueryFlag = Annotated[
 
 
 def messages(error: Exception | None) -> Messages:
-    """Return pydantic's errors as the guide's sentences, by field."""
+    """Return pydantic's errors as the guide's messages, by field. Other errors give none."""
     sentences: Messages = {}
     if isinstance(error, ValidationError):
         for item in error.errors(include_url=False):
@@ -133,7 +133,7 @@ def _sentence(item: Mapping[str, Any]) -> str:
         return "Field may not be null."
     if kind in SENTENCES:
         sentence = SENTENCES[kind].format(**item.get("ctx", {}))
-        return re.sub(r"Decimal\('(.*?)'\)", r"\1", sentence)  # pydantic shows bounds by repr
+        return re.sub(r"Decimal\('(.*?)'\)", r"\1", sentence)  # pydantic formats bounds by repr
     message: str = item["msg"]
     if message.startswith("value is not a valid email address"):
         return "Not a valid email address."

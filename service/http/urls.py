@@ -1,4 +1,4 @@
-"""Absolute links: from PUBLIC_URL, or from the request if it is not set (development)."""
+"""Build absolute links from PUBLIC_URL, or from the request if PUBLIC_URL is not set."""
 
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -6,13 +6,13 @@ from urllib.parse import urlencode
 
 from quart import current_app, request
 
-LONGEST_PATH = 2_048  # bytes of a path: no route is longer, so a longer path is not decoded
+LONGEST_PATH = 2_048  # bytes; a longer path matches no route, and is not decoded
 
 
 class RequestUrl(NamedTuple):
     """The URL of a request.
 
-    base: the start of links; empty if unknown. args: the parameters of the query.
+    base: scheme and host, or PUBLIC_URL; empty if unknown. args: the query parameters.
     """
 
     base: str
@@ -20,7 +20,10 @@ class RequestUrl(NamedTuple):
     args: Sequence[tuple[str, str]]
 
     def pages(self, page: int, *, last: int | None, has_next: bool) -> dict[str, str]:
-        """Return the links of a page, with the other parameters. `last`: None if too far."""
+        """Return the links of a page by relation, with the request's other query parameters.
+
+        last: number of the last page; None: no such link, because the page is too deep.
+        """
         others = [(name, value) for name, value in self.args if name != "page"]
         before = f"{self.base}{self.path}?{urlencode([*others, ('page', '')])}"
         links = {"self": f"{before}{page}", "first": f"{before}1"}
@@ -34,7 +37,7 @@ class RequestUrl(NamedTuple):
 
 
 def absolute(path: str) -> str:
-    """Return the absolute link to a path."""
+    """Return the absolute link to a path; the path itself if the host is unknown."""
     public: str | None = current_app.extensions["settings"].public_url
     if public is not None:
         return public + path
