@@ -1,15 +1,18 @@
-"""Exact rate limits: a log of admitted units for each caller and limit, decided atomically.
+"""Exact sliding-window rate limits: one log of admitted units for each caller and limit.
 
-types          charges, quotas, decisions
-memory_store   decides within a process
-redis_store    decides in Redis with acquire.lua, by the same algorithm
-failover       uses Redis, or memory while Redis is unreachable
-identity       the caller that a request is charged to: a user or an address
-policies       the configured limits, by tier
-limiter        the interface of quart-rate-limiter
-middleware     checks limits and tokens before the framework
-headers        RateLimit headers, and the message of a 429
-routes         /api/rate-limit
+A unit is in most cases one request. All charges of a request are decided atomically.
+
+types               charges, quotas, decisions
+memory_store        decides in the memory of one process
+redis_store         decides in Redis with acquire.lua, by the same algorithm
+failover            decides in Redis, or in memory while Redis is unreachable
+identity            the caller that a request is charged to: a user or an address
+policies            the configured limits, by tier
+limiter             the limits that routes declare by quart-rate-limiter's decorators
+middleware          ASGI: checks limits and tokens before Quart
+headers             RateLimit headers, and the error of a 429
+password_attempts   the limit of wrong passwords
+routes              /api/rate-limit
 """
 
 from collections.abc import AsyncGenerator
@@ -34,7 +37,7 @@ __all__ = ["FAILURES", "Limiter", "init_app", "named"]
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Wrap the application in the limit middleware."""
+    """Install the limiter, and wrap the application in the limit middleware."""
     batcher = _batcher(app, settings)
     store = LimitStore(
         None if batcher is None else RedisLimits(batcher), settings.total_workers, app.logger
@@ -56,11 +59,11 @@ def init_app(app: Quart, settings: Settings) -> None:
         await store.open()
         yield
         if batcher is not None:
-            await batcher.close()  # a cache that shares it reconnects for its remaining commands
+            await batcher.close()  # if the cache shares this batcher, its later commands reconnect
 
 
 def _batcher(app: Quart, settings: Settings) -> RedisBatcher | None:
-    """Return the batcher for the limits: the cache's, if both use the same Redis."""
+    """Return the batcher for Redis: the cache's, if the URLs are equal. None: use memory."""
     store = app.extensions["cache"].store
     url = settings.ratelimit_storage_url or settings.redis_url
     if url is None or url == MEMORY:

@@ -1,11 +1,12 @@
--- Decides a batch of requests in order, atomically. memory_store.py has the same algorithm in Python.
+-- Decides a batch of requests in order, atomically. memory_store.py implements it in Python.
 --
--- KEYS: the key of a log for each claim. ARGV: the time in microseconds ('' for Redis's own clock);
--- then one string of doubles for each request: the number of its claims, and for each claim its cost,
--- its number of policies, and the amount and period (microseconds) of each policy.
--- Returns one string of 8-byte integers for each request: 1 or 0 (admitted), the wait in
--- microseconds, then for each claim the time of the decision, and for each of its policies the
--- remaining units and the microseconds until one more unit is available.
+-- A claim is a Charge of types.py: a cost (units) for one log, under one or more policies.
+-- KEYS: the log's key for each claim. ARGV: the time in microseconds ('': Redis's own clock); then
+-- one string of big-endian doubles for each request: the number of its claims, and for each claim
+-- its cost, its number of policies, and the amount and period (microseconds) of each policy.
+-- Returns one string of big-endian 8-byte integers for each request: 1 if admitted, else 0; the
+-- wait in microseconds; then for each claim the time of the decision (microseconds), and for each
+-- of its policies the remaining units and the microseconds until one more unit is available.
 local MOST_SLOTS = 4096
 
 local now = tonumber(ARGV[1])
@@ -14,7 +15,8 @@ if not now then
   now = tonumber(time[1]) * 1000000 + tonumber(time[2])
 end
 
--- Returns the log of a key. If the log is too small, also returns a larger log to replace it.
+-- Returns the log of a key, with room for `largest` units. If the stored log is too small, also
+-- returns a larger empty log to replace it.
 local function open(key, largest)
   local log = {key = key, count = 0, raw = ''}
   log.grain = ceil(largest / MOST_SLOTS)
@@ -29,6 +31,7 @@ local function open(key, largest)
   return stored, log
 end
 
+-- Writes a time, packed as a double, into a slot.
 local function put(log, slot, stamp)
   call('SETRANGE', log.key, HEAD + slot * WORD, stamp)
 end
@@ -61,7 +64,8 @@ local function add(log, units, now)
   call('SETRANGE', log.key, 0, pack('>ddd', log.count, log.slots, log.grain))
 end
 
--- Decides a request whose keys follow the first `before` keys. Also returns the number of its keys.
+-- Decides the request whose keys begin after the first `before` keys. Returns the packed reply, and
+-- the number of the request's keys.
 local function decide(packed, before)
   local claims, requested, place = {}, unpacked('>d', packed)
   for index = 1, requested do
@@ -88,7 +92,7 @@ local function decide(packed, before)
   local wait = 0
   for _, claim in ipairs(claims) do
     for _, policy in ipairs(claim.policies) do
-      local room = policy.amount - claim.cost -- units that the window may already hold
+      local room = policy.amount - claim.cost -- most units in the window before this request
       if room < 0 then
         wait = max(wait, policy.period)
       elseif claim.held > room then

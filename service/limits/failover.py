@@ -1,4 +1,4 @@
-"""Selects the store that decides: Redis, or process memory while Redis is unreachable."""
+"""Decide limits in Redis, or in the memory of the process while Redis is unreachable."""
 
 import logging
 import time
@@ -11,14 +11,15 @@ from service.limits.memory_store import MemoryLimits
 from service.limits.redis_store import RedisLimits
 from service.limits.types import Charge, Decision, Policy
 
-PAUSE = 0.25  # seconds without a request to Redis after a failure; then one request retries
+PAUSE = 0.25  # seconds after a failure without a call to Redis; then one request tries Redis
 
 
 class LimitStore:
-    """Decides without raising errors. A limit always applies.
+    """Decides charges, also while Redis fails: `acquire` and `refund` raise no error of Redis.
 
-    workers: number of processes that share a limit, over all machines. Without Redis each process
-    admits its share of the limit, at least one unit.
+    shared: the store in Redis; None: limits are only in memory. workers: number of processes on all
+    machines. Without Redis, each process admits its share: the limit divided by `workers`, at least
+    one unit.
     """
 
     def __init__(self, shared: RedisLimits | None, workers: int, logger: logging.Logger) -> None:
@@ -32,11 +33,11 @@ class LimitStore:
 
     @property
     def is_away(self) -> bool:
-        """Whether Redis is unreachable at present."""
+        """Whether Redis has failed, and no `acquire` has succeeded in Redis since."""
         return self._retry_at > 0
 
     async def open(self) -> None:
-        """Connect to Redis, if it is reachable."""
+        """Connect to Redis before the first request. A failure only starts the fallback."""
         if self._shared is not None:
             try:
                 await self._shared.connect()
@@ -44,19 +45,22 @@ class LimitStore:
                 self.failed(error)
 
     def call(self, charges: Sequence[Charge], callback: Callable[[Any], None]) -> None:
-        """Decide while Redis is reachable. `callback` gets a decision or an error for `failed`."""
+        """Decide without a task. Call this only while `is_away` is false.
+
+        callback: gets the Decision, or an exception, which its owner passes to `failed`.
+        """
         if self._shared is None:
             callback(self._decide_locally(charges))
         else:
             self._shared.call(charges, callback)
 
     async def acquire(self, charges: Sequence[Charge]) -> Decision:
-        """Admit all claims, or none."""
+        """Admit all charges of a request, or none."""
         if self._shared is not None:
             now = time.monotonic()
             if now >= self._retry_at:
                 if self.is_away:
-                    self._retry_at = now + PAUSE  # only this request retries Redis
+                    self._retry_at = now + PAUSE  # only this request tries Redis
                 try:
                     decision = await self._shared.acquire(charges)
                 except (RedisError, OSError) as error:
@@ -81,7 +85,7 @@ class LimitStore:
         )
 
     async def refund(self, key: str, stamp: int) -> None:
-        """Undo one unit that was admitted at `stamp`, in either store."""
+        """Remove one unit with the time `stamp` (microseconds) from the log, in both stores."""
         self._local.refund(key, stamp)
         if self._shared is not None and not self.is_away:
             try:

@@ -1,4 +1,8 @@
-"""The headers of rate limits (IETF draft, and the guide's), and the error of a 429."""
+"""Build the RateLimit headers and the error of a 429.
+
+`RateLimit` and `RateLimit-Policy` follow draft-ietf-httpapi-ratelimit-headers. `RateLimit-Limit`,
+`-Remaining` and `-Reset` are those of the guide.
+"""
 
 from collections.abc import Iterable, Sequence
 from functools import lru_cache
@@ -10,35 +14,35 @@ UNITS = (("day", 86_400), ("hour", 3_600), ("minute", 60), ("second", 1))
 
 
 def _span(policy: Policy) -> tuple[int, str]:
-    """Return a window in its largest whole unit, such as 15 and minute."""
+    """Return a window as a number of its largest whole unit of time: (15, "minute")."""
     return next((policy.seconds // n, unit) for unit, n in UNITS if policy.seconds % n == 0)
 
 
 @lru_cache
 def name(policy: Policy) -> str:
-    """Name a policy: `minute`, or `15-minute`."""
+    """Return the name of a policy in the headers: `minute`, or `15-minute`."""
     number, unit = _span(policy)
     return unit if number == 1 else f"{number}-{unit}"
 
 
 def sentence(policy: Policy) -> str:
-    """Describe a policy as the guide does: `10 per 1 minute`."""
+    """Return a policy as text in the guide's form: `10 per 1 minute`."""
     number, unit = _span(policy)
     return f"{policy.amount} per {number} {unit}"
 
 
 def seconds(microseconds: int) -> int:
-    """Return whole seconds, rounded up."""
+    """Convert microseconds to whole seconds, rounded up."""
     return -(-microseconds // SECOND)
 
 
 def tightest(quotas: Iterable[QuotaStatus]) -> QuotaStatus:
-    """Return the status with the fewest units left, and among these the longest reset."""
+    """Return the quota with the fewest remaining units; of equals, that with the latest reset."""
     return min(quotas, key=lambda quota: (quota.remaining, -quota.reset))
 
 
 def lines(quotas: Sequence[QuotaStatus]) -> bytes:
-    """Return the header lines of a caller's quotas. Of policies of one name, only the tightest."""
+    """Return the RateLimit field lines. Of policies with the same name, only the tightest."""
     if len(quotas) == 1:
         policy, remaining, reset = quotas[0]
         reset = seconds(reset)
@@ -66,13 +70,13 @@ def _template(*policies: Policy) -> bytes:
 
 
 def headers(quotas: Sequence[QuotaStatus]) -> list[tuple[bytes, bytes]]:
-    """Return the header lines as ASGI headers."""
+    """Return the RateLimit headers as ASGI pairs."""
     pairs = (line.partition(b": ") for line in lines(quotas).splitlines())
     return [(key, value) for key, _, value in pairs]
 
 
 def refusal(decision: Decision) -> RateLimitedError:
-    """Return the error of a refused request: the policy, and the seconds to wait."""
+    """Return the 429 of a refused request. It names the tightest policy and the wait (seconds)."""
     return RateLimitedError(
         sentence(tightest(decision.quotas).policy), max(1, seconds(decision.wait))
     )

@@ -1,4 +1,4 @@
-"""The caller of a request: the user of a token with a valid signature, else the address."""
+"""Find the caller of a request: the user of a valid token, else the client's address."""
 
 import time
 from collections import OrderedDict
@@ -14,12 +14,15 @@ from service.http.headers import parse_headers
 from service.security import Claims, InvalidTokenError, Tokens, bearer
 
 FREE = "free"
-REVOKED_SECONDS = 5.0  # to remember a revoked token: its account may be restored
+REVOKED_SECONDS = 5.0  # a revoked token is remembered so long; its account may be restored
 MOST_REVOKED = 4_096  # revoked tokens that are remembered
 
 
 class Caller(NamedTuple):
-    """The party that is charged: a user, with their tier, or an address."""
+    """The party whose limits a request uses. key: `user:<id>`, or the same as `address`.
+
+    address: `address:<network>` of the client.
+    """
 
     key: str
     address: str
@@ -29,8 +32,8 @@ class Caller(NamedTuple):
 class Credentials(NamedTuple):
     """The caller of a request, and its token.
 
-    claims: of the token, if its signature is valid. refuse: makes the error to respond with, if
-    the token is not valid; then the caller is the address.
+    claims: of the token, if it verifies. refuse: makes the error for a token that does not verify
+    or is revoked; then the caller is the address.
     """
 
     caller: Caller
@@ -39,20 +42,20 @@ class Credentials(NamedTuple):
 
 
 class Identities:
-    """Reads the credentials of requests, without a database.
+    """Reads the credentials of requests, without the database.
 
-    A revoked token has a valid signature, so its user is charged before the account shows the
-    revocation. Such tokens are remembered for REVOKED_SECONDS. The first request with such a token
-    charges its user one unit, which is given back; later requests charge only the address.
+    A revoked token still has a valid signature. So its first request is charged to the user. When
+    the account shows the revocation, this unit is refunded, and the address is charged. Revoked
+    tokens are remembered for REVOKED_SECONDS: their later requests charge only the address.
     """
 
     def __init__(self, trusted_hops: int, tokens: Tokens) -> None:
         self._hops = trusted_hops
         self._tokens = tokens
-        self._revoked: OrderedDict[Any, tuple[float, str]] = OrderedDict()  # expiry time, and error
+        self._revoked: OrderedDict[Any, tuple[float, str]] = OrderedDict()  # expiry and `error`
 
     def read(self, scope: Any) -> Credentials:
-        """Return the credentials of an ASGI request."""
+        """Return the credentials of an ASGI scope. The context keeps the result."""
         context = context_of(scope)
         if context.credentials is None:
             context.credentials = self._read(scope)
@@ -73,7 +76,7 @@ class Identities:
     def _address(self, scope: Any) -> Credentials:
         forwarded = parse_headers(scope["headers"]).forwarded
         client = scope.get("client") or ("",)
-        # Each proxy appends its peer's address, so addresses that a client forges come first.
+        # Each proxy appends the address of its peer, so forged addresses come first.
         hops = min(self._hops, len(forwarded))
         return _by_address(client[0], forwarded[-hops] if hops else "")
 
@@ -81,7 +84,7 @@ class Identities:
         fallback, fields = self._address(scope), parse_headers(scope["headers"])
         if not fields.authorization or not bearer("".join(fields.authorization)):
             return fallback
-        # An error is created only when it is raised: stored in the scope, it would form a cycle.
+        # Store a factory, not the error: an error in the scope would form a reference cycle.
         try:
             claims = verify_token(scope, self._tokens)
         except InvalidTokenError:
@@ -97,19 +100,19 @@ class Identities:
 
 
 def _name(claims: Claims) -> Any:
-    """Return the claims that decide whether a token is valid."""
+    """Return the key of a token among the revoked tokens: the claims that are checked."""
     return claims.user_id, claims.jti, claims.ver, claims.tier
 
 
 @lru_cache(4_096)
 def _by_address(client: str, seen: str) -> Credentials:
-    """Return credentials for the address that our last proxy saw, else for the socket's peer."""
+    """Return credentials of an address. seen: from X-Forwarded-For; else the socket's `client`."""
     key = f"address:{_network(seen) or _network(client) or 'unknown'}"
     return Credentials(Caller(key, key, FREE))
 
 
 def _network(text: str) -> str | None:
-    """Return the network that is charged: an IPv4 address, or an IPv6 /64. None if invalid."""
+    """Return the IPv4 address or the IPv6 /64 in a text, which may have a port. None: invalid."""
     host, colon, port = text.rpartition(":")
     if text.startswith("["):
         text = text[1:].partition("]")[0]

@@ -1,4 +1,4 @@
-"""The interface of quart-rate-limiter: its decorators declare the limits of a route."""
+"""Implement quart-rate-limiter's RateLimiter: its decorators declare the limits of routes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,15 +18,16 @@ from service.limits.policies import BY_ADDRESS, DEFAULT, NamedLimit, Policies
 from service.limits.types import Charge, Charges, Decision, Policy
 
 PREFIX = "octavo:limit"
-CALLERS = 4_096  # size of the cache of charges
+CALLERS = 4_096  # size of the LRU cache of charges
 
 
 @dataclass(frozen=True, eq=False)
 class Plan:
     """The limits of a route.
 
-    names: limits of the settings. written: policies that the route declares. custom: limits with
-    functions, which run within the request; then all limits of the route are decided there.
+    names: limits whose numbers are in the settings. written: policies with numbers in the code.
+    custom: limits with a `key_function` or `skip_function`. These functions need Quart's request
+    context, so all limits of such a route are decided in `before_request`.
     """
 
     names: tuple[str, ...] = ()
@@ -43,10 +44,10 @@ UNKNOWN = Plan((DEFAULT,))  # for paths without a route
 
 
 class Limiter(RateLimiter):
-    """A RateLimiter that decides all limits of a request at once, and exactly.
+    """A RateLimiter that decides all limits of a request in one step, exactly.
 
-    The limits of a route and of its blueprint replace the default. A `key_function` returns the
-    key to charge; without it the user is charged, else the address.
+    The limits of a route and of its blueprint replace the default limit. A `key_function` returns
+    the key to charge; without it, the caller is charged.
     """
 
     def __init__(self, policies: Policies, identities: Identities, limit_store: LimitStore) -> None:
@@ -56,17 +57,17 @@ class Limiter(RateLimiter):
         self.limit_store = limit_store
         self.admitted = self.refused = 0  # requests
         self._plans: dict[str, Plan] = {}
-        # The charges of a caller under a plan without custom limits.
+        # Returns the charges of a caller under a plan without custom limits.
         self.charges = lru_cache(CALLERS)(self._make_charges)
 
     def init_app(self, app: Quart, enabled: bool = True) -> None:
-        """Decide custom limits within the request: their functions need it."""
+        """Register the hook that decides custom limits."""
         self._enabled = enabled
         if enabled:
             app.before_request(self._decide_custom)
 
     def plan(self, app: Quart, endpoint: str) -> Plan:
-        """Return the limits of a route."""
+        """Return the limits of the route `endpoint`."""
         if endpoint not in self._plans:
             self._plans[endpoint] = self._make_plan(app, endpoint)
         return self._plans[endpoint]
@@ -92,19 +93,19 @@ class Limiter(RateLimiter):
         return Charges(charges)
 
     def charge(self, name: str, caller: Caller, cost: int = 1, account: str = "") -> Charge:
-        """Return the charge of a caller for a limit of the settings, optionally for an account."""
+        """Return a charge for the limit `name` of the settings. account: part of the log's key."""
         payer = caller.address if name in BY_ADDRESS else caller.key
         key = f"{PREFIX}:{name}:{payer}{account and ':'}{account}"
         return Charge(key, self.policies.of(name, caller.tier), cost)
 
     async def acquire(self, scope: Any, charges: Sequence[Charge]) -> Decision:
-        """Admit all claims of a request. Raises RateLimitedError."""
+        """Admit all charges of a request, or none. Raises RateLimitedError."""
         if not self._enabled:
             return Decision(True, 0, (), ())
         return self.apply(scope, await self.limit_store.acquire(charges))
 
     def apply(self, scope: Any, decision: Decision) -> Decision:
-        """Add a decision to the response headers of its request. Raises RateLimitedError."""
+        """Record a decision for the response headers. Raises RateLimitedError if not admitted."""
         context = context_of(scope)
         context.quotas = [*(context.quotas or ()), *decision.quotas]
         if not decision.admitted:
@@ -114,18 +115,18 @@ class Limiter(RateLimiter):
         return decision
 
     async def quotas_of(self, charges: Sequence[Charge]) -> Decision:
-        """Return the quotas of a caller. The claims must have no cost."""
+        """Read quotas without a charge: the cost of every charge must be 0."""
         return await self.limit_store.acquire(charges)
 
     async def refund(self, charges: Sequence[Charge], decision: Decision) -> None:
-        """Undo an admitted decision, in logs whose slots hold one unit each."""
+        """Remove the units of an admitted decision. No effect on limits above 4,096 units."""
         if decision.admitted:
             for charge, stamp in zip(charges, decision.stamps, strict=False):  # no stamps if off
                 for _ in range(charge.cost):
                     await self.limit_store.refund(charge.key, stamp)
 
     def caller(self) -> Caller:
-        """Return the caller of the current request."""
+        """Return the caller of Quart's current request."""
         return self.identities.read(request.scope).caller
 
     async def _decide_custom(self) -> None:

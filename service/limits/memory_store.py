@@ -1,4 +1,4 @@
-"""The limit store of one process: the algorithm of acquire.lua, with a bounded number of keys."""
+"""Decide limits in the memory of one process, by the algorithm of acquire.lua."""
 
 import time
 from bisect import bisect_left, bisect_right
@@ -7,14 +7,15 @@ from collections.abc import Callable, Sequence
 
 from service.limits.types import Charge, Decision, QuotaStatus
 
-MOST_SLOTS = 4_096  # of a log; units of a larger limit share slots, and the slot's latest time
-MOST_KEYS = 100_000
+MOST_SLOTS = 4_096  # of a log; in a larger limit, units share a slot and its latest time
+MOST_KEYS = 100_000  # logs
 
 
 class Log:
-    """The last units of a key: a ring of slots, each with the time of its last unit.
+    """The times of the last units of a key, in a ring of slots. Times are in microseconds.
 
-    count: number of units ever added. expires: the time when all units have left every window.
+    grain: number of units that share a slot, which holds the time of the last. count: number of
+    units ever added. expires: the time when all units have left every window. times: by slot.
     """
 
     __slots__ = ("count", "expires", "grain", "slots", "times")
@@ -27,22 +28,22 @@ class Log:
 
     @property
     def first(self) -> int:
-        """The first unit that the log still holds."""
+        """The number of the oldest unit in the ring."""
         blocks = -(-self.count // self.grain)
         return max(0, blocks - self.slots) * self.grain
 
     def at(self, unit: int) -> int:
-        """Return the time of a unit, numbered from the first ever; 0 if it is no longer known."""
+        """Return the time of a unit. Unit 0 is the first ever added. 0: its slot is empty."""
         return self.times.get(unit // self.grain % self.slots, 0)
 
     def add(self, units: int, now: int) -> None:
-        """Add units."""
+        """Add units with the time `now`."""
         for unit in range(self.count, self.count + units):
             self.times[unit // self.grain % self.slots] = now
         self.count += units
 
     def remove(self, stamp: int) -> None:
-        """Remove a unit with this time, if the log holds it and slots hold one unit each."""
+        """Remove one unit with the time `stamp`, if there is one and no units share a slot."""
         if self.grain > 1:
             return
         units = range(self.first, self.count)
@@ -55,7 +56,7 @@ class Log:
         self.times.pop(self.count % self.slots)
 
     def grown(self, largest: int) -> "Log":
-        """Return a log with the same units and enough slots for the limit `largest`."""
+        """Return this log, or a copy with more slots if a limit of `largest` units needs them."""
         log = Log(largest)
         if log.slots * log.grain <= self.slots * self.grain:
             return self
@@ -66,10 +67,10 @@ class Log:
 
 
 class MemoryLimits:
-    """Decides within one process, which holds at most `most_keys` logs.
+    """Decides in the memory of one process. clock: returns microseconds.
 
-    Beyond that, the log whose last unit is oldest is dropped. To have its log dropped, a client
-    needs requests from as many other addresses, and each of them has its own limit.
+    Above `most_keys` logs, the log that was charged least recently is dropped. To get its own log
+    dropped, a client would need requests from `most_keys` other addresses, each with its own limit.
     """
 
     def __init__(
@@ -82,18 +83,18 @@ class MemoryLimits:
         self._logs: OrderedDict[str, Log] = OrderedDict()
 
     def __len__(self) -> int:
-        """Number of logs."""
+        """Return the number of logs."""
         return len(self._logs)
 
     def acquire(self, charges: Sequence[Charge]) -> Decision:
-        """Admit all claims, or none."""
+        """Admit all charges of a request, or none."""
         clock_time = self._clock()
         logs = [self._find(charge, clock_time) for charge in charges]
         nows = [max(clock_time, log.at(log.count - 1)) if log.count else clock_time for log in logs]
         wait = 0
         for charge, log, now in zip(charges, logs, nows, strict=True):
             for policy in charge.policies:
-                room = policy.amount - charge.cost  # units that the window may already hold
+                room = policy.amount - charge.cost  # most units in the window before this request
                 if room < 0:
                     wait = max(wait, policy.period)
                 elif log.count - log.first > room:
@@ -112,12 +113,12 @@ class MemoryLimits:
         return Decision(wait == 0, wait, tuple(nows), self._quotas(charges, logs, nows))
 
     def refund(self, key: str, stamp: int) -> None:
-        """Undo one unit that was admitted at `stamp`."""
+        """Remove one unit with the time `stamp` (microseconds) from a log, if it is there."""
         if key in self._logs:
             self._logs[key].remove(stamp)
 
     def _find(self, charge: Charge, now: int) -> Log:
-        """Return the log of a claim. A new log is stored only when it admits a unit."""
+        """Return the log of a charge. `acquire` stores a new log only if it admits units."""
         largest = max(policy.amount for policy in charge.policies)
         log = self._logs.get(charge.key)
         if log is None or log.expires <= now:

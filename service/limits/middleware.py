@@ -1,7 +1,7 @@
-"""Middleware before the framework: admits a request by its credentials and its limits.
+"""ASGI middleware that checks the limits and the token of a request before Quart handles it.
 
-If the application has added hooks or handlers, a refusal is raised within Quart's request cycle, so
-that they see it.
+If the application has additions (`http.additions`), a refusal is raised within Quart's request
+cycle, so that added hooks and handlers see it.
 """
 
 from collections.abc import Callable
@@ -29,10 +29,10 @@ from service.security import InvalidTokenError
 
 
 class LookupResult(NamedTuple):
-    """Results of an earlier middleware for a request.
+    """Results of the warm path for a request that it could not respond to.
 
-    decision: of its limits; None: not decided yet. account: the cached entry of its user. fail:
-    reports failed lookups to their owners; called within the request.
+    decision: of the limits; None: not decided. account: the cached entry of the user. fail: reports
+    failures of Redis to the limits and the cache; must be called in the context of the request.
     """
 
     decision: Decision | None
@@ -41,7 +41,7 @@ class LookupResult(NamedTuple):
 
 
 class LimitMiddleware:
-    """Wraps an ASGI application: decides limits before it, and adds RateLimit headers after it."""
+    """Wraps an ASGI application: checks limits before it, and adds headers to its response."""
 
     def __init__(self, app: Quart, inner: ASGIFramework, limiter: Limiter, enabled: bool) -> None:
         self._app = app
@@ -81,8 +81,9 @@ class LimitMiddleware:
     ) -> None:
         """Charge a request and check its token, unless its route is exempt from both.
 
-        Raises RateLimitedError, and InvalidTokenError for an invalid or revoked token. On routes
-        with custom limits both are raised within the request.
+        Raises RateLimitedError; InvalidTokenError for an invalid or revoked token; APIError for two
+        Authorization headers. For a route with custom limits, `Limiter` raises these errors later,
+        in Quart's request cycle.
         """
         plan = UNKNOWN if endpoint is None else self._limiter.plan(self._app, endpoint)
         if not (plan.is_limited or scope["path"].startswith(PERSONAL)):
@@ -96,9 +97,9 @@ class LimitMiddleware:
     ) -> Credentials:
         """Charge the caller of a request. Return its credentials, checked against the account.
 
-        Limit and account are requested together. So the user of a revoked token is charged before
-        the account shows the revocation: then the user's units are given back, and the address is
-        charged.
+        Decision and account are requested together. So the user of a revoked token is charged
+        before the account shows the revocation. Then the user's units are refunded, and the address
+        is charged.
         """
         limiter = self._limiter
         credentials = limiter.identities.read(scope)
@@ -135,9 +136,10 @@ class LimitMiddleware:
     async def _check_account(
         self, scope: Any, claims: Any, account: Prefetch | None, is_refused: bool
     ) -> None:
-        """Check a token against its user's account. Raises InvalidTokenError, or a 503.
+        """Check a token against its user's account.
 
-        A request that its limits refuse runs no SQL.
+        Raises InvalidTokenError, or ServiceUnavailableError if the account cannot be read. A
+        request that its limits refuse runs no SQL.
         """
         entry = self._items.take(account, USERS, claims.user_id)
         if entry is None and is_refused:
@@ -173,7 +175,7 @@ class LimitMiddleware:
 
 
 def complete(error: APIError, scope: Any, origins: Origins) -> APIError:
-    """Add the headers that Quart's request cycle would have added to an error response."""
+    """Add Vary, CORS and RateLimit headers to an error that does not pass through Quart."""
     quotas = context_of(scope).quotas
     quota = () if quotas is None else headers(quotas)
     limits = {key.decode(): value.decode() for key, value in quota}
@@ -183,7 +185,7 @@ def complete(error: APIError, scope: Any, origins: Origins) -> APIError:
 
 
 def is_path(target: bytes) -> bool:
-    """Whether a target is a path in canonical form: Quart treats `x:/a` and `///a` as `/a`."""
+    """Whether a request target is a canonical path. Quart would treat `x:/a` and `///a` as `/a`."""
     if len(target) > LONGEST_PATH:
         return False
     return target.startswith(b"/") and b"//" not in target and b"%2f" not in target.lower()

@@ -1,4 +1,4 @@
-"""The one place where a password is verified: wrong ones count, whatever asks for a password."""
+"""Verify passwords under the limit of wrong passwords. All routes verify passwords only here."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -9,7 +9,7 @@ from service.security import Passwords, digest
 
 
 class PasswordAttempt:
-    """A guess at the password of an account."""
+    """An attempt to prove the password of an account."""
 
     is_wrong = False
 
@@ -17,7 +17,7 @@ class PasswordAttempt:
         self._passwords = passwords
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
-        """Tell whether a password is right. None (no such user) takes as long, and is not."""
+        """Return whether a password is right. A hash of None (no user) takes as long: False."""
         is_right = await self._passwords.verify(password, password_hash)
         self.is_wrong = not is_right
         return is_right
@@ -25,11 +25,12 @@ class PasswordAttempt:
 
 @asynccontextmanager
 async def password_attempt(call: Call, email_key: str) -> AsyncIterator[PasswordAttempt]:
-    """Count a guess at the password of the account with this address. Raises RateLimitedError.
+    """Charge an attempt at the password of an account. Raises RateLimitedError.
 
-    The limit is of the account from the address of the caller. A guess counts as wrong before it
-    is hashed, so that many at once are no way round. What was right, or could not be verified, is
-    given back.
+    email_key: the account's e-mail address in the form for comparison. The limit is for the account
+    and the caller's network address together. The attempt is charged before the password is
+    verified, so that simultaneous attempts cannot exceed the limit. The unit is refunded if the
+    password is right, or could not be verified.
     """
     limiter = call.limiter
     caller = limiter.identities.read(call.scope).caller

@@ -1,4 +1,4 @@
-"""The named limits: routes refer to a name, and settings give the numbers for each tier."""
+"""Named limits: a route declares a name, and the settings give its numbers for each tier."""
 
 from datetime import timedelta
 
@@ -9,13 +9,13 @@ from service.config_types import parse_rates
 from service.limits.identity import FREE
 from service.limits.types import Policy
 
-DEFAULT = "default"  # one log for each caller: all routes without limits, and unknown paths
-FAILURES = "login.failures"  # of an account and an address: decided when both are known
-BY_ADDRESS = {"login", "register", FAILURES}  # whether signed in or not; the same for every tier
+DEFAULT = "default"  # shared by all routes without their own limit, and by unknown paths
+FAILURES = "login.failures"  # of an account and an address; charged by `password_attempt`
+BY_ADDRESS = {"login", "register", FAILURES}  # also with a token; every tier has the same numbers
 
 
 class NamedLimit(RateLimit):
-    """A limit whose numbers come from the settings, by the caller's tier."""
+    """A limit whose numbers come from the settings and the caller's tier. Its count is unused."""
 
     def __init__(self, name: str) -> None:
         super().__init__(0, timedelta())
@@ -23,12 +23,12 @@ class NamedLimit(RateLimit):
 
 
 def named(name: str) -> list[RateLimit]:
-    """Return a limit of the settings for the decorators of quart-rate-limiter."""
+    """Return the limit `name` of the settings, for the argument `limits` of `rate_limit`."""
     return [NamedLimit(name)]
 
 
 class Policies:
-    """The policies of every name and tier."""
+    """The policies of each named limit, by tier."""
 
     def __init__(self, settings: Settings) -> None:
         rates = {
@@ -50,11 +50,11 @@ class Policies:
 
     @property
     def names(self) -> list[str]:
-        """Every limit that depends only on the caller, not on an account."""
+        """The names of all limits, except FAILURES, which depends also on an account."""
         return [name for name in self._rates if name != FAILURES]
 
     def of(self, name: str, tier: str) -> tuple[Policy, ...]:
-        """Return the policies of a limit. Raises KeyError for an unknown name."""
+        """Return the policies of a limit for a tier. Raises KeyError for an unknown name."""
         policies = self._made.get((name, tier))
         if policies is None:
             policies = self._made[name, tier] = self._make(name, tier)

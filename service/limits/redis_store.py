@@ -1,6 +1,6 @@
-"""The limit store that processes share: acquire.lua in Redis, by Redis's clock.
+"""Decide limits in Redis for all processes, with acquire.lua and the clock of Redis.
 
-One call decides all requests of one tick of the event loop.
+One call of the script decides the requests of one tick of the event loop, at most AT_ONCE.
 """
 
 import struct
@@ -18,17 +18,17 @@ DECIDE, GIVE_BACK = (
     LOG + (ROOM / name).read_text(encoding="utf-8") for name in ("acquire.lua", "refund.lua")
 )
 DECIDE_DIGEST = digest_of(DECIDE)
-SINGLE = struct.Struct(">5q")  # reply for one claim under one policy, the most common case
-AT_ONCE = 100  # decisions in one call: Redis runs nothing else meanwhile
+SINGLE = struct.Struct(">5q")  # the reply for one charge under one policy, the most common case
+AT_ONCE = 100  # requests in one call: Redis runs no other command meanwhile
 
 
 class Acquire:
-    """Decides requests in order. Each request is a sequence of claims."""
+    """The CommandKind that decides requests in order. A request is a sequence of charges."""
 
     scripts = (DECIDE,)
 
     def commands(self, requests: Sequence[Sequence[Charge]]) -> list[Command]:
-        """Call the script once for each AT_ONCE requests."""
+        """Return the calls of the script, each for at most AT_ONCE requests."""
         calls = []
         for begin in range(0, len(requests), AT_ONCE):
             keys, values = arguments(requests[begin : begin + AT_ONCE])
@@ -47,33 +47,33 @@ DECIDING, GIVING_BACK = Acquire(), Script(GIVE_BACK)
 
 
 class RedisLimits:
-    """Decides in Redis, for all processes. Raises RedisError or OSError."""
+    """Decides in Redis, for all processes. Coroutines raise RedisError or OSError."""
 
     def __init__(self, batcher: RedisBatcher) -> None:
         self.batcher = batcher
 
     async def connect(self) -> None:
-        """Connect in advance, so that the first request does not wait."""
+        """Connect and load the script, so that the first request does not wait."""
         await self.batcher.load(DECIDING)
 
     def call(self, charges: Sequence[Charge], callback: Callable[[Any], None]) -> None:
-        """Admit all claims, or none. `callback` gets the decision or the error."""
+        """Admit all charges, or none. `callback` gets the Decision or an exception."""
         self.batcher.submit(DECIDING, charges, callback)
 
     async def acquire(self, charges: Sequence[Charge]) -> Decision:
-        """Admit all claims, or none."""
+        """Admit all charges of a request, or none."""
         decision: Decision = await self.batcher.request(DECIDING, charges)
         return decision
 
     async def refund(self, key: str, stamp: int) -> None:
-        """Undo one unit that was admitted at `stamp`."""
+        """Remove one unit with the time `stamp` (microseconds) from a log."""
         await self.batcher.request(GIVING_BACK, ((key,), (stamp,)))
 
 
 def arguments(
     requests: Sequence[Sequence[Charge]], now: int | None = None
 ) -> tuple[list[str], list[Any]]:
-    """Return the keys and arguments of acquire.lua. `now` (microseconds) is for tests."""
+    """Return KEYS and ARGV of acquire.lua. now: a time in microseconds, for tests."""
     keys = [charge.key for charges in requests for charge in charges]
     return keys, ["" if now is None else now, *map(_pack, requests)]
 

@@ -1,6 +1,8 @@
--- Removes one unit from a log whose slots hold one unit each. memory_store.py does the same in Python.
+-- Removes one unit from a log whose slots hold one unit each. In Python: Log.remove in
+-- memory_store.py.
 --
--- KEYS: the key of the log. ARGV: the time of the unit. Returns 1 if the unit was removed, else 0.
+-- KEYS: the key of the log. ARGV: the time of the unit in microseconds. Returns 1 if the unit was
+-- removed, else 0.
 local log = read(KEYS[1])
 if not log or log.grain > 1 then
   return 0

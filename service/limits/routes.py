@@ -1,4 +1,4 @@
-"""`/api/rate-limit`: the quotas of a caller. The request is not charged."""
+"""The route `/api/rate-limit`: the caller's quotas. The request itself is not charged."""
 
 from pydantic import BaseModel, Field
 from quart import Blueprint

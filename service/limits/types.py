@@ -1,24 +1,24 @@
-"""Types of charges, quotas and decisions."""
+"""Define the types of policies, charges, quotas and decisions."""
 
 from typing import NamedTuple
 
-SECOND = 1_000_000  # microseconds: the unit of every time and duration here
+SECOND = 1_000_000  # microseconds. Times and durations of limits are in microseconds
 
 
 class Policy(NamedTuple):
-    """At most `amount` units within any half-open window of `seconds`."""
+    """At most `amount` units in every half-open sliding window of `seconds`."""
 
     amount: int
     seconds: int
 
     @property
     def period(self) -> int:
-        """The window, in microseconds."""
+        """The length of the window, in microseconds."""
         return self.seconds * SECOND
 
 
 class Charge(NamedTuple):
-    """`cost` units of one log, under all its policies. Cost 0 only reads the quotas."""
+    """`cost` units for the log `key`, under all its policies. Cost 0 only reads the quotas."""
 
     key: str
     policies: tuple[Policy, ...]
@@ -26,13 +26,13 @@ class Charge(NamedTuple):
 
 
 class Charges(tuple[Charge, ...]):
-    """All charges of a request. packed: their encoding for acquire.lua, once it exists."""
+    """All charges of a request. packed: the cached encoding for acquire.lua; empty at first."""
 
     packed = b""
 
 
 class QuotaStatus(NamedTuple):
-    """A caller's quota: remaining units, and microseconds until one more unit is available."""
+    """The quota left under one policy. reset: microseconds until one more unit is available."""
 
     policy: Policy
     remaining: int
@@ -40,9 +40,10 @@ class QuotaStatus(NamedTuple):
 
 
 class Decision(NamedTuple):
-    """Whether all claims were admitted; if not, the microseconds until they can be.
+    """The decision of all charges of a request.
 
-    stamps: the time of the decision in each claim's log, which `refund` needs.
+    wait: microseconds until the charges can be admitted. stamps: the time of the decision in the
+    log of each charge (microseconds), which `refund` needs. quotas: of each policy of each charge.
     """
 
     admitted: bool
