@@ -1,7 +1,7 @@
-"""ASGI middleware around the application, and what it observes.
+"""ASGI middleware around the application, and observers of its requests and its event loop.
 
-request_edge    request id, size of the body, security headers, errors: around every request
-load_shedding   the queue in which requests wait for their turn
-access_log      a line of the log for each request
-loop_lag        how late the event loop is
+request_edge    request id, cap on the body, security headers and errors of every request
+load_shedding   queues requests, and refuses them under overload
+access_log      logs a line for each request
+loop_lag        measures the lag of the event loop
 """

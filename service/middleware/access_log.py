@@ -1,4 +1,4 @@
-"""The access log, written off the loop. Successful requests are sampled, refused ones limited."""
+"""Log a line for each request. Successful requests are sampled; lines of 429, 503 are limited."""
 
 import logging
 import random
@@ -19,14 +19,17 @@ TEXT = (
 
 
 class AccessLog:
-    """Writes route, status, duration and user of requests. Paths are private and not written."""
+    """Logs URL rule, status, duration and user of a request, but not its path: it may be private.
+
+    sample: fraction (0 to 1) of requests with status 200 to 399 that are logged.
+    """
 
     def __init__(self, logger: logging.Logger, sample: float) -> None:
         self._logger = logger
         self._sample = sample
 
     def observe(self, scope: Any, status: int, seconds: float) -> None:
-        """Write a line about a request, unless it is not in the sample."""
+        """Log a line about a request, unless sampling omits it."""
         if 200 <= status < 400 and random.random() >= self._sample:  # noqa: S311  (no secret)
             return
         context = context_of(scope)
@@ -42,7 +45,7 @@ class AccessLog:
         }
         if not self._logger.isEnabledFor(logging.INFO):
             return
-        # What `Logger.info` does, without its search of the stack for this very line.
+        # Like `Logger.info`, but without its costly search of the stack for the calling line.
         record = logging.LogRecord("access", logging.INFO, __file__, LINE, TEXT, (fields,), None)
         record.__dict__.update(fields | REFUSAL if status in REFUSED else fields)
         self._logger.handle(record)
@@ -52,14 +55,14 @@ LINE = AccessLog.observe.__code__.co_firstlineno
 
 
 class ForwardedCheck:
-    """Warns once if requests come through a proxy that TRUSTED_PROXY_HOPS does not count."""
+    """Warns once if a request has X-Forwarded-For although TRUSTED_PROXY_HOPS is 0."""
 
     def __init__(self, logger: logging.Logger) -> None:
         self._logger = logger
         self._has_warned = False
 
     def observe(self, scope: Any, status: int, seconds: float) -> None:
-        """Check the headers of a request, until the warning was logged."""
+        """Check the headers of a request, until a warning has been logged."""
         if not self._has_warned and parse_headers(scope["headers"]).forwarded:
             self._has_warned = True
             self._logger.warning(
@@ -69,7 +72,7 @@ class ForwardedCheck:
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Register the access log and the check of forwarded requests."""
+    """Register AccessLog, and ForwardedCheck if TRUSTED_PROXY_HOPS is 0, as observers."""
     observers = app.extensions.setdefault("observers", [])
     observers.append(AccessLog(app.logger, settings.access_log_sample).observe)
     if settings.trusted_proxy_hops == 0:

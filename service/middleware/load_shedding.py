@@ -1,12 +1,13 @@
-"""Load shedding: an ASGI middleware that runs a bounded number of requests, and queues the others.
+"""Shed load: an ASGI middleware that runs a bounded number of requests, and queues more requests.
 
-The algorithm is in `service.admission`. A request waits here for its turn. After MAX_WAIT_SECONDS
-it gets 503. Health and metrics never wait. While requests are being refused, lists come after all
-others, because they cost the most. A refusal is counted in `octavo_shed_total` and is not logged.
+The queue is in `service.admission`. A request that cannot run within MAX_WAIT_SECONDS gets 503.
+Routes with `never_shed` (health, metrics) never wait. While requests are being refused, routes with
+`costly` (lists) run after all other requests. The metric `octavo_shed_total` counts the refusals;
+they are not logged.
 
-A request with an incomplete body enters the queue when the body is complete: until then it waits
-for its client. Our own server calls `submit` before it creates a task for a request. Under another
-server, the middleware enters the queue.
+A request with an incomplete body enters the queue when the body is complete, so that a slow client
+occupies no turn. `service.server.http1` calls `submit` before it creates a task for a complete
+request. Under another server, the middleware itself enters the queue.
 """
 
 import asyncio
@@ -31,8 +32,8 @@ from service.http.responses import VARY, send_response
 from service.logs import request_id
 from service.middleware.request_edge import END, NO_PAGE, RequestEdge, request_name
 
-# Enough to keep the event loop and every database connection busy, and few enough that one turn of
-# the loop takes only milliseconds: measured in docs/decisions.md.
+# Enough to keep the event loop and all database connections busy, and few enough that one
+# iteration of the loop takes milliseconds (docs/decisions.md).
 CONCURRENT_REQUESTS = 64
 LONGEST_KNOWN_PATH = 100  # characters of a path whose priority is cached
 
@@ -41,7 +42,7 @@ Refuse = Callable[[int, Headers, bytes], None]
 
 
 class LoadShedding:
-    """Wraps an ASGI application, and admits its requests through an admission queue."""
+    """Wraps an ASGI application, and admits requests through a queue. budget: in seconds."""
 
     def __init__(self, app: Quart, inner: ASGIFramework, budget: float) -> None:
         self._app = app
@@ -63,7 +64,7 @@ class LoadShedding:
     async def __call__(
         self, scope: Scope, receive: ASGIReceiveCallable, send: ASGISendCallable
     ) -> None:
-        """Run a request when its turn comes, or refuse it."""
+        """Run a request at its turn, or send 503."""
         if scope["type"] != "http" or scope["path"] in self._never_shed:
             return await self._inner(scope, receive, send)
         admission = context_of(scope).admission or Admission(self.queue)
@@ -81,10 +82,10 @@ class LoadShedding:
             admission.end()
 
     def submit(self, scope: Any, start: Callable[[], None], refuse: Refuse) -> Admission:
-        """Call `start` when the turn of a request comes, or `refuse` with the whole response.
+        """Call `start` at the turn of a request, or `refuse` with status, headers and body.
 
-        `start` begins a call of the application. The admission ends with this call, or earlier if
-        the client disconnects.
+        `start` must begin a call of this middleware, which ends the admission. If the client
+        disconnects before `start`, the caller ends the admission.
         """
         context = context_of(scope)
         admission = context.admission or Admission(self.queue)
@@ -106,7 +107,7 @@ class LoadShedding:
         self.queue.submit(admission, start, refuse, is_costly=is_costly)
 
     async def enter(self, scope: Any, admission: Admission) -> bool:
-        """Wait for the turn of a request. False: the request is refused."""
+        """Wait for the turn of a request. Return False if the request is refused."""
         turn: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
         def settle(is_admitted: bool) -> None:
@@ -138,7 +139,7 @@ class LoadShedding:
         return hasattr(self._app.view_functions[endpoint], COSTLY)
 
     def refusal(self, scope: Any) -> tuple[Headers, bytes]:
-        """Return the headers and the body of a 503."""
+        """Return the headers and the body of a 503, and set its request id."""
         request_id.set(request_name(parse_headers(scope["headers"])))
         error = ServiceUnavailableError(OVERLOADED)
         body = problem(error)
@@ -153,7 +154,7 @@ class LoadShedding:
 
 
 class _Body:
-    """Receives a body, and waits for the request's turn when the body is complete."""
+    """An ASGI `receive` that waits for the request's turn when the body is complete."""
 
     def __init__(
         self,
@@ -169,7 +170,7 @@ class _Body:
         self._is_complete = False
 
     async def __call__(self) -> Any:
-        """Return the next message. If refused, the body is empty: `Request.get_json` raises 503."""
+        """Return the next message. If refused, it ends the body, and `read_json` raises 503."""
         message: Any = await self._receive()
         if self._is_complete or message.get("more_body", False):
             return message
@@ -183,7 +184,7 @@ class _Body:
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Wrap the request edge. The fast path wraps this middleware in turn."""
+    """Wrap the request edge in this middleware, which the fast path wraps."""
     load_shedding = LoadShedding(app, app.asgi_app, settings.max_wait_seconds)
     app.extensions["load_shedding"] = load_shedding
     app.asgi_app = load_shedding  # type: ignore[method-assign]  # Quart's extension point

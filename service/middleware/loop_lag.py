@@ -9,13 +9,13 @@ from quart import Quart
 
 from service.config import Settings
 
-TURNS = 10  # of the loop: about as many as the simplest response needs
+TURNS = 10  # iterations of the loop in a measurement, about as many as the simplest response needs
 PAUSE_SECONDS = 0.02  # between measurements
-REMEMBERED = 50  # measurements: about a second
+REMEMBERED = 50  # measurements, about one second of them
 
 
 class LoopLag:
-    """Repeatedly measures the duration of some turns of the loop."""
+    """Repeatedly measures the duration of TURNS iterations of the event loop, in seconds."""
 
     def __init__(self) -> None:
         self._seen: deque[float] = deque([0.0, 0.0], maxlen=REMEMBERED)
@@ -35,7 +35,7 @@ class LoopLag:
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Measure while serving."""
+    """Measure the lag while the application serves."""
     lag = app.extensions["lag"] = LoopLag()
 
     @app.while_serving

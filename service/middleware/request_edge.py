@@ -1,7 +1,7 @@
-"""The outer ASGI middleware: the guarantees of every response, also of those without Quart.
+"""ASGI middleware that sets what every response has, also a response made without Quart.
 
-It sets the request id, caps the size of a body in memory, adds the security headers, and sends an
-error response when the application fails.
+It sets the request id, limits the size of a request body, adds security headers, and sends an error
+response if the inner application raises an exception.
 """
 
 import asyncio
@@ -20,6 +20,7 @@ from service.http.responses import send_response
 from service.ids import random_id
 from service.logs import request_id
 
+# For responses that are no HTML page.
 NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 END = {"type": "http.request", "body": b"", "more_body": False}
 GONE = {"type": "http.disconnect"}
@@ -30,12 +31,12 @@ Observe = Callable[[Any, int, float], None]
 
 
 def request_name(headers: RequestHeaders) -> str:
-    """Return the request id: the client's if it is valid, else a new id."""
+    """Return the request id: the client's X-Request-ID if it is valid, else a new id."""
     return headers.name or random_id()
 
 
 class RequestEdge:
-    """Wraps an ASGI application. Lifespan messages pass through unchanged."""
+    """Wraps an ASGI application. in_flight: number of requests that run. protection: headers."""
 
     def __init__(self, app: Quart, inner: ASGIFramework, settings: Settings) -> None:
         self._app = app
@@ -48,7 +49,7 @@ class RequestEdge:
             (b"referrer-policy", b"no-referrer"),
         ]
         if settings.is_https:
-            year = b"max-age=31536000"  # not for subdomains: other services may use them
+            year = b"max-age=31536000"  # no includeSubDomains: other services may use them
             self.protection.append((b"strict-transport-security", year))
 
     async def __call__(
@@ -79,14 +80,15 @@ class RequestEdge:
                 responded.set()
 
         async def receive_capped() -> Any:
-            """Return the body up to the cap. Report a disconnect only after the response.
+            """Return a body of at most max_body_bytes. Delay a disconnect until the response.
 
-            At a disconnect, Quart cancels the handler and its database queries. Therefore a
-            complete request is always processed to its end, also after a disconnect.
+            At `http.disconnect`, Quart cancels the handler and its database queries. The delay
+            lets a complete request run to its end. A disconnect before the end of the body ends
+            the body (`is_cut_short`).
             """
             nonlocal left, complete, gone
             while True:
-                message: Any = GONE if gone else await receive()  # the server sends it once
+                message: Any = GONE if gone else await receive()  # a server may send it only once
                 if message["type"] == "http.disconnect":
                     if complete:
                         await responded.wait()
@@ -94,7 +96,7 @@ class RequestEdge:
                     gone, message = True, END
                     context.is_cut_short = True
                 elif complete:
-                    continue  # beyond the cap: discard
+                    continue  # discard the body after max_body_bytes
                 left -= len(message.get("body", b""))
                 if left < 0:
                     context.is_too_large = True
@@ -110,7 +112,7 @@ class RequestEdge:
             if started or (rendered.status_code >= 500 and rendered is not error):
                 self._app.logger.exception("%s %s", scope["method"], scope["path"])
             if started:
-                raise  # the server closes the connection: a partial response must not look complete
+                raise  # the server aborts the connection: a partial response must not look complete
             headers, body = error_response(rendered)
             await send_response(cast(Any, send_with_id), rendered.status_code, headers, body)
         finally:
@@ -119,13 +121,13 @@ class RequestEdge:
         return None
 
     def notify(self, scope: Any, status: int, begun: float) -> None:
-        """Call the observers at the end of a request."""
+        """Call the observers at the end of a request. begun: from `time.perf_counter`."""
         seconds = time.perf_counter() - begun
         for observe in self._observers:
             observe(scope, status, seconds)
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Wrap the application."""
+    """Wrap the application in the request edge."""
     edge = app.extensions["request_edge"] = RequestEdge(app, app.asgi_app, settings)
     app.asgi_app = edge  # type: ignore[method-assign]  # Quart's extension point
