@@ -1,30 +1,30 @@
-"""The fast path: operations without Quart's request cycle.
+"""The fast path: respond to requests without Quart's request cycle, on one of two paths.
 
-    Quart      edge, limits (Redis) -> Quart: hooks, view, operation
-    direct     edge, limits (Redis) ->                     operation
-    warm       the limits, the account and the body, in one write to Redis
+    ordinary   request edge, limits (Redis) -> Quart: hooks, view, operation
+    direct     request edge, limits (Redis) ->                     operation
+    warm       limits, account and cached body, in one write to Redis
 
-*Warm.* The server calls `WarmResponder.lookup` before it makes a task for a request. The cached
-item or the remembered list is looked up while the limits are decided. If it is cached and the
-request is admitted, the callback of Redis's reply sends the response. The same callback sends a
-cached 404, and the refusal of an address. All other requests (a miss, a write under way, an error
-of Redis, a header that may change the response) continue on the ordinary path, with their limits
-decided.
+*Warm path.* The server calls `WarmResponder.lookup` before it creates a task for a request. The
+cached item or the generation of the remembered list is read while the limits are decided. If the
+response is cached and the request is admitted, the callback of Redis's reply sends the response.
+The same callback sends a cached 404, and a 429 or 401 to a caller without a valid token. All other
+requests (a miss, a write under way, an error of Redis, a header that may change the response)
+continue on the direct or the ordinary path, with their limits decided.
 
-*Direct.* An operation whose request is complete runs without Quart's cycle, which costs more than
-the operation. A request that needs more of the framework goes to Quart.
+*Direct path.* An operation with a complete request runs without Quart's request cycle, which costs
+more than the operation. A request that needs other functions of Quart takes the ordinary path.
 
-No route has code here: the declarations of an operation decide. While anything is added to the
-application (`service.http.additions`), every request goes to Quart. The responses of the three
-paths differ only in time and in the order of headers: `tests/test_fast_path.py` compares them.
-`FAST_PATH=false` turns the fast path off.
+No code here names a route: the declarations of its operation decide. While the application has
+additions (`service.http.additions`), every request takes the ordinary path. The responses of the
+three paths differ only in time and in the order of headers: `tests/test_fast_path.py` compares
+them. `FAST_PATH=false` turns the fast path off.
 
-    warm         which requests are looked up, and their responses
-    routes       what operations declare, by path
+    warm         selects the requests that are looked up, and builds their responses
+    routes       the declarations of operations, by path
     lookup       one request, from its lookup to its response
-    remembered   responses of lists, each valid for its generation
+    remembered   responses of lists, each valid for one generation
     middleware   the warm path under other servers, and for HTTP/2
-    direct       operations without Quart's cycle
+    direct       operations without Quart's request cycle
 """
 
 from quart import Quart
@@ -38,7 +38,7 @@ __all__ = ["WarmResponder", "init_app"]
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Install the fast path before the request edge, and where the server looks for it."""
+    """Install the warm path, as extension `fast_path` and as middleware, and the direct path."""
     if settings.fast_path:
         responder = app.extensions["fast_path"] = WarmResponder(app, settings)
         app.extensions["observers"].append(responder.remember_list)

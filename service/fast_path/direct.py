@@ -1,7 +1,7 @@
-"""The direct path: an operation with a complete request runs in a task, without the framework.
+"""The direct path: run the operation of a complete request in its task, without Quart's cycle.
 
-The limit middleware has admitted the request and checked its token. The operation runs as
-it does within Quart: with the same decorators, handler, responses and errors.
+The limit middleware has already admitted the request and checked its token. Decorators, handler,
+response and errors are the same as within Quart.
 """
 
 from collections.abc import Awaitable, Callable
@@ -27,7 +27,7 @@ from service.limits import Limiter
 
 
 class DirectResponder:
-    """Runs operations."""
+    """Finds the operation of a request, and runs it."""
 
     def __init__(self, app: Quart) -> None:
         self._app = app
@@ -36,7 +36,7 @@ class DirectResponder:
         self._origins: Origins = app.extensions["origins"]
 
     def find(self, scope: Any) -> Operation | None:
-        """Return the operation of a request, if it needs nothing of the framework."""
+        """Return the operation of a request. None: the request needs Quart's request cycle."""
         context, parsed = context_of(scope), parse_headers(scope["headers"])
         if context.matched is None or context.error is not None or self._additions.exist:
             return None
@@ -48,7 +48,7 @@ class DirectResponder:
         return operation_of(self._app, endpoint)
 
     async def answer(self, operation: Operation, scope: Any, body: bytes) -> RawResponse:
-        """Run an operation on a request with this body, and return the response."""
+        """Run an operation with the request body `body`. An error becomes an error response."""
         context = context_of(scope)
         call = Call(self._app.extensions, scope, scope["path"], _body_reader(body))
         try:
@@ -80,10 +80,10 @@ def _body_reader(body: bytes) -> Callable[[], Awaitable[bytes]]:
 
 
 class DirectConnection(Connection):
-    """A Quart connection that runs operations without Quart."""
+    """An ASGI connection class for Quart that runs operations without its request cycle."""
 
     async def answer(self, body: bytes, send: ASGISendCallable) -> None:
-        """Respond to a request."""
+        """Respond to a complete request with the body `body`."""
         responder: DirectResponder = self.app.extensions["plain"]
         operation = responder.find(self.scope)
         if operation is None:
@@ -96,6 +96,6 @@ class DirectConnection(Connection):
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Replace Quart's connection class, within the request edge and the limits."""
+    """Set the connection class of Quart, inside the request edge and the limit middleware."""
     app.extensions["plain"] = DirectResponder(app)
     app.asgi_http_class = DirectConnection

@@ -1,4 +1,4 @@
-"""A lookup: it requests a decision and a cached response together, and waits without a task."""
+"""Look up one request: request its limits and its cached response together, without a task."""
 
 import asyncio
 import time
@@ -18,13 +18,13 @@ from service.server.http1.config import EarlyResponse
 if TYPE_CHECKING:
     from service.fast_path.warm import WarmResponder
 
-Callback = Callable[[EarlyResponse | None], None]
+Callback = Callable[[EarlyResponse | None], None]  # None: the ordinary path must respond
 
 
 class PreparedResponse(NamedTuple):
-    """A response that is the same for all clients.
+    """A cached response. tag: its ETag.
 
-    headers, headers_304: the header lines of a 200 and of a 304, as far as all clients share them.
+    headers, headers_304: the field lines of a 200 and of a 304 that are the same for all clients.
     """
 
     tag: str
@@ -34,7 +34,7 @@ class PreparedResponse(NamedTuple):
 
 
 class Route(NamedTuple):
-    """A route of the warm path. plan: its limits; None: it has no limits."""
+    """A route of the warm path. rule: its path, for the log. plan: its limits; None: no limits."""
 
     endpoint: str
     rule: str
@@ -42,7 +42,10 @@ class Route(NamedTuple):
 
 
 class LookupPlan(NamedTuple):
-    """Where a response may be cached. take: makes it from the value of the key."""
+    """Where a response may be cached. state: the epoch of the cache. key: in the store.
+
+    take: makes the response from the stored value; None: not cached. Raises APIError for a 404.
+    """
 
     route: Route
     state: State
@@ -51,7 +54,7 @@ class LookupPlan(NamedTuple):
 
 
 class WarmLookup:
-    """The lookup of one request. It starts when it is made; `callback` is called later, once."""
+    """The lookup of one request. The constructor starts it; `callback` is called later, once."""
 
     __slots__ = (
         "_begun", "_callback", "_claims", "_decision", "_left", "_plan", "_refuse", "_reply",
@@ -72,14 +75,14 @@ class WarmLookup:
         self._refuse = credentials.refuse
         self._begun = time.perf_counter()
         responder.edge.in_flight += 1
-        self._left = 3  # events to wait for: the decision, the reply, and the end of __init__
+        self._left = 3  # events to wait for: decision, reply of the store, end of __init__
         responder.decide(plan.route, credentials.caller, self._decided)
         keys = [plan.key]
         if claims is not None:
             keys.append(plan.state.prefix + USERS.key(claims.user_id))
         responder.store.call(keys, self._replied)
         self._left -= 1
-        if not self._left:  # not at once: the caller is still handling the request
+        if not self._left:  # not now: the caller of `lookup` is still handling the request
             asyncio.get_running_loop().call_soon(self._end)
 
     def _decided(self, decision: Decision | Exception | None) -> None:
@@ -103,7 +106,7 @@ class WarmLookup:
                 is_admitted = decision is None or decision.admitted
                 if is_admitted and self._refuse is None:
                     response = responder.answer(scope, self._plan, self._claims, reply, decision)
-                elif self._claims is None:  # with a token, the account may say that it was revoked
+                elif self._claims is None:  # a token may be revoked: ordinary path
                     response = responder.refuse(scope, self._plan, self._refuse, decision)
             except Exception:
                 responder.logger.exception("The fast path failed")

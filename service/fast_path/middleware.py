@@ -1,4 +1,4 @@
-"""The warm path under any ASGI server. Octavo's HTTP/1.1 server calls the responder itself."""
+"""ASGI middleware for the warm path under servers other than `service.server.http1`."""
 
 import asyncio
 
@@ -10,7 +10,7 @@ from service.server.http1.config import EarlyResponse, Shortcut
 
 
 class FastPathMiddleware:
-    """Wraps an ASGI application, and sends responses that need no application."""
+    """Wraps an ASGI application, and sends the responses that a Shortcut finds."""
 
     def __init__(self, inner: ASGIFramework, shortcut: Shortcut) -> None:
         self._inner = inner

@@ -1,4 +1,7 @@
-"""Remembered pages of lists in this process. A page is valid while its generation is current."""
+"""Keep list responses in the memory of this process.
+
+A response is valid while the generation of its list in the cache is the same.
+"""
 
 import time
 from collections import OrderedDict
@@ -7,14 +10,14 @@ from typing import NamedTuple
 from service.cache import ListQuery, ListResult
 from service.fast_path.lookup import PreparedResponse, Route
 
-MOST = 512  # pages
-LARGEST = 65_536  # bytes of a page: 100 books rarely need more
+MOST = 512  # pages, that is, list responses
+LARGEST = 65_536  # bytes of a body; 100 books rarely need more
 
 Key = tuple[bytes, bytes, bytes]  # the path, the query, and the base URL of links
 
 
 class RememberedList(NamedTuple):
-    """A list that was sent, with its prepared response."""
+    """A list that was sent, with its prepared response. listing, rows: to check its generation."""
 
     route: Route
     prepared: PreparedResponse
@@ -23,17 +26,14 @@ class RememberedList(NamedTuple):
 
 
 class RememberedLists:
-    """The most recently used pages.
-
-    seconds: how long a page may be used, even if its generation lasts longer.
-    """
+    """An LRU cache of at most MOST pages. seconds: maximum age of a page; 0: keep none."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
         self._pages: OrderedDict[Key, tuple[RememberedList, float]] = OrderedDict()
 
     def get(self, key: Key) -> RememberedList | None:
-        """Return a page, if it has not expired. The caller checks its generation."""
+        """Return a page that has not expired. The caller must check its generation."""
         page, expiry = self._pages.get(key, (None, 0.0))
         if page is None:
             return None
@@ -44,7 +44,7 @@ class RememberedLists:
         return page
 
     def put(self, key: Key, page: RememberedList) -> None:
-        """Keep a page. If there are too many, the least recently used page goes."""
+        """Keep a page, unless it is too large. Above MOST, drop the least recently used page."""
         if len(page.prepared.body) > LARGEST or not self._seconds:
             return
         self._pages[key] = page, time.monotonic() + self._seconds

@@ -1,4 +1,4 @@
-"""Routes: the declarations of an application's operations, by the paths of requests."""
+"""Find the constant response or the cached item that a route declares, by request path."""
 
 from functools import lru_cache
 from typing import NamedTuple
@@ -13,11 +13,11 @@ from service.http.responses import PERSONAL
 from service.limits import Limiter
 
 LONGEST_ID = 18  # digits
-KEPT = 2_048  # paths of items
+KEPT = 2_048  # item paths in an LRU cache
 
 
 class ItemRequest(NamedTuple):
-    """A request for an item: its key in the cache, and the key stored in its entry."""
+    """A request for an item. key: in the store, without the prefix. own_key: within the entry."""
 
     route: Route
     item: Item
@@ -29,7 +29,8 @@ class ItemRequest(NamedTuple):
 class Routes:
     """Finds the constant responses and cached items of an application.
 
-    It reads the routes at the first request, when all of them are registered.
+    It reads the URL map at the first request, when all routes are registered. route: by endpoint.
+    item: the ItemRequest of a raw path, or None.
     """
 
     def __init__(self, app: Quart, limiter: Limiter, is_limited: bool) -> None:
@@ -42,7 +43,7 @@ class Routes:
         self.item = lru_cache(KEPT)(self._find_item)
 
     def constant(self, raw_path: bytes) -> bytes | None:
-        """Return the body of a constant response."""
+        """Return the body of a constant response. None: the route is not constant."""
         if self._constants is None:
             self._constants = {}
             self._read()

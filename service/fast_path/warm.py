@@ -1,7 +1,7 @@
-"""The warm path: a response is looked up in one tick of the event loop, together with its limits.
+"""The warm path: send cached responses without a task, with the limits read in the same write.
 
-No code here names a route. The declaration of its operation decides: `cached_item` names the entry
-of its response, and a list that was read through the cache may be remembered.
+No code here names a route. `cached_item` declares which entry an operation returns. A list response
+that was read through the cache is remembered (`remembered`).
 """
 
 import asyncio
@@ -49,7 +49,7 @@ from service.middleware.request_edge import NO_PAGE, RequestEdge, request_name
 from service.security import Claims
 from service.server.http1.config import EarlyResponse
 
-KEPT = 2_048  # decoded items, by their bytes
+KEPT = 2_048  # prepared responses of items, by stored value
 ALWAYS = [
     (b"cache-control", b"no-cache"),
     (b"cache-status", f"Octavo; {CACHE_STATUS['hit']}".encode()),
@@ -84,7 +84,7 @@ class WarmResponder:
         self._constant = header_lines([*unlimited, *self.edge.protection])
 
     def lookup(self, scope: Any, callback: Callback) -> bool:
-        """Begin the lookup for a GET. False: the request takes the ordinary path."""
+        """Begin the lookup for a GET. Return False if the request takes the ordinary path."""
         context = context_of(scope)
         context.is_looked_up = True
         if self._additions.exist:
@@ -122,7 +122,7 @@ class WarmResponder:
         return True
 
     def _send_constant(self, scope: Any, callback: Callback, body: bytes, begun: float) -> None:
-        """Send a constant response in the next turn of the loop, where Quart needs ten turns."""
+        """Send a constant response. begun: from `time.perf_counter`."""
         context_of(scope).route = scope["raw_path"].decode()
         lines = (
             header_lines(content_headers(body))
@@ -139,7 +139,7 @@ class WarmResponder:
         return LookupPlan(request.route, state, state.prefix + request.key, take)
 
     def _take_item(self, request: ItemRequest, value: bytes | None) -> PreparedResponse | None:
-        """Return the response. Raises the error of a row that does not exist."""
+        """Return the response of an item. None: not cached. Raises APIError: there is no row."""
         entry, prepared = self._read(value, request.own_key, request.item.show)
         if entry is not None:
             self._cache.items.hit(request.item.kind, request.id, entry)
@@ -172,7 +172,7 @@ class WarmResponder:
         return page.prepared if self._cache.lists.hit(page.listing, page.rows, generation) else None
 
     def decide(self, route: Route, caller: Caller, callback: Callable[[Any], None]) -> None:
-        """Decide the limits of a caller; `callback` gets the decision, or None without limits."""
+        """Decide the limits of a caller. callback: gets the Decision, None, or an exception."""
         if route.plan is None:
             return callback(None)
         limiter = self._limiter
@@ -187,7 +187,7 @@ class WarmResponder:
         reply: Replied,
         decision: Decision | None,
     ) -> EarlyResponse | None:
-        """Return the response, if it is cached and still valid, and the token is valid."""
+        """Return the response. None: not cached, another epoch, or the token may be revoked."""
         run_id, (value, *accounts) = reply
         state = plan.state
         if run_id != state.run_id or not self._cache.access.is_still(state):
@@ -230,12 +230,12 @@ class WarmResponder:
         refuse: Callable[[], APIError] | None,
         decision: Decision | None,
     ) -> EarlyResponse:
-        """Return the refusal of a request by its limits or its token."""
+        """Return the response to a request that its limits (429) or its token (401) refuse."""
         context_of(scope).route = plan.route.rule
         return self._fail(scope, None if refuse is None else refuse(), decision)
 
     def _fail(self, scope: Any, error: APIError | None, decision: Decision | None) -> EarlyResponse:
-        """Return an error response. A refusal by the limits replaces `error`, which may be None."""
+        """Return an error response. A 429 replaces `error`, which may then be None."""
         id_line = _id_line(parse_headers(scope["headers"]))
         try:
             if decision is not None:
@@ -243,21 +243,24 @@ class WarmResponder:
         except APIError as refusal:
             error = refusal
         assert error is not None
-        error.__traceback__ = None  # its frames keep the request alive
+        error.__traceback__ = None  # its frames refer to the request
         headers, body = error_response(complete(error, scope, self._origins))
         return EarlyResponse(
             error.status_code, header_lines(headers) + self._refused + id_line, body
         )
 
     def fail(self, undecided: Exception | None, unread: Exception | None) -> None:
-        """Record, within the request, that Redis failed: the request does not use it again."""
+        """Report failures of Redis to the limits and the cache.
+
+        Call it in the context of the request, which then does not use Redis again.
+        """
         if undecided is not None:
             self._limiter.limit_store.failed(undecided)
         if unread is not None:
             self._cache.access.failed(unread)
 
     def remember_list(self, scope: Any, status: int, _: float) -> None:
-        """Remember a list that the ordinary path has sent, if it can be sent again."""
+        """Remember a list response that the ordinary path has sent. This is an observer."""
         context = context_of(scope)
         page, matched = context.listed, context.matched
         if page is None or matched is None or status not in {200, 304} or not page.rows.generation:
@@ -275,13 +278,13 @@ class WarmResponder:
             )
 
     def _key(self, scope: Any, headers: RequestHeaders) -> Key:
-        """Return the key of a list. It includes the base URL, as links are absolute."""
+        """Return the key of a list response. It has the base URL, because links are absolute."""
         base = self._base or b"%b://%b" % (scope["scheme"].encode(), headers.host)
         return scope.get("raw_path") or b"", scope["query_string"], base
 
 
 def _id_line(headers: RequestHeaders) -> bytes:
-    """Return the header line of a request's id. All later log lines carry this id as well."""
+    """Return the field line of X-Request-ID, and set the id for later log lines."""
     name = request_name(headers)
     request_id.set(name)
     return f"x-request-id: {name}\r\n".encode()
