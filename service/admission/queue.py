@@ -1,4 +1,4 @@
-"""The admission queue, and the turn of a request in it."""
+"""Run a bounded number of requests at once, and queue or refuse other requests."""
 
 import asyncio
 import time
@@ -12,13 +12,13 @@ from typing import NamedTuple
 from service.admission.quick import QuickRequests, Start
 from service.admission.timeout import QueueTimeout
 
-AT_ONCE = 100  # refusals in one turn of the event loop
-LONG_WAIT = 8  # the budget divided by this: after such a wait quick requests give way
-GIVING_WAY = 4  # the budget divided by this: the longest time for which they give way
+AT_ONCE = 100  # refusals in one iteration of the event loop
+LONG_WAIT = 8  # a wait of budget / LONG_WAIT makes quick requests give way
+GIVING_WAY = 4  # quick requests give way for at most budget / GIVING_WAY
 
 
 class Waiting(NamedTuple):
-    """A request in the queue: its arrival (monotonic time) and its callbacks."""
+    """A queued request. arrived: monotonic time, minus the time that it had already waited."""
 
     arrived: float
     admission: "Admission"
@@ -27,13 +27,13 @@ class Waiting(NamedTuple):
 
 
 class AdmissionQueue:
-    """Runs up to `limit` requests at once; the others wait, and are refused after too long.
+    """Runs up to `limit` requests at once. Other requests wait, and are refused after the timeout.
 
-    The oldest request comes first. While requests are being refused, costly requests come after
-    all others.
+    The oldest request runs first. While requests are being refused, costly requests run after all
+    other requests.
 
-    oldest_elsewhere: returns since when a running request waits for something that needs the CPU
-    of this process (monotonic time; inf: no request does).
+    budget: maximum wait in seconds. oldest_elsewhere: returns since when (monotonic time) a running
+    request waits for other work on the CPU of this process (threads of SQLite); inf: none waits.
     """
 
     def __init__(
@@ -42,8 +42,8 @@ class AdmissionQueue:
         self.limit = limit
         self._oldest_elsewhere = oldest_elsewhere
         self.timeout = QueueTimeout(budget)
-        self.running = self.waiting = 0  # requests, now
-        self.refused = 0  # requests, since the process began
+        self.running = self.waiting = 0  # current numbers of requests
+        self.refused = 0  # requests since the start of the process
         self._ordinary: deque[Waiting] = deque()
         self._costly: deque[Waiting] = deque()
         self._timer: asyncio.TimerHandle | None = None
@@ -51,12 +51,12 @@ class AdmissionQueue:
 
     @property
     def budget(self) -> float:
-        """The longest wait, in seconds."""
+        """The maximum wait of a request, in seconds."""
         return self.timeout.budget
 
     @property
     def is_full(self) -> bool:
-        """Whether a request that arrives now has to wait."""
+        """Whether a new request has to wait."""
         return self.running >= self.limit
 
     def submit(
@@ -67,7 +67,10 @@ class AdmissionQueue:
         *,
         is_costly: bool = False,
     ) -> None:
-        """Call `start` now, or at the request's turn; call `refuse` after too long a wait."""
+        """Call `start` now or at the request's turn, or `refuse` after the timeout.
+
+        Neither is called if the admission ends before.
+        """
         if self.running < self.limit:
             return self._start(admission, start)
         now = time.monotonic()
@@ -84,9 +87,9 @@ class AdmissionQueue:
     def submit_quick(self, start: Start) -> None:
         """Call `start` of a quick request, which is likely to cost little and needs no turn.
 
-        Quick requests go first until another request has waited for an eighth of the budget. From
-        then on they give way, for at most a quarter of the budget. While requests are being
-        refused, quick requests go first again, because the server can still serve them.
+        A quick request starts at once, unless another request has waited for an eighth of the
+        budget. Then it gives way, for at most a quarter of the budget. While requests are being
+        refused, it starts at once again, because the server can still serve it.
         """
         if self.waiting or self._oldest_elsewhere() < inf:
             self._quick.submit(start)
@@ -94,7 +97,7 @@ class AdmissionQueue:
             start(0.0)
 
     def release(self) -> None:
-        """Start the next requests, after a request has ended or waits elsewhere."""
+        """Start waiting requests, because a running request has ended or is paused."""
         self.running -= 1
         now = time.monotonic()
         while self.running < self.limit and self.waiting:
@@ -108,7 +111,7 @@ class AdmissionQueue:
         self._quick.go_on(now)
 
     def resume(self) -> None:
-        """Count a request again after it has waited elsewhere. It is never refused."""
+        """Count a paused request as running again, even above the limit."""
         self.running += 1
 
     def _start(self, admission: "Admission", start: Callable[[], None]) -> None:
@@ -131,7 +134,7 @@ class AdmissionQueue:
         return queue[0] if queue else None
 
     def _oldest_arrival(self) -> float:
-        """Return when the oldest waiting request arrived; inf: no request waits."""
+        """Return the arrival of the oldest waiting request (monotonic); inf: none waits."""
         oldest = (self._oldest(queue) for queue in (self._ordinary, self._costly))
         return min((waiting.arrived for waiting in oldest if waiting), default=inf)
 
@@ -147,7 +150,7 @@ class AdmissionQueue:
         return waiting
 
     def _set_timer(self, now: float) -> None:
-        """Set the timer to when the oldest request will have waited for the timeout."""
+        """Set the timer to the time when the oldest request will reach the timeout."""
         if self._timer is not None:
             self._timer.cancel()
             self._timer = None
@@ -157,7 +160,7 @@ class AdmissionQueue:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._refuse_oldest)
 
     def _refuse_oldest(self) -> None:
-        """Refuse requests that have waited for the timeout: a few at a time, costly ones first."""
+        """Refuse requests that have reached the timeout, costly requests first; up to AT_ONCE."""
         now, number = time.monotonic(), 0
         for queue in (self._costly, self._ordinary):
             while (
@@ -178,9 +181,9 @@ class AdmissionQueue:
 class Admission:
     """The turn of one request, and the time that it has spent waiting.
 
-    waited: seconds in the queue and before it, for a database connection and for a thread,
-    together.
-    is_waiting: it is in the queue. is_running: the queue counts it.
+    waited: total seconds of waiting: in the queue, as a quick request, for a database connection,
+    and for a thread that hashes passwords. is_waiting: the request is in the queue. is_running: the
+    queue counts the request as running.
     """
 
     __slots__ = ("_queue", "is_running", "is_waiting", "waited")
@@ -192,11 +195,11 @@ class Admission:
 
     @property
     def seconds_left(self) -> float:
-        """The part of the budget that has not been spent on waiting."""
+        """The rest of the budget, in seconds."""
         return max(0.0, self._queue.budget - self.waited)
 
     def end(self) -> None:
-        """Pass the turn to the next request, or leave the queue."""
+        """End the turn, or leave the queue. A second call has no effect."""
         if self.is_waiting:
             self.is_waiting = False
             self._queue.waiting -= 1
@@ -218,19 +221,19 @@ class Admission:
                 self.is_running = True
 
 
-# Of the current request; None in a background task of the application.
+# The admission of the current request; None in a background task.
 current: ContextVar[Admission | None] = ContextVar("admission", default=None)
 
 
 def seconds_left(budget: float) -> float:
-    """Return how long the current request may still wait; outside a request, the budget."""
+    """Return how many seconds the current request may still wait; outside a request, `budget`."""
     admission = current.get()
     return budget if admission is None else admission.seconds_left
 
 
 @contextmanager
 def waiting() -> Iterator[None]:
-    """Count the time within as waiting time of the current request."""
+    """Add the duration of the block to the waiting time of the current request."""
     admission, begun = current.get(), time.monotonic()
     try:
         yield

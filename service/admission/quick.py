@@ -1,4 +1,4 @@
-"""Quick requests: they give way while other requests have waited long."""
+"""Hold back quick requests while other requests have waited long."""
 
 import asyncio
 import time
@@ -8,11 +8,11 @@ from contextvars import Context, copy_context
 from math import inf
 from typing import NamedTuple
 
-Start = Callable[[float], None]  # its argument: how long the request gave way, in seconds
+Start = Callable[[float], None]  # argument: seconds for which the request was held back
 
 
 class GivingWay(NamedTuple):
-    """A quick request that gives way: its arrival (monotonic time) and its callback."""
+    """A quick request that is held back. arrived: monotonic time."""
 
     arrived: float
     start: Start
@@ -22,8 +22,8 @@ class GivingWay(NamedTuple):
 class QuickRequests:
     """Holds back quick requests while `must_give_way(now)` is true, up to `longest` seconds.
 
-    Without this, the requests of a thousand clients that are served from memory use all CPU time.
-    The other requests are then refused, although the server could serve all within the budget.
+    now: monotonic time. Without this, the quick requests of a thousand clients use all CPU time.
+    Other requests are then refused, although the server could serve all within the budget.
     """
 
     def __init__(self, must_give_way: Callable[[float], bool], longest: float) -> None:
@@ -33,7 +33,7 @@ class QuickRequests:
         self._timer: asyncio.TimerHandle | None = None
 
     def submit(self, start: Start) -> None:
-        """Call `start` now, or later in the current context."""
+        """Call `start` now, or later in a copy of the current context (`contextvars`)."""
         now = time.monotonic()
         if not self._must_give_way(now):
             return start(0.0)
@@ -43,7 +43,7 @@ class QuickRequests:
         return None
 
     def go_on(self, now: float) -> None:
-        """Start the requests that need not give way any more."""
+        """Start the requests that need not be held back any more."""
         if not self._held:
             return
         latest = now - self._longest if self._must_give_way(now) else inf
@@ -53,7 +53,7 @@ class QuickRequests:
             loop.call_soon(start, now - arrived, context=context)
 
     def _set_timer(self, now: float) -> None:
-        """Set the timer to when the oldest request will have given way for the longest time."""
+        """Set the timer to the time when the oldest request will have waited `longest` seconds."""
         seconds = self._held[0].arrived + self._longest - now
         self._timer = asyncio.get_running_loop().call_later(seconds, self._look_again)
 

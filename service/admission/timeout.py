@@ -1,16 +1,17 @@
-"""How long a request may wait in the admission queue: a budget, or less while it overflows."""
+"""Compute the timeout of the admission queue: the budget, or less while requests are refused."""
 
 from math import inf
 
-STEP, SHORTEST = 4, 8  # a step divides the timeout by STEP, down to budget / SHORTEST
-GROWTH = 1.5  # a step that multiplies the arrivals by this is undone
-FIRST_PAUSE, LONGEST_PAUSE = 8, 64  # budgets after an undone step, doubled each time
+STEP, SHORTEST = 4, 8  # a step divides the timeout by STEP; the minimum is budget / SHORTEST
+GROWTH = 1.5  # a step after which the arrivals grow by more than this factor is undone
+FIRST_PAUSE, LONGEST_PAUSE = 8, 64  # windows without a step after an undone step; it doubles
 
 
 class QueueTimeout:
-    """How long a request may wait in the queue: `seconds`, at most the budget.
+    """The timeout of the queue: `seconds`, at most the budget.
 
-    `arrived`, `refused` and `emptied` report what happens in the queue; `now` is monotonic time.
+    The queue reports its events by `arrived`, `refused` and `emptied`. `now` is monotonic time.
+    Arrivals and refusals are counted in windows of one budget.
     """
 
     def __init__(self, budget: float) -> None:
@@ -23,14 +24,14 @@ class QueueTimeout:
         return self._window_end < inf
 
     def emptied(self) -> None:
-        """Reset: the queue is empty."""
+        """Reset the timeout to the budget, because the queue is empty."""
         self.seconds = self.budget
         self._window_end = inf
-        self._most_arrivals = inf  # in this window, before the last step is undone
+        self._most_arrivals = inf  # in this window; more undo the last step
         self._pause, self._next_pause = 0, FIRST_PAUSE
 
     def arrived(self, now: float) -> None:
-        """Count a request that joins the queue."""
+        """Count a request that enters the queue. May undo a step, or end a window."""
         if self._window_end == inf:
             return
         self._arrivals += 1
@@ -43,7 +44,7 @@ class QueueTimeout:
             self._end_window(now)
 
     def refused(self, now: float) -> None:
-        """Count a request that has waited too long."""
+        """Count a refusal."""
         if self._window_end == inf:
             self._begin_window(now)
         self._refusals += 1
