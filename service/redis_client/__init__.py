@@ -1,11 +1,12 @@
 """A Redis client that sends all commands of one tick of the event loop in one write.
 
-A single command costs more time in the client than in Redis. So the commands of a tick share one
-write to one open connection. While several writes are under way, commands wait for the next write.
+A tick is one iteration of the loop. A separate write for a command costs more time in the client
+than the command costs in Redis. So the commands of a tick share one write (a batch) to one
+connection. While UNDER_WAY batches have no reply, commands wait for the next batch.
 
-    batcher      collects commands, and sends them when the tick ends
-    connection   one connection: its batches under way, and their replies
-    commands     kinds of commands: how requests become commands, and replies become results
+    batcher      collects requests, and sends them at the end of the tick
+    connection   one connection, the batches that were sent on it, and their replies
+    commands     kinds of requests: their conversion to commands, and of replies to results
 """
 
 from service.redis_client.batcher import RedisBatcher

@@ -1,4 +1,4 @@
-"""The Redis client: it sends all requests of one tick of the event loop in one write."""
+"""The Redis client: send all requests of one tick of the event loop in one write."""
 
 import asyncio
 from contextlib import suppress
@@ -22,13 +22,14 @@ from service.redis_client.connection import (
 )
 from service.timeouts import SLEEP, LoopTimeout
 
-ENOUGH = 32  # requests are sent before the tick ends: Redis then works in parallel
+ENOUGH = 32  # so many requests are sent before the tick ends: Redis then works in parallel
 
 
 class RedisBatcher:
-    """Sends requests to one Redis.
+    """Sends requests to one Redis server, on one connection.
 
-    deadline: in seconds; a request that has waited longer fails with TimeoutError.
+    pool: makes the connection. deadline: seconds from `submit` to the reply; when one request
+    exceeds it, all requests fail with TimeoutError, and the connection is closed.
     """
 
     def __init__(self, pool: ConnectionPool, deadline: float) -> None:
@@ -38,17 +39,18 @@ class RedisBatcher:
         self._ticks = 0
         self._clock: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._context = Context()  # empty: a batch serves many HTTP requests
+        self._context = Context()  # empty, because a batch belongs to many HTTP requests
         self._pending: PendingRequests = {}
-        self._number = 0  # of requests in it
+        self._number = 0  # of requests in `_pending`
         self._is_due = False  # `send` is scheduled for the end of this tick
         self._opening: asyncio.Task[None] | None = None
         self._connection: RedisConnection | None = None
 
     def submit(self, kind: CommandKind, request: Any, callback: Callback) -> None:
-        """Send a request in this tick. `callback` gets its result, or an error as of `request`.
+        """Send a request at the end of this tick. `callback` gets its result or an exception.
 
-        The callback runs in an empty context. It costs a third of a future.
+        The exceptions are those of `request`. The callback runs in an empty context (contextvars).
+        It costs a third of the CPU time of a future.
         """
         if (of_kind := self._pending.get(kind)) is None:
             of_kind = self._pending[kind] = []
@@ -56,28 +58,28 @@ class RedisBatcher:
         self._number += 1
         if not self._is_due:
             self._is_due = True
-            if self._loop is None:  # kept: in Python 3.11 the lookup is a system call
+            if self._loop is None:  # kept, as the lookup is a system call in Python 3.11
                 self._loop = asyncio.get_running_loop()
             self._loop.call_soon(self._end_tick, context=self._context)
         elif self._number >= ENOUGH:
             self.send()
 
     async def request(self, kind: CommandKind, request: Any) -> Any:
-        """Send a request, and return its result. Raises RedisError, OSError, TimeoutError."""
+        """Send a request, and return its result. Raises RedisError, OSError or TimeoutError."""
         future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
         self.submit(kind, request, partial(_settle, future))
         return await future
 
     async def load(self, kind: CommandKind) -> None:
-        """Connect, and load the scripts of a kind into Redis. Raises as `request` does."""
+        """Connect, and load the scripts of a kind into Redis. Raises like `request`."""
         await self.request(ScriptLoad(tuple(kind.scripts)), None)
 
     async def close(self) -> None:
-        """Close the connection after the replies to the requests under way."""
-        for _ in range(2):  # a script that had to be loaded is called a second time
+        """Wait for the replies to all requests, then close the connection."""
+        for _ in range(2):  # the first reply may cause a second call, after a script load
             if self._under_way():
                 with suppress(RedisError, OSError):
-                    await self.request(GET_MANY, ("octavo",))  # its reply comes after theirs
+                    await self.request(GET_MANY, ("octavo",))  # its reply is the last
         self.fail(RedisConnectionError("The Redis client is closed"))
         if self._clock is not None:
             self._clock.cancel()
@@ -92,7 +94,7 @@ class RedisBatcher:
         self.send()
 
     def send(self) -> None:
-        """Send the pending requests, if another batch may be under way."""
+        """Send the pending requests, unless UNDER_WAY batches wait. Connect first if necessary."""
         if not self._pending:
             return
         if self._clock is None:
@@ -113,7 +115,7 @@ class RedisBatcher:
         self._clock = loop.call_later(SLEEP, self._tick, context=self._context)
 
     def _tick(self) -> None:
-        """Count ticks as LoopTimeout does: while the loop is late, it does not read replies."""
+        """Count a timer tick of SLEEP seconds, as LoopTimeout does, and check the deadline."""
         self._clock = None
         self._ticks += 1
         since = None if self._connection is None else self._connection.oldest
@@ -127,7 +129,7 @@ class RedisBatcher:
             self._start_clock()
 
     async def _open(self) -> None:
-        connection = self._pool.make_connection()  # not shared with the pool
+        connection = self._pool.make_connection()  # the pool does not get it back
         try:
             async with LoopTimeout(self._deadline):
                 await connection.connect()
@@ -140,13 +142,13 @@ class RedisBatcher:
             self.send()
 
     def fail(self, error: Exception) -> None:
-        """Fail all requests, also those in the queue: they have waited as well."""
+        """Pass an error to all requests, sent or pending, and close the connection."""
         waiting, self._pending, self._number = self._under_way(), {}, 0
         self._leave()
         _fail_all(waiting, error)
 
     def lost(self, connection: RedisConnection) -> None:
-        """Handle a lost connection. Requests are sent again if it had replied before."""
+        """Handle a lost connection. If Redis had replied on it, send unanswered requests again."""
         if connection is not self._connection:
             return
         if connection.is_proven:
@@ -173,6 +175,6 @@ def _settle(future: asyncio.Future[Any], result: Any) -> None:
         return  # its caller was cancelled
     if isinstance(result, Exception):
         future.set_exception(result)
-        future.exception()  # retrieved, as its caller may be gone
+        future.exception()  # mark it as retrieved: the caller may be cancelled
     else:
         future.set_result(result)

@@ -1,47 +1,47 @@
-"""Kinds of commands: how requests become commands, and replies become results."""
+"""Convert requests of each kind to Redis commands, and the replies to results."""
 
 from collections.abc import Sequence
 from hashlib import sha1
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
-AT_ONCE = 500  # keys of one command
+AT_ONCE = 500  # keys of one MGET
 
-Command = tuple[Any, ...]
+Command = tuple[Any, ...]  # the name of a command and its arguments
 
 
 class CommandKind(Protocol):
-    """A kind of request: its commands, and the results from their replies.
+    """A kind of request: makes its commands, and its results from the replies.
 
-    scripts: the scripts that the commands call by digest.
+    scripts: sources of the Lua scripts that the commands call by digest (EVALSHA).
     """
 
     @property
     def scripts(self) -> Sequence[str]:
-        """The sources of the scripts."""
+        """The sources of the Lua scripts."""
 
     def commands(self, requests: Sequence[Any]) -> list[Command]:
-        """Return the commands for all requests."""
+        """Return the commands for all requests of a batch."""
 
     def answers(
         self, requests: Sequence[Any], replies: Sequence[Any], run_id: str
     ) -> Sequence[Any]:
-        """Return a result for each request. `run_id`: of the Redis that replied, if known."""
+        """Return a result for each request. run_id: of the Redis server; empty if unknown."""
 
 
 class GetMany:
-    """Reads the values of keys: (run id, values). The keys of a request are read atomically."""
+    """Reads keys. A request is a sequence of keys, read atomically; result: (run id, values)."""
 
     scripts = ()
 
     def commands(self, requests: Sequence[Sequence[str]]) -> list[Command]:
-        """Read each key once. The keys of a command are limited: it blocks Redis meanwhile."""
+        """Return MGETs of bounded size, because each blocks Redis. A group reads a key once."""
         return [("MGET", *dict.fromkeys(chain.from_iterable(group))) for group in _groups(requests)]
 
     def answers(
         self, requests: Sequence[Sequence[str]], replies: Sequence[Any], run_id: str
     ) -> list[tuple[str, list[bytes | None]]]:
-        """Return the values of each request."""
+        """Return the run id and the values of each request."""
         results = []
         for group, reply in zip(_groups(requests), replies, strict=True):
             keys = dict.fromkeys(chain.from_iterable(group))
@@ -51,7 +51,7 @@ class GetMany:
 
 
 def _groups(requests: Sequence[Sequence[str]]) -> Sequence[Sequence[Sequence[str]]]:
-    """Group requests, each as a whole. A group with AT_ONCE keys is full."""
+    """Split requests into groups, one for each MGET. A group with AT_ONCE keys or more is full."""
     if sum(map(len, requests)) <= AT_ONCE:
         return [requests]
     groups: list[list[Sequence[str]]] = [[]]
@@ -69,14 +69,14 @@ GET_MANY = GetMany()
 
 
 class Script:
-    """Calls a script once for each request: (keys, arguments) -> (run id, reply)."""
+    """Calls a Lua script once for each request (keys, arguments). Result: (run id, reply)."""
 
     def __init__(self, source: str) -> None:
         self.scripts = (source,)
         self._digest = digest_of(source)
 
     def commands(self, requests: Sequence[tuple[Sequence[str], Sequence[Any]]]) -> list[Command]:
-        """Return one call for each request."""
+        """Return one EVALSHA for each request."""
         return [
             ("EVALSHA", self._digest, len(keys), *keys, *arguments) for keys, arguments in requests
         ]
@@ -84,12 +84,12 @@ class Script:
     def answers(
         self, requests: Sequence[Any], replies: Sequence[Any], run_id: str
     ) -> list[tuple[str, Any]]:
-        """Return the reply to each request."""
+        """Return the run id and the reply to each request."""
         return [(run_id, reply) for reply in replies]
 
 
 class ScriptLoad(NamedTuple):
-    """Loads scripts into Redis."""
+    """Loads the scripts `sources` into Redis."""
 
     sources: tuple[str, ...]
     scripts: tuple[str, ...] = ()
@@ -101,10 +101,10 @@ class ScriptLoad(NamedTuple):
     def answers(
         self, requests: Sequence[None], replies: Sequence[Any], run_id: str
     ) -> Sequence[None]:
-        """Return no result."""
+        """Return None for each request."""
         return requests
 
 
 def digest_of(script: str) -> str:
-    """Return the digest by which Redis identifies a script."""
+    """Return the SHA-1 digest by which EVALSHA names a script."""
     return sha1(script.encode()).hexdigest()  # noqa: S324  (Redis's own digest)

@@ -1,4 +1,4 @@
-"""A connection to Redis. Several batches may be under way on it."""
+"""A pipelined connection to Redis: send up to UNDER_WAY batches before the first reply."""
 
 import asyncio
 from collections import deque
@@ -13,12 +13,12 @@ from service.redis_client.commands import CommandKind, ScriptLoad
 if TYPE_CHECKING:
     from service.redis_client.batcher import RedisBatcher
 
-UNDER_WAY = 4  # batches: Redis works on some while this process reads the replies to others
-NOTHING = object()  # an incomplete reply
+UNDER_WAY = 4  # batches without a reply: Redis runs some while this process reads replies
+NOTHING = object()  # stands for an incomplete reply
 
-Callback = Callable[[Any], None]  # gets the result, or an error
-# A request, its callback, and the batcher's tick in which it arrived. A plain tuple is cheaper than
-# an object, and each HTTP request makes two.
+Callback = Callable[[Any], None]  # gets the result or an exception
+# A request, its callback, and the timer tick of the batcher in which it arrived. A plain tuple is
+# cheaper than an object, and each HTTP request makes two.
 PendingRequest = tuple[Any, Callback, int]
 PendingRequests = dict[CommandKind, list[PendingRequest]]  # by kind, in order of arrival
 
@@ -26,8 +26,8 @@ PendingRequests = dict[CommandKind, list[PendingRequest]]  # by kind, in order o
 class Batch(NamedTuple):
     """The requests of one write.
 
-    numbers: of commands, for each kind. number: of commands in all. is_retry: the write loads the
-    scripts first.
+    numbers: number of commands of each kind. number: of all commands. is_retry: the batch loads
+    missing scripts, then repeats its requests.
     """
 
     requests: PendingRequests
@@ -37,16 +37,16 @@ class Batch(NamedTuple):
 
 
 class RedisConnection(asyncio.Protocol):
-    """A connection that redis-py opened and handed over: no task waits for replies."""
+    """An asyncio.Protocol on a connection that redis-py opened: no task waits for replies."""
 
-    is_proven = False  # Redis has replied on it
+    is_proven = False  # whether Redis has replied on this connection
     _is_over = False
 
     def __init__(self, batcher: "RedisBatcher", connection: Any) -> None:
         self._batcher = batcher
         is_ended = connection._reader.at_eof()  # Redis has closed it already
         self._run_id = getattr(connection, "octavo_run_id", "")
-        # Kept, as a deleted writer closes its transport (Python 3.12).
+        # Keep the StreamWriter: since Python 3.12, a deleted writer closes its transport.
         self._writer, connection._writer = connection._writer, None
         self._transport = self._writer.transport
         self._replier = Reader(
@@ -64,16 +64,16 @@ class RedisConnection(asyncio.Protocol):
         return len(self._batches) < UNDER_WAY
 
     def unanswered(self) -> PendingRequests:
-        """Return the requests without a reply."""
+        """Return the requests that have been sent and have no reply."""
         return merge(*(batch.requests for batch in self._batches))
 
     @property
     def oldest(self) -> int | None:
-        """The tick in which the oldest unanswered request arrived."""
+        """The timer tick in which the oldest request without a reply arrived, or None."""
         return oldest(self._batches[0].requests) if self._batches else None
 
     def send(self, requests: PendingRequests, *, is_retry: bool = False) -> None:
-        """Send requests in one write."""
+        """Send requests as one batch. Raises an error if an argument cannot be encoded."""
         numbers, packed = [], []
         for kind, of_kind in requests.items():
             commands = kind.commands([request for request, _, _ in of_kind])
@@ -83,15 +83,15 @@ class RedisConnection(asyncio.Protocol):
         self._transport.write(b"".join(packed))
 
     def data_received(self, data: bytes) -> None:
-        """Read the replies of Redis."""
-        if self._is_over:  # its requests have failed, and the batcher has a new connection
+        """Parse replies, and call the callbacks of each complete batch."""
+        if self._is_over:  # closed by the batcher, which has failed the requests
             return
         gets, replies = self._replier.gets, self._replies
         self._replier.feed(data)
         try:
             while (reply := gets()) is not NOTHING:
                 if isinstance(reply, PushNotification):
-                    continue  # not a reply to a command
+                    continue  # RESP3 push data: no reply to a command
                 if not self._batches:
                     raise InvalidResponse("Redis sent a reply without a request")
                 replies.append(reply)
@@ -122,7 +122,7 @@ class RedisConnection(asyncio.Protocol):
         error = next((reply for reply in replies if isinstance(reply, Exception)), None)
         try:
             if isinstance(error, NoScriptError) and not is_retry:
-                # A new Redis, or its scripts were flushed.
+                # Redis was restarted, or its scripts were flushed: load them, and call again.
                 load: PendingRequest = (None, _ignore, requests[0][2])
                 return self.send(
                     {ScriptLoad(tuple(kind.scripts)): [load], kind: requests}, is_retry=True
@@ -139,7 +139,7 @@ class RedisConnection(asyncio.Protocol):
         return None
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Report the loss to the batcher."""
+        """Report to the batcher that the connection is closed."""
         self._batcher.lost(self)
 
     def end(self) -> None:
@@ -149,7 +149,7 @@ class RedisConnection(asyncio.Protocol):
 
 
 def merge(*several: PendingRequests) -> PendingRequests:
-    """Merge requests into new lists."""
+    """Merge requests by kind, into new lists."""
     merged: PendingRequests = {}
     for requests in several:
         for kind, of_kind in requests.items():
@@ -158,12 +158,12 @@ def merge(*several: PendingRequests) -> PendingRequests:
 
 
 def oldest(requests: PendingRequests) -> int:
-    """Return the tick in which the oldest request arrived."""
+    """Return the timer tick in which the oldest request arrived."""
     return min(of_kind[0][2] for of_kind in requests.values())
 
 
 def deliver(request: PendingRequest, result: Any) -> None:
-    """Call the callback of a request. Its error must not affect other requests."""
+    """Call the callback of a request. Report its exception to the loop's exception handler."""
     try:
         request[1](result)
     except Exception as error:
@@ -172,9 +172,9 @@ def deliver(request: PendingRequest, result: Any) -> None:
 
 
 def _error_reply(message: str) -> RedisError:
-    """Make the exception for an error reply."""
+    """Return the exception for an error reply of Redis."""
     return (NoScriptError if message.startswith("NOSCRIPT") else ResponseError)(message)
 
 
 def _ignore(result: Any) -> None:
-    """Ignore the result of a script load: if it fails, the call after it fails as well."""
+    """Ignore the result of SCRIPT LOAD: if it fails, the EVALSHA after it fails as well."""
