@@ -19,7 +19,7 @@ One typed object in the ASGI scope holds the facts about a request (http/context
 adds hooks, handlers or middleware to the application, every request goes through Quart
 (http/additions).
 
-A file imports only from its own subpackage and from those above it in this list:
+A file imports only from its own subpackage and from those above it in this list, except for types:
 
     files, ids, timeouts, config, logs, errors
     server/http1, redis_client  libraries that do not depend on the rest of Octavo

@@ -4,7 +4,7 @@ from math import inf
 
 STEP, SHORTEST = 4, 8  # a step divides the timeout by STEP; the minimum is budget / SHORTEST
 GROWTH = 1.5  # a step after which the arrivals grow by more than this factor is undone
-FIRST_PAUSE, LONGEST_PAUSE = 8, 64  # windows without a step after an undone step; it doubles
+FIRST_PAUSE, LONGEST_PAUSE = 8, 64  # windows without a step after an undone step; doubles
 
 
 class QueueTimeout:

@@ -1,6 +1,6 @@
-"""The fast path: respond to requests without Quart's request cycle, on one of two paths.
+"""The fast path: respond to requests without Quart's request cycle, on the direct or warm path.
 
-    ordinary   request edge, limits (Redis) -> Quart: hooks, view, operation
+    Quart      request edge, limits (Redis) -> Quart: hooks, view, operation
     direct     request edge, limits (Redis) ->                     operation
     warm       limits, account and cached body, in one write to Redis
 
@@ -9,15 +9,15 @@ cached item or the generation of the remembered list is read while the limits ar
 response is cached and the request is admitted, the callback of Redis's reply sends the response.
 The same callback sends a cached 404, and a 429 or 401 to a caller without a valid token. All other
 requests (a miss, a write under way, an error of Redis, a header that may change the response)
-continue on the direct or the ordinary path, with their limits decided.
+continue on the ordinary path (direct or Quart), with their limits decided.
 
 *Direct path.* An operation with a complete request runs without Quart's request cycle, which costs
-more than the operation. A request that needs other functions of Quart takes the ordinary path.
+more than the operation. A request that needs other functions of Quart goes through Quart.
 
 No code here names a route: the declarations of its operation decide. While the application has
-additions (`service.http.additions`), every request takes the ordinary path. The responses of the
-three paths differ only in time and in the order of headers: `tests/test_fast_path.py` compares
-them. `FAST_PATH=false` turns the fast path off.
+additions (`service.http.additions`), every request goes through Quart. The responses of the three
+paths differ only in time and in the order of headers: `tests/test_fast_path.py` compares them.
+`FAST_PATH=false` turns the fast path off.
 
     warm         selects the requests that are looked up, and builds their responses
     routes       the declarations of operations, by path

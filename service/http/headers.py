@@ -35,7 +35,7 @@ class RequestHeaders(NamedTuple):
     media: list[bytes]
     tags: list[str]  # lines of If-None-Match
     authorization: list[str]  # lines of Authorization
-    forwarded: list[str]  # the last items of each X-Forwarded-For line
+    forwarded: list[str]  # the last MOST_HOPS addresses of each X-Forwarded-For line
     name: str
 
 
