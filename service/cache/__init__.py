@@ -1,5 +1,6 @@
-"""The cache: a read that begins after the response to a write shows that write.
+"""Cache rows and lists: a read that begins after the response to a write shows that write.
 
+    (V: value, L: lease of a reader, W: mark of a write, gen: generation of a kind's lists)
     a read                                              a write
     ------                                              -------
     lease on the epoch? (lease) ---no---> SQL           BEGIN, change: the rows are locked
@@ -9,53 +10,54 @@
       L, W, error, time-out ---> SQL, no fill             on: mark every key W, each gen W
       nothing: add L (lease)                                 error: roll back, turn it off
     SQL, response: miss                                 COMMIT
-    set V, if L is still there                          clear: own marks, V and L go; new gen
+    set V, if L is still there                          clear: delete own marks, V, L; new gen
                                                           not confirmed: turn it off
                                                         response
 
 A reader fills only under its own lease. The mark of a write replaces that lease, so a value that
-was read before a commit is never stored after it. A mark stays from before the commit until after
-it, so no reader takes the old value for the new one in between. A mark lives for 30 s, longer than
-any write (10 s), in case the writer dies.
+was read before a commit is never stored after it. The mark exists from before the commit until
+after it, so no reader uses the old value in between. A mark that is not cleared expires after 30 s,
+which is longer than any write (10 s).
 
 Each kind of list has a generation (`gen:book`). A list (ids, totals) carries the generation of its
-kind in which it was read. A write ends the generations of the kinds whose lists it changes, and no
-other, in one step. While such a write is under way (`writers:book`) the kind has no generation. So
-one write turns every list of its kind into a miss, without a list of lists.
+kind in which it was read. A write ends the generations of exactly those kinds whose lists it
+changes, in one step. While such a write is under way (`writers:book`) the kind has no generation.
+So one write turns every list of its kind into a miss, without a registry of cached lists.
 
 A model registers itself (`service/models/cached.py`). The session of a write tracks the changes of
 such models. The foreign keys of the metadata define what the database changes when it deletes a
 row: before a DELETE the session locks the row and selects its cached descendants. The write marks
-them like its own changes. It also ends the lists of their kinds, even if no descendant exists: an
-empty list of a deleted row must go as well.
+them like its own changes. It also ends the lists of their kinds, even if no descendant exists: a
+cached empty list of the deleted row must become invalid as well.
 
 Redis may lose any key at any moment. Clearing deletes every value that a reader stored after a
-mark was lost, and begins a new generation whether or not the mark is there. So a write sends its
-response only when its clearing is confirmed, or the cache is off (`docs/caching.md`: keys that
+mark was lost, and begins a new generation even if the mark was lost. So the response to a write
+waits until its clearing is confirmed, or until the cache is off (`docs/caching.md`: keys that
 vanish).
 
-The Redis server may be replaced by another one. So the database decides, in one row: the epoch,
-whether the cache is on, and in which store (`run_id`: every connection reads the server's). A
-process uses the cache for 2.0 s after it began to read that row (`EpochLease`). A write that cannot
-set its marks first turns the cache off for all processes and waits for 2.2 s, until no such lease
-is left. The cache comes back by itself after 15 s off, longer than any write that saw it on, and
-5 s in which the store replies.
+The Redis server may be replaced by another one. So one row of the database decides: it holds the
+epoch, whether the cache is on, and the store (`run_id`; every connection reads the run id of its
+server). A process uses the cache for 2.0 s after it began to read that row (`EpochLease`). A write
+that cannot set its marks turns the cache off for all processes, and waits 2.2 s, until every such
+lease has expired. The cache turns on again when it has been off for 15 s (longer than any write
+that read the state `on`) and the store has replied for 5 s.
 
     entries           the values under keys
     store             the interface of a store, and a store in memory; redis_store: one in Redis
     state             the row of the epoch, and its SQL
     lease             the lease on the epoch, turning the cache off, recovery
-    change_tracking   the rows that a write changes; cascades: the rows that change with them
+    change_tracking   the rows that a write changes
+    cascades          the rows that the database changes with a deleted row
     invalidation      setting and clearing marks
     items, lists      one row by its id; ids and totals of one generation
-    reader            what every read needs: state, SQL, counters
-    batch_loader      the rows of one tick in one statement
+    reader            common steps of all reads: the lease, SQL, counters
+    batch_loader      the rows requested in one turn of the event loop, in one statement
     single_flight     one load at a time for a key
     circuit_breaker   stops using a Redis that does not reply
-    counters          the counters
+    counters          counts of hits, misses and other events
 
-Keys: `octavo:cache:<run id>:<token of the epoch>:` and `book:7`, `user:3`, `list:<digest>`,
-`gen:book`, `writers:book`.
+Keys: the prefix `octavo:cache:<run id>:<token of the epoch>:`, then `book:7`, `user:3`,
+`list:<digest>`, `gen:book` or `writers:book`.
 """
 
 from service.cache.cache import Cache

@@ -1,4 +1,4 @@
-"""Batch loading: rows that are requested in one tick are read in one statement."""
+"""Batch loading: one statement reads all rows requested in one turn of the event loop."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -8,25 +8,26 @@ from typing import Generic, TypeVar
 Row = TypeVar("Row")
 Load = Callable[[Sequence[int]], Awaitable[Mapping[int, Row]]]
 
-MOST = 100  # rows of one statement
+MOST = 100  # maximum number of rows of one statement
 
 
 class BatchLoader(Generic[Row]):
     """Loads the rows of one kind by their ids.
 
-    No row is older than its request: a request that arrives while its row is being read waits for
-    that statement, and gets the row from the next one. So each row is read at most once at a time.
+    No result is older than its request: a request that arrives while its row is being read waits
+    for that statement, and gets the row from the next one. At most one statement at a time reads
+    the same row. missing: the result for a row that does not exist.
     """
 
     def __init__(self, load: Load[Row], missing: Row) -> None:
         self._load = load
-        self._missing = missing  # the result for a row that does not exist
+        self._missing = missing
         self._pending: dict[int, asyncio.Future[Row]] = {}
         self._running: set[int] = set()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def read(self, row_id: int) -> Row:
-        """Return a row. Raises the error of its statement."""
+        """Return a row, or `missing`. Raises the error of the statement."""
         future = self._pending.get(row_id)
         if future is None:
             loop = asyncio.get_running_loop()

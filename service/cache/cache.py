@@ -1,4 +1,4 @@
-"""The cache of an application, from `open()` to `close()`."""
+"""Assemble the cache of one application from its parts, and open and close it."""
 
 import logging
 
@@ -15,7 +15,7 @@ from service.cache.store import MemoryStore, Store
 from service.config import Settings
 from service.timeouts import LoopTimeout
 
-CLEAR_PATIENCE = 5.0
+CLEAR_PATIENCE = 5.0  # seconds: timeout of `clear`
 
 
 class Cache:
@@ -44,12 +44,12 @@ class Cache:
         )
 
     async def open(self, session: Sessions) -> None:
-        """Begin to use the cache; the database is open. Raises SharedCacheError."""
+        """Start to use the cache; the database must be open. Raises SharedCacheError."""
         self.access.session = session
         await self.lease.open()
 
     async def clear(self) -> int:
-        """Delete every value, nothing else; return the number. Raises RedisError or OSError."""
+        """Delete all values of this epoch; return their number. Raises RedisError or OSError."""
         state = await self.epochs.read()
         if not state.on:
             return 0
@@ -57,7 +57,7 @@ class Cache:
             return await self.store.sweep(state.prefix)
 
     async def close(self) -> None:
-        """Stop using the cache."""
+        """Wait for background work, then close all connections."""
         await self.access.close()
         await self._breaker.close()
         await self.lease.close()
@@ -68,6 +68,6 @@ def _store(settings: Settings) -> Store:
     if settings.redis_url is None:
         return MemoryStore(settings.cache_memory_entries)
     deadline = settings.cache_redis_seconds
-    if settings.ratelimit_storage_url in {None, settings.redis_url}:  # the limits use it too
+    if settings.ratelimit_storage_url in {None, settings.redis_url}:  # rate limits share this Redis
         deadline = min(deadline, settings.ratelimit_redis_seconds)
     return RedisStore(settings.redis_url, deadline)

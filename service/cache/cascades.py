@@ -1,4 +1,4 @@
-"""The rows that the database changes when it deletes a row, by the foreign keys."""
+"""Find the rows that the database changes when it deletes a row, by following foreign keys."""
 
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -11,10 +11,10 @@ Changes = dict[CachedModel, set[Any]]  # the ids of the rows that change
 
 
 def dependent_models(table: Table) -> set[CachedModel]:
-    """Return the cached models that refer to a row which a delete in `table` can remove.
+    """Return the cached models with a foreign key to a table in which the delete removes rows.
 
-    This includes foreign keys without an action: where no row refers to the deleted row, an empty
-    list of them may still be cached.
+    This includes foreign keys without ON DELETE: even if no row refers to the deleted row, an
+    empty list of such rows may be cached.
     """
     models = set()
     deleted = [table]

@@ -31,10 +31,10 @@ MOST = 500  # keys of one write; a write of more rows turns the cache off
 
 @dataclass
 class Changes:
-    """What a write changes: the keys of rows, and the kinds whose lists change.
+    """The changes of a write: the keys of rows, and the kinds whose lists change.
 
-    many: the write changes more rows than it can name. state: the row of the epoch, if the last
-    statement has read it.
+    many: the changed rows are unknown, or more than MOST. state: the row of the epoch, if the last
+    statement of the write has read it.
     """
 
     keys: set[str] = field(default_factory=set)
@@ -46,7 +46,7 @@ class Changes:
         return bool(self.keys or self.lists or self.many)
 
     def add(self, model: CachedModel, ids: Iterable[Any]) -> None:
-        """Add rows of a model, and its lists. Lists can change although no row of them does."""
+        """Add rows of a model, and its lists. Without ids: lists change, but no row of theirs."""
         self.keys.update(f"{model.kind}:{row_id}" for row_id in ids)
         if model.lists:
             self.lists.add(model.kind)
@@ -74,7 +74,7 @@ def changes_of(db: AsyncSession) -> Changes:
 
 
 def touch_rows(db: AsyncSession, model: Any, ids: Iterable[int]) -> None:
-    """Record rows of a model that something else than this session changes, such as a trigger."""
+    """Record rows of a model that this session changes indirectly, such as by a trigger."""
     changes_of(db).add(CACHED_MODELS[model.__table__], ids)
 
 
@@ -83,9 +83,9 @@ async def write_rows(
 ) -> Sequence[Row[Any]]:
     """Insert or update rows of a model, as the last step of a write. Return the statement's rows.
 
-    The statement returns the `id` of each row. The write has already locked the rows of an update.
-    This function bypasses the ORM, which costs more than all the rest, and reads the row of the
-    epoch in the same statement. Reading it later would be no safer: no other transaction can
+    The statement must return the `id` of each row, and the write must hold the locks of updated
+    rows. This function bypasses the ORM, which would take most of the CPU time, and reads the row
+    of the epoch in the same statement. A later read would be no safer: no other transaction can
     change these rows.
     """
     rows = await db.run_sync(_execute, statement, values)
@@ -96,7 +96,7 @@ async def write_rows(
 
 
 async def delete_row(db: AsyncSession, model: Any, row_id: int) -> None:
-    """Delete a row that this write has locked, as its last step, without the ORM."""
+    """Delete a row without the ORM, as the last step of a write, which holds the row's lock."""
     await db.run_sync(_delete, model.__table__, row_id)
 
 
@@ -135,7 +135,7 @@ def _flushed(session: Session, context: Any) -> None:
 
 @event.listens_for(Mapper, "before_delete")
 def _deleted(mapper: Mapper[Any], connection: Connection, row: Any) -> None:
-    """Select before each DELETE: afterwards the rows deleted with it cannot be selected."""
+    """Record the cascade before the DELETE: afterwards its rows cannot be selected."""
     session, identity = object_session(row), inspect(row).identity
     tables: Any = mapper.tables
     if isinstance(session, WriteSession):
@@ -145,7 +145,7 @@ def _deleted(mapper: Mapper[Any], connection: Connection, row: Any) -> None:
 
 @event.listens_for(WriteSession, "do_orm_execute")
 def _executed(state: ORMExecuteState) -> None:
-    """Record that a bulk statement changes cached rows: it does not name them."""
+    """Set `many` for a bulk statement that may change cached rows: their ids are unknown."""
     if state.is_insert or state.is_update or state.is_delete:
         table: Any = getattr(state.statement, "table", None)
         table = getattr(table, "element", table)  # of an alias

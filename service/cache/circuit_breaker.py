@@ -1,4 +1,4 @@
-"""A circuit breaker: reads skip a store that does not reply."""
+"""A circuit breaker: while it is open, reads skip a store that does not reply."""
 
 import asyncio
 import logging
@@ -11,16 +11,16 @@ from redis.exceptions import RedisError
 from service.cache.counters import Counters
 from service.timeouts import LoopTimeout, cancel_and_wait
 
-FAILURES = (RedisError, OSError)  # a time-out is an OSError
-TIMES, WITHIN = 3, 1.0  # failures, in so many seconds
-PAUSE = 1.0  # seconds, before each probe
-PROBE_SECONDS = 0.1
+FAILURES = (RedisError, OSError)  # TimeoutError is an OSError
+TIMES, WITHIN = 3, 1.0  # number of failures, within this number of seconds
+PAUSE = 1.0  # seconds before each probe
+PROBE_SECONDS = 0.1  # timeout of a probe
 
 
 class CircuitBreaker:
-    """Opens at the third failure within a second. Its own probe closes it again.
+    """Opens at the third failure within one second. A successful probe closes it.
 
-    No reader ever waits for a probe.
+    The probe runs in a task of its own: no reader waits for it.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class CircuitBreaker:
         self.is_open = False  # readers skip the store
 
     def failed(self, error: Exception) -> None:
-        """Count a failure."""
+        """Count a failure, and open at the third within one second."""
         if self.is_open:
             return
         now = time.monotonic()

@@ -1,4 +1,4 @@
-"""The counters of a process's cache."""
+"""Counters of the events of one process's cache."""
 
 from dataclasses import dataclass
 

@@ -1,10 +1,12 @@
-"""The content of a key: a value, a reader's lease, or a writer's mark.
+"""Encode and decode the content of a key: a value, a reader's lease, or a writer's mark.
 
-V <key> <stamp> <body>   a value: its own key, its stamp, the bytes (none: there is no such
-                         row). The stamp is the version of a row, or the generation of a list
-L:<uuid>                 a reader is filling the entry
-W:<uuid>                 a write is under way
-G:<uuid>, W              the generation of the lists of a kind, or: a write is under way
+V <key> <stamp> <body>   a value: its own key, its stamp and its bytes, separated by LF. The stamp
+                         is the version of a row, or the generation of a list. An empty body: the
+                         row does not exist
+L:<uuid>                 a lease: a reader is filling the entry
+W:<uuid>                 a mark: a write is under way
+G:<uuid>                 (key `gen:`) the generation of a kind's lists
+W                        (key `gen:`) a write that changes these lists is under way
 """
 
 from typing import NamedTuple
@@ -16,7 +18,7 @@ LINE = b"\n"
 
 
 class Entry(NamedTuple):
-    """A value and its stamp. `body` is empty if there is no such row."""
+    """A value and its stamp. `body` is empty if the row does not exist."""
 
     stamp: bytes
     body: bytes
@@ -40,7 +42,7 @@ def writers_key(kind: str) -> str:
 
 
 def read(value: bytes | None, key: str) -> Entry | None:
-    """Decode a stored value. None: it is no value, or it belongs to another key."""
+    """Decode a stored value. None: the content is not a value, or belongs to another key."""
     if value is None or not value.startswith(b"V\n"):
         return None
     _, own_key, stamp, body = value.split(LINE, 3)

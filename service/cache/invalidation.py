@@ -1,8 +1,8 @@
-"""Invalidation: a write marks its changes before it commits.
+"""Invalidation: a write marks the keys of its changes before it commits, and clears them after.
 
     change -> read the row of the epoch -> mark the changes -> commit -> clear the marks
 
-If a mark fails, the write is rolled back, the cache is turned off for all processes, and the write
+If marking fails, the write is rolled back, the cache is turned off for all processes, and the write
 begins again.
 """
 
@@ -20,16 +20,16 @@ from service.errors import ServiceUnavailableError
 from service.ids import random_id
 from service.timeouts import LoopTimeout
 
-LONGER = 1.5  # a write waits for its marks this many times as long as a reader
+LONGER = 1.5  # timeout for marks, as a multiple of the timeout of a read
 CLEARINGS = 3  # attempts: the first may meet a broken connection or a busy Redis
-COMMIT_SECONDS = 10.0  # from BEGIN: far inside the life of a mark
-POSTPONED_SECONDS = 12.0  # the longest time that a write is retried
+COMMIT_SECONDS = 10.0  # from BEGIN to COMMIT; much shorter than the lifetime of a mark
+POSTPONED_SECONDS = 12.0  # from the first attempt of a write to its last
 
 
 class RetryWrite(Exception):  # noqa: N818  (not an error)
-    """The write has to begin again. It holds no connection while it waits.
+    """The write must be rolled back and begin again.
 
-    turn_off: whether the cache has to be turned off first.
+    turn_off: whether the cache must be turned off first.
     """
 
     def __init__(self, *, turn_off: bool) -> None:
@@ -39,7 +39,7 @@ class RetryWrite(Exception):  # noqa: N818  (not an error)
 
 @dataclass(frozen=True, slots=True)
 class Mark:
-    """The marks of a write: the keys of rows, and the kinds whose lists change."""
+    """The marks of a write: the keys of rows, and the kinds whose lists change (`lists`)."""
 
     prefix: str
     keys: tuple[str, ...]
@@ -81,11 +81,11 @@ class Invalidation:
         return mark
 
     async def after_commit(self, mark: Mark | None) -> None:
-        """Clear the marks, or turn the cache off, before the response to the write.
+        """Clear the marks before the response to the write; if that fails, turn the cache off.
 
-        A store may have lost the marks before the commit, and hold values that readers stored
-        since: only a confirmed clearing proves that these are gone. Raises ServiceUnavailableError,
-        SQLAlchemyError or OSError if the cache cannot be turned off.
+        The store may have lost the marks before the commit, and readers may have stored old values
+        since then. Only a confirmed clearing proves that these are deleted. Raises
+        ServiceUnavailableError, SQLAlchemyError or OSError if the cache cannot be turned off.
         """
         if mark is None or self._store is None:
             return
@@ -99,7 +99,10 @@ class Invalidation:
         await self._wait_until_off(turn_off=True)
 
     async def postponed(self, postponed: RetryWrite, since: float) -> None:
-        """Wait until a write may begin again. Raises ServiceUnavailableError after 12 s."""
+        """Wait until a write may begin again. Raises ServiceUnavailableError after 12 s.
+
+        since: when the first attempt began (monotonic clock).
+        """
         if time.monotonic() - since > POSTPONED_SECONDS:
             raise ServiceUnavailableError("The write could not be marked in the cache")
         await self._wait_until_off(turn_off=postponed.turn_off)

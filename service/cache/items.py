@@ -1,4 +1,4 @@
-"""Reading rows by their id: each is an entry of its own."""
+"""Read rows by id through the cache. Each row is one entry."""
 
 import json
 import random
@@ -18,9 +18,9 @@ from service.cache.store import Replied
 from service.models.cached import cached_model
 from service.timeouts import LoopTimeout
 
-LEASE_SECONDS = 3.0  # of a reader that fills
-NONE_SECONDS = 5.0  # of an entry that says "there is no such row"
-JITTER = 0.1  # part of a lifetime: entries expire at different times
+LEASE_SECONDS = 3.0  # lifetime of the lease of a reader that fills an entry
+NONE_SECONDS = 5.0  # lifetime of an entry for a row that does not exist
+JITTER = 0.1  # fraction by which lifetimes vary, so that entries expire at different times
 
 Status = Literal["hit", "miss", "bypass"]
 
@@ -34,10 +34,10 @@ class LoadMany(Protocol):
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of rows that are cached one by one. name: the registered kind of their model.
+    """A kind of cached rows. name: the `kind` with which `@cached` registered their model.
 
-    shape: changes with the format of a body, so that a new release does not use old entries.
-    write: encodes the body of a row.
+    shape: a digest of the body's format, so that a new release does not use old entries.
+    load: reads entries from the database. write: encodes the body of a row.
     """
 
     name: str
@@ -50,17 +50,17 @@ class Kind:
 
     @cached_property
     def generation_key(self) -> str:
-        """The key of the generation of its lists. Raises LookupError if no write would end it."""
+        """The key of the generation of its lists. Raises LookupError if it has no cached lists."""
         if not cached_model(self.name).lists:
             raise LookupError(f"No write would end lists: say @cached({self.name!r}, lists=True)")
         return generation_key(self.name)
 
     def key(self, row_id: int) -> str:
-        """Return the key of an entry. Writes use the same key."""
+        """Return the key of an entry, without the prefix. Writes mark the same key."""
         return f"{self.name}:{row_id}"
 
     def own_key(self, row_id: int) -> str:
-        """Return the key that is stored in the entry itself."""
+        """Return the key that the entry itself contains; a reader compares it."""
         return f"{self.shape}:{self.key(row_id)}"
 
 
@@ -71,7 +71,7 @@ def shape_of(model: type[BaseModel]) -> str:
 
 
 class Prefetch:
-    """An entry that is requested before it is needed. reply: None until the store replies."""
+    """A request for an entry, sent before the entry is needed. reply: None until it arrives."""
 
     __slots__ = ("reply", "state")
 
@@ -92,7 +92,7 @@ class Items:
         self._seconds = seconds
 
     def prefetch(self, kind: Kind, row_id: int) -> Prefetch | None:
-        """Request an entry, in one write with all other requests of this tick."""
+        """Request an entry. Requests of one turn of the event loop are one write. None: bypass."""
         state = self._reader.enter() if self._seconds else None
         if state is None:
             return None
@@ -127,7 +127,7 @@ class Items:
         return entry, reader.count("miss")
 
     def take(self, prefetch: Prefetch | None, kind: Kind, row_id: int) -> Entry | None:
-        """Return the prefetched entry, if it has arrived and may still be used."""
+        """Return the prefetched entry if it has arrived and is still valid, else None."""
         if prefetch is None:
             return None
         reply, reader = prefetch.reply, self._reader
@@ -143,7 +143,7 @@ class Items:
         return entry
 
     def hit(self, kind: Kind, row_id: int, entry: Entry) -> None:
-        """Count a hit, also that of a caller which read the store itself. Compare a sample."""
+        """Count a hit (callers may have read the store directly), and compare a sample with SQL."""
         self._reader.count("hit")
         if self._reader.is_sampled():
             self._reader.later(self._compare(kind, row_id, entry))
@@ -151,7 +151,7 @@ class Items:
     async def read_missing(
         self, kind: Kind, state: State, stored: dict[int, bytes | None], loop_timeout: LoopTimeout
     ) -> dict[int, Entry]:
-        """Load missing rows of a list, and fill those that can be leased."""
+        """Load the rows of `stored` (id -> content of the key), and fill those that get a lease."""
         reader = self._reader
         ids = sorted(stored)
         free = [row_id for row_id in ids if stored[row_id] is None] if self._seconds else []
@@ -194,9 +194,9 @@ class Items:
         self._reader.counters.fills += await self._reader.store.fill(values, lease)
 
     async def _compare(self, kind: Kind, row_id: int, seen: Entry) -> None:
-        """Compare a hit with SQL: an entry is stale if it is stored while the row is newer.
+        """Compare a hit with the database: an entry is stale if it is stored while the row differs.
 
-        The row is read before the entry and after it: a missing row may be added and deleted.
+        The row is read before and after the entry: it may be added and deleted in between.
         """
         if await self._read_row(kind, row_id) == seen or (state := self._reader.enter()) is None:
             return
@@ -214,8 +214,8 @@ class Items:
 
 
 def may_be_filled(value: bytes | None) -> bool:
-    """Whether a reader may fill an entry: no other reader fills it, and no write is under way.
+    """Whether a reader may fill the entry: the content is neither a lease nor a mark.
 
-    Any other content comes from another release.
+    A value that could not be decoded comes from another release, and may be replaced.
     """
     return value is None or not value.startswith((LEASE, MARK))

@@ -1,4 +1,4 @@
-"""The lease on the epoch: a process may use the cache for 2 s; renewed every 0.5 s."""
+"""The lease on the epoch: permits a process to use the cache for 2 s. Renewed every 0.5 s."""
 
 import asyncio
 import logging
@@ -17,11 +17,11 @@ UNREACHABLE = (SQLAlchemyError, OSError)
 
 
 class SharedCacheError(Exception):
-    """Other processes serve this database without sharing this process's cache."""
+    """Another process serves this database, and the two processes cannot share one cache."""
 
 
 class EpochLease:
-    """Reads the row of the epoch while a process serves, and turns the cache on again."""
+    """Renews the lease: reads the row of the epoch every 0.5 s. Turns the cache on again."""
 
     def __init__(self, store: Store, epochs: Epochs, logger: logging.Logger) -> None:
         self._store = store
@@ -37,14 +37,14 @@ class EpochLease:
         self._leaving: asyncio.Task[None] | None = None
 
     def lease(self) -> State | None:
-        """Return the epoch for a read that begins now. None: the cache may not be used."""
+        """Return the epoch for a read that begins now. None: no lease, or the cache is off."""
         state = self._state
         if state is None or not state.on or time.monotonic() >= self._until:
             return None
         return state
 
     async def open(self) -> None:
-        """Begin to read the row. Raises SharedCacheError."""
+        """Get the first lease, and start the task that renews it. Raises SharedCacheError."""
         try:
             await self._renew()
         except UNREACHABLE as error:
@@ -52,14 +52,14 @@ class EpochLease:
         self._renewing = asyncio.create_task(self._renew_for_ever())
 
     async def close(self) -> None:
-        """Stop using the cache."""
+        """Give up the lease, and stop renewing it."""
         self._state = None
         for task in (self._renewing, self._leaving):
             if task is not None:
                 await cancel_and_wait(task)
 
     def leave(self) -> None:
-        """Turn the cache off: another store replies under its address."""
+        """Turn the cache off, in a task: another store replies at the configured address."""
         self._state = None
         if self._leaving is None or self._leaving.done():
             self._logger.warning("Another Redis replies, not the one of the cache")
@@ -68,7 +68,7 @@ class EpochLease:
     async def _leave(self) -> None:
         try:
             await self._epochs.turn_off()
-        except UNREACHABLE as error:  # the next read of the row finds the same
+        except UNREACHABLE as error:  # the next renewal checks the store again
             self._logger.warning("The cache could not be turned off: %s", type(error).__name__)
 
     async def _renew_for_ever(self) -> None:
@@ -98,7 +98,7 @@ class EpochLease:
             await self._recover(state, self._well_id, settled=False)
 
     async def _check_store(self, state: State) -> None:
-        """Turn the cache off if another store replies over the existing connections."""
+        """Turn the cache off if another store replies."""
         try:
             async with LoopTimeout(PROBE_SECONDS):
                 if await self._store.identify() != state.run_id:
@@ -109,7 +109,7 @@ class EpochLease:
             pass  # the next read or write will notice
 
     async def _take_over(self, state: State) -> None:
-        """Use this process's own memory, which no other process can fill."""
+        """Turn the cache on in this process's own memory, as soon as no other lease is valid."""
         run_id = await self._store.identify()
         if state.on and state.run_id == run_id:
             return
@@ -117,7 +117,7 @@ class EpochLease:
         if state.on and self._epochs.is_postgresql:
             await self._epochs.begin_epoch()  # its owner may have lost its lock, and still run
         elif state.on or state.age >= RESTED_SECONDS:
-            # On SQLite its owner has ended: the file lock ends with the process.
+            # On SQLite the previous process has ended: its file lock ends with it.
             await self._recover(state, run_id, settled=not self._epochs.is_postgresql)
 
     async def _is_well(self, now: float) -> bool:

@@ -1,4 +1,4 @@
-"""Reading lists: ids and totals of one generation, and the rows as entries of their own."""
+"""Read lists through the cache: ids and total of one generation, and each row as its own entry."""
 
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ Keeping = Literal["generation", "ttl", "none"]
 class ListIds:
     """The ids and the total of a list, from the database. None: not requested.
 
-    more: what the list needs beside its ids, as a JSON value.
+    more: a JSON value that is cached with the ids, such as the position of the next page.
     """
 
     ids: tuple[int, ...] | None
@@ -33,9 +33,9 @@ class ListIds:
 
 @dataclass(frozen=True, slots=True)
 class ListResult:
-    """A list, ready to be sent: the bytes of its rows, and the total.
+    """A list: the encoded rows (`bodies`), the total, and `more` (see ListIds).
 
-    generation: its generation, if it was read through the cache.
+    generation: the generation of the list, if it was read through the cache; else empty.
     """
 
     bodies: Sequence[bytes]
@@ -46,7 +46,7 @@ class ListResult:
 
 
 class Find(Protocol):
-    """Reads the wanted parts of a list (ids, total, or both) in one snapshot."""
+    """Reads parts of a list in one snapshot. wanted: whether to read the ids, and the total."""
 
     def __call__(self, db: AsyncSession, wanted: tuple[bool, bool]) -> Awaitable[ListIds]:
         """Read from the database."""
@@ -57,9 +57,9 @@ class ListQuery:
     """A list of rows, and how to read it.
 
     conditions: the filters, always in the same order. part: the page and the sort order. Both
-    together name the list.
-    counted: whether its total is wanted.
-    read_all: reads the bytes of rows, the total, and `more`, in one snapshot.
+    together identify the list.
+    counted: whether the total is needed. find: reads the ids and the total.
+    read_all: reads the encoded rows, the total, and `more`, in one snapshot.
     """
 
     kind: Kind
@@ -71,12 +71,12 @@ class ListQuery:
 
     @cached_property
     def page(self) -> str:
-        """The name of the ids."""
+        """The name under which the ids are cached."""
         return f"page {self.kind.name} {to_json([self.conditions, self.part]).decode()}"
 
     @cached_property
     def count(self) -> str:
-        """The name of the total."""
+        """The name under which the total is cached: the same for all pages."""
         return f"count {self.kind.name} {to_json(self.conditions).decode()}"
 
 
@@ -85,7 +85,10 @@ class _ChangedError(Exception):
 
 
 class Lists:
-    """Reads lists. All parts of a list are of one moment."""
+    """Reads lists. All parts of a result are from the same state of the database.
+
+    keeping: CACHE_PAGES. page_seconds, seconds: lifetimes of ids and of totals.
+    """
 
     def __init__(
         self,
@@ -120,7 +123,7 @@ class Lists:
         return ListResult(bodies, total, more, reader.count("bypass"))
 
     def hit(self, listing: ListQuery, rows: ListResult, generation: bytes | None) -> bool:
-        """Return whether a list is still valid. `generation`: the current one of its kind."""
+        """Return whether `rows` has the current `generation` of the kind; if so, count a hit."""
         if generation != rows.generation:
             return False
         self._reader.count("hit")
@@ -169,7 +172,7 @@ class Lists:
     async def _find(
         self, listing: ListQuery, generation: bytes, keys: Sequence[str], wanted: tuple[bool, bool]
     ) -> ListIds:
-        """Read from the database, after the generation was read, and store the result."""
+        """Read from the database, and cache the result with the generation that was read before."""
         reader = self._reader
         find = partial(listing.find, wanted=wanted)
         result: ListIds = await reader.sql(f"{wanted} {listing.page}", find)
@@ -193,7 +196,7 @@ class Lists:
         ids: Sequence[int],
         loop_timeout: LoopTimeout,
     ) -> tuple[list[bytes], bool]:
-        """Return the rows, and whether all were in the cache.
+        """Return the encoded rows, and whether all were in the cache. Raises _ChangedError.
 
         The generation is read again with the last rows: a row that has changed meanwhile may
         belong to another list now.
@@ -217,9 +220,9 @@ class Lists:
         return bodies, not missing
 
     def _check(self, state: State, generation: bytes, again: bytes | None) -> None:
-        """Raise _ChangedError if a write may have come since the generation was read.
+        """Raise _ChangedError if a write may have committed since the generation was read.
 
-        After the end of an epoch, writes do not change its keys.
+        The epoch is compared too: after its end, writes do not change its keys.
         """
         now = self._reader.enter()
         if self._keeping != "ttl" and (
@@ -228,9 +231,9 @@ class Lists:
             raise _ChangedError
 
     async def _compare(self, listing: ListQuery, seen: ListResult) -> None:
-        """Compare a hit with SQL: stale if the generation is current and the rows differ.
+        """Compare a hit with the database: stale if the rows differ and the generation is current.
 
-        The generation is read second: no cached list may be older than a result of SQL.
+        The generation is read after the rows: if it is current then, no write ended it before.
         """
         reader = self._reader
         try:

@@ -1,4 +1,4 @@
-"""The reader: every read enters the cache through it, and falls back to the database."""
+"""Common steps of all cached reads: check the lease, read the database, count the outcome."""
 
 import asyncio
 import logging
@@ -33,20 +33,21 @@ T = TypeVar("T")
 Sessions = Callable[[], AbstractAsyncContextManager[AsyncSession]]
 StatusT = TypeVar("StatusT", bound=str)
 
-LATER_SECONDS = 1.0
-_lost: ContextVar[str] = ContextVar("lost", default="")  # the request for which the store failed
-SQL_SECONDS = 4.5  # from a request's arrival: its turn, a connection, and the statement
+LATER_SECONDS = 1.0  # timeout of work after a response
+_lost: ContextVar[str] = ContextVar("lost", default="")  # id of a request whose store access failed
+SQL_SECONDS = 4.5  # timeout, including admission queue, connection pool and statement
 
 
 class CacheReader:
-    """The store, guarded by the lease on the epoch and by the circuit breaker.
+    """Access to the store and to the database for reads.
 
-    timeout: the most time that the cache may cost a read, in seconds.
+    The store is used only under a lease on the epoch, and while the circuit breaker is closed.
+    timeout: the longest time, in seconds, that a read may wait for the store.
     """
 
     failures = FAILURES
-    sampled = 0.001  # of all hits
-    sampling_seconds = 0.1  # at least, between two samples: each costs as much as twenty hits
+    sampled = 0.001  # fraction of the hits that are compared with the database
+    sampling_seconds = 0.1  # minimum time between two comparisons: each costs as much as 20 hits
     _sampled_at = -inf
 
     def __init__(
@@ -72,22 +73,21 @@ class CacheReader:
     def enter(self) -> State | None:
         """Return the epoch for a read that begins now. None: the read bypasses the cache.
 
-        A request for which the store has failed once does not use it again.
+        After one failure of the store, a request does not use the store again.
         """
         if self._breaker.is_open or _lost.get() == request_id.get():
             return None
         return self._epoch_lease.lease()
 
     def is_still(self, state: State) -> bool:
-        """Whether a value that was read in an epoch may be used now."""
+        """Whether a value that was read in the epoch `state` may still be used."""
         now = self._epoch_lease.lease()
         return now is not None and now.token == state.token
 
     async def sql(self, name: str, load: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        """Read from the database. Callers with the same name share a load that has not begun.
+        """Run `load` in a session. Concurrent callers with the same `name` may share one load.
 
-        Raises TimeoutError: readers do not wait for a database that does not reply, although its
-        connection notices later.
+        Raises TimeoutError after at most SQL_SECONDS: the driver's own timeout may end later.
         """
 
         async def read() -> T:
@@ -98,7 +98,7 @@ class CacheReader:
             return await self._single_flight.read(name, read)
 
     async def row(self, kind: "Kind", row_id: int) -> Entry:
-        """Read a row from the database, in one statement with the other rows of this tick.
+        """Read a row, in one statement with all rows requested in this turn of the event loop.
 
         Raises TimeoutError, as `sql` does.
         """
@@ -118,7 +118,10 @@ class CacheReader:
         return asyncio.timeout(SQL_SECONDS - min(waited, SQL_SECONDS / 2))
 
     def failed(self, error: Exception) -> None:
-        """Record a failed command of the store."""
+        """Record a failed command: turn the cache off for another store, else count a failure.
+
+        The current request then bypasses the store.
+        """
         if (request := request_id.get()) != NO_REQUEST:
             _lost.set(request)
         if isinstance(error, AnotherStoreError):
@@ -127,7 +130,7 @@ class CacheReader:
             self._breaker.failed(error)
 
     def count(self, status: StatusT) -> StatusT:
-        """Count the cache status of a read."""
+        """Count a read by its cache status, and return the status."""
         if status == "hit":
             self.counters.hits += 1
         elif status == "miss":
@@ -152,7 +155,7 @@ class CacheReader:
         self.logger.error("The cache is stale: %s", name)
 
     def later(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run work that no response waits for."""
+        """Run `work` in a task, for at most LATER_SECONDS. No response waits for this task."""
         task = asyncio.create_task(self._do(work))
         self.under_way.add(task)
         task.add_done_callback(self.under_way.discard)
@@ -169,7 +172,7 @@ class CacheReader:
             self.logger.exception("Cache: work after a response")
 
     async def close(self) -> None:
-        """Wait for the work after responses."""
+        """Wait for running loads, and for the tasks of `later`."""
         await self._single_flight.close()
         for loader in self._loaders.values():
             await loader.close()

@@ -1,7 +1,7 @@
-"""The store of many processes: one Redis server, identified by its run id.
+"""The store that several processes share: one Redis server, identified by its run id.
 
 Every key contains the run id of its Redis, and every new connection reads the server's run id. A
-Redis that was restarted, from any dump, or another master, is another store.
+Redis that was restarted (also from a dump), or another master, counts as another store.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -29,15 +29,15 @@ def _script(*names: str) -> Script:
 
 MARK, LEASE, FILL, SWEEP = map(_script, ("mark", "lease", "fill", "sweep"))
 UNMARK, BEGIN = _script("begin", "unmark"), _script("begin", "generation")
-LIVES = (int(GENERATION_SECONDS * 1000), int(MARK_SECONDS * 1000))
+LIVES = (int(GENERATION_SECONDS * 1000), int(MARK_SECONDS * 1000))  # milliseconds
 PROBE = "octavo:cache:probe"
-POOL_SECONDS = 5.0  # wait for a free connection; callers have shorter time-outs
-AT_ONCE = 1_000
+POOL_SECONDS = 5.0  # timeout for a free connection; callers have shorter timeouts
+AT_ONCE = 1_000  # COUNT of each SCAN
 _expected_run_id: ContextVar[str | None] = ContextVar("expected_run_id", default=None)  # of Redis
 
 
 class _Pool(BlockingConnectionPool):
-    """Returns connections to the expected Redis only."""
+    """A pool that replaces a connection to another Redis than the expected one."""
 
     async def ensure_connection(self, connection: Any) -> None:
         expected = _expected_run_id.get()
@@ -49,7 +49,7 @@ class _Pool(BlockingConnectionPool):
 
 
 async def _greet(connection: Any) -> None:
-    """Open a connection, and read the server's run id."""
+    """Open a connection, and read the server's run id. Raises AnotherStoreError."""
     await connection.on_connect()
     connection.octavo_run_id = await _read_run_id(connection)
     if _expected_run_id.get() not in {None, connection.octavo_run_id}:
@@ -57,7 +57,7 @@ async def _greet(connection: Any) -> None:
 
 
 async def _read_run_id(connection: Any) -> str:
-    """Return the ids of the server and of the history of its data."""
+    """Return `run_id` and `master_replid` of INFO. Raises AnotherStoreError without a master."""
     lines: dict[str, str] = {}
     for section in ("server", "replication"):
         await connection.send_command("INFO", section)
@@ -69,10 +69,10 @@ async def _read_run_id(connection: Any) -> str:
 
 
 class _BatchedRedisCache(RedisCache):  # type: ignore[misc]  # aiocache has no types
-    """aiocache's Redis, which sends the reads of one tick in one write.
+    """aiocache's RedisCache; sends all reads of one turn of the event loop in one write.
 
-    The methods replace aiocache's completely: the cache uses no plugins, time-out or serializer,
-    and checking for them costs as much as the read.
+    The methods replace aiocache's completely: the cache uses no plugins, timeout or serializer of
+    aiocache, and the checks for them take as much CPU time as the read.
     """
 
     batcher: RedisBatcher
@@ -92,9 +92,9 @@ class _BatchedRedisCache(RedisCache):  # type: ignore[misc]  # aiocache has no t
 
 
 class RedisStore(Store):
-    """Entries in Redis, shared by all its processes. Methods raise RedisError or OSError.
+    """A store in Redis, shared by all processes. Methods raise RedisError or OSError.
 
-    deadline: how long a read waits, in seconds.
+    deadline: timeout of a read, in seconds.
     """
 
     def __init__(self, url: str, deadline: float = 1.0) -> None:
@@ -111,18 +111,18 @@ class RedisStore(Store):
             _BatchedRedisCache(
                 serializer=NullSerializer(encoding=None),  # bytes: a lease is compared as it is
                 connection_pool_class=lambda **_: pool,
-                timeout=0,  # callers have their own time-outs
+                timeout=0,  # callers have their own timeouts
             )
         )
         self.aio.batcher = self._batcher
 
     @property
     def batcher(self) -> RedisBatcher:
-        """The client."""
+        """The client that batches commands."""
         return self._batcher
 
     def call(self, keys: Sequence[str], callback: Callable[[Any], None]) -> None:
-        """Read keys, in one write with the other commands of this tick."""
+        """Read keys, in one write with all commands of this turn of the event loop."""
         self._batcher.submit(GET_MANY, keys, callback)
 
     async def mark(
@@ -135,12 +135,12 @@ class RedisStore(Store):
     async def unmark(
         self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
     ) -> None:
-        """Delete a write's marks, and any value that is no mark."""
+        """Delete the content of keys, except marks of other writes."""
         arguments = [token, new_generation(), *LIVES, len(lists)]
         await self._call(UNMARK, prefix, _within(prefix, lists, keys), arguments)
 
     async def generation(self, prefix: str, kind: str) -> bytes:
-        """Return the generation of a kind's lists. Begin it if there is none and no writer."""
+        """Return the generation of a kind's lists, or `W`. Begin one if there is neither."""
         arguments = [new_generation(), *LIVES]
         generation: bytes = await self._call(BEGIN, prefix, _within(prefix, [kind]), arguments)
         return generation
@@ -153,7 +153,7 @@ class RedisStore(Store):
     async def fill(
         self, values: Sequence[tuple[str, bytes, float]], lease: bytes | None = None
     ) -> int:
-        """Write each value if the key holds `lease` or it is None."""
+        """Write each value whose key holds `lease`; None: write all. Return their number."""
         arguments: list[Any] = [lease or b""]
         for _, value, seconds in values:
             arguments += (value, int(seconds * 1000))
@@ -163,7 +163,10 @@ class RedisStore(Store):
         return written
 
     async def sweep(self, prefix: str) -> int:
-        """Delete every value of an epoch, in batches: Redis serves other clients between."""
+        """Delete the values and generations of an epoch, in batches; return the number of values.
+
+        Between two batches Redis serves other clients.
+        """
         scanned = self._scan(prefix)
         return sum([await self._call(SWEEP, prefix, keys, ()) async for keys in scanned])
 
@@ -173,15 +176,15 @@ class RedisStore(Store):
         return [key.decode().removeprefix(prefix) for keys in batches for key in keys]
 
     def mean(self, key: str) -> None:
-        """Accept only the Redis of a key from now on, in this task."""
+        """Require the Redis whose run id is in `key`, in this task."""
         _expected_run_id.set(run_of(key))
 
     async def _call(
         self, script: Script, key: str, keys: Sequence[Any], arguments: Sequence[Any]
     ) -> Any:
-        """Call a script for the epoch of `key`.
+        """Call a script in the Redis of `key`. Raises AnotherStoreError.
 
-        In another Redis the script has no visible effect: every key contains its run id.
+        In another Redis the script has no visible effect: every key contains the expected run id.
         """
         run_id, reply = await self._batcher.request(script, (keys, arguments))
         if run_id != run_of(key):
@@ -197,7 +200,7 @@ class RedisStore(Store):
                 yield keys
 
     async def identify(self) -> str:
-        """Return the run id of the Redis that replies, if it accepts writes."""
+        """Return the run id of the Redis that replies. Raises RedisError if it refuses writes."""
         _expected_run_id.set(None)
         connection = await self.pool.get_connection()
         try:
@@ -215,6 +218,6 @@ class RedisStore(Store):
 
 
 def _within(prefix: str, lists: Sequence[str], keys: Sequence[str] = ()) -> list[str]:
-    """Return keys with the prefix: the generation and writers of each kind, then the others."""
+    """Return keys with the prefix: the two keys of each kind in `lists`, then `keys`."""
     of_lists = (key for kind in lists for key in (generation_key(kind), writers_key(kind)))
     return [prefix + key for key in (*of_lists, *keys)]

@@ -13,7 +13,7 @@ class _Flight:
 
 
 class SingleFlight:
-    """Lets callers share a load. A load never begins before its callers arrive."""
+    """Lets callers share a load. A caller never gets a load that began before the call."""
 
     def __init__(self) -> None:
         self._last: dict[str, _Flight] = {}
@@ -22,7 +22,7 @@ class SingleFlight:
         """Return the result of `load`, shared by all callers that arrive before it begins.
 
         A caller that arrives while a load is running waits for the next load: the running load
-        may have read older data than the caller may see.
+        may have read data that are too old for this caller.
         """
         flight = self._last.get(key)
         if flight is None or flight.begun:

@@ -1,7 +1,8 @@
-"""The row of the epoch: whether the cache may be used, and since when. Every process trusts it.
+"""Read and change the row of the epoch: whether the cache is on, since when, and in which store.
 
-The cache is on in one epoch, on one store (`run_id`), or off for all. A process that doubts the
-store turns the cache off. Then no write commits until every lease on the epoch has ended.
+The cache is on for all processes, in one epoch and one store (`run_id`), or off for all. A process
+that finds a fault of the store turns the cache off. Then no write commits until every lease on the
+epoch has expired.
 """
 
 import asyncio
@@ -21,16 +22,16 @@ from service.cache.counters import Counters
 from service.files import private
 
 LEASE_SECONDS = 2.0  # from the beginning of a read of the row
-SETTLED_SECONDS = 2.2  # after this time no lease on the epoch before is left
-RESTED_SECONDS = 15.0  # off: longer than any write that saw it on
-LOOK_SECONDS = 0.5  # between reads of the row
-QUERY_SECONDS = 2.0  # for the database, in seconds
-BUMP_PATIENCE = 6.0  # on SQLite other writers may come first
-UNSEEN = 5.0  # seconds: a commit may take this long
-UNMARKED_LOCK = 0x0C7A_0003  # advisory lock of PostgreSQL: writes without marks, and recovery
-SERVING_LOCK = 0x0C7A_0004  # serving processes: one alone, or several that share a Redis
+SETTLED_SECONDS = 2.2  # after a change of the epoch: every lease on the previous one has expired
+RESTED_SECONDS = 15.0  # time off before recovery: longer than any write that read `on`
+LOOK_SECONDS = 0.5  # between two reads of the row
+QUERY_SECONDS = 2.0  # timeout of a statement
+BUMP_PATIENCE = 6.0  # timeout in seconds; on SQLite this write waits for other writers
+UNSEEN = 5.0  # the longest time in seconds that a commit may take
+UNMARKED_LOCK = 0x0C7A_0003  # advisory lock (PostgreSQL): writes without marks exclude recovery
+SERVING_LOCK = 0x0C7A_0004  # advisory lock: one process alone, or several that share a Redis
 PRIMARY = "WITH nothing AS (UPDATE cache_state SET epoch = epoch WHERE false) "
-CLOCK = {  # of the database, in seconds: all processes share this clock
+CLOCK = {  # SQL: Unix time of the database in seconds, one clock for all processes
     "postgresql": "extract(epoch FROM clock_timestamp())::float8",
     "sqlite": "(julianday('now') - 2440587.5) * 86400.0",
 }
@@ -38,9 +39,9 @@ CLOCK = {  # of the database, in seconds: all processes share this clock
 
 @dataclass(frozen=True)
 class State:
-    """The row: `age` is the time since the epoch changed, in seconds.
+    """The row of the epoch. age: seconds since the last change of the epoch.
 
-    token: a name of the epoch that no other epoch of any database has.
+    token: identifies the epoch; unique among all databases. run_id: of the store.
     """
 
     epoch: int
@@ -61,15 +62,15 @@ def _state_columns(clock: str) -> list[str]:
 
 @lru_cache
 def _state_query(clock: str) -> TextClause:
-    """Make the query. It is kept: most writes run it."""
+    """Make the query of the row. It is made once, because most writes run it."""
     return text(f"SELECT {', '.join(_state_columns(clock))} FROM cache_state")  # noqa: S608  (no input)
 
 
 @lru_cache
 def with_state(statement: Any, clock: str) -> Any:
-    """Let an INSERT, UPDATE or DELETE read the row of the epoch as it begins.
+    """Let an INSERT, UPDATE or DELETE also return the row of the epoch, as of its beginning.
 
-    `state_in` takes it from the rows that the statement returns.
+    `state_in` reads this row from a row that the statement returns.
     """
     columns = (f"(SELECT {column} FROM cache_state)" for column in _state_columns(clock))  # noqa: S608  (no input)
     return statement.returning(*(literal_column(column) for column in columns))
@@ -81,7 +82,7 @@ def state_in(row: Row[Any]) -> State:
 
 
 async def read_within(db: AsyncSession) -> State:
-    """Read the row within a write, after its changes."""
+    """Read the row of the epoch in the transaction of a write, after its changes."""
     return _state((await db.execute(_state_query(CLOCK[db.get_bind().dialect.name]))).one())
 
 
@@ -90,16 +91,16 @@ def _state(row: Any) -> State:
 
 
 async def hold_off_recovery(db: AsyncSession) -> None:
-    """Keep the cache off until this write has ended, as it sets no marks.
+    """Prevent recovery of the cache until the transaction ends: this write sets no marks.
 
-    On SQLite no other process writes meanwhile. Read the row of the epoch again after this.
+    SQLite needs no lock: it has one writer at a time. After this call, read the row again.
     """
     if db.get_bind().dialect.name == "postgresql":
         await db.execute(text(f"SELECT pg_advisory_xact_lock_shared({UNMARKED_LOCK})"))
 
 
 class Epochs:
-    """A connection of its own to the row: each statement is a transaction."""
+    """Reads and changes the row of the epoch, over one connection of its own in autocommit."""
 
     def __init__(self, counters: Counters) -> None:
         self._counters = counters
@@ -108,30 +109,30 @@ class Epochs:
         self._turn = asyncio.Lock()
         self._locks: list[str] = []
         self._leaving: set[asyncio.Task[None]] = set()
-        self._file: IO[str] | None = None  # SQLite's own locks end with its transactions
+        self._file: IO[str] | None = None  # for `flock`: SQLite's locks end with a transaction
 
     def open(self, engine: AsyncEngine) -> None:
-        """Take an engine of one connection, which is made at first use."""
+        """Use `engine`, whose pool has one connection. It connects at first use."""
         self._engine = engine
         self._clock = CLOCK[engine.dialect.name]
 
     @property
     def is_postgresql(self) -> bool:
-        """Whether it is PostgreSQL, which has advisory locks."""
+        """Whether the database is PostgreSQL, which has advisory locks."""
         return self._engine.dialect.name == "postgresql"
 
     async def read(self) -> State:
-        """Read the row. PRIMARY changes no row; it fails on a read-only server, which may lag."""
+        """Read the row. On PostgreSQL, PRIMARY makes this fail on a standby, which may lag."""
         primary = PRIMARY if self.is_postgresql else ""
         state = _state(await self._query(primary + _state_query(self._clock).text))
-        if state.age < -2 * UNSEEN:  # the database's clock was set back: the age begins anew
+        if state.age < -2 * UNSEEN:  # the database's clock was set back: restart the age
             await self._renew(state.epoch)
         return state
 
     async def begin_epoch(self) -> None:
         """Turn the cache off for all, if it is on."""
-        # While this commit takes its time, processes still get leases on the epoch before. So the
-        # epoch counts as young, and no write continues, until the commit is known to be done.
+        # Until this commit is visible, processes still get leases on the previous epoch. So
+        # `changed_at` is in the future, and no write continues until `_renew` sets it.
         row = await self._query(
             "UPDATE cache_state SET epoch = epoch + 1, token = :token, mode = 'off', "  # noqa: S608  (no input)
             f"changed_at = {self._clock} + {UNSEEN} WHERE mode = 'on' RETURNING epoch",
@@ -144,7 +145,7 @@ class Epochs:
         await self._renew(row[0])
 
     async def _renew(self, epoch: int) -> None:
-        """Begin the age of an epoch now."""
+        """Set the age of an epoch to 0."""
         await self._query(
             f"UPDATE cache_state SET changed_at = {self._clock} "  # noqa: S608  (no input)
             "WHERE epoch = :epoch RETURNING epoch",
@@ -158,14 +159,15 @@ class Epochs:
         await self.settle()
 
     async def settle(self) -> None:
-        """Wait until no lease on the epoch before is left."""
+        """Wait until every lease on the previous epoch has expired."""
         while (age := (await self.read()).age) <= SETTLED_SECONDS:  # noqa: ASYNC110  (a row)
             await asyncio.sleep(min(SETTLED_SECONDS - age + 0.01, LOOK_SECONDS))
 
     async def recover(self, seen: State, run_id: str, *, settled: bool = False) -> bool:
-        """Turn the cache on again, on this store, unless a write without marks is under way.
+        """Turn the cache on, in the store `run_id`. Return whether this succeeded.
 
-        `settled`: no other process can have a lease, so writes need not wait.
+        False: the epoch has changed since `seen`, or a write without marks is under way.
+        settled: no other process can have a lease, so writes need not wait.
         """
         alone = f" AND pg_try_advisory_xact_lock({UNMARKED_LOCK})" if self.is_postgresql else ""
         row = await self._query(
@@ -180,13 +182,13 @@ class Epochs:
         return row is not None
 
     async def hold_off(self) -> None:
-        """Keep the cache off until `close`."""
+        """Prevent recovery of the cache until `close`. On SQLite, do nothing."""
         lock = f"SELECT pg_try_advisory_lock_shared({UNMARKED_LOCK})"
         while self.is_postgresql and not await self.hold(lock):  # noqa: ASYNC110  (a lock)
             await asyncio.sleep(0.01)  # a recovery is under way
 
     async def hold_serving(self, *, alone: bool) -> bool:
-        """Register as a serving process until `close`. False: another process excludes it."""
+        """Register as a serving process until `close`. False: another process has the lock."""
         if not self.is_postgresql:
             return self._hold_file(alone=alone)
         shared = "" if alone else "_shared"
@@ -203,7 +205,7 @@ class Epochs:
         return True
 
     async def hold(self, lock: str) -> bool:
-        """Take a lock until `close`. It is taken again after a lost connection."""
+        """Take a lock until `close`; return whether it is held. Reconnecting takes it again."""
         if lock in self._locks:
             return True
         held = await self._lock(lock)
@@ -230,7 +232,7 @@ class Epochs:
             try:
                 if self._connection is None:
                     self._connection = await self._engine.connect()
-                    # A lock that is refused now was taken by another process meanwhile.
+                    # If a lock is refused now, another process has taken it meanwhile.
                     self._locks = [
                         lock
                         for lock in self._locks
@@ -247,7 +249,7 @@ class Epochs:
 
 
 async def _leave(connection: AsyncConnection) -> None:
-    """Close a connection that may not reply any more."""
+    """Close a connection whose server may no longer reply."""
     with suppress(SQLAlchemyError, OSError):
         await connection.invalidate()
         await connection.close()

@@ -1,7 +1,7 @@
-"""The store of entries: the interface of Redis and of a process's own memory.
+"""The interface of a cache store, and the store in the memory of one process.
 
-aiocache runs single commands. An atomic step is a script in Redis, and code that never waits in
-memory.
+aiocache runs single commands. An atomic step is a Lua script in Redis. In memory it is code that
+never suspends.
 """
 
 import time
@@ -17,19 +17,19 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.cache.entries import GENERATION, MARK, generation_key, new_generation
 
-MARK_SECONDS = 30.0
-GENERATION_SECONDS = 86_400.0
+MARK_SECONDS = 30.0  # lifetime of a mark: longer than any write
+GENERATION_SECONDS = 86_400.0  # lifetime of a generation
 
 
 Replied = tuple[str, list[bytes | None]]  # the run id of the store, and the values of the keys
 
 
 class AnotherStoreError(RedisConnectionError):
-    """The store that replies is not the store of the cache."""
+    """The store that replied is not the store of the current epoch."""
 
 
 class Store(ABC):
-    """Where a method takes no `prefix`, keys include the prefix of their epoch."""
+    """A store of entries. Keys include the prefix of the epoch, unless a method takes `prefix`."""
 
     def __init__(self, aio: BaseCache) -> None:
         self.aio: Any = aio
@@ -45,13 +45,13 @@ class Store(ABC):
         return value
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        """Return the values of keys, all of one instant."""
+        """Return the values of keys, all from the same moment."""
         self.mean(keys[0])
         values: list[bytes | None] = await self.aio.multi_get(keys)
         return values
 
     async def add(self, key: str, value: bytes, seconds: float) -> bool:
-        """Write if the key is empty."""
+        """Write the value if the key does not exist. Return whether it was written."""
         self.mean(key)
         try:
             await self.aio.add(key, value, ttl=seconds)
@@ -60,7 +60,7 @@ class Store(ABC):
         return True
 
     async def replace(self, key: str, value: bytes, seconds: float, expected: bytes) -> bool:
-        """Write if the key holds `expected`."""
+        """Write the value if the key holds `expected`. Return whether it was written."""
         self.mean(key)
         return bool(await self.aio.set(key, value, ttl=seconds, _cas_token=expected))
 
@@ -68,20 +68,20 @@ class Store(ABC):
     async def mark(
         self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
     ) -> None:
-        """Mark keys, and the lists of kinds, in one step, while a write is under way."""
+        """Mark keys, and the generations of `lists` (kinds), in one step. token: of the write."""
 
     @abstractmethod
     async def unmark(
         self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
     ) -> None:
-        """Delete a write's marks, and any value that is no mark, in one step.
+        """Delete the content of keys, except marks of other writes, in one step.
 
-        Each kind whose lists change gets a new generation, unless another write changes them.
+        Each kind in `lists` gets a new generation, unless another write still changes its lists.
         """
 
     @abstractmethod
     async def generation(self, prefix: str, kind: str) -> bytes:
-        """Return the generation of a kind's lists. Begin it if there is none and no writer."""
+        """Return the generation of a kind's lists, or `W`. Begin one if there is neither."""
 
     @abstractmethod
     async def lease(self, keys: Sequence[str], lease: bytes, seconds: float) -> list[bool]:
@@ -91,25 +91,25 @@ class Store(ABC):
     async def fill(
         self, values: Sequence[tuple[str, bytes, float]], lease: bytes | None = None
     ) -> int:
-        """Write (key, value, seconds) if the key holds `lease` or it is None. Return the count."""
+        """Write each (key, value, seconds) if its key holds `lease` (None: any). Return the count."""
 
     @abstractmethod
     async def sweep(self, prefix: str) -> int:
-        """Delete values and generations of an epoch, no marks or leases. Return the value count."""
+        """Delete the values and generations of an epoch. Return the number of values."""
 
     @abstractmethod
     async def identify(self) -> str:
-        """Return the run id: a restarted server is another store."""
+        """Return the run id of the store. A restarted server has another run id."""
 
     def mean(self, key: str) -> None:  # noqa: B027  (memory has no servers)
-        """Accept only the store of a key from now on. Commands then raise AnotherStoreError."""
+        """Require the store whose run id is in `key`. Else commands raise AnotherStoreError."""
 
     async def close(self) -> None:  # noqa: B027  (memory has none)
         """Close every connection."""
 
 
 class _Bounded(SimpleMemoryCache):  # type: ignore[misc]  # aiocache has no types
-    """aiocache's memory, bounded: the least recently used value is evicted."""
+    """aiocache's memory cache with a limit of `entries`: evicts the least recently used value."""
 
     def __init__(self, entries: int) -> None:
         super().__init__(serializer=NullSerializer(encoding=None), timeout=0)
@@ -117,7 +117,7 @@ class _Bounded(SimpleMemoryCache):  # type: ignore[misc]  # aiocache has no type
         self._cache: OrderedDict[str, bytes] = OrderedDict()
 
     def peek(self, key: str) -> bytes | None:
-        """Return the value of a key."""
+        """Return the value of a key, and mark it as recently used."""
         value = self._cache.get(key)
         if value is not None:
             self._cache.move_to_end(key)
@@ -141,7 +141,7 @@ class _Bounded(SimpleMemoryCache):  # type: ignore[misc]  # aiocache has no type
 
 
 class MemoryStore(Store):
-    """The store of one process. Its methods never wait, so each is atomic."""
+    """The store of one process. Its methods never suspend, so each is atomic."""
 
     def __init__(self, entries: int) -> None:
         super().__init__(_Bounded(entries))
@@ -168,7 +168,7 @@ class MemoryStore(Store):
     async def unmark(
         self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
     ) -> None:
-        """Delete a write's marks, and any value that is no mark."""
+        """Delete the content of keys, except marks of other writes."""
         for key in keys:
             value = await self.get(prefix + key)
             if value is not None and (value == MARK + token.encode() or not value.startswith(MARK)):
@@ -178,11 +178,11 @@ class MemoryStore(Store):
             await self._begin(prefix, kind)
 
     async def generation(self, prefix: str, kind: str) -> bytes:
-        """Return the generation of a kind's lists. Begin it if there is none and no writer."""
+        """Return the generation of a kind's lists, or `W`. Begin one if there is neither."""
         return await self.get(prefix + generation_key(kind)) or await self._begin(prefix, kind)
 
     async def _begin(self, prefix: str, kind: str) -> bytes:
-        """Begin a generation, unless a write is under way, even if its marks were lost."""
+        """Begin a generation, or set `W` if a write is under way. Return the new content."""
         now = time.monotonic()
         writers = {token: expiry for token, expiry in self._writers[kind].items() if expiry > now}
         self._writers[kind] = writers
@@ -198,7 +198,7 @@ class MemoryStore(Store):
     async def fill(
         self, values: Sequence[tuple[str, bytes, float]], lease: bytes | None = None
     ) -> int:
-        """Write each value if the key holds `lease` or it is None."""
+        """Write each value whose key holds `lease`; None: write all. Return their number."""
         written = [
             bool(await self.aio.set(key, value, ttl=seconds, _cas_token=lease))
             for key, value, seconds in values
@@ -206,7 +206,7 @@ class MemoryStore(Store):
         return sum(written)
 
     async def sweep(self, prefix: str) -> int:
-        """Delete every value of an epoch, and every generation: processes keep pages by it."""
+        """Delete the values of an epoch, and its generations: processes keep pages by them."""
         swept = {
             key: value
             for key, value in self.aio._cache.items()
@@ -222,5 +222,5 @@ class MemoryStore(Store):
 
 
 def run_of(key: str) -> str:
-    """Return the run id of the store that a key belongs to."""
+    """Return the run id that is part of a key or prefix."""
     return key.split(":", 3)[2]
