@@ -91,7 +91,7 @@ class Store(ABC):
     async def fill(
         self, values: Sequence[tuple[str, bytes, float]], lease: bytes | None = None
     ) -> int:
-        """Write each (key, value, seconds) if its key holds `lease` (None: any). Return the count."""
+        """Write (key, value, seconds) if the key holds `lease` (None: any). Return the count."""
 
     @abstractmethod
     async def sweep(self, prefix: str) -> int:
