@@ -1,4 +1,4 @@
-"""Change a table in a migration without losing dependent objects on SQLite."""
+"""Change a table in a migration, without the loss of dependent objects on SQLite."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,35 +11,37 @@ from sqlalchemy import text
 AUTOINCREMENT = text("""SELECT sql LIKE '%AUTOINCREMENT%' FROM sqlite_master
     WHERE type = 'table' AND name = :table""")
 HIGHEST_ID = text("SELECT seq FROM sqlite_sequence WHERE name = :table")
-# The views and the triggers of all tables: SQLite refuses to rename a table while one of them
-# refers to a table that is missing. A trigger of a view comes after the view.
+# The views and the triggers of all tables: SQLite does not rename a table while a view or trigger
+# refers to a missing table. Views sort before triggers, because a view can have a trigger.
 DEPENDENTS = text("""SELECT type, name, sql FROM sqlite_master
     WHERE type IN ('view', 'trigger') OR (type = 'index' AND tbl_name = :table AND sql IS NOT NULL)
     ORDER BY type = 'trigger', rowid""")
-# SQLite creates a view or trigger even if its columns do not exist. Only a renaming checks them.
+# SQLite creates a view or trigger even if its columns do not exist. Only ALTER TABLE ... RENAME
+# checks them.
 RESOLVE_NAMES = (
     "CREATE TABLE _before (id)",
     "ALTER TABLE _before RENAME TO _after",
     "DROP TABLE _after",
 )
 HAS_STATISTICS = text("SELECT 1 FROM sqlite_master WHERE name = 'sqlite_stat1'")
-ANALYZED_ROWS = 1_000  # of each index
+ANALYZED_ROWS = 1_000  # rows of each index that ANALYZE reads
 
 
 @contextmanager
 def alter_table(table: str, **options: Any) -> Iterator[BatchOperations]:
-    """Change a table with Alembic's batch operations, and keep what depends on the table.
+    """Change a table with Alembic's batch operations, and keep the objects that depend on it.
 
     PostgreSQL alters the table. SQLite cannot: there Alembic copies the rows to a new table, drops
-    the old table and renames the new one. Alone it loses the triggers, indexes on expressions,
-    AUTOINCREMENT, the highest id that was ever used, and the statistics, all without an error.
-    This function restores them within the transaction.
+    the old table and renames the new one. Without an error it loses triggers, indexes on
+    expressions, AUTOINCREMENT, the highest id that was ever used, and the statistics. This function
+    restores them in the same transaction.
 
-    A view, trigger or index that does not fit the changed table fails the migration. Drop it with
-    `op`, before the block or in it, and create its successor after the block. `batch` does not
-    know existing indexes: use `op.drop_index`.
+    A view, trigger or index that does not fit the changed table makes the migration fail. Drop such
+    an object with `op`, before the block or in it, and create its replacement after the block.
+    `batch` does not know existing indexes: use `op.drop_index`.
 
-    options: passed to `op.batch_alter_table`; not `table_kwargs`. `recreate` is for SQLite.
+    options: for `op.batch_alter_table`, except `table_kwargs`. `recreate` applies to SQLite only.
+    Raises RuntimeError on SQLite if foreign keys are enforced.
     """
     connection = op.get_bind()
     if connection.dialect.name != "sqlite":

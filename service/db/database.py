@@ -1,7 +1,7 @@
-"""The database of an application: `session()` to read, `write()` to change.
+"""Access to the database of one application: `session()` to read, `write()` to change.
 
-Nothing else in Octavo commits. Reads are single statements in autocommit. A write is one unit: a
-client that disconnects cannot interrupt it.
+Only this module commits. Reads are single statements in autocommit. A write is one transaction,
+which continues if its client disconnects.
 """
 
 import asyncio
@@ -28,7 +28,7 @@ from service.db.group_commit import GroupCommit, In, Out, Together
 T = TypeVar("T")
 Work = Callable[[AsyncSession], Awaitable[T]]
 
-ATTEMPTS = 3  # of a write that the database rolled back, as in a deadlock
+ATTEMPTS = 3  # maximum attempts of a write that the database rolls back, as in a deadlock
 
 
 class Database:
@@ -36,7 +36,7 @@ class Database:
 
     def __init__(self, settings: Settings, cache: Cache | None = None) -> None:
         self._settings = settings
-        self._is_sqlite = settings.is_sqlite  # kept, as each request needs it and it parses the URL
+        self._is_sqlite = settings.is_sqlite  # stored, because the property parses the URL
         self._cache = cache
         self.epochs = Epochs(Counters()) if cache is None else cache.epochs
         self._writes = (
@@ -51,7 +51,10 @@ class Database:
         self.reader: AsyncEngine
 
     async def open(self) -> None:
-        """Make the engines, which connect at first use. A private database is migrated now."""
+        """Make the engines, which connect at first use. Raises SharedCacheError.
+
+        A `:memory:` database becomes a temporary file, which is migrated now.
+        """
         if self._is_sqlite and self.url.database in {None, "", ":memory:"}:
             await self._make_private()
         size, overflow = self._settings.pool_size, self._settings.pool_overflow
@@ -60,7 +63,7 @@ class Database:
             # the event loop.
             readers = min(size, os.cpu_count() or 1)
             self.reader = self._engine(readers, 0, autocommit=True)
-            # One connection writes: writes queue for it in order, instead of SQLite's polling.
+            # One connection writes. Writes wait for it in order; SQLite itself would poll its lock.
             self.writer = self._engine(1, 0, autocommit=False)
         else:
             self.writer = self._engine(size, overflow, autocommit=False)
@@ -74,7 +77,7 @@ class Database:
             await self._cache.open(self.session)
 
     async def close(self) -> None:
-        """Wait for writes under way, then close every connection."""
+        """Wait for running writes, then close every connection."""
         while self._units:
             await asyncio.wait(self._units)
         if self._cache is not None:
@@ -92,10 +95,10 @@ class Database:
         return sum(pool.checkedout() for pool in pools)
 
     def oldest_wait(self) -> float:
-        """Return since when a request waits for SQLite's threads; inf: no request waits.
+        """Return when the longest wait for SQLite's threads began (monotonic clock); inf: none.
 
-        These threads share the CPU with the event loop, which uses all of it while it is busy.
-        PostgreSQL has its own CPU.
+        These threads share the CPU with the event loop, and slow down while the loop is busy. On
+        PostgreSQL the result is always inf.
         """
         return self.waits.oldest if self._is_sqlite else inf
 
@@ -113,15 +116,15 @@ class Database:
     async def write(self, work: Work[T]) -> T:
         """Run `work` in a transaction, commit, and return its result.
 
-        `work` has no effects but SQL: it may run more than once. Once begun it is committed or
-        rolled back, even if the caller is cancelled.
+        `work` must have no effects except SQL, because it may run more than once. The transaction
+        is committed or rolled back even if the caller is cancelled.
         """
         return await asyncio.shield(self._begin(work))
 
     async def write_batched(self, work: Together[In, Out], item: In) -> Out:
-        """Run `work` in a transaction for an item, together with concurrent items of other callers.
+        """Run `work` for an item, in one transaction with concurrent items of other callers.
 
-        As with `write`, a transaction that has begun ends, even if the caller is cancelled.
+        As with `write`, the transaction ends even if the caller is cancelled.
         """
         if work not in self._groups:
             self._groups[work] = GroupCommit(self._begin, work)
@@ -155,7 +158,7 @@ class Database:
         try:
             result = await work(db)
             mark = await self._writes.before_commit(db, begun)
-            await db.commit()  # it releases the connection, so `close` is not needed
+            await db.commit()  # this releases the connection, so `close` is not needed
         except BaseException:
             await db.close()
             raise
@@ -164,10 +167,10 @@ class Database:
     def _forget(self, unit: asyncio.Task[Any]) -> None:
         self._units.discard(unit)
         if not unit.cancelled():
-            unit.exception()  # retrieved, as the caller may be gone
+            unit.exception()  # retrieved, so that asyncio does not log it without a caller
 
     async def _make_private(self) -> None:
-        """Use a private file: all sessions of SQLite's :memory: share one transaction."""
+        """Use a temporary file: all sessions of SQLite's `:memory:` would share one transaction."""
         self._private_folder = tempfile.mkdtemp(prefix="octavo-")
         self.url = self.url.set(database=f"{self._private_folder}/octavo.db")
         await asyncio.to_thread(migrations.upgrade, self.url)

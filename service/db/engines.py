@@ -1,4 +1,4 @@
-"""Engines: how a connection behaves on each database."""
+"""Make SQLAlchemy engines for PostgreSQL and SQLite: timeouts, pools, session settings."""
 
 import asyncio
 import time
@@ -17,29 +17,30 @@ from service.admission import seconds_left, waiting
 from service.db.errors import is_read_only, server_state
 from service.files import make_database
 
-SILENCE_SECONDS = 4.5  # without a reply of PostgreSQL: longer than its `statement_timeout`
+SILENCE_SECONDS = 4.5  # asyncpg's `command_timeout`: longer than `statement_timeout`
 LEAVING_SECONDS = 1.0  # between two drops of all connections to a read-only server; as Retry-After
-BUSY_MS = 5_000  # the time for which SQLite waits for another process's write
-SESSION = {  # PostgreSQL ends sessions that would block others
+BUSY_MS = 5_000  # SQLite's timeout in milliseconds for the lock of another process
+SESSION = {  # milliseconds; PostgreSQL ends statements and sessions that would block others
     "statement_timeout": "4000",
     "lock_timeout": "3000",
     "idle_in_transaction_session_timeout": "5000",
-    # A write reads the cache's row as it is, not as it was when the write began.
+    # A write must read the newest row of the cache's epoch, not that of its beginning.
     "default_transaction_isolation": "read committed",
-    # A client that vanished must not keep locks for hours.
+    # Seconds. The locks of a client that has disappeared must end soon.
     "tcp_keepalives_idle": "10",
     "tcp_keepalives_interval": "5",
     "tcp_keepalives_count": "3",
 }
-# From PostgreSQL 17 on, the server limits a whole write as well.
+# Since PostgreSQL 17, the server also limits the duration of a transaction (milliseconds).
 TRANSACTION_LIMIT = """SELECT set_config('transaction_timeout', '10000', false)
     WHERE current_setting('server_version_num')::int >= 170000"""
 
 
 class _Abrupt(asyncpg.Connection):
-    """A connection that is terminated at once where SQLAlchemy waits up to 2 s for its close.
+    """A connection that terminates at once if SQLAlchemy closes it with a timeout.
 
-    SQLAlchemy closes a broken connection with that time-out. A server that hangs uses all of it.
+    SQLAlchemy closes a broken connection with a timeout of 2 s. A server that hangs would use all
+    of this time.
     """
 
     async def close(self, *, timeout: float | None = None) -> None:  # noqa: ASYNC109  (asyncpg's)
@@ -51,7 +52,7 @@ class _Abrupt(asyncpg.Connection):
 
 @dataclass
 class Waits:
-    """Waits for a connection of a full pool: their number, total time, and current waits."""
+    """Statistics of waits for a connection: number, total time in seconds, current waits."""
 
     number: int = 0
     seconds: float = 0.0
@@ -64,17 +65,17 @@ class Waits:
 
     @property
     def oldest(self) -> float:
-        """The beginning of the longest current wait; inf: no request waits."""
+        """When the longest current wait began (monotonic clock); inf: no request waits."""
         return next(iter(self.begun.values()), inf)
 
 
 def _fair_pool(waits: Waits) -> type[AsyncAdaptedQueuePool]:
     class FairPool(AsyncAdaptedQueuePool):
-        """Serves requests in order of arrival, and measures how long they wait.
+        """Serves requests in order of arrival, and measures their waits.
 
-        In SQLAlchemy's pool a new request may take the connection for which a waiting request was
-        woken up, again and again, until the waiting request times out. A request waits for the
-        rest of its budget, a background task for `timeout`.
+        In SQLAlchemy's pool, new requests may repeatedly take the connection for which a waiting
+        request was woken up, until that request times out. The timeout is the remaining time of
+        the request (`seconds_left`), or `pool_timeout` in a background task.
         """
 
         __module__ = AsyncAdaptedQueuePool.__module__  # SQLAlchemy names its logger by this
@@ -120,7 +121,7 @@ def _fair_pool(waits: Waits) -> type[AsyncAdaptedQueuePool]:
 def make_engine(
     url: URL, *, autocommit: bool, waits: Waits | None = None, **pool: Any
 ) -> AsyncEngine:
-    """Make an engine. `autocommit`: each statement is a transaction that holds no locks."""
+    """Make an engine. autocommit: each statement is its own transaction. pool: pool options."""
     if waits is not None:
         pool["poolclass"] = _fair_pool(waits)
     # E-mail addresses and hashes must not be logged.
@@ -151,10 +152,10 @@ def make_engine(
 
 
 def _drop_failed_connections(engine: AsyncEngine) -> None:
-    """Drop the connections of a server that is gone, or accepts no writes any more.
+    """Drop all connections of the pool if the server has ended or has become read-only.
 
-    All connections are dropped: after a failover each may lead to the old server. For a read-only
-    server this happens at most once a second, as there may be no other server.
+    After a failover, each connection may lead to the old server. For a read-only server this
+    happens at most once a second, because there may be no other server.
     """
     dropped = -inf
 
@@ -174,9 +175,9 @@ def _drop_failed_connections(engine: AsyncEngine) -> None:
 def prepare_sqlite(
     engine: AsyncEngine, begin: str | None, busy_ms: int = BUSY_MS, *, foreign_keys: bool = True
 ) -> None:
-    """Configure SQLite: WAL, foreign keys, and explicit BEGIN.
+    """Configure SQLite: WAL, foreign keys, and an explicit `begin` statement; None: autocommit.
 
-    The driver's deferred transactions read before they lock, and so lose updates.
+    The driver's deferred transactions read before they lock, so updates could be lost.
     """
 
     @event.listens_for(engine.sync_engine, "do_connect")
@@ -194,7 +195,7 @@ def prepare_sqlite(
 
     @event.listens_for(engine.sync_engine, "handle_error")
     def failed(context: ExceptionContext) -> None:
-        """Turn the driver's OverflowError, for a value beyond 64 bits, into a DataError."""
+        """Raise DataError for the driver's OverflowError (an integer beyond 64 bits)."""
         if isinstance(context.original_exception, OverflowError):
             raise DataError(context.statement, None, context.original_exception, True)
 

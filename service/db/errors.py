@@ -1,4 +1,4 @@
-"""What the errors of PostgreSQL and SQLite mean, said the same way for both."""
+"""Classify the errors of PostgreSQL and SQLite: unavailable, busy, invalid value, retryable."""
 
 import re
 import sqlite3
@@ -13,10 +13,10 @@ from service.models import Base
 
 
 class ServerState(NamedTuple):
-    """A kind of error that tells of the database's state, not of a request: 503, Retry-After.
+    """A kind of error caused by the state of the database, not by the request: 503, Retry-After.
 
-    codes: how its codes begin: SQLSTATE on PostgreSQL, names on SQLite.
-    leaves: the connection leaves the pool, because it is, or may be, of no more use.
+    codes: prefix of its codes: SQLSTATE on PostgreSQL, error names on SQLite. why: the meaning.
+    leaves: the connection is removed from the pool, because it may be unusable.
     """
 
     codes: str
@@ -59,34 +59,34 @@ SQLITE_STATES: tuple[ServerState, ...] = (
     ServerState("SQLITE_CORRUPT", "The file is damaged.", leaves=True),
     ServerState("SQLITE_NOTADB", "The file is no database.", leaves=True),
 )
-REFUSED = "42501"  # while connecting a state of the server; within a statement a defect
+REFUSED = "42501"  # insufficient privilege: while connecting, unavailable; in a statement, a defect
 BUSY = ("55P03", "SQLITE_BUSY", "SQLITE_LOCKED")
 READ_ONLY = ("25006", "SQLITE_READONLY")
-# A value that its column cannot hold: too long, out of range, no date, no text of the encoding; or
-# that breaks a CHECK.
+# The column cannot store the value: too long, out of range, not a date, not text of the encoding,
+# or refused by a CHECK constraint.
 UNFIT_STATES = re.compile("22000|22001|22003|22007|22008|22021|22P02|22P05|23514")
 UNFIT_SQLITE = re.compile("SQLITE_(CONSTRAINT_CHECK|TOOBIG|MISMATCH)")
 RETRIED_STATES = {"40001", "40P01"}  # serialization failure, deadlock
 
 
 def sqlstate(error: BaseException | None) -> str | None:
-    """Give PostgreSQL's five-character code for a driver's error, if it has one."""
+    """Return the SQLSTATE (five characters) of a PostgreSQL driver's error, or None."""
     state = getattr(error, "sqlstate", None)
     return state if isinstance(state, str) else None
 
 
 def driver_error(error: BaseException | None) -> BaseException | None:
-    """Give the driver's own error, of SQLAlchemy's or by itself."""
+    """Return the driver's error that SQLAlchemy wraps; any other error is returned as it is."""
     if not isinstance(error, DBAPIError):
         return error
     try:
         return error.driver_exception
-    except ValueError:  # SQLAlchemy forgets it where a prepared statement no longer holds
+    except ValueError:  # SQLAlchemy loses the driver's error for an invalid prepared statement
         return error.orig and error.orig.__cause__
 
 
 def server_state(error: BaseException | None) -> ServerState | None:
-    """Give what a driver's error tells of the database's state, if it does."""
+    """Return the ServerState of a driver's error; None if the error has another cause."""
     if isinstance(error, sqlite3.Error):
         code, states = getattr(error, "sqlite_errorname", ""), SQLITE_STATES
     else:
@@ -95,16 +95,16 @@ def server_state(error: BaseException | None) -> ServerState | None:
 
 
 def is_read_only(error: BaseException | None) -> bool:
-    """Whether the database that a connection leads to takes no writes."""
+    """Whether an error says that the server of the connection accepts no writes."""
     state = server_state(error)
     return state is not None and state.codes in READ_ONLY
 
 
 def may_be_tried_again(error: DBAPIError) -> bool:
-    """Whether a transaction that was undone can succeed if it is run again now.
+    """Whether a transaction that was rolled back can succeed if it is run again now.
 
-    It made room for another one; a table was migrated under it; or its connection led to a
-    read-only server and has left the pool.
+    Causes: a serialization failure or deadlock; a migration that made a prepared statement invalid;
+    a connection to a read-only server that has been removed from the pool.
     """
     driver = driver_error(error)
     if is_read_only(driver):
@@ -113,7 +113,7 @@ def may_be_tried_again(error: DBAPIError) -> bool:
 
 
 def is_unavailable(error: BaseException | None) -> bool:
-    """Whether an error says that the database is down or full, rather than that we are wrong."""
+    """Whether an error means that the database is unavailable, and not a defect of this code."""
     if isinstance(error, DBAPIError):
         driver = driver_error(error)
         is_refused = error.statement is None and sqlstate(driver) == REFUSED
@@ -123,13 +123,13 @@ def is_unavailable(error: BaseException | None) -> bool:
 
 
 def is_busy(error: BaseException | None) -> bool:
-    """Whether an error says that somebody else held for too long what was needed."""
+    """Whether an error means that another transaction or process held a lock for too long."""
     state = server_state(driver_error(error))
     return state is not None and state.codes in BUSY
 
 
 def is_unfit(error: BaseException | None) -> bool:
-    """Whether an error says that a value, let in by us, is none that the database can hold."""
+    """Whether an error means that the database cannot store a value that validation accepted."""
     if not isinstance(error, DBAPIError):
         return False
     driver = driver_error(error)
@@ -139,7 +139,7 @@ def is_unfit(error: BaseException | None) -> bool:
 
 
 def lacks_tables(error: BaseException | None) -> bool:
-    """Whether an error says that a table or column is missing: migrations are behind."""
+    """Whether an error means that a table or column is missing: migrations are behind."""
     driver = driver_error(error)
     if isinstance(driver, sqlite3.Error):
         return str(driver).startswith(("no such table", "no such column"))
@@ -147,10 +147,10 @@ def lacks_tables(error: BaseException | None) -> bool:
 
 
 def violated(error: IntegrityError) -> str:
-    """Name the constraint that refused a row.
+    """Return the name of the violated constraint.
 
-    SQLite names the columns of a unique constraint, and nothing of a foreign key: that is
-    `FOREIGN KEY` there.
+    For a unique constraint SQLite reports only the columns: the name is looked up. For a foreign
+    key it reports nothing: the result is `FOREIGN KEY`.
     """
     name = getattr(error.driver_exception, "constraint_name", None)
     if isinstance(name, str):

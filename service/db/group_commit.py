@@ -1,8 +1,8 @@
 """Group commit: concurrent writes of one kind share a transaction.
 
-A transaction costs more than a row of it: the marks, the commit, triggers once a statement. Writes
-that are requested in one tick share a transaction. While UNDER_WAY transactions run, new writes
-wait, and share the next one.
+A transaction costs more than one of its rows: cache marks, the commit, and triggers for each
+statement. Writes that are requested in one turn of the event loop share a transaction. While
+UNDER_WAY transactions run, new writes wait, and share the next transaction.
 """
 
 import asyncio
@@ -23,12 +23,12 @@ Begin = Callable[[Callable[[AsyncSession], Awaitable[Sequence[Out]]]], Unit[Out]
 Waiting = tuple[In, asyncio.Future[Out]]
 
 UNDER_WAY = 2  # transactions: this process works on one while the database works on another
-MOST = 64  # items of a transaction
-SLOW_SECONDS = 0.1  # then another transaction begins, even if UNDER_WAY of them still run
+MOST = 64  # maximum number of items in a transaction
+SLOW_SECONDS = 0.1  # after this wait another transaction begins, even if UNDER_WAY still run
 
 
 class RetryAloneError(Exception):
-    """Some items cannot be written with the others. places: their indexes in the group."""
+    """Some items cannot be written in the group's transaction. places: their indexes."""
 
     def __init__(self, places: Collection[int]) -> None:
         super().__init__(places)
@@ -38,10 +38,11 @@ class RetryAloneError(Exception):
 class GroupCommit(Generic[In, Out]):
     """Collects items, and writes them in groups.
 
-    begin: begins a transaction, which ends even if its callers are cancelled.
-    together: writes a group, and returns the result of each item, in order. A group waits for no
-    lock. It raises RetryAloneError for items that would wait for a lock, or be refused. Then it is
-    called for each of them alone, with True as its last argument (`apart`), and may wait.
+    begin: starts a transaction in a task, which continues if its callers are cancelled.
+    together: a function that writes a group, and returns the result of each item, in order. For a
+    group it must not wait for locks: it raises RetryAloneError for items that would wait or be
+    refused. Then it is called for each of these items alone, with True as its last argument
+    (`apart`), and may wait.
     """
 
     def __init__(self, begin: Begin[Out], together: Together[In, Out]) -> None:
@@ -56,7 +57,7 @@ class GroupCommit(Generic[In, Out]):
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Out] = loop.create_future()
         self._waiting.append((item, future))
-        loop.call_soon(self._go_on)  # after all requests of this tick
+        loop.call_soon(self._go_on)  # after all requests of this turn of the event loop
         return await future
 
     def _go_on(self) -> None:
@@ -83,7 +84,7 @@ class GroupCommit(Generic[In, Out]):
             return await self._together(db, items, False)
         except DBAPIError as error:  # the transaction was rolled back
             if is_unavailable(error) and not error.connection_invalidated:
-                raise  # each item alone would fail as well
+                raise  # each item would also fail alone
             raise RetryAloneError(range(len(items))) from error
 
     def _ended(self, group: list[Waiting[In, Out]], unit: Unit[Out]) -> None:

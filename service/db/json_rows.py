@@ -1,4 +1,4 @@
-"""Rows as JSON: one statement and one parameter for any number of rows."""
+"""Pass any number of rows to one statement, as one JSON parameter."""
 
 from collections.abc import Callable, Mapping, Sequence
 from functools import lru_cache
@@ -23,14 +23,14 @@ ORDER = "n"  # the column with the index of each row
 
 
 class JsonRows:
-    """A parameter that holds rows. types: of the columns; other values of a row are ignored."""
+    """A parameter that holds rows. types: columns and their types; other keys are ignored."""
 
     def __init__(self, parameter: str, types: Mapping[str, TypeEngine[Any]]) -> None:
         self._parameter = parameter
         self._types = types
 
     def write(self, rows: Sequence[Mapping[str, Any]], dialect: Dialect) -> dict[str, str]:
-        """Return the value of the parameter."""
+        """Return the parameter's name and value, for `execute`."""
         numbered = [{**row, ORDER: n} for n, row in enumerate(rows)]
         for name, type_ in self._types.items():
             if (process := _processor(type_, dialect)) is not None:
@@ -39,7 +39,7 @@ class JsonRows:
         return {self._parameter: to_json(numbered).decode()}
 
     def read(self, dialect: str) -> FromClause:
-        """Return the parameter as a table, for use in a statement."""
+        """Return the parameter as a table with the columns `types` and ORDER, for a statement."""
         parameter = bindparam(self._parameter, type_=Text)
         types = {ORDER: Integer(), **self._types}
         if dialect == "postgresql":

@@ -1,8 +1,8 @@
-"""Lists as the cache reads them: the ids alone, or the rows.
+"""Queries of lists by page or by cursor, for the cache: only the ids, or the whole rows.
 
 SQLAlchemy needs more time to build a statement than to execute it. So each statement is built once
-for its shape (filters, order, database), with parameters for everything that differs between
-requests. Ids are read without the ORM.
+for each shape (filters, order, database). Values that differ between requests are parameters. Ids
+are read without the ORM.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.cache import Kind, ListIds, ListQuery
 
-SHAPES = 1_000  # statements that are kept
+SHAPES = 1_000  # maximum number of cached statements of each kind
 LIMIT, OFFSET = bindparam("limit", type_=Integer()), bindparam("offset", type_=Integer())
 
 
@@ -40,14 +40,14 @@ class Page:
 
 @dataclass(frozen=True)
 class Order:
-    """A total order of rows: a key without NULL, then the id, both in one direction."""
+    """A total order of rows: by a key that is never NULL, then by id, in the same direction."""
 
     key: ColumnElement[Any]
     id: ColumnElement[int]
     descending: bool
 
     def apply(self, query: Select[Any], *, follows: bool = False) -> Select[Any]:
-        """Sort a query. `follows`: only rows after the parameters after_key and after_id."""
+        """Sort a query. follows: only rows after the position (:after_key, :after_id)."""
         if follows:
             here = tuple_(self.key, self.id)
             key, row_id = (
@@ -67,7 +67,7 @@ def page_query(
     order: Order,
     counted: Select[int] | None = None,
 ) -> Select[Any]:
-    """Make the query of a page of rows, or of a column. `counted` adds the total to each row."""
+    """Make the query of a page. selected: a model or a column. counted: adds the total to rows."""
     total = () if counted is None else (counted.scalar_subquery(),)
     query = select(selected, *total).where(*where)
     return order.apply(query).limit(LIMIT).offset(OFFSET)
@@ -80,17 +80,16 @@ async def fetch_page(
     page: Page,
     values: Mapping[str, Any] | None = None,
 ) -> tuple[list[Any], int]:
-    """Return a page of rows, or of a column, and the total, from one snapshot."""
+    """Return a page of rows, or of a column, and the total. values: parameters of the filters."""
     rows = (await db.execute(query, {**(values or {}), **page.bounds})).all()
     if not rows:
-        # The count is a second snapshot. Limit it: the total must not claim that this empty page
-        # has rows.
+        # The count reads a second snapshot. The limit keeps it consistent with this empty page.
         return [], min(await db.scalar(counted, values) or 0, page.offset)
     return [row[0] for row in rows], rows[0][1]
 
 
 def count_of(model: Any, where: Sequence[ColumnElement[bool]]) -> Select[int]:
-    """Make the query of the number of rows."""
+    """Make the query that counts the rows of a model that match `where`."""
     return select(func.count()).select_from(model.__table__).where(*where).correlate(None)
 
 
@@ -98,8 +97,8 @@ def count_of(model: Any, where: Sequence[ColumnElement[bool]]) -> Select[int]:
 class ListDefinition:
     """How rows of a kind can be listed. `names` are the names of the filters that are set.
 
-    conditions: from names, sort and dialect; each value is a parameter. order: from the sort.
-    known_count: from names, a query of the number of rows if it is known without counting.
+    conditions: called with names, sort and dialect; each value is a parameter. order: called with
+    sort. known_count: called with names; returns the query of a maintained count, or None.
     """
 
     kind: Kind
@@ -110,9 +109,10 @@ class ListDefinition:
 
 
 class FilterSelection(NamedTuple):
-    """The rows of a list, and their order.
+    """The filters and the order of a list.
 
-    conditions: the filters that are set, as text. values: from the dialect, their parameters.
+    conditions: the filters that are set, as text. values: called with the dialect; returns the
+    parameters of the filters.
     """
 
     conditions: Mapping[str, str]
@@ -128,7 +128,7 @@ class _Shape(NamedTuple):
 
 
 def list_page(definition: ListDefinition, selection: FilterSelection, page: Page) -> ListQuery:
-    """List a page of rows. The total counts all pages."""
+    """Return the ListQuery of a page of rows. The total counts the rows of all pages."""
 
     async def find(db: AsyncSession, wanted: tuple[bool, bool]) -> ListIds:
         shape, values = _of(db, definition, selection)
@@ -157,7 +157,10 @@ def list_after(
     after: tuple[Any, int] | None,
     limit: int,
 ) -> ListQuery:
-    """List `limit` rows after a key and id. `more`: those of the last row, if rows follow."""
+    """Return the ListQuery of `limit` rows after a position (key, id); None: from the start.
+
+    `more` of its result: the position of the last row, or None if no rows follow.
+    """
 
     async def fetch(db: AsyncSession, by_id: bool) -> tuple[list[Any], list[Any] | None]:
         shape, values = _of(db, definition, selection)

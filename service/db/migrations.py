@@ -1,4 +1,4 @@
-"""Run Alembic: upgrade a database, and find out whether its revision is old."""
+"""Run Alembic: upgrade a database, and read its revision and the revisions of this code."""
 
 from pathlib import Path
 
@@ -23,12 +23,12 @@ def configuration(url: URL) -> Config:
 
 
 def upgrade(url: URL, revision: str = "head") -> None:
-    """Upgrade the database to `revision`. Blocks, and runs its own event loop."""
+    """Upgrade the database to `revision`. Blocking; runs its own event loop."""
     command.upgrade(configuration(url), revision)
 
 
 def older() -> set[str]:
-    """Return all revisions before the newest. A database at such a revision is behind."""
+    """Return all revisions except the newest. A database at such a revision is behind."""
     scripts = ScriptDirectory(str(ROOT / "alembic")).walk_revisions()
     return {script.revision for script in scripts} - {head()}
 
