@@ -1,9 +1,9 @@
 """The tables, as SQLAlchemy models.
 
 catalogue   the tables
-types       column types that PostgreSQL and SQLite keep in different ways
-search      the words by which a book is searched
-cached      which models the cache serves
+types       column types that differ between PostgreSQL and SQLite
+search      full-text search of books
+cached      the registry of cached models
 """
 
 from service.models.catalogue import (

@@ -1,4 +1,4 @@
-"""The registry of cached models. A model registers itself, so the cache imports no model."""
+"""The registry of cached models. Models register themselves, so the cache imports no models."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, eq=False, slots=True)
 class CachedModel:
-    """A registered model: the kind of its keys, and its primary key.
+    """A registered model. kind: prefix of its cache keys. key: its primary key column.
 
     lists: whether lists of its rows are cached as well.
     """
@@ -25,9 +25,10 @@ CACHED_MODELS: dict[Table, CachedModel] = {}
 
 
 def cached(kind: str, *, lists: bool = False) -> Callable[[type[T]], type[T]]:
-    """Register a model, whose primary key is a single column; its rows get keys `<kind>:<id>`.
+    """Register a model, whose primary key is one column. Cache keys of its rows: `<kind>:<id>`.
 
-    From then on each write to its table invalidates what the cache holds of it.
+    From then on each write to its table invalidates its cache entries. Raises ValueError if the
+    kind is in use.
     """
 
     def register(model: Any) -> Any:
@@ -42,7 +43,7 @@ def cached(kind: str, *, lists: bool = False) -> Callable[[type[T]], type[T]]:
 
 
 def cached_model(kind: str) -> CachedModel:
-    """Give the model of a kind. Raises LookupError: no write would invalidate its entries."""
+    """Return the model of a kind. Raises LookupError if no model is registered for the kind."""
     for model in CACHED_MODELS.values():
         if model.kind == kind:
             return model

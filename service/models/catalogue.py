@@ -1,4 +1,4 @@
-"""The tables. Constraints repeat the checks of the schemas, and decide uniqueness."""
+"""The tables, as models. Constraints repeat the checks of the schemas, and ensure uniqueness."""
 
 import unicodedata
 from datetime import datetime
@@ -27,16 +27,16 @@ from service.models.types import Money, SearchWords, UtcDateTime, UtcNow
 
 GENRES = ("Fiction", "Non-Fiction", "Science", "History")
 TIERS = ("free", "standard", "premium", "service")
-Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite needs INTEGER for automatic ids
+Id = BigInteger().with_variant(Integer, "sqlite")  # SQLite generates ids only for INTEGER
 
 
 def fold(value: str) -> str:
-    """Return the form in which authors and e-mail addresses are compared, ignoring case."""
+    """Return the form for comparison of authors and e-mail addresses: case-folded, NFC."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", value).casefold())
 
 
 class Base(DeclarativeBase):
-    """Names every constraint, so that errors and migrations can refer to it."""
+    """The base of all models. Every constraint has a name, for errors and migrations."""
 
     metadata = MetaData(
         naming_convention={
@@ -47,7 +47,7 @@ class Base(DeclarativeBase):
             "ck": "ck_%(table_name)s_%(constraint_name)s",
         }
     )
-    # Values that the database computes are returned by the same statement: no lazy load.
+    # INSERT and UPDATE return the values that the database computes: no lazy load.
     __mapper_args__ = {"eager_defaults": True}
 
 
@@ -57,7 +57,7 @@ def _one_of(column: str, values: tuple[str, ...]) -> str:
 
 @cached("user")
 class User(Base):
-    """A user account. `token_version` is the `ver` that a valid token must carry."""
+    """A user account. A valid access token has the claim `ver` equal to `token_version`."""
 
     __tablename__ = "users"
     __table_args__ = (
@@ -76,13 +76,16 @@ class User(Base):
     tier: Mapped[str] = mapped_column(String(20), server_default="free")
     is_admin: Mapped[bool] = mapped_column(default=False, server_default=text("false"))
     token_version: Mapped[int] = mapped_column(default=1, server_default="1")
-    # The token that survives a change of the password: the token of that request.
+    # The `jti` of the token that stays valid after a change of the password: that request's token.
     kept_jti: Mapped[str | None] = mapped_column(String(32))
     created_at: Mapped[datetime] = mapped_column(UtcDateTime, server_default=UtcNow())
 
 
 class RefreshToken(Base):
-    """A refresh token, stored as a digest. Used rows stay until they expire, to detect a reuse."""
+    """A refresh token, stored as a digest. Used rows stay until they expire, to detect reuse.
+
+    family: shared by the tokens of one sign-in. access_jti: the `jti` of its access token.
+    """
 
     __tablename__ = "refresh_tokens"
 
@@ -121,7 +124,7 @@ class Book(Base):
 
     id: Mapped[int] = mapped_column(Id, primary_key=True)
     title: Mapped[str] = mapped_column(
-        # Compares by code point, like SQLite, with any locale of the server.
+        # Collation "C" compares by code point, as SQLite does, whatever the server's locale is.
         String(200).with_variant(String(200, collation="C"), "postgresql")
     )
     author: Mapped[str] = mapped_column(String(100))
@@ -142,14 +145,14 @@ class Book(Base):
 
     @staticmethod
     def derived(title: str, author: str) -> dict[str, str]:
-        """Return the columns that are derived from others, for comparison and search."""
+        """Return the columns that are computed from title and author, for filters and search."""
         return {"author_key": fold(author), "search": " ".join(words(title, author))}
 
 
 class BookCount(Base):
     """Number of books of a genre ('' for none): the sum of `n`. Triggers on `books` update it.
 
-    PostgreSQL has several rows for a genre, so that writers do not wait for each other.
+    On PostgreSQL a genre may have several rows, so that writers do not wait for each other.
     """
 
     __tablename__ = "book_counts"
@@ -183,7 +186,7 @@ class BookViews(Base):
 
 
 class CacheState(Base):
-    """State of the cache: on or off, its store, and the time of the change (s). A single row."""
+    """State of the cache, in a single row. changed_at: time of the last change, Unix seconds."""
 
     __tablename__ = "cache_state"
     __table_args__ = (
@@ -199,15 +202,15 @@ class CacheState(Base):
     changed_at: Mapped[float] = mapped_column(Double)
 
 
-# Sort keys without NULL: one index serves the whole order, and one comparison serves a cursor.
-# The value for NULL is the highest when ascending and the lowest when descending: NULLs are last.
+# Sort keys without NULL: one index serves the whole order, and a cursor needs one comparison.
+# NULL becomes the highest value when ascending and the lowest when descending, so NULLs are last.
 YEAR_ASC = func.coalesce(Book.__table__.c.published_year, literal_column("9999"))
 YEAR_DESC = func.coalesce(Book.__table__.c.published_year, literal_column("-1"))
 PRICE_ASC = func.coalesce(Book.__table__.c.price, literal_column("10000000000"))
 PRICE_DESC = func.coalesce(Book.__table__.c.price, literal_column("-1"))
 
-# The columns are included so that an index-only scan can count rows: PostgreSQL does not detect
-# that the expression is sufficient.
+# INCLUDE lets PostgreSQL count rows by an index-only scan: it does not detect that the expression
+# is sufficient.
 Index("ix_books_year_asc", YEAR_ASC, Book.id, postgresql_include=["published_year"])
 Index("ix_books_year_desc", YEAR_DESC, Book.id, postgresql_include=["published_year"])
 Index("ix_books_price_asc", PRICE_ASC, Book.id, postgresql_include=["price"])

@@ -1,4 +1,4 @@
-"""Full-text search of books. Python splits text into words, the same on both databases."""
+"""Full-text search of books. Python splits text into words, so both databases find the same."""
 
 import re
 import unicodedata
@@ -8,13 +8,13 @@ from sqlalchemy import ColumnElement, bindparam, cast, column, select, table, te
 from sqlalchemy.dialects.postgresql import TSQUERY
 
 ASCII_WORD = re.compile("[a-z0-9]+")
-MAX_WORD = 100  # characters; longer words are cut, as PostgreSQL refuses over 2,046 bytes
+MAX_WORD = 100  # characters; longer words are cut: PostgreSQL refuses words over 2,046 bytes
 
 
 def words(*values: str) -> list[str]:
     """Split texts into words for the search: case-folded, without accents, in order."""
     text = " ".join(values)
-    if text.isascii():  # the common case is faster
+    if text.isascii():  # a faster way for the common case
         return [part[:MAX_WORD] for part in ASCII_WORD.findall(text.lower())]
     plain = unicodedata.normalize("NFKD", text).casefold()
     plain = unicodedata.normalize("NFKD", plain)
@@ -24,9 +24,9 @@ def words(*values: str) -> list[str]:
 
 
 def query_of(text: str, dialect: str) -> str:
-    """Return a query for all words of a text, the last word as a prefix.
+    """Return a tsquery or FTS5 query: all words of a text, the last word as a prefix.
 
-    Words hold only letters and digits.
+    Words hold only letters and digits, so the quotes need no escape.
     """
     terms = words(text)
     if dialect == "postgresql":
@@ -35,7 +35,7 @@ def query_of(text: str, dialect: str) -> str:
 
 
 def found_by(books: Any, dialect: str) -> ColumnElement[bool]:
-    """Return the condition that a book matches the parameter `q`, a text from `query_of`."""
+    """Return the condition that a book matches the parameter `q`, a result of `query_of`."""
     condition: ColumnElement[bool]
     if dialect == "postgresql":
         condition = books.search.bool_op("@@")(cast(bindparam("q"), TSQUERY))

@@ -1,4 +1,4 @@
-"""Types of columns that PostgreSQL and SQLite each keep in their own way."""
+"""Column types and SQL functions that differ between PostgreSQL and SQLite."""
 
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -13,7 +13,7 @@ INT64 = 2**63 - 1  # the largest value of a BIGINT column
 
 
 class UtcNow(FunctionElement[datetime]):
-    """The database's clock: one for all workers, so that order by time is one order."""
+    """The database's current time: one clock for all workers, so times have one order."""
 
     type = DateTime(timezone=True)
     inherit_cache = True
@@ -30,7 +30,7 @@ def _now_sqlite(element: UtcNow, compiler: Any, **kw: Any) -> str:
 
 
 class FromNow(FunctionElement[datetime]):
-    """The time of the database's clock in a number of seconds, its argument."""
+    """The database's current time plus a number of seconds, its argument."""
 
     type = DateTime(timezone=True)
     inherit_cache = True
@@ -48,7 +48,7 @@ def _from_now_sqlite(element: FromNow, compiler: Any, **kw: Any) -> str:
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An instant in UTC, to the microsecond (SQLite's own clock: to the millisecond)."""
+    """An instant in UTC, in microseconds (UtcNow on SQLite: in milliseconds)."""
 
     impl = DateTime(timezone=True)
     cache_ok = True
@@ -61,9 +61,9 @@ class UtcDateTime(TypeDecorator[datetime]):
 
 
 class Money(TypeDecorator[Decimal]):
-    """An exact price with two decimals: NUMERIC, or integer cents where SQLite has none."""
+    """An exact price with two decimals: NUMERIC on PostgreSQL, integer cents on SQLite."""
 
-    impl = Numeric(13, 2)  # wide enough for PRICE_ASC's last key, which is beyond every price
+    impl = Numeric(13, 2)  # wide enough for the value of NULL in PRICE_ASC, above every price
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> Any:
@@ -77,7 +77,7 @@ class Money(TypeDecorator[Decimal]):
 
 
 class SearchWords(TypeDecorator[str]):
-    """The words of a book: a `tsvector` on PostgreSQL, text under FTS5 on SQLite."""
+    """The words of a book: a `tsvector` on PostgreSQL, text with an FTS5 index on SQLite."""
 
     impl = Text
     cache_ok = True
