@@ -1,8 +1,8 @@
-"""Passwords, tokens and names.
+"""Passwords, tokens and usernames.
 
 passwords   hashing with argon2id in separate threads
 tokens      signed access tokens (JWT), and refresh tokens
-usernames   which names look alike, by Unicode's data
+usernames   allowed characters of usernames, and their comparison (Unicode)
 """
 
 from collections.abc import AsyncGenerator
@@ -34,7 +34,7 @@ __all__ = [
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Give the application its passwords and tokens."""
+    """Register `passwords` and `tokens` as extensions of the application."""
     store = app.extensions["passwords"] = Passwords(settings)
     app.extensions["tokens"] = Tokens(settings)
 

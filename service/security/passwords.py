@@ -1,4 +1,4 @@
-"""Password hashing with argon2id in separate threads."""
+"""Hash and verify passwords with argon2id, in separate threads."""
 
 import asyncio
 import secrets
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Passwords:
-    """argon2id (19 MiB, 2 passes: OWASP's first choice) in separate threads."""
+    """argon2id with 19 MiB, 2 passes, 1 lane (OWASP Password Storage Cheat Sheet), in threads."""
 
     def __init__(self, settings: Settings) -> None:
         self._hasher = PasswordHasher(time_cost=2, memory_cost=19_456, parallelism=1)
@@ -35,12 +35,12 @@ class Passwords:
         return self._pending
 
     async def open(self) -> None:
-        """Start the threads, and make the hash to verify passwords of unknown users against."""
+        """Start the threads, and make the dummy hash for sign-ins of unknown users."""
         self._pool = ThreadPoolExecutor(self._threads, thread_name_prefix="password")
         self._dummy_hash = await self.hash(secrets.token_hex())
 
     async def close(self) -> None:
-        """Wait for running hashes."""
+        """Wait for running hashes, and end the threads."""
         await asyncio.to_thread(self._pool.shutdown)
 
     async def hash(self, password: str) -> str:
@@ -48,9 +48,10 @@ class Passwords:
         return await self._run(lambda: self._hasher.hash(password))
 
     async def verify(self, password: str, password_hash: str | None) -> bool:
-        """Return whether a password is right. A hash of None (no user) takes as long: False.
+        """Return whether a password is right. `password_hash` is None for an unknown user.
 
-        Raises ServiceUnavailableError if no thread is free in time.
+        Then the result is False, and takes as long as for a known user. Raises
+        ServiceUnavailableError if no thread is free in time.
         """
         return await self._run(lambda: self._check(password, password_hash))
 
@@ -68,7 +69,7 @@ class Passwords:
     async def _run(self, work: Callable[[], T]) -> T:
         """Run `work` in a thread. Raises ServiceUnavailableError if none is free in time.
 
-        The turn of the request is paused, so that other requests run meanwhile.
+        The request's turn (admission) is paused meanwhile, so that other requests run.
         """
         admission = current.get()
         with nullcontext() if admission is None else admission.paused():
@@ -84,7 +85,7 @@ class Passwords:
                 self._pending -= 1
                 raise
             future = asyncio.get_running_loop().run_in_executor(self._pool, work)
-            # Counted until the thread has ended, even if the client disconnects.
+            # `pending` counts it until the thread has finished, even if the client disconnects.
             future.add_done_callback(self._done)
             return await asyncio.shield(future)
 

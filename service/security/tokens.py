@@ -1,4 +1,4 @@
-"""Signed access tokens, and refresh tokens."""
+"""Issue and verify signed access tokens (JWT, RFC 7519), and make refresh tokens."""
 
 import hashlib
 import secrets
@@ -18,13 +18,13 @@ ALGORITHM = "HS256"  # the only algorithm to sign with and to accept
 ISSUER = AUDIENCE = "octavo"
 CLAIMS = ["user_id", "username", "tier", "iat", "exp", "jti", "iss", "aud", "ver"]
 HEADER = {"alg": ALGORITHM, "typ": "JWT"}  # header of every issued token
-LEEWAY = 30  # seconds by which the clock of the issuing machine may be ahead
+LEEWAY = 30  # seconds by which the clock of the machine that issued a token may be ahead
 MAX_TOKEN = 4_096  # characters; an issued token has about 350
 MOST_TOKENS = 4_096  # verified tokens in memory, so that each signature is computed once
 
 
 class InvalidTokenError(UnauthorizedError):
-    """The access token does not verify, has expired or was revoked (RFC 6750, 3.1)."""
+    """The access token is invalid, expired or revoked: `invalid_token` of RFC 6750, 3.1."""
 
     def __init__(self, error: str | None = None) -> None:
         super().__init__(error)
@@ -32,7 +32,7 @@ class InvalidTokenError(UnauthorizedError):
 
 
 def bearer(header: str) -> str:
-    """Return the token of an Authorization header, with or without `Bearer ` (guide)."""
+    """Return the token of an Authorization header. `Bearer ` is optional, as in the Flask guide."""
     scheme, _, rest = header.strip().partition(" ")
     return rest.strip() if scheme.lower() == "bearer" else header.strip()
 
@@ -51,10 +51,10 @@ class Claims(BaseModel):
 
 
 class Tokens:
-    """Access tokens: JWT, HS256. `SECRET_KEY` signs, `SECRET_KEY_PREVIOUS` still verifies.
+    """Issues and verifies access tokens: JWT, HS256. `SECRET_KEY_PREVIOUS` only verifies.
 
-    A token whose header has another member (`kid`, `jku`, `jwk`, `crit`, ...) is refused, even if
-    its signature is valid: issued tokens have none, and a header must not select a key.
+    A token whose header has other members than `alg` and `typ` (`kid`, `jku`, `jwk`, `crit`, ...)
+    is refused, even if its signature is valid: a header must not select a key.
     """
 
     def __init__(self, settings: Settings) -> None:
@@ -81,7 +81,7 @@ class Tokens:
         return jwt.encode(claims, self._keys[0], algorithm=ALGORITHM), jti
 
     def read(self, token: str) -> Claims:
-        """Verify a token. Raises InvalidTokenError for every defect."""
+        """Verify a token, and return its claims. Raises InvalidTokenError for every defect."""
         if len(token) > MAX_TOKEN:
             raise InvalidTokenError
         claims = self._verified(token)
@@ -114,5 +114,5 @@ def new_refresh_token() -> str:
 
 
 def digest(refresh_token: str) -> str:
-    """Return the digest under which a refresh token is stored."""
+    """Return the digest (SHA-256, hex) under which a refresh token is stored."""
     return hashlib.sha256(refresh_token.encode()).hexdigest()

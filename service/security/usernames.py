@@ -1,6 +1,6 @@
-"""Usernames: allowed characters, and equality of names.
+"""Usernames: check their characters, and compare them.
 
-Three rules of Unicode, which Python implements only in part:
+Three rules of Unicode, of which Python implements only parts:
 
 - Two names are equal if their NFKC_Casefold is equal (UAX #31, R5): letter case, full-width and
   other compatibility forms, and invisible characters make no difference.
@@ -13,9 +13,10 @@ Three rules of Unicode, which Python implements only in part:
 
 The tables come from the Unicode Character Database 15.0 (Scripts.txt, ScriptExtensions.txt,
 DerivedCoreProperties.txt; © Unicode, Inc., https://www.unicode.org/terms_of_use.html). A line of
-`usernames.txt` is a first and a last code point, in hex, and their scripts: Script_Extensions, else
-Script; `*` for Common and Inherited. Neighbours with the same scripts share a line, also with
-unassigned code points between them. A code point without a line is refused.
+`usernames.txt` holds the first and the last code point of a range, in hex, and the scripts of the
+range: Script_Extensions, else Script; `*` for Common and Inherited. Adjacent ranges with the same
+scripts share a line, even with unassigned code points between them. A code point without a line is
+refused.
 """
 
 import unicodedata
@@ -34,7 +35,7 @@ IGNORABLE = frozenset(  # Default_Ignorable_Code_Point
 )  # fmt: skip
 # Braille, Egyptian (full, half), Khitan, musical notation: no Unicode property identifies them.
 BLANK = frozenset("\u2800\U00013441\U00013442\U00016fe4\U0001d159")
-HIDDEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}  # categories
+HIDDEN = {"Cc", "Cf", "Cn", "Co", "Cs", "Zl", "Zp"}  # general categories
 EVERY = frozenset({"*"})
 # Chinese, Japanese and Korean are written with several scripts (UTS #39, 5.1).
 WRITTEN_WITH = {
@@ -62,7 +63,7 @@ FIRSTS, REST = _read_table()
 
 
 def name_key(name: str) -> str:
-    """Return the form of a name for comparison."""
+    """Return the form of a name for comparison: NFKC_Casefold, with single spaces."""
     folded = unicodedata.normalize("NFD", name).casefold()
     folded = unicodedata.normalize("NFKD", folded).casefold()
     shown = "".join(c for c in folded if c not in IGNORABLE and c not in BLANK)
