@@ -80,10 +80,10 @@ async def fetch_page(
     page: Page,
     values: Mapping[str, Any] | None = None,
 ) -> tuple[list[Any], int]:
-    """Return a page of rows, or of a column, and the total. values: parameters of the filters."""
+    """Return a page of rows, or of a column, and the total, from one snapshot."""
     rows = (await db.execute(query, {**(values or {}), **page.bounds})).all()
     if not rows:
-        # The count reads a second snapshot. The limit keeps it consistent with this empty page.
+        # The count reads a second snapshot; `min` keeps it consistent with this empty page.
         return [], min(await db.scalar(counted, values) or 0, page.offset)
     return [row[0] for row in rows], rows[0][1]
 

@@ -186,7 +186,7 @@ class BookViews(Base):
 
 
 class CacheState(Base):
-    """State of the cache, in a single row. changed_at: time of the last change, Unix seconds."""
+    """State of the cache, in one row: on or off, its store, time of the change (Unix seconds)."""
 
     __tablename__ = "cache_state"
     __table_args__ = (
