@@ -6,12 +6,12 @@ from typing import Any, Literal, NamedTuple, Protocol
 
 from hypercorn.config import Config
 
-COMPLETE = "http.request.complete"  # an ASGI extension: the whole request has been read
+COMPLETE = "http.request.complete"  # Octavo's ASGI extension: the whole request has been read
 Headers = list[tuple[bytes, bytes]]
 
 
 class EarlyResponse(NamedTuple):
-    """A response made without the application. `lines`: its field lines, each with its CRLF."""
+    """A response made without the application. lines: its field lines, each with its CRLF."""
 
     status: int
     lines: bytes
@@ -25,22 +25,21 @@ class EarlyResponse(NamedTuple):
 
 
 class Shortcut(Protocol):
-    """Finds responses without the application."""
+    """Makes responses without a call of the application (`service.fast_path`)."""
 
     def lookup(self, scope: Any, callback: Callable[[EarlyResponse | None], None]) -> bool:
-        """Start to look for the response to a GET without content.
+        """Look up the response to a GET without content. False: the application must respond.
 
-        False: the application must respond. Otherwise `callback` is called once, later: with the
-        response, or with None if the application must respond. In that case the scope holds the
-        results of the lookup.
+        Otherwise `callback` is called once, after this method has returned: with the response, or
+        with None if the application must respond. Then the scope holds the results of the lookup.
         """
 
 
 class Turn(Protocol):
-    """A submitted request."""
+    """A request in the admission queue."""
 
     def end(self) -> None:
-        """Withdraw the request, when its client disconnects before it was started."""
+        """Withdraw the request: its client has disconnected before the application was called."""
 
 
 class Admission(Protocol):
@@ -52,11 +51,11 @@ class Admission(Protocol):
         start: Callable[[], None],
         refuse: Callable[[int, list[tuple[bytes, bytes]], bytes], None],
     ) -> Turn:
-        """Call `start`, now or later, or `refuse` with the status, headers and body to send."""
+        """Submit a request. Calls `start`, now or later, or `refuse` with status, headers, body."""
 
 
 def plain_error(status_code: int) -> tuple[Headers, bytes]:
-    """Return the headers and body of an error of the server itself, as plain text."""
+    """Return the headers and body of an error response of the server, as plain text."""
     body = HTTPStatus(status_code).phrase.encode()
     headers = [(b"content-type", b"text/plain"), (b"content-length", b"%d" % len(body))]
     return headers, body
@@ -66,9 +65,9 @@ class ServerConfig(Config):
     """Hypercorn's configuration, with the settings of `service.server.http1`."""
 
     http1: Literal["httptools", "h11"] = "httptools"
-    draining = False  # responses carry `Connection: close`
-    header_seconds = 5.0
+    draining = False  # whether responses carry `Connection: close`
+    header_seconds = 5.0  # timeout of a request's head, from its first byte
     error_response: Callable[[int], tuple[Headers, bytes]] = staticmethod(plain_error)
     admission: Admission | None = None
     shortcut: Shortcut | None = None
-    serving: Any = None  # the Serving that all connections share, after the first
+    serving: Any = None  # the `Serving` of all connections; made by the first connection

@@ -1,4 +1,4 @@
-"""One connection: requests are read in order, each after the response to the previous request."""
+"""One connection: reads requests in order, each after the response to the previous request."""
 
 import asyncio
 import contextvars
@@ -25,7 +25,7 @@ class Connection(TransportProtocol):
     """An HTTP/1.1 connection to one client."""
 
     _data, _at = b"", 0  # received data, and the position up to which it is parsed
-    _cycle: RequestCycle | None = None  # the exchange whose response is not complete
+    _cycle: RequestCycle | None = None  # the request whose response is not complete
     _count = 0  # number of requests
     _is_ending = False
     _is_lost = False
@@ -38,7 +38,7 @@ class Connection(TransportProtocol):
         self.ended = server.loop.create_future()  # connection lost, and no application runs
         self._context = contextvars.copy_context()  # each request gets a copy
         self._reader = Reader(server.known)
-        self._running: set[RequestCycle] = set()  # exchanges whose applications have not ended
+        self._running: set[RequestCycle] = set()  # requests whose application has not returned
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """Register the connection and start its timer."""
@@ -48,14 +48,17 @@ class Connection(TransportProtocol):
         self._watch()
 
     def data_received(self, data: bytes) -> None:
-        """Buffer received data, and parse it if its turn has come."""
+        """Buffer received data, and parse it unless a response is pending."""
         if self._is_closing:
             return self._discard(len(data))
         self._data, self._at = self._data[self._at :] + data if self._data else data, 0
         return self._advance()
 
     def eof_received(self) -> bool:
-        """Finish pending responses: the client may have closed only its sending side."""
+        """Finish the pending response: the client may have closed only its sending side.
+
+        Return whether the transport stays open.
+        """
         self._is_eof = True
         if self._cycle is None or self._is_closing:
             return False
@@ -63,7 +66,7 @@ class Connection(TransportProtocol):
         return self.scheme == "http"  # TLS connections cannot be half-closed
 
     def connection_lost(self, error: Exception | None) -> None:
-        """Release the connection, and disconnect the running applications."""
+        """Release the connection, and report the disconnect to running applications."""
         super().connection_lost(error)
         self._is_lost, self._data, self._at = True, b"", 0
         self._reader.close()
@@ -74,18 +77,18 @@ class Connection(TransportProtocol):
         self._end()
 
     def pause_writing(self) -> None:
-        """Suspend the application and the parsing of further requests."""
+        """Make `send` wait, and parse no further requests: the write buffer is full."""
         super().pause_writing()
         self._watch()
 
     def resume_writing(self) -> None:
-        """Resume the application and parsing."""
+        """Let `send` continue, and parse further requests."""
         super().resume_writing()
         if not self._is_closing:
             self._advance()
 
     def closes_after(self, cycle: RequestCycle | None) -> bool:
-        """Return whether the response that starts is the last of this connection."""
+        """Return whether the connection closes after the response that starts now."""
         config, reader = self.server.config, self._reader
         return (
             b"close" in reader.options
@@ -97,7 +100,7 @@ class Connection(TransportProtocol):
         )
 
     def finished(self, cycle: RequestCycle, *, closes: bool) -> None:
-        """Continue with the next request, or close."""
+        """After a complete response, continue with the next request, or close."""
         if self._cycle is not cycle:
             return
         self._cycle = None
@@ -109,7 +112,7 @@ class Connection(TransportProtocol):
             self.adjust_reading()
 
     def abort_response(self, cycle: RequestCycle, *, looks_whole: bool) -> None:
-        """Close in the middle of a response."""
+        """Close in the middle of a response. looks_whole: reset, else the client sees no error."""
         if self._cycle is cycle:
             self._cycle = None
             if looks_whole:
@@ -118,7 +121,7 @@ class Connection(TransportProtocol):
                 self._close(lingers=False)
 
     def application_ended(self, cycle: RequestCycle) -> None:
-        """Forget an exchange whose application has ended."""
+        """Remove a request whose application has returned."""
         self._running.discard(cycle)
         self._end()
 
@@ -136,7 +139,7 @@ class Connection(TransportProtocol):
             except RefusedError as error:
                 return self._refuse(error.status)
         if self._cycle is not None:
-            self._cycle.start()  # with the part of the body that came with the head
+            self._cycle.start()  # after the part of the body that arrived with the head
         if self._at == len(self._data):
             self._data, self._at = b"", 0
             is_responding = (
@@ -149,9 +152,9 @@ class Connection(TransportProtocol):
         return self.adjust_reading()
 
     def _begin(self) -> bool:
-        """Start the next request. False: its head is not complete."""
+        """Start the next request. False: its head is not complete. Raises RefusedError."""
         data, at = self._data, self._at
-        if data.startswith(b"\r\n", at):  # ignore an empty line here (RFC 9112, 2.2)
+        if data.startswith(b"\r\n", at):  # ignore an empty line before a request (RFC 9112, 2.2)
             at += 2
         end = self._reader.find_end(data, at)
         if end is None:
@@ -176,7 +179,7 @@ class Connection(TransportProtocol):
         return None
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        """Create a task with its own context."""
+        """Create a task in a copy of the connection's context."""
         return self._loop.create_task(work, context=self._context.copy())
 
     def _read_body(self) -> None:
@@ -198,7 +201,7 @@ class Connection(TransportProtocol):
         if cycle is not None:
             if cycle.discard_response():
                 return self.abort()  # part of a response was sent
-            cycle.start()  # the exchange is silenced: start only ends it
+            cycle.start()  # after `discard_response`, start only ends the request
         return self._reply(status, *error_response(self.server.config, status), closes=True)
 
     def _reply(self, status: int, headers: Headers, body: bytes, *, closes: bool) -> None:
@@ -211,7 +214,7 @@ class Connection(TransportProtocol):
             self._close(lingers=True)
 
     def adjust_reading(self) -> None:
-        """Pause reading while enough data waits to be parsed or received by the application."""
+        """Pause reading while more than 64 KiB wait for the parser or for the application."""
         cycle = self._cycle
         is_enough = len(self._data) - self._at > MOST_UNREAD or (
             cycle is not None and cycle.is_full
@@ -221,7 +224,7 @@ class Connection(TransportProtocol):
         self._watch()
 
     def _watch(self) -> None:
-        """Determine the phase of the connection and its timeout."""
+        """Set the phase of the connection and its timeout."""
         cycle, config = self._cycle, self.server.config
         if self._is_closing:
             return
@@ -239,7 +242,7 @@ class Connection(TransportProtocol):
             self._enter(phase, seconds)
 
     def end(self) -> None:
-        """Close after the response to the current request."""
+        """Close after the response to the current request, or now if there is none."""
         self._is_ending = True
         if self._cycle is None and not self._is_closing:
             self._leave()

@@ -1,4 +1,4 @@
-"""Error responses of the server itself, and absolute-form request targets."""
+"""Make the server's own error responses, and convert request targets in absolute form."""
 
 import re
 from collections.abc import Sequence
@@ -10,7 +10,7 @@ ABSOLUTE = re.compile(rb"https?://([^/?#]+)(.*)", re.IGNORECASE | re.DOTALL)
 
 
 def error_response(config: ServerConfig, status_code: int) -> tuple[Headers, bytes]:
-    """Return the headers and body of an error response that closes its connection."""
+    """Return the headers and body of an error response, with `Connection: close`."""
     headers, body = config.error_response(status_code)
     return [*headers, (b"connection", b"close")], body
 
@@ -18,9 +18,9 @@ def error_response(config: ServerConfig, status_code: int) -> tuple[Headers, byt
 def as_origin(
     target: bytes, headers: Sequence[tuple[bytes, bytes]]
 ) -> tuple[bytes, Sequence[tuple[bytes, bytes]]]:
-    """Take the host from an absolute-form target: it replaces the Host field (RFC 9112, 3.2.2).
+    """Convert a target in absolute form to origin form; its host replaces Host (RFC 9112, 3.2.2).
 
-    Raises RefusedError if the host is longer than any valid name.
+    Raises RefusedError (400) if a host is longer than HOST_BYTES.
     """
     absolute = ABSOLUTE.fullmatch(target)
     if absolute is not None:

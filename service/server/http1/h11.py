@@ -1,4 +1,4 @@
-"""Hypercorn's own HTTP/1.1 on h11, without protocol upgrades."""
+"""Correct Hypercorn's own HTTP/1.1 (h11): no protocol upgrades, and a timeout for headers."""
 
 import asyncio
 from dataclasses import replace
@@ -17,11 +17,10 @@ from service.server.http1.parser import RefusedError
 
 
 class Http1(H11Protocol):
-    """Replaces Hypercorn's H11Protocol.
+    """Replaces Hypercorn's H11Protocol, and ignores Upgrade, as RFC 9110, 7.8 permits.
 
     Hypercorn's cleartext HTTP/2 buffers a megabyte for each unread stream, and has no timeout for
-    unfinished headers. A server may ignore Upgrade (RFC 9110, 7.8). The service has no websockets
-    either.
+    unfinished headers. Octavo has no websockets.
     """
 
     config: ServerConfig
@@ -50,9 +49,9 @@ class Http1(H11Protocol):
         self.task_group._task_group.create_task(self.send(Closed()))  # type: ignore[attr-defined]  # its own
 
     async def stream_send(self, event: StreamEvent) -> None:
-        """Send a part of a response. Add `Connection: close` if Hypercorn will close after it.
+        """Send a part of a response. Add `Connection: close` if Hypercorn will then close.
 
-        Hypercorn closes while draining, and if the request body is not complete.
+        Hypercorn closes while draining, and after a request whose body is incomplete.
         """
         if isinstance(event, Response) and event.status_code >= 200:
             is_early = self.connection.their_state is h11.SEND_BODY
@@ -64,7 +63,10 @@ class Http1(H11Protocol):
         self._stop_header_timer()
 
     async def _create_stream(self, request: h11.Request) -> None:
-        """Follow RFC 9112: methods are case-sensitive, and targets may have absolute form."""
+        """Refuse other versions (505), CONNECT and lower-case methods (501: RFC 9110, 9.1).
+
+        Accept targets in absolute form (RFC 9112, 3.2.2).
+        """
         if not request.http_version.startswith(b"1."):
             return await self._refuse(505)
         if request.method != request.method.upper() or request.method == b"CONNECT":

@@ -1,9 +1,10 @@
-"""Hypercorn's own HTTP/2, hardened against early responses and floods of control frames.
+"""Harden Hypercorn's own HTTP/2: early responses, and floods of control frames.
 
-A client that opens a stream and resets it at once makes the server start a request for 40 bytes
-("rapid reset", CVE-2023-44487). The server must acknowledge or track SETTINGS, PING and PRIORITY
-frames (CVE-2019-9515, -9512, -9513). Like nghttp2, this class closes the connection of a client
-that floods. `h2` refuses endless CONTINUATION frames, and headers that decode to more than 64 KiB.
+A client that opens a stream and resets it at once starts a request on the server with only 40 bytes
+("rapid reset", CVE-2023-44487). The server must also acknowledge or track SETTINGS, PING and
+PRIORITY frames (CVE-2019-9515, -9512, -9513). Like nghttp2, this module closes the connection of a
+client that sends too many such frames. The library `h2` itself refuses endless CONTINUATION frames,
+and headers that decode to more than 64 KiB.
 """
 
 import asyncio
@@ -24,7 +25,7 @@ from h2.exceptions import ProtocolError
 from hypercorn.events import Closed, Event, RawData
 from hypercorn.protocol.h2 import H2Protocol
 
-BURST, PER_SECOND = 200, 33  # counted frames that a connection may send
+BURST, PER_SECOND = 200, 33  # frames of COUNTED that a connection may send (token bucket)
 COUNTED = (PingReceived, PriorityUpdated, RemoteSettingsChanged, StreamReset)
 PIECE_BYTES = 2_048  # bytes parsed in one turn of the event loop: a hundred frames at most
 
@@ -32,8 +33,8 @@ PIECE_BYTES = 2_048  # bytes parsed in one turn of the event loop: a hundred fra
 class Http2(H2Protocol):
     """Replaces Hypercorn's H2Protocol.
 
-    Hypercorn's protocol fails on DATA for a stream that has ended, which closes the connection and
-    aborts all its requests. It also accepts any number of control frames.
+    Hypercorn's protocol fails on DATA for a stream that has ended, and then closes the connection
+    with all its requests. It also accepts any number of control frames.
     """
 
     def __init__(self, *args: Any, **options: Any) -> None:
@@ -42,7 +43,7 @@ class Http2(H2Protocol):
         self._counted_at = time.monotonic()
 
     async def handle(self, event: Event) -> None:
-        """Parse received data in pieces, so that other connections run in between."""
+        """Parse received data in pieces, so that other connections are served in between."""
         if not isinstance(event, RawData):
             return await super().handle(event)
         for first in range(0, len(event.data), PIECE_BYTES):
@@ -62,7 +63,7 @@ class Http2(H2Protocol):
             return await self.send(Closed())
         for event in events:
             if isinstance(event, DataReceived) and event.stream_id not in self.streams:
-                # Otherwise this data would use up the connection's flow-control window.
+                # Without an acknowledgement these data would use up the connection's window.
                 length = event.flow_controlled_length or 0
                 self.connection.acknowledge_received_data(length, event.stream_id)
                 await self._flush()
@@ -77,7 +78,7 @@ class Http2(H2Protocol):
         return self._frames_left >= 0
 
     async def _send_data(self, stream_id: int) -> None:
-        """Send the next part of a response. After the last part, stop the rest of the request."""
+        """Send the next part of a response. After the last part, reset an incomplete request."""
         await super()._send_data(stream_id)
         stream = self.connection.streams.get(stream_id)
         if stream_id not in self.stream_buffers and stream is not None and not stream.closed:

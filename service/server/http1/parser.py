@@ -1,9 +1,9 @@
-"""Parses requests with llhttp: one message at a time, and no ambiguous message.
+"""Parse requests with llhttp (httptools), one message at a time, and refuse ambiguous messages.
 
 llhttp parses the header fields and the framing, and is strict: no bare LF, no folded lines, no
-Content-Length beside Transfer-Encoding. This module parses the request line, because llhttp is less
-exact there: it accepts two spaces, HTTP/0.9 and RTSP, accepts only the methods on its list, and
-refuses targets that the application should refuse. So llhttp gets each head with a placeholder
+Content-Length together with Transfer-Encoding. This module parses the request line, because llhttp
+is less exact there: it accepts two spaces, HTTP/0.9 and RTSP, accepts only the methods on its list,
+and refuses targets that the application should refuse. So llhttp gets each head with a placeholder
 request line.
 """
 
@@ -16,17 +16,17 @@ import httptools
 
 from service.server.http1.codings import FRAMING, are_unknown, codings_of
 
-HEAD_BYTES = 65_536  # of a request's head: a token of 60,000 bytes still gets a 401
-HOST_BYTES = 260  # of a host name (253) and a port
+HEAD_BYTES = 65_536  # maximum of a request's head; a token of 60,000 bytes still gets 401
+HOST_BYTES = 260  # maximum of a host name (253) and a port
 MOST_HEADERS = 100
-MOST_OPTIONS = 50  # of a Connection field; the rest of the list is not split
-MOST_KEPT, KEPT_BYTES = 2_048, 1_024  # number of header sections in the cache, and the size of each
+MOST_OPTIONS = 50  # maximum number of options of a Connection field that are split
+MOST_KEPT, KEPT_BYTES = 2_048, 1_024  # maximum of cached header sections, and size of each
 LINE_BYTES = 16  # overhead of a chunk: size, two line ends, and a margin
-SPARE_BYTES = 16_384  # additional overhead of a body: ignored chunk extensions and trailers
+SPARE_BYTES = 16_384  # maximum of further overhead of a body: chunk extensions and trailers
 REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/(\d)\.(\d)\r\n")
 LINE_END = b"\r\n"
 BEGINNING = re.compile(rb"[!#$%&'*+.^_`|~0-9A-Za-z-]|\r?\Z")
-NOTHING = b"POST / HTTP/1.1\r\n"
+NOTHING = b"POST / HTTP/1.1\r\n"  # the placeholder request line
 UPGRADE = re.compile(rb"(?im)^upgrade:[^\r\n]*\r\n")
 END = b"\r\n\r\n"  # end of a head, and of a chunked body
 
@@ -34,7 +34,7 @@ LONGEST_PATH = 2_048  # bytes of a path that is percent-decoded; a longer path s
 
 
 class RefusedError(Exception):
-    """The data is not an acceptable request; the response is an error with this status."""
+    """The request is refused. status: of the error response."""
 
     def __init__(self, status: int) -> None:
         super().__init__(status)
@@ -44,15 +44,15 @@ class RefusedError(Exception):
 class HeaderFields(tuple[tuple[bytes, bytes], ...]):
     """Header fields, with names in lower case.
 
-    parsed: a place where the application can keep what it parsed from them. The same object is
-    used again for the next request with the same bytes.
+    parsed: the application may store its own parse result here. Later requests with the same bytes
+    get the same object.
     """
 
     parsed: Any = None
 
 
 class Target(NamedTuple):
-    """A request target as ASGI has it."""
+    """A request target in the form of ASGI. path: percent-decoded."""
 
     raw_path: bytes
     query: bytes
@@ -60,7 +60,7 @@ class Target(NamedTuple):
 
 
 class Line(NamedTuple):
-    """A request line. target: as received. parsed: the same as a path and a query."""
+    """A request line. target: as received. parsed: the target as path and query."""
 
     method: str
     target: bytes
@@ -71,7 +71,7 @@ class Line(NamedTuple):
 
 @lru_cache(MOST_KEPT)
 def read_line(raw: bytes) -> Line:
-    """Parse a request line, with its CRLF. Raises RefusedError."""
+    """Parse a request line, with its CRLF. Raises RefusedError (400, 501, 505)."""
     match = REQUEST_LINE.fullmatch(raw)
     if match is None:
         raise RefusedError(400)
@@ -92,13 +92,13 @@ def read_target(target: bytes) -> Target:
     return Target(raw_path, query, unquote(path) if is_coded else path)
 
 
-ANY = read_line(b"GET / HTTP/1.1\r\n")  # before the first request
+ANY = read_line(b"GET / HTTP/1.1\r\n")  # placeholder before the first request
 
 
 class HeaderCache(dict[bytes, tuple[HeaderFields, set[bytes]]]):
-    """Cache of parsed header sections, by their bytes, with their connection options.
+    """Cache of parsed header sections and their connection options, by their bytes.
 
-    A client mostly repeats its header section, and clients of one kind send the same.
+    Most clients repeat their header section, and equal client programs send equal sections.
     """
 
     def keep(self, raw: bytes, fields: HeaderFields, options: set[bytes]) -> None:
@@ -112,9 +112,9 @@ class HeaderCache(dict[bytes, tuple[HeaderFields, set[bytes]]]):
 class Reader:
     """Parses requests in order: `head` once, then `body` until `is_complete`.
 
-    llhttp never gets data beyond the end of a message: a body with a length is cut at its end, and
-    a chunked body ends with an empty line, as a head does. So the start of the next request is
-    known, and its data stays unparsed until its turn.
+    llhttp never gets data beyond the end of a message: a body with Content-Length is cut at its
+    end, and a chunked body ends with an empty line, as a head does. So the position of the next
+    request is known, and its data stay unparsed until the current request is complete.
     """
 
     headers = HeaderFields()
@@ -160,7 +160,7 @@ class Reader:
             self._known.keep(fields, self.headers, self.options)
 
     def find_end(self, data: bytes, at: int) -> int | None:
-        """Return `end_of_head`. A later call continues the search where this call ended."""
+        """Return the result of `end_of_head`. The next call continues the search of this call."""
         end = end_of_head(data, at, self._searched)
         self._searched = len(data) - at if end is None else 0
         return end
@@ -178,7 +178,7 @@ class Reader:
         self._in_head = False
 
     def body(self, data: bytes, at: int) -> int:
-        """Parse more of the body; return the end position. Raises RefusedError."""
+        """Parse more of the body, from position `at`; return the end. Raises RefusedError."""
         if self.left is not None:
             end = min(len(data), at + self.left)
             self.left -= end - at
@@ -198,7 +198,7 @@ class Reader:
         return end
 
     def close(self) -> None:
-        """Stop parsing, and break the reference cycle between this reader and its parser."""
+        """Break the reference cycle between this reader and its parser. Call no method after."""
         del self._parser
 
     def on_header(self, name: bytes, value: bytes) -> None:
@@ -207,7 +207,7 @@ class Reader:
             return
         name, value = name.lower(), value.rstrip(b" \t")
         if name == b"host":
-            self.hosts += 1 if len(value) <= HOST_BYTES else 2  # refused like two Host fields
+            self.hosts += 1 if len(value) <= HOST_BYTES else 2  # too long: refused as two would be
         elif name in SPECIAL:
             if name == b"upgrade":  # no other protocol is supported
                 return
@@ -225,7 +225,7 @@ class Reader:
             self.options.update(map(bytes.strip, value.lower().split(b",", MOST_OPTIONS)))
 
     def on_body(self, piece: bytes) -> None:
-        """Add a piece of the body, and allow for the overhead of its chunk."""
+        """Add a piece of the body, and permit the overhead of its chunk."""
         self._beside -= len(piece) + LINE_BYTES
         self.pieces.append(piece)
 
@@ -240,7 +240,7 @@ SPECIAL = FRAMING | {b"expect", b"connection", b"upgrade"}
 def end_of_head(data: bytes, at: int, searched: int = 0) -> int | None:
     """Return the end of the head that starts at `at`; None if it is incomplete.
 
-    Raises RefusedError, at once if the data cannot become a valid head. searched: number of bytes
+    Raises RefusedError as soon as the data cannot become a valid head. searched: number of bytes
     after `at` that an earlier call has searched.
     """
     begin = at + max(0, searched - len(END) + 1)

@@ -1,4 +1,4 @@
-"""One request and its response, as an ASGI application sees them."""
+"""Run one request: call the ASGI application, and send its response."""
 
 import asyncio
 from time import time
@@ -17,29 +17,29 @@ if TYPE_CHECKING:
 
 Message = Any  # an ASGI message: a dict
 REQUEST_TIMEOUT = 408  # closes its connection (RFC 9110, 15.5.9)
-MOST_WAITING = 65_536  # bytes of a body not yet received by the application; then reading pauses
+MOST_WAITING = 65_536  # bytes of a body that wait for the application; beyond, reading pauses
 
 
 class RequestCycle:
     """Calls the application with a request, and sends its response.
 
-    The head of a response waits for the first part of the body, so that both are one write. A
-    response is complete, or its connection closes before the response looks complete.
+    The head of a response waits for the first part of the body, so that both are one write. An
+    incomplete response closes its connection, so that the client can detect the error.
     """
 
     task: asyncio.Task[None] | None = None  # the call of the application
     _turn: Turn | None = None  # the turn in the admission queue
     is_awaited = False  # the application waits for more of the body
-    is_full = False  # enough of the body waits for the application
+    is_full = False  # more than MOST_WAITING bytes wait for the application
     is_plain = False  # a GET without content
     is_gone = False  # the client has closed its sending side or the connection
     is_responded = False
     _is_started = False
-    _is_silenced = False  # nothing more may be sent
+    _is_silenced = False  # no part of the response may be sent any more
     _is_cancelled = False
-    _start: Message = None  # the first message of a response; its head waits
+    _start: Message = None  # `http.response.start`; the head waits for the first part of the body
     _response: ResponseWriter | None = None  # the started response
-    _pieces: list[bytes] | None = None  # of the body
+    _pieces: list[bytes] | None = None  # parts of the body that wait for the application
     _has_given = False  # the application has received part of the body
     _has_given_end = False
     _changed: asyncio.Event | None = None
@@ -52,7 +52,7 @@ class RequestCycle:
         self._begun_at = time() if connection.server.is_logged else 0.0
 
     def start(self) -> None:
-        """Start the response, once: from the shortcut if possible, or from the application."""
+        """Respond, by the shortcut if possible, else by the application. Later calls do nothing."""
         if self._is_started:
             return None
         self._is_started = True
@@ -86,7 +86,7 @@ class RequestCycle:
         self._connection.application_ended(self)
 
     def cancel(self) -> asyncio.Task[None] | None:
-        """Cancel the exchange; return the task of its application, which ends soon."""
+        """Cancel the request. Return the task of its application, if it was called."""
         self._is_cancelled = True
         if self.task is not None:
             self.task.cancel()
@@ -94,18 +94,18 @@ class RequestCycle:
         return self.task
 
     def _leave_queue(self) -> None:
-        """Withdraw a request whose application has not started from the admission queue."""
+        """Withdraw the request from the admission queue, if the application was not called yet."""
         if self._turn is not None and self.task is None and not self.is_responded:
             self._turn.end()
             self._connection.application_ended(self)
 
     def leaves_much(self, reader: Reader) -> bool:
-        """Return whether the client may send more of the body than the server discards."""
+        """Return whether the rest of the body may be too long to be discarded (UNREAD_BYTES)."""
         is_much = self.expects or reader.left is None or reader.left > UNREAD_BYTES
         return is_much and not self.is_read
 
     async def run(self) -> None:
-        """Run the application. If it sends no complete response, send an error or close."""
+        """Run the application. If its response is incomplete, send 500 or close."""
         server = self._connection.server
         self._mark_complete()
         try:
@@ -125,7 +125,7 @@ class RequestCycle:
             self._scope["extensions"][COMPLETE] = {}
 
     def take_early_response(self, response: EarlyResponse | None) -> None:
-        """Send the response of the shortcut; without one, call the application."""
+        """Send the response of the shortcut; None: call the application."""
         connection = self._connection
         if response is None:
             return self._submit()
@@ -156,7 +156,7 @@ class RequestCycle:
             await log.access(self._scope, response, seconds)
 
     async def receive(self) -> Message:
-        """Return the next message: a part of the body, or the disconnect of the client."""
+        """Return the next ASGI message: a part of the body, or `http.disconnect`."""
         while True:
             if self.is_responded:
                 return {"type": "http.disconnect"}
@@ -195,12 +195,12 @@ class RequestCycle:
         self._notify()
 
     def client_left(self) -> None:
-        """Report the disconnect to the application. The client may still read the response."""
+        """Let `receive` return the disconnect. The client may still read the response."""
         self.is_gone = True
         self._notify()
 
     def discard_response(self) -> bool:
-        """Send nothing more; return whether the response had started."""
+        """Send no more of the response. Return whether a part was sent."""
         self._is_silenced = True
         self.client_left()
         self._leave_queue()
@@ -211,7 +211,7 @@ class RequestCycle:
             self._changed.set()
 
     async def send(self, message: Message) -> None:
-        """Send the next message of the response. Waits while the client does not read."""
+        """Send an ASGI message; wait while the client does not read. Raises RuntimeError."""
         kind = message["type"]
         if kind == "http.response.start" and self._start is None:
             self._start = message

@@ -1,4 +1,4 @@
-"""Serialises responses: the head, the body, and its framing."""
+"""Serialise responses: the head, the body, and its framing (RFC 9112, 6)."""
 
 from collections.abc import Iterable
 from functools import lru_cache
@@ -6,7 +6,7 @@ from functools import lru_cache
 TOKEN = frozenset(b"!#$%&'*+-.^_`|~0123456789abcdefghijklmnopqrstuvwxyz")
 CONTROLS = bytes({*range(32), 127} - {9})
 WITHOUT_BODY = {204, 304}
-OURS = {b"content-length", b"transfer-encoding", b"connection"}
+OURS = {b"content-length", b"transfer-encoding", b"connection"}  # written by `head` only
 BEGINNING, CLOSE = b"HTTP/1.1 %d ", b"connection: close"
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 LAST_CHUNK = b"0\r\n\r\n"
@@ -18,8 +18,8 @@ class ResponseWriter:
     Raises ValueError for invalid headers, and for a body whose length differs from Content-Length.
     """
 
-    closes = False  # it is the last response of its connection
-    is_endless = False  # its body ends when the connection closes
+    closes = False  # the connection closes after this response
+    is_endless = False  # the end of the connection ends the body (HTTP/1.0 without a length)
     _is_chunked = False
     _left = 0
     _length: int | None = None
@@ -45,9 +45,10 @@ class ResponseWriter:
             self._length = int(value)
 
     def head(self, body: bytes, more: bool, version: str, end: bytes) -> bytes:
-        """Return the head. Its framing depends on the first part `body`, and on `more`.
+        """Return the head. The framing depends on the first part of the body, and on `more`.
 
-        end: the last lines of every head, with the empty line.
+        body: the first part. more: whether other parts follow. version: HTTP version of the
+        request. end: the last lines of every head, with the empty line.
         """
         lines = self._lines
         is_known = not self._is_bare or (body and self.status not in WITHOUT_BODY)
@@ -87,14 +88,14 @@ class ResponseWriter:
 
 
 def early_head(status: int, lines: bytes, closes: bool, end: bytes) -> bytes:
-    """Return the head of a response from serialised field lines. `end`: as in `Answer.head`."""
+    """Return the head of a response from field lines. end: as in `ResponseWriter.head`."""
     end = b"%b\r\n%b" % (CLOSE, end) if closes else end
     return (BEGINNING + b"\r\n%b%b") % (status, lines, end)
 
 
 @lru_cache(1_024)
 def begin_of_line(name: bytes) -> bytes:
-    """Return a field line up to its value; empty if `head` writes it. Raises ValueError."""
+    """Return `name: ` for a field line; empty if `head` writes the field. Raises ValueError."""
     name = name.lower()
     if not name or not TOKEN.issuperset(name):
         raise ValueError(f"{name!r} is not a header name")

@@ -1,4 +1,4 @@
-"""The ASGI scope of a request, with the same keys as Hypercorn's own protocol."""
+"""Make the ASGI scope of a request, with the same keys as Hypercorn's own protocol."""
 
 from typing import TYPE_CHECKING
 
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 def scope_of(reader: Reader, connection: "Connection") -> HTTPScope:
-    """Return the scope of the parsed request."""
+    """Return the scope of the request that `reader` has parsed. Raises RefusedError."""
     line, server = reader.line, connection.server
     parsed = line.parsed
     if not line.target.startswith(b"/"):

@@ -1,4 +1,4 @@
-"""Installs `service.server.http1` in Hypercorn: it takes over each accepted connection."""
+"""Install the protocols of this package in Hypercorn, and serve each accepted connection."""
 
 import asyncio
 from functools import partial
@@ -22,7 +22,7 @@ from service.server.http1.parser import HeaderCache, HeaderFields
 
 
 class Serving:
-    """State that all connections of one `serve` share."""
+    """State that all connections of one call of `hypercorn.asyncio.serve` share."""
 
     def __init__(
         self,
@@ -51,7 +51,10 @@ class Serving:
             connection.end()
 
     def head_end(self) -> bytes:
-        """Return the last lines of every head, with the empty line. Made once a second."""
+        """Return the last lines of every response head (such as Date), with the empty line.
+
+        They are made once a second.
+        """
         now = int(time())
         if self._head_end[0] != now:
             lines = [b"%b: %b\r\n" % line for line in self.config.response_headers("h11")]
@@ -59,7 +62,7 @@ class Serving:
         return self._head_end[1]
 
     def is_known_host(self, headers: HeaderFields) -> bool:
-        """Return whether a request is for a host name of this server."""
+        """Return whether the Host field names this server (Hypercorn's `server_names`)."""
         request = Request(1, [*headers], "1.1", "GET", b"/", ConnectionState({}))
         return valid_server_name(self.config, request)
 
@@ -67,7 +70,7 @@ class Serving:
 class Server(TCPServer):
     """Hypercorn's TCPServer, unchanged for HTTP/2, for WSGI, and for HTTP/1.1 with h11.
 
-    For other connections, `run` gives the transport the protocol of this package. Hypercorn still
+    For other connections, `run` sets `Connection` as the protocol of the transport. Hypercorn still
     manages sockets, TLS, the lifespan and shutdown: `run` is its task for the connection.
     """
 

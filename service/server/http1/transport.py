@@ -1,4 +1,4 @@
-"""The transport of a connection: buffering, timeouts, closing."""
+"""Manage the transport of a connection: write buffer, timeouts, closing."""
 
 import asyncio
 import socket
@@ -10,13 +10,13 @@ from math import inf
 from termios import TIOCOUTQ
 from typing import cast
 
-LINGER_SECONDS = 2.0  # for a client that still sends, to read the last response
-# Limits of a request body that continues after the response: beyond them the connection closes.
+LINGER_SECONDS = 2.0  # time to read the last response, for a client that still sends
+# Limits of a request body that continues after the response. Beyond them the connection closes.
 UNREAD_SECONDS, UNREAD_BYTES = 5.0, 65_536
 # Timeout for a client to read more of a response, or to send more of a body. It is longer than the
 # application's timeout for a whole body (10 s in Quart), so that the application responds first.
 STALL_SECONDS = 20.0
-STALL_LOOKS = 4  # checks of the client's progress within STALL_SECONDS
+STALL_LOOKS = 4  # number of checks of the client's progress within STALL_SECONDS
 RESET = struct.pack("ii", 1, 0)  # SO_LINGER: close with a TCP reset
 
 
@@ -32,10 +32,10 @@ class Phase(Enum):
 
 
 class TransportProtocol(asyncio.Protocol):
-    """A transport that closes if its phase lasts until `_due`, or if its client stops reading.
+    """A protocol that closes its transport if a phase lasts too long, or the client stops reading.
 
-    One timer checks both, and is not created again for each request. In every phase, a client that
-    reads a response keeps it: the timeout is STALL_SECONDS after the last progress.
+    One timer checks both timeouts, and is not created again for each request. While a client reads
+    a response, the connection stays open in every phase: until STALL_SECONDS without progress.
     """
 
     _transport: asyncio.Transport
@@ -46,9 +46,9 @@ class TransportProtocol(asyncio.Protocol):
     _writable: asyncio.Event | None = None
     _phase = Phase.BUSY
     _unread = 0  # response bytes that the client had not read at the last check; 0: no check yet
-    _unread_due = inf  # time by which the client must have read more
+    _unread_due = inf  # time (of the loop) by which the client must have read more
     _discarded = 0  # bytes received while closing
-    _due = inf
+    _due = inf  # time by which the phase must end
     _timer_due = inf
     _timer: asyncio.TimerHandle | None = None
 
@@ -67,11 +67,11 @@ class TransportProtocol(asyncio.Protocol):
         self.resume_writing()
 
     def pause_writing(self) -> None:
-        """Make writers wait."""
+        """Make `writable` wait: the write buffer is full."""
         self._is_writable = False
 
     def resume_writing(self) -> None:
-        """Let writers continue."""
+        """Let `writable` return."""
         self._is_writable = True
         if self._writable is not None:
             self._writable.set()
@@ -82,7 +82,7 @@ class TransportProtocol(asyncio.Protocol):
             self._transport.writelines(parts)
 
     async def writable(self) -> None:
-        """Wait until the client has read enough."""
+        """Wait until the write buffer has space, because the client has read more."""
         while not self._is_writable:
             if self._writable is None:
                 self._writable = asyncio.Event()
@@ -105,7 +105,7 @@ class TransportProtocol(asyncio.Protocol):
         self._wake(now)
 
     def _wake(self, now: float) -> None:
-        """Schedule the next check: soon, while data is waiting to be sent."""
+        """Schedule the next check: at the timeout, or sooner while data wait to be sent."""
         is_sent = not self._transport.get_write_buffer_size()
         due = self._due if is_sent else min(self._due, now + STALL_SECONDS / STALL_LOOKS)
         if due < self._timer_due:
@@ -136,9 +136,9 @@ class TransportProtocol(asyncio.Protocol):
         return None
 
     def _unacknowledged(self) -> int:
-        """Return the number of sent bytes that the client's system has not acknowledged.
+        """Return the number of sent bytes that the client's kernel has not acknowledged (TIOCOUTQ).
 
-        This number shows the progress of a slow client: the local system accepts more data only
+        This number shows the progress of a slow client: the local kernel accepts more data only
         after megabytes have been acknowledged.
         """
         queued = array("i", [0])
@@ -146,7 +146,7 @@ class TransportProtocol(asyncio.Protocol):
         return queued[0]
 
     def _close(self, *, lingers: bool) -> None:
-        """Close. `lingers`: first let a client that still sends read the last response."""
+        """Close. lingers: first give a client that still sends time to read the last response."""
         if self._is_closing:
             return
         if not lingers or self._is_eof:
@@ -160,7 +160,7 @@ class TransportProtocol(asyncio.Protocol):
         self._enter(Phase.ENDING, LINGER_SECONDS)
 
     def _discard(self, size: int) -> None:
-        """Discard data received while closing; too much of it closes the connection."""
+        """Discard data received while closing. More than UNREAD_BYTES close the connection."""
         self._discarded += size
         if self._discarded > UNREAD_BYTES and not self._transport.is_closing():
             self._leave()
@@ -172,7 +172,7 @@ class TransportProtocol(asyncio.Protocol):
             self._enter(Phase.ENDING, STALL_SECONDS)
 
     def abort(self) -> None:
-        """Close now."""
+        """Close now, and discard unsent data."""
         self._is_closing = True
         self._transport.abort()
 
