@@ -1,4 +1,4 @@
-"""Routes and data for operators.
+"""Routes for operators: health, metrics, and the front page.
 
 health          `/health`, `/health/live`, `/health/ready`
 metrics         `/metrics`, for Prometheus

@@ -1,4 +1,4 @@
-"""Health: `/health` for people and monitors; `/health/live`, `/health/ready` for load balancers."""
+"""Report health: `/health` for monitors; `/health/live`, `/health/ready` for load balancers."""
 
 import asyncio
 import shutil
@@ -26,8 +26,8 @@ from service.http.priority import constant, never_shed
 from service.http.responses import respond, to_bytes
 from service.timeouts import cancel_and_wait
 
-TIMEOUT = 1.0  # seconds: the longest wait for a check
-SHARED_SECONDS = 1.0  # for which all requests share the outcome of a check
+TIMEOUT = 1.0  # seconds: the longest time that a request waits for a check
+SHARED_SECONDS = 1.0  # time for which requests share the outcome of a check
 
 ALIVE = b'{"status":"alive"}'
 
@@ -99,17 +99,17 @@ class Health:
         self._behind = {None, *migrations.older()}
 
     async def open(self) -> None:
-        """Read the revision from git, if no setting holds it."""
+        """Read the revision of the code from git, if it is not configured."""
         if self.revision is None:
             self.revision = await asyncio.to_thread(_git_revision)
 
     async def check(self) -> dict[str, Outcome]:
-        """Check all dependencies concurrently."""
+        """Check all dependencies concurrently. Return the outcomes by name."""
         outcomes = await asyncio.gather(*(self._outcome(name) for name in self._checks))
         return dict(zip(self._checks, outcomes, strict=True))
 
     async def reasons_not_ready(self) -> list[str]:
-        """Return the reasons not to send requests here; an empty list if the process is ready."""
+        """Return why this process should get no requests; an empty list if it is ready."""
         if not self.serving:
             return ["starting or draining"]
         if (await self._outcome("database")).status != "ok":
@@ -126,7 +126,7 @@ class Health:
             await self._redis.aclose()
 
     async def _outcome(self, name: str) -> Outcome:
-        """Return an outcome that is less than SHARED_SECONDS old, else run the check."""
+        """Return the outcome of a check; run the check if the last is older than SHARED_SECONDS."""
         checked_at, known = self._known.get(name, (-SHARED_SECONDS, None))
         if known is not None and time.monotonic() - checked_at < SHARED_SECONDS:
             return known
@@ -155,7 +155,7 @@ class Health:
 
     async def _check_revision(self) -> None:
         async with self._database.session() as db:
-            # A revision that this code does not know is newer: a rollout is in progress.
+            # A revision that this code does not know is newer: a deployment is in progress.
             if await migrations.current(db) in self._behind:
                 raise RuntimeError("the database is behind this code")
 

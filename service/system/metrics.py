@@ -37,7 +37,7 @@ from service.system import metrics_files
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
-LOOK_SECONDS = 0.5  # between two copies of the counters and gauges of other modules
+LOOK_SECONDS = 0.5  # between two updates of the counters and gauges
 
 metrics_bp = Blueprint("metrics", __name__)
 
@@ -89,7 +89,7 @@ class Metrics:
         child.observe(seconds)
 
     def check_files(self) -> None:
-        """Copy the counters and gauges of other modules."""
+        """Copy the numbers of other modules. Warn once if other workers cannot read them."""
         extensions = self._app.extensions
         cache: Cache = extensions["cache"]
         database: Database = extensions["database"]
@@ -134,7 +134,7 @@ class Metrics:
     async def text(self) -> bytes:
         """Return the metrics of all workers in Prometheus' text format.
 
-        If they cover only this process, the first line says so.
+        If only this process is covered, the first line is a comment with the reason.
         """
         self.check_files()
         return await asyncio.to_thread(self._text)
@@ -207,7 +207,7 @@ async def metrics() -> Response:
 
 
 def init_app(app: Quart, settings: Settings) -> None:
-    """Observe every request, and copy the other figures periodically."""
+    """Register `/metrics`, observe every request, and update the other metrics every 0.5 s."""
     app.register_blueprint(metrics_bp)
     process_metrics = app.extensions["metrics"] = Metrics(app)
     app.extensions.setdefault("observers", []).append(process_metrics.observe)

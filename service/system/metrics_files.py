@@ -1,4 +1,4 @@
-"""Metrics files of several workers, in a folder that all of them read.
+"""Share metrics among workers, in files in a folder that all of them read.
 
 The name of a file contains the number of its worker. A new worker takes over the number and the
 files of a worker that has ended: counts are not lost, and the number of files stays small.
@@ -24,14 +24,14 @@ from prometheus_client.mmap_dict import MmapedDict
 from service.files import private
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # environment variable of the Prometheus client
-SIZE = 65_536  # bytes of a new file; a full file doubles
-ENTRY = 32  # maximum bytes of an entry, without its name
+SIZE = 65_536  # bytes of a new file; a full file doubles its size
+ENTRY = 32  # maximum size of an entry in bytes, without its name
 
-failures: list[OSError] = []  # why other workers cannot read this process's metrics
+failures: list[OSError] = []  # errors because of which other workers cannot read these metrics
 
 
 class ReservedDict(MmapedDict):
-    """A metrics file with reserved space. Without space, private memory takes its place."""
+    """A metrics file with reserved disk space. Without space, it is replaced by private memory."""
 
     _is_shared = True
 
@@ -57,7 +57,7 @@ class ReservedDict(MmapedDict):
                 _reserve(self._f.fileno(), size)
                 grown = mmap.mmap(self._f.fileno(), size)
             except OSError as error:
-                with suppress(OSError):  # no process may map space that is not reserved
+                with suppress(OSError):  # other processes must not map space that is not reserved
                     self._f.truncate(self._capacity)
                 self._f.close()
                 self._stay_alone(error)
@@ -72,7 +72,7 @@ class ReservedDict(MmapedDict):
 
 
 def _make(path: str) -> None:
-    """Create a file with reserved space, or reserve an existing file's space. Raises OSError."""
+    """Create a file with reserved space, or reserve that of an existing file. Raises OSError."""
     if os.path.exists(path):
         with open(path, "r+b") as file:
             return _reserve(file.fileno(), max(SIZE, os.fstat(file.fileno()).st_size))
@@ -110,10 +110,10 @@ def folder() -> Iterator[str | None]:
 
 
 def share(number: int) -> None:
-    """Keep this process's metrics in the workers' folder, as `number`.
+    """Store this process's metrics in the workers' folder, under the worker's `number`.
 
-    Call this before any metric is created. It applies to all applications of the process: the
-    Prometheus client has one global setting.
+    Call this before any metric is created. It applies to all applications of the process, because
+    the Prometheus client has one global setting.
     """
     if FOLDER not in os.environ:
         failures.append(OSError(errno.ENOENT, "no temporary folder"))
@@ -123,13 +123,13 @@ def share(number: int) -> None:
 
 
 def forget(folder: str | None, number: int) -> None:
-    """Remove the gauges of a worker that has ended."""
+    """Remove the gauges of a worker that has ended. folder: None if there is no folder."""
     if folder is not None:
         with suppress(OSError):
             multiprocess.mark_process_dead(number, folder)  # type: ignore[no-untyped-call]  # it has no types
 
 
 def drop() -> None:
-    """Remove the workers' folder when the service ends."""
+    """Remove the workers' folder, from a worker whose supervisor has ended."""
     if folder := os.environ.get(FOLDER):
         shutil.rmtree(folder, ignore_errors=True)
