@@ -1,6 +1,6 @@
-"""The document (OpenAPI 3.1), based on the output of quart-schema.
+"""Build the OpenAPI 3.1 document: the output of quart-schema, with additions.
 
-This module adds errors, response headers, conditional requests, references and bounds of ids.
+The additions are errors, response headers, conditional requests, references and bounds of ids.
 """
 
 import json
@@ -46,7 +46,7 @@ Json = dict[str, Any]
 
 SCHEMAS = "#/components/schemas/"
 PROBLEM = {"$ref": f"{SCHEMAS}Problem"}
-NAMED = {"type", "anyOf", "enum", "const"}  # an object with a title and any of these is a schema
+NAMED = {"type", "anyOf", "enum", "const"}  # an object with `title` and one of these is a schema
 
 EXAMPLES: dict[int, tuple[APIError, tuple[str, ...]]] = {
     400: (InvalidInputError({"title": ["Missing data for required field."]}), ()),
@@ -75,7 +75,7 @@ class Document(OpenAPIProvider):
 
     @cached_property
     def as_bytes(self) -> bytes:
-        """The document as served."""
+        """The document as served: compact JSON."""
         return json.dumps(self.schema(), ensure_ascii=False, separators=(",", ":")).encode()
 
     def schema(self) -> Json:
@@ -88,7 +88,7 @@ class Document(OpenAPIProvider):
         }
         components["responses"] = {_name(status): self._error(status) for status in EXAMPLES}
         schema["paths"] = dict(sorted(schema["paths"].items()))
-        models = components["schemas"]  # the title of a model is its public name
+        models = components["schemas"]  # the `title` of a model is its public name
         names = {name: models[name].get("title", name) for name in sorted(models)}
         components["schemas"] = {title: models[name] for name, title in names.items()}
         refs = {f"{SCHEMAS}{name}": f"{SCHEMAS}{title}" for name, title in names.items()}
@@ -96,11 +96,11 @@ class Document(OpenAPIProvider):
         return finished
 
     def build_paths(self, rule: Rule) -> tuple[Json, Json]:
-        """Complete the paths that quart-schema builds from a rule."""
+        """Complete the operations that quart-schema builds from a rule, and add HEAD."""
         paths, components = super().build_paths(rule)
         view = self._app.view_functions[rule.endpoint]
         for path, operations in paths.items():
-            # A rule's methods are a set: each process has them in another order.
+            # The methods of a rule are a set, whose order differs between processes.
             completed = {
                 method: self._complete(deepcopy(operation), rule, view)
                 for method, operation in sorted(operations.items())
@@ -139,7 +139,7 @@ class Document(OpenAPIProvider):
         return operation
 
     def _errors(self, operation: Json, declared: set[int]) -> set[int]:
-        """Return the declared error statuses, and those that follow from the operation."""
+        """Return the declared error statuses, and those that the operation implies."""
         statuses = declared | {400, 413, 500}
         if "requestBody" in operation:
             statuses |= {408, 415}
@@ -185,7 +185,7 @@ class Document(OpenAPIProvider):
         return parameter
 
     def build_querystring_parameters(self, model: type[Model]) -> tuple[list[Json], Json]:
-        """Leave out null, which a query cannot express."""
+        """Remove null from the types of parameters: a query string cannot express null."""
         parameters, definitions = super().build_querystring_parameters(model)
         for parameter in parameters:
             schema = parameter["schema"]
@@ -194,7 +194,7 @@ class Document(OpenAPIProvider):
         return parameters, definitions
 
     def build_request_body(self, model: type[Model], source: DataSource) -> tuple[Json, Json]:
-        """Refer to the model, and mark the body as required."""
+        """Replace the schema by a reference to the model, and mark the body as required."""
         body, definitions = super().build_request_body(model, source)
         _refer(model, body, definitions)
         return body | {"required": True}, definitions
@@ -202,7 +202,7 @@ class Document(OpenAPIProvider):
     def build_response_object(
         self, model: type[Model], headers_model: type[Model] | None
     ) -> tuple[Json, Json]:
-        """Refer to the model."""
+        """Replace the schema by a reference to the model."""
         response, definitions = super().build_response_object(model, headers_model)
         _refer(model, response, definitions)
         return response, definitions
@@ -235,7 +235,7 @@ def _name(status: int) -> str:
 
 
 def _finished(value: Any, names: dict[str, str]) -> Any:
-    """Refer to models by their public names. Drop null defaults and titles of fields."""
+    """Rename references by `names`. Remove defaults of null, and titles of fields."""
     if isinstance(value, list):
         return [_finished(item, names) for item in value]
     if not isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Descriptions of all response headers for the document."""
+"""Descriptions of all response headers, for the OpenAPI document."""
 
 from typing import Any
 
@@ -67,7 +67,7 @@ HEADERS = {
         "seconds to wait before the next attempt", {"type": "integer", "minimum": 1}
     ),
 }
-# On all routes with limits.
+# Sent by all routes that are not exempt from rate limits.
 LIMITED = (
     "RateLimit-Policy",
     "RateLimit",

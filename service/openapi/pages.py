@@ -1,4 +1,4 @@
-"""`/openapi.json`, and `/docs`: an interactive page, which loads nothing from other hosts."""
+"""Serve `/openapi.json`, and `/docs`: an interactive page that loads nothing from other hosts."""
 
 from importlib.resources import files
 from urllib.parse import urlsplit
@@ -72,7 +72,7 @@ async def docs() -> Response:
     """Return an interactive page of this document."""
     body, content_type = current_app.extensions["docs_assets"]["docs.html"]
     response = respond_public(body, content_type=content_type)
-    # Also on 304: the header replaces that of the page in the browser's cache.
+    # Sent with 304 too: the browser then replaces the header of its cached page.
     response.headers["Content-Security-Policy"] = current_app.extensions["docs_policy"]
     return response
 
