@@ -1,5 +1,5 @@
-"""Books to begin with.
+"""Books for demonstrations and load tests.
 
 shipped     the books in `books.csv`
-generated   any number of made-up books, by a seed
+generated   any number of generated books, determined by a seed
 """

@@ -1,7 +1,7 @@
 """Generate plausible books: equal seeds give equal books, on any database.
 
-Book `i` of seed `s` depends only on `s` and `i`. So an interrupted run can be continued, and a
-larger run begins with the books of a smaller run.
+Book `i` of seed `s` depends only on `s` and `i`. So an interrupted run can be continued, and the
+first books of a larger run are the books of a smaller run.
 """
 
 import math
@@ -20,18 +20,18 @@ from stdnum import ean
 from service.books.schemas import BookCreate
 from service.importer.normalise import Accepted
 
-# Fraction of books by a new author. Each other book has the author of a random earlier book, so
-# that productive authors write more: Simon's model (Biometrika 42, 1955), with a Zipf tail.
+# Fraction of books by a new author. Every other book has the author of a random earlier book, so
+# authors with many books get more: Simon's model (Biometrika 42, 1955), with a Zipf tail.
 NEW_AUTHORS = 0.5
 LOCALES = {"en_GB": 6, "en_US": 8, "de_DE": 2, "fr_FR": 2, "es_ES": 2, "it_IT": 1, "pl_PL": 1,
            "sv_SE": 1, "nl_NL": 1}  # fmt: skip
 GENRES = {"Fiction": 46, "Non-Fiction": 27, "History": 14, "Science": 13}
 WITHOUT_GENRE, WITHOUT_YEAR, WITHOUT_PRICE = 0.04, 0.03, 0.06
-STRAYS = 0.1  # books outside their author's genre
+STRAYS = 0.1  # fraction of books with a random genre instead of their author's
 THIS_YEAR, FIRST_YEAR, FIRST_ISBN_YEAR = 2026, 1450, 1970
 CAREER = 40  # years in which an author writes
-ENDINGS = {"0.99": 5, "0.95": 2, "0.50": 1, "0.00": 2}  # of prices
-ISBN_GROUP = 200_000_000  # numbers of the groups 978-0 and 978-1, before the check digit
+ENDINGS = {"0.99": 5, "0.95": 2, "0.50": 1, "0.00": 2}  # cents of prices, with weights
+ISBN_GROUP = 200_000_000  # count of numbers of 978-0 and 978-1, without the check digit
 ISBN_STEP = 123_606_797  # coprime with ISBN_GROUP, so that every book has a different number
 MOST_VIEWS = 10**9
 
@@ -43,7 +43,7 @@ class _Author(NamedTuple):
 
 
 def plausible_books(count: int, seed: int) -> Iterator[Accepted]:
-    """Make `count` books. `views` follow Zipf's law; years, genres and prices are plausible."""
+    """Make `count` books with plausible years, genres and prices. `views` follow Zipf's law."""
     authors = _Authors(seed)
     first_isbn = Random(f"isbn {seed}").randrange(ISBN_GROUP)
     titles = tomllib.loads(files("service.sample_data").joinpath("titles.toml").read_text("utf-8"))
@@ -61,7 +61,8 @@ def plausible_books(count: int, seed: int) -> Iterator[Accepted]:
             "genre": genre if draw.random() > WITHOUT_GENRE else None,
             "price": _price(draw) if draw.random() > WITHOUT_PRICE else None,
         }
-        # A fraction 1/x of all books has x views or more: the n-th book has 1/n of the first's.
+        # A fraction 1/x of the books has x views or more. So the book of rank n has 1/n of the
+        # views of the first.
         views = min(MOST_VIEWS, int(1 / (1 - draw.random())))
         digest = _hash(f"plausible {seed} {number}")
         yield Accepted(BookCreate.model_validate(values), (digest,), views=views)
@@ -76,7 +77,7 @@ class _Authors:
         self._author = lru_cache(maxsize=20_000)(self._make)
 
     def of_book(self, number: int) -> _Author:
-        """Return the author of a book, by going back to the author's first book."""
+        """Return the author of a book. Follows the random earlier books to a new author's book."""
         while number:
             chance = int.from_bytes(_hash(f"author {self._seed} {number}")) / 2**128
             if chance < NEW_AUTHORS:
@@ -95,7 +96,7 @@ class _Authors:
 
 
 class _Words(dict[str, str]):
-    """Returns a random word each time that a list is named."""
+    """A mapping for `format_map`: returns a random word of the list with the requested name."""
 
     def __init__(self, draw: Random, words: Mapping[str, list[str]]) -> None:
         self._draw, self._words = draw, words

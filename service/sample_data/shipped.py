@@ -1,4 +1,4 @@
-"""The books that Octavo ships: facts about real books, for a first demonstration.
+"""Read the books that Octavo ships (real books), and add them to an empty catalogue.
 
 `books.csv`: title, author, ISBN-13 of one edition, year of first publication, genre. Typed
 by hand; the ISBNs were compared with those of goodbooks-10k (Zygmunt Zając, CC BY-SA 4.0).
