@@ -6,7 +6,8 @@ from typing import Any
 
 from service.importer.records import FIELDS
 
-# Names without case, blanks and signs. The first present column is used; for an ISBN, all are.
+# Known names of columns, in lower case without blanks and punctuation. The first name that is
+# present is used; for an ISBN, all.
 GUESSES = {
     "title": ("title", "booktitle", "originaltitle", "name"),
     "author": ("author", "authors", "authorname", "authornames", "bookauthor", "creator", "writer"),
@@ -26,8 +27,8 @@ PAIR = re.compile(rf"\s*({'|'.join(FIELDS)})\s*=\s*(.*?)\s*")
 def parse_map(text: str) -> ColumnMap:
     """Parse `field=column,field=column`. Raises ValueError.
 
-    A field that is named twice takes its first column with a value. A field without a column is
-    left out. A comma belongs to a column's name unless a field follows.
+    A field that is given twice takes its first column with a value. A field without a column is
+    left out. A comma is part of a column's name, unless `field=` follows.
     """
     columns: ColumnMap = {}
     for pair in re.split(rf",(?=\s*(?:{'|'.join(FIELDS)})\s*=)", text):
@@ -40,7 +41,7 @@ def parse_map(text: str) -> ColumnMap:
 
 
 def guess(columns: Iterable[str], given: ColumnMap) -> ColumnMap:
-    """Return the columns of each field: those in `given`, else those with a known name."""
+    """Return the columns of each field: those in `given`, else those with a name in GUESSES."""
     by_name: dict[str, str] = {}
     for column in columns:
         by_name.setdefault(re.sub(r"[\W_]", "", column).casefold(), column)
@@ -52,7 +53,7 @@ def guess(columns: Iterable[str], given: ColumnMap) -> ColumnMap:
 
 
 def pick(values: Mapping[str, Any], columns: ColumnMap) -> dict[str, list[Any]]:
-    """Return the values of each field's columns; missing columns are skipped."""
+    """Return the values of each field's columns. Columns that are missing are skipped."""
     return {
         field: [values[name] for name in names if name in values]
         for field, names in columns.items()

@@ -13,7 +13,7 @@ from service.importer.records import TOO_LONG, Record, Records
 from service.importer.sources import MAX_RECORD, Line, Lines, Source, SourceError
 
 DELIMITERS = ",;\t|"
-MAX_LINES = 1_000  # per record: a longer record has an unclosed quote
+MAX_LINES = 1_000  # of a record; a longer record is assumed to have an unclosed quote
 MISFIT = "columns do not fit the header"
 OPEN_QUOTES = "quotes do not fit"
 LINE_END = re.compile("[\r\n]")
@@ -21,7 +21,10 @@ UTF_16 = (b"\xff\xfe", b"\xfe\xff")
 
 
 class Table:
-    """A CSV file whose header was read. `columns` maps each field to its columns."""
+    """A CSV file, with its header read. Iteration yields its records.
+
+    columns: the columns of each field. given: the columns from `--map`. Raises SourceError.
+    """
 
     def __init__(
         self, stream: "io.BufferedReader[Source]", encoding: str | None, given: ColumnMap
@@ -29,8 +32,8 @@ class Table:
         if encoding is None:
             encoding = "utf-16" if stream.peek(2)[:2] in UTF_16 else "utf-8"
         csv.field_size_limit(2 * MAX_RECORD)  # process-wide; records are cut at MAX_RECORD
-        # An undecodable byte becomes a lone surrogate. Only its own record is refused, and only
-        # if the byte is in a field of the book.
+        # An undecodable byte becomes a lone surrogate. Validation then refuses only the record of
+        # the byte, and only if the byte is in a field of the book.
         try:
             name = codecs.lookup(encoding).name
             errors = "surrogatepass" if name.startswith("utf-16") else "surrogateescape"
@@ -65,10 +68,10 @@ class Table:
                 yield Record(first.number, values, fields)
 
     def _swallowed(self, taken: list[Line[str]], fields: dict[str, list[str]]) -> bool:
-        """Whether an unclosed quote swallowed the rows after it.
+        """Whether a record contains other rows, because of an unclosed quote.
 
-        This is the case if a line in between is a complete row, or if a field of the book
-        contains both a line end and the delimiter.
+        This is assumed if a line between the first and the last is a complete row, or if a field
+        of the book contains both a line end and the delimiter.
         """
         between = (csv.reader([line.text], delimiter=self._delimiter) for line in taken[1:-1])
         if any(len(next(row, [])) == len(self._header) for row in between):
@@ -106,9 +109,9 @@ class Table:
                 )
 
     def _rows(self) -> Iterator[tuple[list[Line[str]], list[str] | str]]:
-        """Yield each record's lines with its row, or with a description of its damage.
+        """Yield the lines of each record, with its row or with a description of its damage.
 
-        An unreadable record consumes only its first line; the lines after it are read again.
+        A damaged record consumes only its first line. The lines after it are read again.
         """
         taken: list[Line[str]] = []
 

@@ -1,19 +1,20 @@
-"""The digest of a record. A later import finds by it that the book is in the catalogue already.
+"""Compute the digest of a record, by which a later import recognises that the book exists already.
 
-Databases store digests, so a digest must never change between releases. Therefore it covers a
+The database stores digests, so a digest must never change between releases. Therefore it covers a
 fixed list of fields, and not all fields of a book.
 
-To add a field to books, leave DIGEST_FIELDS as it is. A release that ignored the field and a
-release that reads it then compute the same digest, so a file with the field means the same books
-as before. The cost: of two records that differ only in the new field, only the first is imported.
+If a field is added to books, leave DIGEST_FIELDS as it is. Then a release that ignores the field
+and a release that reads it compute the same digest, so a file with the field still refers to the
+same books. The disadvantage: of two records that differ only in the new field, only the first is
+imported.
 
-Add a version only if that cost is too high, because the new field distinguishes two books: put a
-new tuple of fields first. A row keeps the digest of the version it was stored with, and a record
-is known if the digest of any version is stored. Files that were imported before stay known. From
-then on, a file without the field means other books than a file with it.
+Add a version only if that is not acceptable, because the new field distinguishes two books: put a
+new tuple of fields first. A row keeps the digest of the version with which it was stored, and a
+record is known if the digest of any version is stored. Files that were imported before stay known.
+From then on, a file without the field refers to other books than a file with the field.
 
-A repair that returns another value for the same text changes digests too, and a version does not
-help. New repairs may change only text that was refused before, never text that was accepted.
+A repair that returns a new value for the same text changes digests too, and a version does not
+prevent this. New repairs may change only text that was refused before, never accepted text.
 """
 
 import json

@@ -22,7 +22,7 @@ from service.importer.sources import BUFFER, Format, Source, SourceError, guess_
 
 @dataclass(frozen=True)
 class Reading:
-    """A source with its records. `columns` (CSV only) maps fields to columns."""
+    """An open source and its records. columns: the columns of each field (CSV only)."""
 
     source: Source
     format: Format
@@ -34,7 +34,7 @@ class Reading:
 def open_reading(
     path: str, kind: Format | None, encoding: str | None, given: ColumnMap
 ) -> Iterator[Reading]:
-    """Open a file (`-` is standard input) and read its header. Raises SourceError."""
+    """Open a file (`-` is standard input) and read its header. Raises SourceError, OSError."""
     with Source(path) as source:
         yield _read(source, kind, encoding, given)
 
@@ -77,7 +77,7 @@ class Rejects:
                 self._file.close()
 
     def write(self, record: Record, refused: Refused) -> None:
-        """Write a record with the reason and all its errors."""
+        """Write a record with the reason for the refusal and all its errors."""
         if self._file is None:
             return
         line = {
@@ -103,7 +103,8 @@ class Rejects:
 class Report:
     """The result of an import, or the expected result in a dry run.
 
-    broken: why the import ended before the end of the file. stopped: Ctrl-C ended it.
+    known: records that were in the catalogue already. refused, repaired: counts by reason.
+    broken: why the import ended before the end of the file. stopped: Ctrl-C ended the import.
     """
 
     read: int = 0
@@ -132,9 +133,9 @@ def import_books(
 ) -> None:
     """Add the books of a source to the catalogue, and write refused records to `rejects`.
 
-    `report` is updated even if an error is raised. A damaged source and Ctrl-C end the import
-    early. Records read before damage are imported. After Ctrl-C, the last batch may be missing
-    until the next run.
+    `report` is updated even if an error is raised. A damaged source or Ctrl-C ends the import early
+    without an error. Records before the damage are imported. After Ctrl-C, the last batch may not
+    be imported.
     """
     with Progress(reading.source.size) as progress, Interrupt() as interrupt:
         try:

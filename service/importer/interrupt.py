@@ -1,4 +1,4 @@
-"""Handle Ctrl-C at safe points only, without losing it."""
+"""Handle Ctrl-C (SIGINT) at safe points only, and never lose it."""
 
 import signal
 import threading
@@ -10,11 +10,11 @@ T = TypeVar("T")
 
 
 class Interrupt:
-    """Raises KeyboardInterrupt while a source is read, and elsewhere only in `check`.
+    """Raises KeyboardInterrupt only while `items` reads a source, and in `check`.
 
-    Python raises KeyboardInterrupt anywhere in the main thread. Raised while a lock is acquired,
-    it leaves the lock held, and a thread that needs the lock blocks for ever. Raised in a
-    finalizer or a callback of the garbage collector, it is printed and lost.
+    Python itself raises KeyboardInterrupt anywhere in the main thread. If it is raised while a lock
+    is acquired, the lock may stay held, and a thread that needs the lock blocks forever. If it is
+    raised in a finalizer or a callback of the garbage collector, it is printed and lost.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Interrupt:
         self._here = threading.current_thread() is threading.main_thread()
 
     def __enter__(self) -> Self:
-        """Install the handler. Only the main thread receives signals; elsewhere do nothing."""
+        """Install the handler. In other threads than the main thread, do nothing."""
         if self._here:
             self._before = signal.signal(signal.SIGINT, self._note)
         return self

@@ -8,11 +8,11 @@ from service.importer.columns import ColumnMap, guess, pick
 from service.importer.records import TOO_LONG, Record, Records
 from service.importer.sources import Lines, Source
 
-MOST_REMEMBERED = 4_096  # characters of all names of an object; more are not cached
+MOST_REMEMBERED = 4_096  # characters: the columns of objects with longer names are not cached
 
 
 def read_lines(stream: "io.BufferedReader[Source]", given: ColumnMap) -> Records:
-    """Yield the record of each non-blank line."""
+    """Yield a record for each line that is not blank. given: the columns from `--map`."""
 
     @lru_cache(maxsize=256)
     def columns_of(names: tuple[str, ...]) -> ColumnMap:

@@ -25,7 +25,7 @@ from service.security.usernames import name_key
 
 T = TypeVar("T")
 
-# Tables, not mappers: a mapper issues one statement for each pattern of absent values.
+# Tables, not mappers: a mapper executes one statement for each combination of absent values.
 BOOKS, RECORDS, VIEWS = (
     Base.metadata.tables[model.__tablename__] for model in (Book, ImportedRecord, BookViews)
 )
@@ -36,16 +36,16 @@ ANALYZED_ROWS = 1_000  # rows of each index that SQLite reads for its statistics
 
 
 async def add_new(db: AsyncSession, batch: Sequence[Accepted], owner_id: int | None) -> int:
-    """Add the books whose records are not known yet. Return how many were added.
+    """Add the books of records that are not known yet. Return the number of added books.
 
-    On PostgreSQL a lock serializes imports, so that two imports of one file add no duplicates.
+    On PostgreSQL a lock serialises imports, so that two imports of one file add no duplicates.
     """
     postgresql = db.get_bind().dialect.name == "postgresql"
     if postgresql:
         await db.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
     known = await _known(db, batch)
     fresh = {item.digest: item for item in reversed(batch) if known.isdisjoint(item.digests)}
-    items = list(reversed(fresh.values()))  # of equal records, the first
+    items = list(reversed(fresh.values()))  # only the first of equal records
     if not items:
         return 0
     ids = await _insert_books(db, [book_values(owner_id, item.book) for item in items], postgresql)
@@ -67,13 +67,13 @@ async def _known(db: AsyncSession, batch: Sequence[Accepted]) -> set[bytes]:
 async def _insert_books(
     db: AsyncSession, rows: list[dict[str, Any]], postgresql: bool
 ) -> Sequence[int]:
-    """Insert rows and return their ids in order, in the fastest way of each database."""
+    """Insert rows by the fastest method of each database. Return their ids, in order."""
     statement = insert(BOOKS)
     if postgresql:
         with_ids = statement.returning(BOOKS.c.id, sort_by_parameter_order=True)
         return (await db.scalars(with_ids, rows)).all()
     await db.execute(statement, rows)
-    # SQLite allows one writer at a time, and a new id is always the highest.
+    # SQLite has one writer at a time, and a new id is always the highest.
     newest = (await db.scalars(select(Book.id).order_by(Book.id.desc()).limit(len(rows)))).all()
     return newest[::-1]
 
@@ -81,8 +81,8 @@ async def _insert_books(
 class Loader:
     """Writes batches in a separate thread, while the caller prepares the next batch.
 
-    added: number of books added so far. known: number of records that were in the catalogue
-    already. With `dry_run` nothing is written, and both hold the expected numbers.
+    owner: username of the owner of the books. added: number of books added so far. known: number
+    of records that were in the catalogue already. dry_run: write nothing, and only count.
     """
 
     def __init__(
@@ -116,13 +116,13 @@ class Loader:
         self._close()
 
     def put(self, batch: list[Accepted]) -> None:
-        """Wait for the previous batch, then start to add this one."""
+        """Wait for the previous batch, then start to add this batch. Raises its error."""
         self._wait()
         if batch:
             self._pending = self._run(self._add(batch))
 
     def load(self, items: Iterable[Accepted]) -> Iterator[int]:
-        """Add all items in batches. After each batch, yield the number of items so far."""
+        """Add all items in batches. After each `put`, yield the number of items so far."""
         iterator, done = iter(items), 0
         while batch := list(islice(iterator, BATCH)):
             self.put(batch)
@@ -130,10 +130,10 @@ class Loader:
             yield done
 
     def finish(self) -> None:
-        """Wait for the last batch, then renew the database's statistics."""
+        """Wait for the last batch, then update the statistics of the query planner."""
         self._wait()
         if self.added and self._seen is None:
-            with suppress(DBAPIError):  # ANALYZE timed out: the database renews them later
+            with suppress(DBAPIError):  # ANALYZE timed out: the database updates them later
                 self._run(self._database.write(_analyze)).result()
 
     def _run(self, work: Coroutine[Any, Any, T]) -> Future[T]:
@@ -186,7 +186,7 @@ class Loader:
 
 
 async def _analyze(db: AsyncSession) -> None:
-    """Renew the statistics of the query planner."""
+    """Update the statistics of the query planner."""
     if db.get_bind().dialect.name == "sqlite":
         await db.execute(text(f"PRAGMA analysis_limit = {ANALYZED_ROWS}"))
     await db.execute(text("ANALYZE books"))

@@ -1,6 +1,6 @@
 """Read records from MARC 21 files (ISO 2709), in UTF-8 or MARC-8.
 
-Reference of the fields: https://www.loc.gov/marc/bibliographic/
+Definitions of the fields (`245`, `008/06`): https://www.loc.gov/marc/bibliographic/
 """
 
 import io
@@ -21,18 +21,19 @@ from service.importer.sources import BUFFER, MAX_RECORD, Source
 END_OF_RECORD = b"\x1d"
 END_OF_FIELD = b"\x1e"
 LEADER = re.compile(rb"[0-9]{5}[a-z ]{5}[0-9 ]{2}[0-9]{5}")
-MOST_COUNTED = 99_999  # bytes: the longest length that a leader can state
-FIRST_COMBINING = b"\xe0"  # first combining mark of ANSEL; a mark precedes its letter
+MOST_COUNTED = 99_999  # bytes: the greatest length that a leader can hold
+FIRST_COMBINING = b"\xe0"  # first combining mark of ANSEL; in ANSEL a mark precedes its letter
 ABBREVIATED = re.compile(r"\b(Inc|Ltd|Corp|Bros|Esq|etc|Assn|Dept|Univ|Publ)\.$", re.IGNORECASE)
 LEADER_BYTES, ENTRY_BYTES = 24, 12
-CERTAIN_DATES = set("cdemprstu")  # 008/06: types of date whose first date is a year
-FICTION, NOT_FICTION = set("1fj"), set("0eis")  # 008/33: fiction, novels, stories; none, essays...
-SCIENCE, HISTORY = set("Q"), set("CDEF")  # 050: classes of the Library of Congress
+CERTAIN_DATES = set("cdemprstu")  # 008/06 (type of date): the first date is a year
+# 008/33, the literary form: fiction, novels, short stories; not fiction, essays, letters, speeches.
+FICTION, NOT_FICTION = set("1fj"), set("0eis")
+SCIENCE, HISTORY = set("Q"), set("CDEF")  # 050: first letters of Library of Congress classes
 
 
 def read_marc(stream: "io.BufferedReader[Source]") -> Records:
-    """Yield the records of a file, in order. Damage affects only the damaged record."""
-    logging.getLogger("pymarc").addHandler(logging.NullHandler())  # the report names the damage
+    """Yield the records of a file, in order. Damage of a record affects no other record."""
+    logging.getLogger("pymarc").addHandler(logging.NullHandler())  # the report lists the damage
     for number, data in enumerate(_chunks(stream), 1):
         raw = data[:MAX_RECORD].decode("latin-1")
         if len(data) > MAX_RECORD:
@@ -58,13 +59,13 @@ def _chunks(stream: "io.BufferedReader[Source]") -> Iterator[bytes]:
         *whole, rest = (rest + block).split(END_OF_RECORD)
         for data in whole:
             yield from _split_fields(data.lstrip(b"\r\n ") + END_OF_RECORD)
-        rest = rest[: MAX_RECORD + 1]  # this is enough to detect a record that is too long
+        rest = rest[: MAX_RECORD + 1]  # enough bytes to detect a record that is too long
     if rest.strip():
         yield rest
 
 
 def _split_fields(data: bytes) -> list[bytes]:
-    """Split a damaged record from a valid one after it, whose length ends with the data."""
+    """Split a damaged record from a valid record after it, if a leader's length shows the start."""
     if data[:5] != b"%05d" % len(data):
         for leader in LEADER.finditer(data, 1):
             if int(leader[0][:5]) == len(data) - leader.start():
@@ -101,15 +102,15 @@ def _fields(data: bytes) -> dict[str, list[object]]:
 
 
 def _check_directory(data: bytes) -> None:
-    """Refuse a record whose directory does not match the bounds of its fields.
+    """Raise ValueError if the directory does not match the bounds of the fields.
 
-    pymarc accepts such a directory without an error: a title may lose its first letters.
+    pymarc accepts such a record without an error: a title may lose its first letters.
     """
     base = int(data[12:17])
     for place in range(LEADER_BYTES, base - 1, ENTRY_BYTES):
         entry = data[place : place + ENTRY_BYTES]
         start = base + int(entry[7:12])
-        # Includes the terminator before it, of the directory or of another field.
+        # Includes the terminator before the field: that of the directory or of another field.
         field = data[start - 1 : start + int(entry[3:7])]
         if len(field) < 2 or field.find(END_OF_FIELD, 1) != len(field) - 1 or field[0] != 0x1E:
             raise ValueError(f"Field {entry[:3]!r} is not at the position in the directory")
@@ -120,7 +121,7 @@ def _values(field: Field, codes: str) -> Iterable[bytes]:
 
 
 def _bytes(value: object) -> bytes:
-    """Narrow a value's type: without decoding, pymarc returns bytes but declares text."""
+    """Check the type: without decoding, pymarc returns bytes, but its annotations say str."""
     if not isinstance(value, bytes):
         raise ValueError("A field does not hold bytes")
     return value
@@ -133,9 +134,9 @@ def _utf8(value: bytes) -> str:
 def _marc8(value: bytes) -> str:
     """Decode MARC-8. Raises UnicodeDecodeError.
 
-    pymarc replaces an unknown character by a blank and reports it on stderr only. It does not
-    detect a final combining mark without a letter, an invalid escape sequence, or UTF-8 text with
-    a wrong label. MARC-8 text that is not ASCII is never valid UTF-8.
+    pymarc replaces an unknown character by a blank, and reports it on stderr only. It does not
+    detect a final combining mark without a letter, an invalid escape sequence, or UTF-8 that is
+    labelled as MARC-8. Text in MARC-8 that is not ASCII is never valid UTF-8.
     """
     if not value.isascii() and _is_utf8(value):
         raise UnicodeDecodeError("marc-8", value, 0, len(value), "the text is UTF-8")
@@ -162,8 +163,8 @@ def _is_utf8(value: bytes) -> bool:
 def _unpunctuated(text: str) -> str:
     """Remove the punctuation that separates the areas of a description (ISBD).
 
-    A full stop is removed only after three or more letters: it stays after an initial and after
-    a known abbreviation.
+    A full stop is removed only after three or more letters. It stays after an initial and after a
+    known abbreviation.
     """
     text = re.sub(r"\s+([:;,])(?=\s)", r"\1", text).strip()
     text = re.sub(r"[\s/:;,=]+$", "", text)
@@ -175,7 +176,7 @@ def _unpunctuated(text: str) -> str:
 
 
 def _year(fixed: str, imprints: list[str]) -> str | None:
-    """Return the year of publication: the coded year, else the only year of an imprint."""
+    """Return the year of publication: the coded year (008), else the only year of an imprint."""
     if fixed[6] in CERTAIN_DATES and re.fullmatch("[0-9]{4}", fixed[7:11]):
         return fixed[7:11]
     for text in imprints:
@@ -186,8 +187,8 @@ def _year(fixed: str, imprints: list[str]) -> str | None:
 
 
 def _genre(kind: str, fixed: str, classes: list[str]) -> str | None:
-    """Return the genre from the literary form or the class of a text, or None."""
-    if kind[0] not in "at" or kind[1] in "bis":  # of a serial, 008/33 is its alphabet
+    """Return the genre of a text, from its literary form or its class; None if unknown."""
+    if kind[0] not in "at" or kind[1] in "bis":  # for serials, 008/33 has another meaning
         return None
     if fixed[33] in FICTION:
         return "Fiction"

@@ -1,6 +1,6 @@
-"""Repair values of a record without guessing, then validate it with the book's schema.
+"""Repair values of a record if the repair is unambiguous, then validate the book by its schema.
 
-A value that cannot be repaired stays unchanged: the schema refuses it with its own message.
+A value that cannot be repaired stays unchanged. Then the schema refuses the value with its message.
 """
 
 import re
@@ -26,7 +26,7 @@ from service.models import GENRES
 CENT = Decimal("0.01")
 NOTHING = {"", "null", "none", "nan", "n/a", "\\n"}  # spellings of a missing value
 NO_TEXT = {"", "\\n"}  # for titles and authors: an author may be called None
-WRAPPED = re.compile('="(.*)"')  # keeps a spreadsheet from reading a value as a number
+WRAPPED = re.compile('="(.*)"')  # prevents that a spreadsheet reads the value as a number
 ISBN_LABEL = re.compile(r"ISBN(-1[03])?:?", re.IGNORECASE)
 SIGNS = re.compile(r"[\s\u00ad\u2010-\u2015-]")
 WELL_FORMED = re.compile("[0-9]{9}[0-9X]|[0-9]{13}")
@@ -41,7 +41,7 @@ GENRE_NAMES = {re.sub(r"[\W_]", "", name).casefold(): name for name in GENRES}
 class Accepted:
     """A book to add, and the digests of its record.
 
-    digests: one for each version, the newest first.
+    digests: one for each version, the newest first. repairs: a description of each repair.
     views: number of earlier views, if known.
     """
 
@@ -133,8 +133,8 @@ def _read_isbn(value: Any, pad: bool) -> tuple[str | None, str | None]:
     repair = None
     if text.endswith(".0"):
         text, repair = text[:-2], "isbn: a number's .0 dropped"
-    # Only bare digits can have lost zeros in a spreadsheet. A value with signs or a label was
-    # not a number: an ISSN after two zeros has a right check digit, but is written with a hyphen.
+    # Only plain digits can have lost zeros in a spreadsheet. A value with hyphens or a label was no
+    # number. An ISSN after two zeros has a valid check digit, but is written with a hyphen.
     if pad and ROBBED.fullmatch(text) and isbn_numbers.is_valid(text.zfill(10)):
         return text.zfill(10), "isbn: leading zeros restored"
     wrapped = WRAPPED.fullmatch(text)

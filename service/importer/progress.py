@@ -6,7 +6,7 @@ from typing import Self
 
 from tqdm import tqdm
 
-LOG_SECONDS = 10  # between two lines if standard error is not a terminal
+LOG_SECONDS = 10  # minimum time between two lines if standard error is not a terminal
 
 
 class Progress:
@@ -28,7 +28,7 @@ class Progress:
         return self
 
     def __exit__(self, *error: object) -> None:
-        """Leave the last state on the screen."""
+        """Close the bar; its last state stays on the screen."""
         self._bar.refresh()
         self._bar.close()
 
@@ -38,7 +38,7 @@ class Progress:
         return time.monotonic() - self._began
 
     def show(self, position: int, records: int, refused: int = 0) -> None:
-        """Show the position within `total`, and the number of records so far."""
+        """Show the position (in the unit of `total`), and the numbers of records so far."""
         words = f"{records:,} records, {records / max(self.seconds, 0.001):,.0f}/s"
         if refused:
             words += f", {refused:,} refused"

@@ -1,4 +1,4 @@
-"""The record that a reader passes on to validation."""
+"""The record that a reader (CSV, JSON Lines, MARC) passes to validation."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -15,8 +15,8 @@ class Record:
     number: the line on which it begins (MARC: its position in the file), from 1.
     raw: the original data, for the file of rejects.
     fields: candidate values of each field of the book, the best first.
-    damage: why there are no fields. The text is the same for all records with this damage.
-    detail: details of the damage of this record.
+    damage: why the record has no fields; the same text for each record with this kind of damage.
+    detail: the damage of this record in detail.
     from_table: whether a spreadsheet may have changed its numbers.
     """
 

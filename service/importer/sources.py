@@ -28,11 +28,14 @@ LEADER = re.compile(rb"\s*[0-9]{5}[a-z ]{5}.{2}[0-9]{5}", re.DOTALL)
 
 
 class SourceError(Exception):
-    """The source cannot be read, or not to its end. The message is the reason."""
+    """The import cannot start, or cannot read the source to its end. The message is the reason."""
 
 
 class Source(io.RawIOBase):
-    """The bytes of a file (`-` is standard input). Gzip data are decompressed."""
+    """The bytes of a file (`-` is standard input). Gzip data are decompressed.
+
+    size: bytes of the file; None if it is not a regular file. Raises SourceError, OSError.
+    """
 
     def __init__(self, path: str) -> None:
         if path == "-" and sys.stdin is None:
@@ -58,7 +61,7 @@ class Source(io.RawIOBase):
         return self.size if self._file.closed else self._file.tell()
 
     def _verify(self) -> None:
-        """Read gzip data to the end: only the checksum there reveals all damage."""
+        """Read gzip data to the end: only the checksum at the end detects all damage."""
         try:
             while self.read(BUFFER):
                 pass
@@ -100,7 +103,7 @@ def _copied(stream: BinaryIO) -> "io.BufferedReader":
 
 
 def guess_format(name: str, head: bytes) -> Format:
-    """Return the format by the first bytes of a file, else by its name, else CSV."""
+    """Guess the format from the first bytes, else from the name, else CSV. Raises SourceError."""
     start = head.removeprefix(b"\xef\xbb\xbf").lstrip()
     if start.startswith(b"{"):
         return "jsonl"
@@ -113,7 +116,7 @@ def guess_format(name: str, head: bytes) -> Format:
 
 
 class Line(NamedTuple, Generic[AnyStr]):
-    """A line and its number, from 1. `whole` is false if the line was cut at MAX_RECORD."""
+    """A line and its number, from 1. whole: false if the line was cut at MAX_RECORD."""
 
     number: int
     text: AnyStr
@@ -121,7 +124,7 @@ class Line(NamedTuple, Generic[AnyStr]):
 
 
 class Lines(Generic[AnyStr]):
-    """The lines of a stream, with a way to put lines back."""
+    """The lines of a stream; lines can be put back to be read again."""
 
     def __init__(self, stream: IO[AnyStr]) -> None:
         self._stream: IO[AnyStr] = stream
