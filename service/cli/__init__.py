@@ -10,7 +10,7 @@ import click
 
 from service import __version__
 
-COMMANDS = {  # command -> its module
+COMMANDS = {  # command -> its module in service.cli
     "serve": "serve",
     "migrate": "migrate",
     "init-db": "migrate",
@@ -51,7 +51,7 @@ def main() -> None:
     try:
         cli()
     except Exception as error:
-        # Imported here, because this module takes longer to load than most commands run.
+        # Imported here, because this import takes longer than most commands.
         from service.cli.failures import explain
 
         explain(error)

@@ -1,4 +1,4 @@
-"""octavo cache: commands for operators. Octavo's own writes need none of them."""
+"""octavo cache: turn the cache off, clear or inspect it. Octavo's own writes need no command."""
 
 import asyncio
 from collections import Counter
@@ -92,7 +92,7 @@ async def _with_store(url: str, work: Callable[[RedisStore], Awaitable[T]]) -> T
 
 
 def _with_row(work: Callable[[Settings, Epochs], Awaitable[T]]) -> T:
-    """Run `work` with the settings and the database row of the epoch."""
+    """Open the database, run `work` with the settings and the epochs, and close the database."""
     settings = load_from_environment()
 
     async def run() -> T:

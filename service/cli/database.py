@@ -1,4 +1,4 @@
-"""Database work that several commands share."""
+"""Functions for commands that write to the database."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 def write_once(work: Callable[[AsyncSession], Awaitable[T]]) -> T:
-    """Open the database, run one write, and close the database."""
+    """Open the database, run `work` as one write, and close the database. Return the result."""
 
     async def run() -> T:
         database = Database(load_from_environment())

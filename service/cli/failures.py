@@ -1,4 +1,4 @@
-"""Turn expected errors into a message with the cure, and an exit code."""
+"""Turn expected errors into a message with the remedy, and an exit code."""
 
 import errno
 import sys
@@ -10,13 +10,13 @@ from alembic.util import CommandError
 from service.config import ConfigurationError, load_from_environment
 from service.db.errors import is_busy, is_unavailable, lacks_tables
 
-EX_UNAVAILABLE = 69
+EX_UNAVAILABLE = 69  # sysexits.h
 EX_CONFIG = 78
-OUTPUT_FAILED = {errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT}  # never from a database
+OUTPUT_FAILED = {errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT}  # not database errors
 
 
 def explain(error: Exception) -> NoReturn:
-    """Print the cure of `error`, and exit. An unexpected error is raised again."""
+    """Print the remedy for `error`, and exit. An unexpected error is raised again."""
     if isinstance(error, ConfigurationError):
         lines = ("Octavo cannot start with this configuration:", *error.problems)
         _end(EX_CONFIG, "\n  - ".join(lines))

@@ -150,7 +150,7 @@ def import_books(
 
 
 def _is_same(file: str, rejects: str) -> bool:
-    """Whether the rejects would overwrite the file that is read."""
+    """Whether `--rejects` names the file to import, which it would overwrite."""
     if not os.path.isfile(rejects):
         return False
     try:

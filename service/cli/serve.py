@@ -78,7 +78,7 @@ def _sockets(settings: Settings, binds: tuple[str, ...]) -> list[socket.socket]:
 
 
 def _prepare(settings: Settings) -> None:
-    # Imported here, because these modules take a second to load and a supervisor needs none.
+    # Imported here, because these modules take a second to load. A supervisor does not need them.
     from service.cli.database import fill_with_shipped_books
     from service.db import migrations
 
@@ -129,7 +129,7 @@ def _supervise(settings: Settings, sockets: list[socket.socket], factory: str) -
             sockets,
             logger,
             count=settings.workers,
-            # Without Redis, two workers at once would have separate caches and limits.
+            # Without Redis, two concurrent workers would have separate caches and rate limits.
             overlap=settings.redis_url is not None,
             stop_seconds=settings.drain_seconds + settings.grace_seconds,
             environment=environment,
