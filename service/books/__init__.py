@@ -1,4 +1,4 @@
-"""Books of the catalogue."""
+"""Books: routes, schemas, and rules with their SQL."""
 
 from service.books.routes import books_bp
 

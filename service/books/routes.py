@@ -1,4 +1,4 @@
-"""Books over HTTP."""
+"""HTTP operations on books."""
 
 from typing import Any
 
@@ -67,7 +67,10 @@ async def _list_after(call: Call, query: BookQuery) -> Reply:
 def _start(
     cursor: str | None, sort: str, purpose: list[Any], cursors: Cursors
 ) -> tuple[Any, int] | None:
-    """Return the key and id of a cursor. In the default order a cursor is an id (guide)."""
+    """Return the position (key, id) of a cursor. In order of id, a cursor is an id (Flask guide).
+
+    Raises InvalidInputError.
+    """
     if cursor is None:
         return None
     if sort == "id":

@@ -1,4 +1,4 @@
-"""Schemas of books in requests and responses."""
+"""Pydantic schemas of books in requests and responses."""
 
 import re
 from decimal import Decimal
@@ -41,7 +41,7 @@ from service.models.search import words
 
 MIN_YEAR, MAX_YEAR = 1000, 2100
 MAX_PRICE = Decimal("99999999.99")
-# Without multipleOf: validators that divide floats would refuse 9.95.
+# Without `multipleOf: 0.01`: JSON Schema validators that divide floats would refuse 9.95.
 PRICE_SCHEMA = {"type": "number", "minimum": 0, "maximum": float(MAX_PRICE)} | {
     "description": "at most two decimals"
 }
@@ -187,7 +187,7 @@ class BookLists(RootModel[BookPage | BookSlice]):
 
 
 class BookArray(RootModel[list[BookOut]]):
-    """Books without an envelope (guide)."""
+    """Books as a JSON array without an envelope, as in the Flask guide."""
 
 
 class BookFilters(Schema):
@@ -210,7 +210,7 @@ class BookFilters(Schema):
     )
 
     def conditions(self) -> dict[str, str]:
-        """Return the conditions that are set, as canonical text. A cursor is bound to them."""
+        """Return the filters that are set, as canonical text. A cursor is valid only with them."""
         return {
             name: str(value)
             for name in BookFilters.model_fields

@@ -61,7 +61,7 @@ SELECT_MANY = select(*OUTPUT_COLUMNS).where(COLUMNS.id.in_(bindparam("ids", expa
 
 
 class _SortKey(NamedTuple):
-    """The sort key in both directions, and the function that parses its value in a cursor."""
+    """A sort key, ascending and descending. read: parses a value of the key from a cursor."""
 
     ascending: ColumnElement[Any]
     descending: ColumnElement[Any]
@@ -78,19 +78,19 @@ SORTS = {
 
 
 def key_of(sort: str, encode_headers: str) -> Any:
-    """Parse the value of a sort key from a cursor."""
+    """Parse a value of a sort key from the text in a cursor."""
     return SORTS[sort.removeprefix("-")].read(encode_headers)
 
 
 def list_books(filters: BookFilters, sort: str, page: Page) -> ListQuery:
-    """List a page of books."""
+    """Return the query of a page of books."""
     return list_page(LIST_DEFINITION, _selection(filters, sort), page)
 
 
 def list_books_after(
     filters: BookFilters, sort: str, after: tuple[Any, int] | None, limit: int
 ) -> ListQuery:
-    """List `limit` books after a key and id."""
+    """Return the query of `limit` books after a position (key, id)."""
     return list_after(LIST_DEFINITION, _selection(filters, sort), after, limit)
 
 
@@ -99,7 +99,7 @@ def _bytes(book: Book | Row[Any]) -> bytes:
 
 
 async def load_books(db: AsyncSession, ids: Sequence[int]) -> dict[int, Entry]:
-    """Return the cache entries of those books that exist."""
+    """Return the cache entries of the books, by id. Ids without a book are absent."""
     books = await db.execute(SELECT_MANY, {"ids": ids})
     return {book.id: Entry(b"%d" % book.version, _bytes(book)) for book in books}
 
@@ -108,7 +108,7 @@ BOOKS = Kind("book", shape_of(BookOut), load_books, _bytes)
 
 
 def book_values(owner_id: int | None, data: BookCreate) -> dict[str, Any]:
-    """Return the columns of a new book. Without an owner, only administrators may change it."""
+    """Return the columns of a new book. owner_id: None: only administrators may change the book."""
     return {"user_id": owner_id, **data.model_dump(), **Book.derived(data.title, data.author)}
 
 
@@ -120,10 +120,10 @@ def new_book(owner_id: int | None, data: BookCreate) -> Book:
 async def create_books(
     db: AsyncSession, given: Sequence[tuple[BookCreate, CurrentUser]], apart: bool
 ) -> Sequence[Row[Any]]:
-    """Add books, each owned by its user.
+    """Add books, each owned by the user beside it in `given`.
 
-    Raises RetryAloneError if some users are locked or may not act. apart: there is a single book,
-    so waiting for locks is allowed.
+    Raises RetryAloneError for items whose user's row is locked, or whose user is no longer valid.
+    apart: there is only one item, so waiting for locks is allowed.
     """
     if apart:
         await recheck_user(db, given[0][1])
@@ -148,7 +148,10 @@ def _insert(dialect: str) -> Insert:
 async def update_book(
     db: AsyncSession, book_id: int, data: BookUpdate, user: CurrentUser
 ) -> Row[Any]:
-    """Change the fields that were given. If no value differs, the version stays."""
+    """Change the fields that the request contains. If no value differs, the version stays.
+
+    Raises ResourceNotFoundError or ForbiddenError.
+    """
     book = await _lock_owned(db, book_id, user)
     given = {name: getattr(data, name) for name in data.model_fields_set}
     changes = {name: value for name, value in given.items() if value != getattr(book, name)}
@@ -171,7 +174,7 @@ def _update(names: tuple[str, ...]) -> Update:
 
 
 async def delete_book(db: AsyncSession, book_id: int, user: CurrentUser) -> None:
-    """Delete a book."""
+    """Delete a book. Raises ResourceNotFoundError or ForbiddenError."""
     await _lock_owned(db, book_id, user)
     await delete_row(db, Book, book_id)
 
@@ -216,14 +219,14 @@ RANGE_FILTERS: dict[str, tuple[str, Any]] = {
 
 
 def _order_of(sort: str) -> Order:
-    """Return the order for `sort`: `-` is descending; NULLs are last in both directions."""
+    """Return the order for `sort`: a leading `-` is descending. NULLs are always last."""
     key = SORTS[sort.removeprefix("-")]
     descending = sort.startswith("-")
     return Order(key.descending if descending else key.ascending, COLUMNS.id, descending)
 
 
 def _known_count(names: tuple[str, ...]) -> Select[int] | None:
-    """Return the query of a maintained count (all books, or a genre), or None."""
+    """Return the query of a count that triggers maintain (all books, or a genre), else None."""
     if set(names) - {"genre"}:
         return None
     counts = BookCount.__table__.c
@@ -232,7 +235,7 @@ def _known_count(names: tuple[str, ...]) -> Select[int] | None:
 
 
 def _conditions(names: tuple[str, ...], sort: str, dialect: str) -> list[ColumnElement[bool]]:
-    """Return the SQL conditions of filters. `_values` returns their parameters."""
+    """Return the SQL conditions of the filters `names`. `_values` returns their parameters."""
     conditions = [
         EQUALITY_FILTERS[name] == bindparam(name) for name in names if name in EQUALITY_FILTERS
     ]
@@ -249,12 +252,12 @@ def _selection(filters: BookFilters, sort: str) -> FilterSelection:
 
 
 def _values(filters: BookFilters, dialect: str) -> dict[str, Any]:
-    """Return the values of all parameters that filters may have."""
+    """Return the values of all parameters of `_conditions`."""
     values = {name: getattr(filters, name) for name in EQUALITY_FILTERS}
     if filters.author is not None:
         values["author"] = fold(filters.author)
     for name, (_, highest) in RANGE_FILTERS.items():
-        # Clamped to the range of the column, which excludes NULLs.
+        # Clamp to the range of the column, so that the keys that stand for NULL are excluded.
         least, most = getattr(filters, f"{name}_min"), getattr(filters, f"{name}_max")
         least = 0 if least is None else min(max(least, 0), highest + 1)
         most = highest if most is None else min(max(most, -1), highest)
@@ -266,10 +269,10 @@ def _values(filters: BookFilters, dialect: str) -> dict[str, Any]:
 
 
 def _between(name: str, sort: str) -> ColumnElement[bool]:
-    """Return the condition that a key (never NULL) is within its bounds.
+    """Return the condition that a sort key (never NULL) is within its bounds.
 
-    If the list is sorted by the same column, the sort key is used. Then one index scan serves
-    both the filter and the order, and the planner has statistics of the key's values.
+    In a list that is sorted by the same column, the key of that order is used. Then one index scan
+    serves both the filter and the order, and the planner has statistics of the key's values.
     """
     column = RANGE_FILTERS[name][0]
     key = SORTS[column]
