@@ -1,4 +1,4 @@
-"""Users: public data, own profile, own books."""
+"""Users: public data, the caller's profile, a user's books."""
 
 from service.users.routes import users_bp
 

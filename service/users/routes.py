@@ -1,4 +1,4 @@
-"""Users over HTTP."""
+"""HTTP operations on users."""
 
 from quart import Blueprint
 
@@ -106,7 +106,7 @@ async def get_user(call: Call, user_id: int, query_args: CachedQuery) -> Reply:
 @validate_querystring(CachedPageQuery)
 @costly
 async def list_user_books(call: Call, user_id: int, query_args: CachedPageQuery) -> Reply:
-    """List a user's books, newest first, as a bare array (guide)."""
+    """List a user's books, newest first, as an array without an envelope (Flask guide)."""
     page = query_args.to_page()
     listing = books.list_books(BookFilters(user_id=user_id), "-created_at", page)
     rows = await call.cache.lists.read(listing, past=query_args.nocache)

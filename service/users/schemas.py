@@ -1,4 +1,4 @@
-"""Schemas of users in requests and responses. No response holds a password."""
+"""Pydantic schemas of users in requests and responses. No response contains a password."""
 
 from typing import Annotated, Any, Literal
 
@@ -21,9 +21,9 @@ MAX_EMAIL = 254  # characters (RFC 5321)
 
 
 def _bare_address(value: Any) -> Any:
-    """Refuse `Anna <anna@example.org>`, from which pydantic would take the address.
+    """Refuse `Anna <anna@example.org>`, from which pydantic would extract the address.
 
-    Also refuse overlong values early: email-validator scans each character several times.
+    Also refuse values over MAX_EMAIL early: email-validator scans each character several times.
     """
     if isinstance(value, str) and ("<" in value or len(value.strip()) > MAX_EMAIL):
         raise ValueError("Not a valid email address.")

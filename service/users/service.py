@@ -1,6 +1,6 @@
 """Business rules and SQL of users.
 
-A change that decides which tokens of a user are valid locks the user's row.
+A write that changes which tokens of a user are valid locks the user's row.
 """
 
 from collections.abc import AsyncIterator, Mapping
@@ -24,7 +24,7 @@ CREDENTIALS = select(_USER.id, _USER.password_hash).where(_USER.email_key == bin
 
 
 def email_key(email: str) -> str:
-    """Return the form of an address for comparison. An invalid address is only case-folded."""
+    """Return the form of an address for comparison: normalised if valid, and case-folded."""
     if len(email) <= MAX_EMAIL:
         with suppress(ValueError):
             email = validate_email(email)[1]
@@ -32,7 +32,7 @@ def email_key(email: str) -> str:
 
 
 async def get_user(db: AsyncSession, user_id: int, *, lock: bool = False) -> User:
-    """Return a user. Raises ResourceNotFoundError."""
+    """Return a user. lock: by SELECT ... FOR UPDATE. Raises ResourceNotFoundError."""
     user = await db.get(User, user_id, with_for_update=lock)
     if user is None:
         raise not_found(user_id)
@@ -76,14 +76,15 @@ async def update_profile(
     password_hash: str | None,
     checked_hash: str | None,
 ) -> User:
-    """Change the caller's account. A new password ends every token but that of this request.
+    """Change the caller's account. A new password ends all tokens except that of this request.
 
-    `checked_hash` is the hash of the verified current password, if it was required.
+    checked_hash: the hash against which the current password was verified, if it was required.
+    Raises InvalidInputError if the name or address is taken, or the password has changed since.
     """
     await recheck_user(db, current_user, to_change=True)
     user = await get_user(db, current_user.id)
     if checked_hash not in {None, user.password_hash}:
-        raise wrong_password()  # changed since it was checked
+        raise wrong_password()  # the password has changed since it was verified
     async with _unique(db, current_user.id, username, email):
         if username is not None:
             user.username, user.username_key = username, name_key(username)
@@ -96,7 +97,7 @@ async def update_profile(
 
 
 async def end_tokens(db: AsyncSession, user: User, *, kept_jti: str | None = None) -> None:
-    """End every token of a user but the pair of `kept_jti`. The user's row must be locked."""
+    """End all tokens of a user, except the pair of `kept_jti`. The user's row must be locked."""
     user.token_version += 1
     user.kept_jti = kept_jti
     ended = delete(RefreshToken).where(RefreshToken.user_id == user.id)
@@ -114,9 +115,10 @@ def wrong_password() -> InvalidInputError:
 async def _unique(
     db: AsyncSession, own_id: int | None, username: str | None, email: str | None
 ) -> AsyncIterator[None]:
-    """Run the block in a savepoint. Raises InvalidInputError with every name that is taken.
+    """Run the block in a savepoint. Raises InvalidInputError with each field that is taken.
 
-    The database's constraints decide. It names only one constraint, even if two are violated.
+    The unique constraints decide. The database reports only one violation, so both fields are
+    then checked.
     """
     try:
         async with db.begin_nested():
