@@ -1,4 +1,4 @@
-"""Signing in and out."""
+"""Registration, sign-in and sign-out: routes, schemas, and rules with their SQL."""
 
 from service.auth.routes import auth_bp
 

@@ -1,4 +1,4 @@
-"""Signing in and out over HTTP."""
+"""HTTP operations of registration, sign-in, token refresh and sign-out."""
 
 from quart import Blueprint
 from quart_rate_limiter import rate_limit

@@ -1,4 +1,4 @@
-"""Schemas of registration, sign-in and tokens."""
+"""Pydantic schemas of registration, sign-in and tokens."""
 
 from typing import Annotated
 

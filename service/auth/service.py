@@ -1,4 +1,4 @@
-"""Business rules and SQL of sessions. Changes of a user's tokens lock the user's row."""
+"""Business rules and SQL of sign-in sessions. Changes of a user's tokens lock the user's row."""
 
 import secrets
 from datetime import datetime
@@ -14,9 +14,9 @@ from service.models.types import FromNow, UtcDateTime, UtcNow
 from service.security import Tokens, digest, new_refresh_token
 from service.users.service import end_tokens, get_user
 
-PRUNED = 20  # expired refresh tokens to delete, at most, for each new token
-# The database's clock. A worker's clock may jump, and would end sessions early, or delete the rows
-# that reveal a reuse.
+PRUNED = 20  # maximum number of expired refresh tokens that are deleted for each new token
+# The database's clock. A worker's clock may jump: then sessions would end early, or rows would be
+# deleted that are needed to detect reuse.
 NOW = type_coerce(UtcNow(), UtcDateTime)
 _TOKENS = cast(Table, RefreshToken.__table__)
 _USER = User.__table__.c
@@ -50,7 +50,8 @@ async def login(
 ) -> TokenPair | None:
     """Open a session of the user whose password was verified against `checked_hash`.
 
-    None if the user is gone or the password has changed. `new_hash` replaces an outdated hash.
+    None if the user was deleted or the password has changed since. new_hash: replaces a hash with
+    outdated parameters. refresh_seconds: lifetime of the refresh token.
     """
     owner = (await db.execute(OWNER, {"user_id": user_id})).one_or_none()
     if owner is None or owner.password_hash != checked_hash:
@@ -63,10 +64,11 @@ async def login(
 async def refresh(
     db: AsyncSession, refresh_token: str, tokens: Tokens, refresh_seconds: int
 ) -> TokenPair | None:
-    """Exchange a refresh token for a new pair, once. None if it is not valid.
+    """Exchange a refresh token for a new pair, once. None if the token is not valid.
 
-    If a token is used twice, it or its successor was stolen. Then the whole family ends, and every
-    access token of the user with it, because a stolen access token cannot be identified.
+    If a token is used twice, the token or its successor was stolen (RFC 9700, 4.14.2). Then all
+    refresh tokens of its family and all access tokens of the user end, because a stolen access
+    token cannot be identified.
     """
     by_digest = select(RefreshToken).where(RefreshToken.digest == digest(refresh_token))
     row = await db.scalar(by_digest)
