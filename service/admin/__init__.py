@@ -1,4 +1,4 @@
-"""Administration: users' rights and the cache."""
+"""Administration: users, their rights, and the cache."""
 
 from service.admin.routes import admin_bp
 

@@ -1,4 +1,4 @@
-"""Administration over HTTP."""
+"""HTTP operations for administrators."""
 
 from quart import Blueprint
 

@@ -1,4 +1,4 @@
-"""Schemas of administration in requests and responses."""
+"""Pydantic schemas of administration in requests and responses."""
 
 from pydantic import BaseModel, ConfigDict, Field
 

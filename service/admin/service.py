@@ -29,7 +29,7 @@ async def update_rights(
 ) -> User:
     """Change a user's tier or rights. A change ends the user's access tokens.
 
-    Raises ConflictError if no administrator would be left.
+    Raises ConflictError if no administrator would be left, or ResourceNotFoundError.
     """
     await _confirm_administrator(db, current_user)
     user = await get_user(db, user_id, lock=True)
@@ -49,7 +49,7 @@ async def update_rights(
 async def delete_user(db: AsyncSession, current_user: CurrentUser, user_id: int) -> None:
     """Delete a user. The database also deletes the user's books and tokens.
 
-    Raises ConflictError for the last administrator.
+    Raises ConflictError for the last administrator, or ResourceNotFoundError.
     """
     await _confirm_administrator(db, current_user)
     user = await get_user(db, user_id, lock=True)
