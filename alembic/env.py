@@ -1,4 +1,7 @@
-"""Run migrations, online only: async engine, one transaction, never two at once."""
+"""Run Alembic's migrations on an async engine, in one transaction, one run at a time.
+
+Only the online mode is supported: `alembic upgrade --sql` is not.
+"""
 
 import asyncio
 import warnings
@@ -15,19 +18,19 @@ from service import config as settings
 from service.db.engines import prepare_sqlite
 from service.models import Base
 
-LOCK = 0x0C7A_0001  # PostgreSQL's advisory lock of whoever migrates
+LOCK = 0x0C7A_0001  # PostgreSQL's advisory lock: only one process migrates at a time
 CONNECT_SECONDS = 10
-BUSY_MS = 120_000  # SQLite: how long the second migration waits for the first
+BUSY_MS = 120_000  # milliseconds: on SQLite a second process waits for the first so long
 
 
 def wanted(thing: Any, name: str | None, kind: str, reflected: bool, other: Any) -> bool:
-    """Leave to the migration what SQLite does in its own way: the search index."""
+    """Whether Alembic compares an object with the models; not the search index of SQLite."""
     sqlite = context.get_bind().dialect.name == "sqlite"
     return not (sqlite and name is not None and name.startswith(("books_fts", "ix_books_search")))
 
 
 def check_references(*, ctx: MigrationContext, step: MigrationInfo, **_: Any) -> None:
-    """Refuse a migration that leaves references to missing rows: on SQLite nothing else does."""
+    """Raise CommandError if rows refer to missing rows: here SQLite enforces no foreign keys."""
     if ctx.dialect.name != "sqlite":
         return
     broken = {row[0] for row in ctx.connection.execute(text("PRAGMA foreign_key_check"))}
@@ -45,7 +48,7 @@ def migrate(connection: Connection) -> None:
         connection=connection,
         target_metadata=Base.metadata,
         include_object=wanted,
-        compare_server_default=False,  # PostgreSQL rewrites the expressions of the clock
+        compare_server_default=False,  # PostgreSQL rewrites the expressions of default times
         render_as_batch=connection.dialect.name == "sqlite",
         transactional_ddl=True,
         on_version_apply=check_references,
@@ -54,7 +57,7 @@ def migrate(connection: Connection) -> None:
         if connection.dialect.name == "postgresql":
             connection.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
         with warnings.catch_warnings():
-            # SQLite cannot show indexes on expressions; a test looks for each of them.
+            # SQLAlchemy cannot reflect SQLite's indexes on expressions; a test checks each of them.
             warnings.filterwarnings("ignore", ".*expression-based index")
             context.run_migrations()
 
@@ -66,7 +69,7 @@ async def main() -> None:
     patience = {} if url.get_backend_name() == "sqlite" else {"timeout": CONNECT_SECONDS}
     engine = create_async_engine(url, poolclass=NullPool, connect_args=patience)
     if url.get_backend_name() == "sqlite":
-        # While foreign keys are on, to drop a table deletes the rows that refer to it.
+        # If foreign keys were enforced, DROP TABLE would delete the rows that refer to the table.
         prepare_sqlite(engine, begin="BEGIN IMMEDIATE", busy_ms=BUSY_MS, foreign_keys=False)
     async with engine.connect() as connection:
         await connection.run_sync(migrate)

@@ -1,4 +1,4 @@
-"""Users, their refresh tokens, and the books."""
+"""Create the tables of users, refresh tokens and books."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -15,7 +15,7 @@ PRICE = sa.Numeric(13, 2).with_variant(sa.Integer(), "sqlite")  # SQLite: cents
 TITLE = sa.String(200).with_variant(sa.String(200, collation="C"), "postgresql")
 SEARCH = sa.Text().with_variant(TSVECTOR(), "postgresql")
 
-# SQLite's full-text index holds no text of its own; triggers keep it beside the table.
+# SQLite's full-text index (FTS5, external content) stores no text; triggers update the index.
 SQLITE_SEARCH = (
     """CREATE VIRTUAL TABLE books_fts USING fts5(
         search, content='books', content_rowid='id',

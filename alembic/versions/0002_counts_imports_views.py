@@ -1,4 +1,4 @@
-"""Counts that the database keeps, the records that books were imported from, and views."""
+"""Create the counts of books (maintained by triggers), imported records, and views of books."""
 
 import sqlalchemy as sa
 from alembic import op
@@ -10,8 +10,8 @@ depends_on = None
 
 ID = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
 
-# Each writer adds to a row that no other one holds, or to a row of its own: nobody waits. There
-# are as many rows of a genre as writers ever met, and their sum is exact in every snapshot.
+# Each writer changes a row that no other writer has locked, or inserts a row, so no writer waits. A
+# genre has at most as many rows as it had concurrent writers. The sum is exact in every snapshot.
 POSTGRESQL = (
     """CREATE FUNCTION count_books(of_genre text, more bigint) RETURNS void LANGUAGE plpgsql AS $$
     DECLARE free bigint;
@@ -50,7 +50,7 @@ POSTGRESQL = (
         DELETE FROM book_counts;
         RETURN NULL;
     END $$""",
-    # Once a statement, not once a row: an import changes each count once per thousand books.
+    # FOR EACH STATEMENT, not for each row: an import changes a count once for a thousand books.
     """CREATE TRIGGER books_inserted AFTER INSERT ON books
         REFERENCING NEW TABLE AS changed FOR EACH STATEMENT EXECUTE FUNCTION books_inserted()""",
     """CREATE TRIGGER books_deleted AFTER DELETE ON books
@@ -68,7 +68,7 @@ POSTGRESQL_FUNCTIONS = (
     "count_books(text, bigint)",
 )  # fmt: skip
 
-# SQLite has one writer at a time: a row for each genre is enough.
+# SQLite has one writer at a time, so each genre needs only one row.
 SQLITE = (
     """INSERT INTO book_counts (genre, n)
         SELECT g.column1, (SELECT count(*) FROM books WHERE coalesce(genre, '') = g.column1)
@@ -97,7 +97,7 @@ SORT_KEYS = (
 
 
 def index_sort_keys(*, with_column: bool) -> None:
-    """Make PostgreSQL's sort keys anew, with the column beside its expression or without."""
+    """Create PostgreSQL's indexes of sort keys again, with or without INCLUDE of the column."""
     for name, column, sentinel in SORT_KEYS:
         op.drop_index(name, "books")
         key = sa.text(f"coalesce({column}, {sentinel})")

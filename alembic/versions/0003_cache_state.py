@@ -1,4 +1,4 @@
-"""The row that says whether the cache may be used."""
+"""Create the table `cache_state`, whose single row says whether the cache is on."""
 
 import sqlalchemy as sa
 from alembic import op

@@ -1,4 +1,7 @@
-"""Names that look the same have one key: NFKC_Casefold, and no longer letter case alone."""
+"""Compute the keys of usernames by NFKC_Casefold, so that names that look the same are equal.
+
+Before, only letter case was ignored.
+"""
 
 import logging
 from collections.abc import Callable
@@ -15,7 +18,7 @@ branch_labels = None
 depends_on = None
 
 AT_ONCE = 1_000
-NOBODYS = "\x1f"  # within a key, which no name can have: controls are refused
+NOBODYS = "\x1f"  # a key with this character equals no name's key: names hold no controls
 
 log = logging.getLogger("alembic.runtime.migration")
 users = sa.table("users", sa.column("id"), sa.column("username"), sa.column("username_key"))
@@ -25,13 +28,13 @@ BATCH = (
 
 
 def rekey(key_of: Callable[[str], str]) -> None:
-    """Make every key anew.
+    """Compute every key again by `key_of`.
 
-    Where names have become the same, the older account keeps the key, and the later one gets a key
-    that nobody can take. Both keep their names, and sign in as ever, by e-mail.
+    If two names get the same key, the older account gets this key, and the later account gets a key
+    that no name can have. Both keep their names, and still sign in by e-mail.
     """
     db = op.get_bind()
-    if db.dialect.name == "postgresql":  # nobody may take a key meanwhile
+    if db.dialect.name == "postgresql":  # no other transaction may write keys meanwhile
         op.execute("LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE")
     last = 0
     while rows := db.execute(BATCH, {"last": last}).all():
@@ -42,7 +45,7 @@ def rekey(key_of: Callable[[str], str]) -> None:
 
 
 def _give(db: sa.Connection, user_id: int, key: str) -> None:
-    """Give a key to a user, or to the older one of two."""
+    """Give a key to a user. If another user has this key, the older of the two users gets it."""
     other = db.scalar(sa.select(users.c.id).where(users.c.username_key == key))
     if other is not None and other != user_id:
         older, later = sorted((other, user_id))

@@ -1,4 +1,4 @@
-"""Expired refresh tokens are found by their time, whoever's they are."""
+"""Create an index of refresh tokens by expiry, to find expired tokens of all users."""
 
 from alembic import op
 
