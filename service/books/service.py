@@ -120,7 +120,7 @@ def new_book(owner_id: int | None, data: BookCreate) -> Book:
 async def create_books(
     db: AsyncSession, given: Sequence[tuple[BookCreate, CurrentUser]], apart: bool
 ) -> Sequence[Row[Any]]:
-    """Add books, each owned by the user beside it in `given`.
+    """Add books. given: pairs of a book and its owner. Return the rows, in the same order.
 
     Raises RetryAloneError for items whose user's row is locked, or whose user is no longer valid.
     apart: there is only one item, so waiting for locks is allowed.

@@ -87,7 +87,8 @@ class _ChangedError(Exception):
 class Lists:
     """Reads lists. All parts of a result are from the same state of the database.
 
-    keeping: CACHE_PAGES. page_seconds, seconds: lifetimes of ids and of totals.
+    keeping: CACHE_PAGES; with `ttl`, ids may be older. page_seconds, seconds: lifetimes of ids and
+    of totals.
     """
 
     def __init__(

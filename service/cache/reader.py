@@ -85,7 +85,7 @@ class CacheReader:
         return now is not None and now.token == state.token
 
     async def sql(self, name: str, load: Callable[[AsyncSession], Awaitable[T]]) -> T:
-        """Run `load` in a session. Concurrent callers with the same `name` may share one load.
+        """Run `load` in a session. Callers with the same `name` share a load that has not begun.
 
         Raises TimeoutError after at most SQL_SECONDS: the driver's own timeout may end later.
         """

@@ -27,7 +27,7 @@ RESTED_SECONDS = 15.0  # time off before recovery: longer than any write that re
 LOOK_SECONDS = 0.5  # between two reads of the row
 QUERY_SECONDS = 2.0  # timeout of a statement
 BUMP_PATIENCE = 6.0  # timeout in seconds; on SQLite this write waits for other writers
-UNSEEN = 5.0  # the longest time in seconds that a commit may take
+UNSEEN = 5.0  # seconds: the longest assumed time until a commit is visible
 UNMARKED_LOCK = 0x0C7A_0003  # advisory lock (PostgreSQL): writes without marks exclude recovery
 SERVING_LOCK = 0x0C7A_0004  # advisory lock: one process alone, or several that share a Redis
 PRIMARY = "WITH nothing AS (UPDATE cache_state SET epoch = epoch WHERE false) "

@@ -116,7 +116,7 @@ class Loader:
         self._close()
 
     def put(self, batch: list[Accepted]) -> None:
-        """Wait for the previous batch, then start to add this batch. Raises its error."""
+        """Wait for the previous batch, raise its error if any, then start to add this batch."""
         self._wait()
         if batch:
             self._pending = self._run(self._add(batch))

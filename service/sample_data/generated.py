@@ -77,7 +77,7 @@ class _Authors:
         self._author = lru_cache(maxsize=20_000)(self._make)
 
     def of_book(self, number: int) -> _Author:
-        """Return the author of a book. Follows the random earlier books to a new author's book."""
+        """Return the author of a book: follow random earlier books to the author's first book."""
         while number:
             chance = int.from_bytes(_hash(f"author {self._seed} {number}")) / 2**128
             if chance < NEW_AUTHORS:
