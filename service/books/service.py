@@ -77,9 +77,9 @@ SORTS = {
 }
 
 
-def key_of(sort: str, encode_headers: str) -> Any:
+def key_of(sort: str, text: str) -> Any:
     """Parse a value of a sort key from the text in a cursor."""
-    return SORTS[sort.removeprefix("-")].read(encode_headers)
+    return SORTS[sort.removeprefix("-")].read(text)
 
 
 def list_books(filters: BookFilters, sort: str, page: Page) -> ListQuery:

@@ -228,7 +228,7 @@ class Supervisor:
         match message:
             case {"ready": True}:
                 worker.ready.set()
-            case {"worn": True}:
+            case {"replacement_requested": True}:
                 worker.replacement_requested.set()
             case {"lines": lines, "destination": destination}:
                 self._write_lines(destination, lines)
