@@ -20,7 +20,7 @@ from service.limits import identity as callers_module
 from service.limits.identity import MOST_REVOKED
 from tests.conftest import Site, serving, settings_for
 from tests.factories import Factory
-from tests.test_web import is_problem
+from tests.http_client import assert_problem
 
 INVALID = 'Bearer error="invalid_token"'
 WAYS: dict[str, dict[str, Any]] = {
@@ -77,7 +77,7 @@ async def test_a_demoted_user_is_unknown_on_public_routes_too(
         for n in range(6):
             path = (f"/api/books/{book.id}", "/api/books", "/none")[n % 3]
             answer = await client.get(path, headers=member.headers)
-            is_problem(answer, 401, "Invalid or expired token")
+            assert_problem(answer, 401, "Invalid or expired token")
             assert answer.headers["WWW-Authenticate"] == INVALID
         fresh = await make.signed_in(member)
         answer = await client.get(f"/api/books/{book.id}", headers=fresh.headers)
@@ -88,7 +88,7 @@ async def test_a_demoted_user_is_unknown_on_public_routes_too(
         assert answer.status_code == 204
         for _ in range(2):
             answer = await client.get(f"/api/books/{book.id}", headers=fresh.headers)
-            is_problem(answer, 401, "User not found")
+            assert_problem(answer, 401, "User not found")
             assert answer.headers["WWW-Authenticate"] == INVALID
 
 
@@ -177,7 +177,7 @@ async def test_a_tier_that_was_changed_by_hand_counts_as_well(
     await site.app.extensions["cache"].clear()
     for path in ("/api/books", "/api/profile"):
         answer = await client.get(path, headers=member.headers)
-        is_problem(answer, 401, "Invalid or expired token")
+        assert_problem(answer, 401, "Invalid or expired token")
 
 
 async def test_the_token_that_changed_a_password_goes_on(
@@ -207,7 +207,7 @@ async def test_an_account_that_cannot_be_read_is_no_defect(
         monkeypatch.setattr(items, "read", fail)
         shop = {"Origin": "https://shop.example.org"}
         answer = await client.get("/api/books", headers=member.headers | shop)
-        is_problem(answer, 503, "Service Unavailable")
+        assert_problem(answer, 503, "Service Unavailable")
         assert answer.headers["Retry-After"] == "1"
         assert "Access-Control-Allow-Origin" in answer.headers
         assert "RateLimit" in answer.headers
@@ -258,7 +258,7 @@ async def test_a_token_given_twice_is_a_mistake_on_every_route(
     twice = [("Authorization", f"Bearer {member.token}")] * 2
     for path in ("/api/books", "/api/profile", "/api/rate-limit"):
         answer = await client.get(path, headers=twice)
-        is_problem(answer, 400, "Bad Request")
+        assert_problem(answer, 400, "Bad Request")
         assert answer.json()["message"] == "Authorization is given more than once"
 
 

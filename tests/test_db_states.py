@@ -30,7 +30,7 @@ from tests.conftest import (
     url_of,
 )
 from tests.factories import Factory, Member
-from tests.test_web import is_problem
+from tests.http_client import assert_problem
 
 CODES = [  # of PostgreSQL, one for each way in which a class can begin, and each named on its own
     "08000", "08003", "08006", "08P01", "25006", "25P03", "25P04", "26000", "28000", "28P01",
@@ -141,7 +141,7 @@ class Served:
 
 def unavailable(answer: httpx.Response) -> None:
     """Check a 503."""
-    is_problem(answer, 503, "Service Unavailable")
+    assert_problem(answer, 503, "Service Unavailable")
     assert answer.headers["Retry-After"] == "1"
 
 
@@ -207,7 +207,7 @@ async def test_each_state_that_a_statement_meets(served: Served) -> None:
         assert (await served.client.get("/api/books?nocache=1")).status_code == 200
     for code in ("0A000", "22012", "25P02", "42501", "42601", "54001", "P0001"):
         answer = await served.create(owner, title=f"SQLSTATE {code}")
-        is_problem(answer, 500, "Internal Server Error")
+        assert_problem(answer, 500, "Internal Server Error")
     pool: Any = served.site.database.writer.pool
     assert pool.checkedout() == 0
 

@@ -14,7 +14,7 @@ from service.errors import APIError, ResourceNotFoundError
 from tests.conftest import Site, settings_for, visiting
 from tests.cycles import kinds, left_by
 from tests.factories import Factory
-from tests.test_web import is_problem
+from tests.http_client import assert_problem
 
 SPA = "https://app.example.org"
 
@@ -67,7 +67,7 @@ async def faults(site: Site, folder: Path) -> Any:
 @pytest.mark.parametrize("path", ["/api/defect", "/api/late"])
 async def test_a_defect_tells_nothing(faults: httpx.AsyncClient, path: str, folder: Path) -> None:
     answer = await faults.get(path, headers={"X-Request-ID": "the-one"})
-    is_problem(answer, 500, "Internal Server Error")
+    assert_problem(answer, 500, "Internal Server Error")
     assert answer.json()["message"] == "An unexpected error occurred"
     assert "secret" not in answer.text
     assert "Traceback" not in answer.text
@@ -75,11 +75,11 @@ async def test_a_defect_tells_nothing(faults: httpx.AsyncClient, path: str, fold
 
 
 async def test_errors_of_every_origin_have_one_shape(faults: httpx.AsyncClient) -> None:
-    is_problem(await faults.get("/api/teapot"), 418, "I'm a Teapot")
-    is_problem(await faults.get("/api/abort"), 503, "Service Unavailable")
-    is_problem(await faults.get("/api/family"), 404, "Not Found")
+    assert_problem(await faults.get("/api/teapot"), 418, "I'm a Teapot")
+    assert_problem(await faults.get("/api/abort"), 503, "Service Unavailable")
+    assert_problem(await faults.get("/api/family"), 404, "Not Found")
     own = await faults.get("/api/own")
-    is_problem(own, 418, "Bad Request")
+    assert_problem(own, 418, "Bad Request")
     assert (own.json()["message"], own.json()["hint"]) == ("Not like this", 7)
 
 
@@ -102,10 +102,10 @@ async def test_an_unknown_page_of_the_single_page_application_redirects_there(
             ("/health/shelves", html),
             ("/docs/shelves", html),
         ):
-            is_problem(await client.get(path, headers=headers), 404, "Not Found")
-        is_problem(await client.post("/shelves", headers=html), 404, "Not Found")
+            assert_problem(await client.get(path, headers=headers), 404, "Not Found")
+        assert_problem(await client.post("/shelves", headers=html), 404, "Not Found")
     async with httpx.AsyncClient(base_url=site.url) as client:
-        is_problem(await client.get("/shelves", headers=html), 404, "Not Found")
+        assert_problem(await client.get("/shelves", headers=html), 404, "Not Found")
 
 
 async def test_errors_leave_no_cycles(site: Site, make: Factory) -> None:

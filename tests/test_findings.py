@@ -10,7 +10,7 @@ from service.errors import MOST_FIELDS, MOST_NAME, InvalidInputError
 from service.http.parsing import MAX_PARAMETERS, MAX_VALUES
 from service.http.schemas import MAX_MEMBERS
 from tests.factories import Factory
-from tests.test_web import is_problem
+from tests.http_client import assert_problem
 
 MOST_BYTES = 8_192
 UNKNOWN = ["Unknown field."]
@@ -25,7 +25,7 @@ def unknown(number: int) -> dict[str, int]:
 
 def problem_of(answer: httpx.Response) -> dict[str, Any]:
     """Give the body of a refusal that holds findings."""
-    is_problem(answer, 400, "Validation Error")
+    assert_problem(answer, 400, "Validation Error")
     assert len(answer.content) <= MOST_BYTES
     body: dict[str, Any] = answer.json()
     assert body["errors"] == body["messages"]

@@ -20,7 +20,7 @@ from service.app import create_app
 from service.config import Production
 from tests.conftest import Site, settings_for, visiting
 from tests.factories import PASSWORD, Factory, Member
-from tests.test_web import is_problem
+from tests.http_client import assert_problem
 
 SHOP = {"Origin": "https://shop.example"}
 DEFAULTS = {
@@ -94,7 +94,7 @@ async def test_what_is_beyond_a_limit_is_refused(site: Site, folder: Path, store
         plain = await client.get("/api/books", headers=SHOP)
         assert await statuses(client, 49, "/api/books", headers=SHOP) == [200] * 9 + [429] * 40
         answer = await client.get("/api/books", headers=SHOP | {"X-Request-ID": "mine"})
-        is_problem(answer, 429, "Rate limit exceeded")
+        assert_problem(answer, 429, "Rate limit exceeded")
         assert answer.json()["message"] == "10 per 1 minute"
         assert answer.json()["retry_after"] == int(answer.headers["Retry-After"])
         assert 55 <= answer.json()["retry_after"] <= 60
@@ -138,7 +138,7 @@ async def test_the_default_is_one_limit_of_all_routes_without_their_own(
             assert answer.status_code == status, path
         for path in ("/elsewhere", "/api/users/8", "/admin/users", "//"):
             url = httpx.URL(f"{client.base_url}").copy_with(raw_path=path.encode())
-            is_problem(await client.get(url), 429, "Rate limit exceeded")
+            assert_problem(await client.get(url), 429, "Rate limit exceeded")
         for path in ("/", "/health", "/health/live", "/health/ready", "/docs", "/openapi.json"):
             answer = await client.get(path)
             assert answer.status_code == 200
@@ -300,7 +300,7 @@ async def test_a_route_of_ones_own_says_its_limits_as_the_package_has_it(
         ):
             assert await statuses(client, 9, path) == [200] * admitted + [429] * (9 - admitted)
             refused = await client.get(path, headers=SHOP)
-            is_problem(refused, 429, "Rate limit exceeded")
+            assert_problem(refused, 429, "Rate limit exceeded")
             assert refused.json()["message"] == message
             assert refused.headers["RateLimit-Remaining"] == "0"
         assert await statuses(client, 99, "/exempt") == [200] * 99
@@ -331,7 +331,7 @@ async def test_passwords_cannot_be_guessed(
         found = sorted(answer.status_code for answer in await asyncio.gather(*wrong))
         assert found == [401] * 5 + [429] * 25, "many at once are no way round"
         refused = await sign_in(client, anna.email, PASSWORD)
-        is_problem(refused, 429, "Rate limit exceeded")
+        assert_problem(refused, 429, "Rate limit exceeded")
         assert refused.json()["message"] == "5 per 15 minute"
         assert re.search('"15-minute";r=0;t=[0-9]+', refused.headers["RateLimit"])
         assert (await sign_in(client, bert.email, PASSWORD)).status_code == 200
@@ -361,7 +361,7 @@ async def test_the_current_password_cannot_be_guessed_either(
         found = sorted(answer.status_code for answer in await asyncio.gather(*guesses))
         assert found == [400] * 5 + [429] * 25, "many at once are no way round"
         refused = await change(client, anna, PASSWORD)
-        is_problem(refused, 429, "Rate limit exceeded")
+        assert_problem(refused, 429, "Rate limit exceeded")
         assert refused.json()["message"] == "5 per 15 minute"
         assert re.search('"15-minute";r=0;t=[0-9]+', refused.headers["RateLimit"])
         body = {"email": anna.email, "password": PASSWORD}

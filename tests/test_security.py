@@ -15,7 +15,7 @@ import pytest
 from service.security.tokens import CLAIMS
 from tests.conftest import SECRET
 from tests.factories import Factory, Member
-from tests.test_web import is_problem
+from tests.http_client import assert_problem
 
 
 def claims_of(member: Member) -> dict[str, Any]:
@@ -179,7 +179,7 @@ async def test_a_token_that_does_not_verify_is_refused_on_a_public_route(
 ) -> None:
     for token in ("Bearer x", "none", "Basic YTpi"):
         answer = await client.get(path, headers={"Authorization": token})
-        is_problem(answer, 401, "Invalid or expired token")
+        assert_problem(answer, 401, "Invalid or expired token")
         assert answer.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
         assert ("RateLimit" in answer.headers) is (path != "/api/rate-limit")
         assert answer.headers["Vary"] == "Accept-Encoding, Origin, Authorization"

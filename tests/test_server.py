@@ -1,4 +1,4 @@
-"""HTTP/1.1 as Hypercorn speaks it for Octavo, over a raw socket."""
+"""HTTP/1.1 of a served application, over a raw socket."""
 
 import asyncio
 import json
@@ -13,16 +13,16 @@ from hypercorn.protocol.h11 import H11Protocol
 from service.server.http1 import Http1, install
 from service.server.worker import ACCEPTED_AT_ONCE, Loop
 from tests.conftest import Site
-from tests.test_web import raw
+from tests.http_client import TIMEOUT, send_raw
 
 
 async def test_an_absolute_target_names_the_host(site: Site) -> None:
     request = b"GET HTTP://books.example.org/api/books HTTP/1.1\r\nHost: x\r\n\r\n"
-    status, _, answer = await raw(site, request)
+    status, _, content = await send_raw(site, request)
     assert status == 200
-    assert json.loads(answer)["links"]["self"].startswith("http://books.example.org/api/books?")
-    status, _, _ = await raw(site, b"GET http://x?page=1 HTTP/1.1\r\nHost: x\r\n\r\n")
-    assert status == 400, "the front page takes no page"
+    assert json.loads(content)["links"]["self"].startswith("http://books.example.org/api/books?")
+    status, _, _ = await send_raw(site, b"GET http://x?page=1 HTTP/1.1\r\nHost: x\r\n\r\n")
+    assert status == 400, "the home page has no parameter `page`"
 
 
 @pytest.mark.parametrize(
@@ -34,14 +34,16 @@ async def test_an_absolute_target_names_the_host(site: Site) -> None:
         b"Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\nSec-WebSocket-Version: 13",
     ],
 )
-async def test_an_offer_to_speak_otherwise_is_left(site: Site, offer: bytes) -> None:
+async def test_an_offer_to_change_the_protocol_is_ignored(site: Site, offer: bytes) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
-    for _ in range(2):
-        writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n" + offer + b"\r\n\r\n")
-        head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 9)
-        assert head.startswith(b"HTTP/1.1 200")
-        assert await reader.readexactly(18) == b'{"status":"alive"}'
-    writer.close()
+    try:
+        for _ in range(2):
+            writer.write(b"GET /health/live HTTP/1.1\r\nHost: x\r\n" + offer + b"\r\n\r\n")
+            head = await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), TIMEOUT)
+            assert head.startswith(b"HTTP/1.1 200")
+            assert await reader.readexactly(18) == b'{"status":"alive"}'
+    finally:
+        writer.close()
 
 
 @pytest.mark.parametrize(
@@ -60,29 +62,32 @@ async def test_an_offer_to_speak_otherwise_is_left(site: Site, offer: bytes) -> 
         (b"GET / HTTP/1.1\r\nHost: x\r\nX-A: " + b"x" * 70_000 + b"\r\n\r\n", 431),
     ],
 )
-async def test_what_is_no_http_is_refused_in_the_one_shape(
+async def test_bytes_that_are_not_http_are_refused_with_a_problem_document(
     site: Site, request_bytes: bytes, status: int
 ) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
-    writer.write(request_bytes)
-    head, _, body = (await asyncio.wait_for(reader.read(), 9)).partition(b"\r\n\r\n")
+    try:
+        writer.write(request_bytes)
+        received = await asyncio.wait_for(reader.read(), TIMEOUT)
+    finally:
+        writer.close()
+    head, _, body = received.partition(b"\r\n\r\n")
     assert head.startswith(b"HTTP/1.1 %d " % status)
     assert b"content-type: application/problem+json" in head
-    told = json.loads(body)
-    assert told["status"] == status
-    assert f"x-request-id: {told['request_id']}".encode() in head
-    writer.close()
+    problem = json.loads(body)
+    assert problem["status"] == status
+    assert f"x-request-id: {problem['request_id']}".encode() in head
 
 
 async def test_only_hypercorns_own_protocol_is_replaced() -> None:
-    """Where it looks that up is no promise of its: this says so, should it move."""
+    """Hypercorn does not document where it looks up the class: this test fails if that moves."""
     install()
     assert vars(hypercorn.protocol)["H11Protocol"] is Http1
     assert {"_check_protocol", "_create_stream", "_send_error_response"} <= set(vars(H11Protocol))
 
 
 async def test_a_busy_worker_accepts_many_connections_in_one_turn() -> None:
-    """libuv alone accepts one in a turn, so that new connections wait while others are served."""
+    """libuv alone accepts 1 connection in a turn of the loop: new connections would wait."""
     turn, accepted = 0, Counter[int]()
 
     class Accepted(asyncio.Protocol):
@@ -98,14 +103,17 @@ async def test_a_busy_worker_accepts_many_connections_in_one_turn() -> None:
         listener.listen(1_000)
         address = listener.getsockname()
         await loop.create_server(Accepted, sock=listener, backlog=1_000)
-        clients = [socket.create_connection(address) for _ in range(10 * ACCEPTED_AT_ONCE)]
-        while accepted.total() < len(clients):
-            turn += 1
-            await asyncio.sleep(0)
-        for client in clients:
-            client.close()
-        for server in loop.listeners:
-            server.close()
+        clients: list[socket.socket] = []
+        try:
+            clients += (socket.create_connection(address) for _ in range(10 * ACCEPTED_AT_ONCE))
+            while accepted.total() < len(clients):
+                turn += 1
+                await asyncio.sleep(0)
+        finally:
+            for client in clients:
+                client.close()
+            for server in loop.listeners:
+                server.close()
         with pytest.raises(ConnectionRefusedError):
             socket.create_connection(address)
 

@@ -1,6 +1,5 @@
-"""The HTTP edge: ids, bodies, queries, caps, methods, headers; much of it over a raw socket."""
+"""Requests and responses: ids, bodies, queries, limits, methods, headers."""
 
-import asyncio
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -13,52 +12,21 @@ from quart_schema import conversion
 from service.books.schemas import BookCreate
 from tests.conftest import Site, serving, settings_for
 from tests.factories import Factory
+from tests.http_client import assert_problem, send_raw
 
 JSON = {"Content-Type": "application/json"}
 
 
-async def raw(
-    site: Site, request: bytes, *, ends: bool = False
-) -> tuple[int, dict[str, str], bytes]:
-    """Send bytes as they are; give status, headers and body of the first answer.
-
-    ends: say that nothing more will come.
-    """
-    reader, writer = await asyncio.open_connection("127.0.0.1", site.port)
-    writer.write(request)
-    if ends:
-        writer.write_eof()
-    head = (await asyncio.wait_for(reader.readuntil(b"\r\n\r\n"), 15)).decode()
-    lines = head.split("\r\n")[:-2]
-    headers = {k.lower(): v for k, v in (line.split(": ", 1) for line in lines[1:])}
-    length = int(headers.get("content-length", "0"))
-    body = b"" if request.startswith(b"HEAD") else await reader.readexactly(length)
-    writer.close()
-    return int(lines[0].split()[1]), headers, body
-
-
-def is_problem(answer: httpx.Response, status: int, error: str) -> None:
-    """Assert that an answer is an error of the one shape."""
-    assert answer.status_code == status, answer.text
-    assert answer.headers["Content-Type"] == "application/problem+json"
-    assert answer.headers["Cache-Control"] == "no-store"
-    body = answer.json()
-    assert list(body)[:6] == ["type", "title", "status", "detail", "error", "message"]
-    assert (body["status"], body["error"]) == (status, error)
-    assert body["detail"] == body["message"]
-    assert body["request_id"] == answer.headers["X-Request-ID"]
-
-
-def test_what_validates_a_body_is_made_once() -> None:
-    """By quart-schema itself for each request: should it look elsewhere, that is back."""
-    made = vars(conversion)["TypeAdapter"]
-    before = made.cache_info()
-    for title in ("one", "two", "three"):
+def test_the_validator_of_a_body_is_made_once() -> None:
+    """quart-schema itself makes a validator for each request; the cache takes its place."""
+    type_adapter = vars(conversion)["TypeAdapter"]
+    before = type_adapter.cache_info()
+    for title in ("first", "second", "third"):
         load = conversion.model_load({"title": title, "author": "x"}, BookCreate, ValueError)
         assert load.title == title
-    now = made.cache_info()
-    assert now.misses <= before.misses + 1
-    assert now.hits + now.misses == before.hits + before.misses + 3, "it is asked for nowhere else"
+    after = type_adapter.cache_info()
+    assert after.misses <= before.misses + 1
+    assert after.hits + after.misses == before.hits + before.misses + 3, "1 lookup for each body"
 
 
 @pytest.mark.parametrize(
@@ -91,66 +59,64 @@ def test_what_validates_a_body_is_made_once() -> None:
         (b'{"a":' + b"[" * 20_000 + b"]" * 20_000 + b"}", "nested too deeply"),
     ],
 )
-async def test_a_body_that_is_no_json_object_is_refused(
+async def test_a_body_that_is_not_a_json_object_is_refused(
     client: httpx.AsyncClient, make: Factory, body: bytes, part: str
 ) -> None:
     member = await make.member()
-    answer = await client.post("/api/books", content=body, headers=member.headers | JSON)
-    is_problem(answer, 400, "Bad Request")
-    assert part in answer.json()["message"]
+    response = await client.post("/api/books", content=body, headers=member.headers | JSON)
+    assert_problem(response, 400, "Bad Request")
+    assert part in response.json()["message"]
 
 
-async def test_a_body_nested_as_deeply_as_allowed_is_read(
-    client: httpx.AsyncClient, make: Factory
-) -> None:
+async def test_a_body_nested_to_the_limit_is_read(client: httpx.AsyncClient, make: Factory) -> None:
     member = await make.member()
     body = b'{"a":' * 32 + b"1" + b"}" * 32
-    answer = await client.post("/api/books", content=body, headers=member.headers | JSON)
-    is_problem(answer, 400, "Validation Error")
+    response = await client.post("/api/books", content=body, headers=member.headers | JSON)
+    assert_problem(response, 400, "Validation Error")
 
 
 @pytest.mark.parametrize(
     "content_type",
     [None, "text/plain", "application/x-www-form-urlencoded", "application/jsonp", "json"],
 )
-async def test_a_body_that_is_not_called_json_is_refused(
+async def test_a_body_with_another_content_type_is_refused(
     client: httpx.AsyncClient, make: Factory, content_type: str | None
 ) -> None:
     member = await make.member()
     headers = member.headers | ({"Content-Type": content_type} if content_type else {})
-    answer = await client.post("/api/books", content=b'{"title": "a"}', headers=headers)
-    is_problem(answer, 415, "Unsupported Media Type")
+    response = await client.post("/api/books", content=b'{"title": "a"}', headers=headers)
+    assert_problem(response, 415, "Unsupported Media Type")
 
 
 @pytest.mark.parametrize(
     "content_type",
     ["application/json; charset=utf-8", "application/problem+json", "APPLICATION/JSON"],
 )
-async def test_json_has_several_names(
+async def test_every_content_type_of_json_is_accepted(
     client: httpx.AsyncClient, make: Factory, content_type: str
 ) -> None:
     member = await make.member()
-    answer = await client.post(
+    response = await client.post(
         "/api/books",
         content=b'{"title": "a", "author": "b"}',
         headers=member.headers | {"Content-Type": content_type},
     )
-    assert answer.status_code == 201
+    assert response.status_code == 201
 
 
-async def test_a_body_over_the_cap_is_refused(client: httpx.AsyncClient, make: Factory) -> None:
+async def test_a_body_over_the_limit_is_refused(client: httpx.AsyncClient, make: Factory) -> None:
     member = await make.member()
     fits = b'{"title": "' + b" " * (65_536 - 40) + b'a", "author": "b"}'
     assert len(fits) <= 65_536
-    answer = await client.post("/api/books", content=fits, headers=member.headers | JSON)
-    assert answer.status_code == 201
-    answer = await client.post(
+    response = await client.post("/api/books", content=fits, headers=member.headers | JSON)
+    assert response.status_code == 201
+    response = await client.post(
         "/api/books", content=fits + b" " * 40, headers=member.headers | JSON
     )
-    is_problem(answer, 413, "Payload Too Large")
+    assert_problem(response, 413, "Payload Too Large")
 
 
-async def test_a_chunked_body_over_the_cap_is_refused_unread(
+async def test_a_chunked_body_over_the_limit_is_refused(
     client: httpx.AsyncClient, make: Factory
 ) -> None:
     member = await make.member()
@@ -163,29 +129,27 @@ async def test_a_chunked_body_over_the_cap_is_refused_unread(
             yield b" " * 65_536
 
     try:
-        answer = await client.post(
+        response = await client.post(
             "/api/books",
             content=endless(),
             headers=member.headers | JSON,
         )
-        is_problem(answer, 413, "Payload Too Large")
+        assert_problem(response, 413, "Payload Too Large")
     except httpx.TransportError:
-        pass  # the server has answered and closed while we were still sending
+        pass  # the server has responded and closed while the client was still sending
     assert (await client.get("/health/live")).status_code == 200
 
 
-async def test_a_body_that_does_not_come_is_not_waited_for(
-    site: Site, make: Factory, folder: Path
-) -> None:
+async def test_a_body_that_does_not_arrive_is_408(site: Site, make: Factory, folder: Path) -> None:
     member = await make.member()
     url = site.another_url
 
-    def hasty(app: Quart) -> None:
+    def shorten_timeout(app: Quart) -> None:
         app.config["BODY_TIMEOUT"] = 0.3
 
-    async with serving(settings_for(url, folder), hasty) as slow:
-        status, headers, body = await raw(
-            slow,
+    async with serving(settings_for(url, folder), shorten_timeout) as served:
+        status, headers, body = await send_raw(
+            served,
             b"POST /api/books HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
             + f"Authorization: {member.token}\r\nContent-Length: 30\r\n\r\n".encode()
             + b'{"title": ',
@@ -206,18 +170,18 @@ async def test_a_body_that_does_not_come_is_not_waited_for(
         "&".join(f"a{n}" for n in range(60)),
     ],
 )
-async def test_a_query_that_cannot_be_read_is_refused(
+async def test_a_query_that_cannot_be_decoded_is_refused(
     client: httpx.AsyncClient, query: str
 ) -> None:
-    answer = await client.get(f"/api/books?{query}")
-    is_problem(answer, 400, "Bad Request")
+    response = await client.get(f"/api/books?{query}")
+    assert_problem(response, 400, "Bad Request")
 
 
-async def test_a_replacement_character_is_a_character(client: httpx.AsyncClient) -> None:
+async def test_a_replacement_character_in_a_query_is_accepted(client: httpx.AsyncClient) -> None:
     assert (await client.get("/api/books?author=%EF%BF%BD")).status_code == 200
 
 
-async def test_parameters_of_routes_that_have_none_are_refused(
+async def test_parameters_of_routes_without_parameters_are_refused(
     client: httpx.AsyncClient, make: Factory
 ) -> None:
     member = await make.member()
@@ -229,11 +193,11 @@ async def test_parameters_of_routes_that_have_none_are_refused(
         ("GET", "/health"),
         ("GET", "/"),
     ):
-        answer = await client.request(
+        response = await client.request(
             method, path, params={"verbose": "1"}, headers=member.headers, json={}
         )
-        is_problem(answer, 400, "Validation Error")
-        assert answer.json()["messages"] == {"verbose": ["Unknown field."]}
+        assert_problem(response, 400, "Validation Error")
+        assert response.json()["messages"] == {"verbose": ["Unknown field."]}
 
 
 @pytest.mark.parametrize(
@@ -246,16 +210,16 @@ async def test_parameters_of_routes_that_have_none_are_refused(
     ],
 )  # fmt: skip
 async def test_an_unknown_path_is_404(client: httpx.AsyncClient, path: str) -> None:
-    answer = await client.get(path)
-    is_problem(answer, 404, "Not Found")
-    assert answer.json()["message"] == "The requested resource was not found"
+    response = await client.get(path)
+    assert_problem(response, 404, "Not Found")
+    assert response.json()["message"] == "The requested resource was not found"
 
 
 @pytest.mark.parametrize("book_id", [0, 7_000_000, 9223372036854775807])
-async def test_an_id_that_nobody_has_is_named(client: httpx.AsyncClient, book_id: int) -> None:
-    answer = await client.get(f"/api/books/{book_id}")
-    is_problem(answer, 404, "Not Found")
-    assert answer.json()["message"] == f"Book with id {book_id} not found"
+async def test_an_unknown_id_is_404_and_is_named(client: httpx.AsyncClient, book_id: int) -> None:
+    response = await client.get(f"/api/books/{book_id}")
+    assert_problem(response, 404, "Not Found")
+    assert response.json()["message"] == f"Book with id {book_id} not found"
 
 
 @pytest.mark.parametrize(
@@ -268,19 +232,19 @@ async def test_an_id_that_nobody_has_is_named(client: httpx.AsyncClient, book_id
         ("BREW", "/", {"GET", "HEAD", "OPTIONS"}),
     ],
 )
-async def test_a_method_that_is_not_there_names_those_that_are(
+async def test_an_unknown_method_is_405_with_the_allowed_methods(
     client: httpx.AsyncClient, method: str, path: str, allowed: set[str]
 ) -> None:
-    answer = await client.request(method, path)
-    is_problem(answer, 405, "Method Not Allowed")
-    assert set(answer.headers["Allow"].split(", ")) == allowed
+    response = await client.request(method, path)
+    assert_problem(response, 405, "Method Not Allowed")
+    assert set(response.headers["Allow"].split(", ")) == allowed
     options = await client.options(path)
     assert options.status_code == 200
     assert set(options.headers["Allow"].split(", ")) == allowed
 
 
 @pytest.mark.parametrize(
-    ("given", "kept"),
+    ("request_id", "is_kept"),
     [
         ("abc-1.2_Z", True),
         ("x" * 64, True),
@@ -290,22 +254,22 @@ async def test_a_method_that_is_not_there_names_those_that_are(
         ("", False),
     ],
 )
-async def test_every_answer_has_a_request_id(
-    client: httpx.AsyncClient, given: str, kept: bool
+async def test_every_response_has_a_request_id(
+    client: httpx.AsyncClient, request_id: str, is_kept: bool
 ) -> None:
     seen = set()
     for path in ("/api/books", "/api/books/77", "/api/nothing", "/health", "/"):
-        answer = await client.get(path, headers={"X-Request-ID": given})
-        (name,) = answer.headers.get_list("X-Request-ID")
-        assert (name == given) is kept
-        seen.add(name)
-    assert len(seen) == (1 if kept else 5)
+        response = await client.get(path, headers={"X-Request-ID": request_id})
+        (received,) = response.headers.get_list("X-Request-ID")
+        assert (received == request_id) is is_kept
+        seen.add(received)
+    assert len(seen) == (1 if is_kept else 5)
 
 
 @pytest.mark.parametrize("host", ["a..b", ".", "xn--", "x" * 64 + ".org", "a b", "<script>"])
-async def test_a_host_that_is_none_breaks_nothing(site: Site, host: str) -> None:
+async def test_an_invalid_host_never_causes_a_server_error(site: Site, host: str) -> None:
     for path in ("/api/books", "/health/live", "/"):
-        status, headers, body = await raw(
+        status, headers, body = await send_raw(
             site, f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode()
         )
         assert status in {200, 400}
@@ -315,18 +279,18 @@ async def test_a_host_that_is_none_breaks_nothing(site: Site, host: str) -> None
             assert json.loads(body)["error"] == "Bad Request"
 
 
-async def test_a_body_that_no_route_reads_is_capped_as_well(
+async def test_a_body_that_no_route_reads_has_the_same_limit(
     client: httpx.AsyncClient, make: Factory
 ) -> None:
     member = await make.member()
     for method in ("GET", "DELETE"):
-        answer = await client.request(
+        response = await client.request(
             method, "/api/books/1", content=b" " * 70_000, headers=member.headers | JSON
         )
-        is_problem(answer, 413, "Payload Too Large")
+        assert_problem(response, 413, "Payload Too Large")
 
 
-async def test_what_may_be_kept_and_what_an_answer_depends_on(
+async def test_cache_control_and_vary_of_each_route(
     client: httpx.AsyncClient, make: Factory
 ) -> None:
     member = await make.member()
@@ -340,48 +304,48 @@ async def test_what_may_be_kept_and_what_an_answer_depends_on(
         ("/api/books/0", "no-store"),
         ("/api/nothing", "no-store"),
     ):
-        answer = await client.get(path, headers=member.headers)
-        assert answer.headers["Cache-Control"] == cache
-        (vary,) = answer.headers.get_list("Vary")
+        response = await client.get(path, headers=member.headers)
+        assert response.headers["Cache-Control"] == cache
+        (vary,) = response.headers.get_list("Vary")
         assert vary == "Accept-Encoding, Origin, Authorization"
     health = await client.get("/health")
     assert health.headers["Cache-Control"] == "no-store"
     assert health.headers["Vary"] == "Accept-Encoding, Origin"
 
 
-async def test_links_come_from_public_url_and_never_from_the_host(
+async def test_links_begin_with_public_url_and_never_with_the_host(
     site: Site, make: Factory, folder: Path
 ) -> None:
     member = await make.member()
     url = site.another_url
     public = "https://books.example.org/octavo"
     async with (
-        serving(settings_for(url, folder, public_url=public + "/")) as behind,
-        httpx.AsyncClient(base_url=behind.url, headers={"Host": "evil.example"}) as client,
+        serving(settings_for(url, folder, public_url=public + "/")) as served,
+        httpx.AsyncClient(base_url=served.url, headers={"Host": "evil.example"}) as client,
     ):
-        made = await client.post(
+        created = await client.post(
             "/api/books", json={"title": "T", "author": "A"}, headers=member.headers
         )
-        assert made.headers["Location"] == f"{public}/api/books/{made.json()['id']}"
+        assert created.headers["Location"] == f"{public}/api/books/{created.json()['id']}"
         listed = await client.get("/api/books")
         assert listed.json()["links"]["self"] == f"{public}/api/books?page=1"
-        for answer in (made, listed, await client.get("/"), await client.get("/nothing")):
-            assert "evil" not in answer.text + str(answer.headers)
+        for response in (created, listed, await client.get("/"), await client.get("/nothing")):
+            assert "evil" not in response.text + str(response.headers)
 
 
-async def test_answers_without_a_body_say_so(site: Site, make: Factory) -> None:
+async def test_responses_without_a_body_have_no_content_headers(site: Site, make: Factory) -> None:
     member = await make.member()
     book = await make.book(member)
     head = f"/api/books/{book.id} HTTP/1.1\r\nHost: x\r\n"
-    status, headers, _ = await raw(site, f"HEAD {head}\r\n".encode())
+    status, headers, _ = await send_raw(site, f"HEAD {head}\r\n".encode())
     assert status == 200
     assert int(headers["content-length"]) > 100
-    status, headers, _ = await raw(
+    status, headers, _ = await send_raw(
         site, f"GET {head}If-None-Match: {headers['etag']}\r\n\r\n".encode()
     )
     assert status == 304
     assert not {"content-type", "content-length"} & set(headers)
-    status, headers, _ = await raw(
+    status, headers, _ = await send_raw(
         site, f"DELETE {head}Authorization: {member.token}\r\n\r\n".encode()
     )
     assert status == 204
