@@ -1,4 +1,4 @@
-"""Every answer that a test gets from a served application, held to the document."""
+"""Compares every response of a served application with the OpenAPI document."""
 
 import json
 from fnmatch import fnmatch
@@ -14,19 +14,16 @@ from service.limits.middleware import is_path
 from service.openapi.pages import document
 from service.server.http1.config import EarlyResponse
 
-# What HTTP, the server and CORS say about themselves.
-TURNED_AWAY = {
-    401: "Unauthorized",
-    429: "TooManyRequests",
-    503: "ServiceUnavailable",
-}  # before a route is known
+# Refusals before a route is known.
+REFUSALS = {401: "Unauthorized", 429: "TooManyRequests", 503: "ServiceUnavailable"}
+# Headers of HTTP and of the server, which the document does not describe.
 UNDOCUMENTED = {"content-type", "content-length", "date", "server", "connection", "allow"}
 
 violations: list[str] = []
 
 
 def templated(rule: str) -> str:
-    """Give a rule of the URL map as a path of the document."""
+    """Return a rule of the URL map as a path of the document."""
     parts = [
         "{" + part[1:-1].rpartition(":")[2] + "}" if part.startswith("<") else part
         for part in rule.split("/")
@@ -35,7 +32,7 @@ def templated(rule: str) -> str:
 
 
 def strict(value: Any) -> Any:
-    """Close every object of a schema, so that a member nobody described is found."""
+    """Close every object of a schema, so that an undocumented member is an error."""
     if isinstance(value, list):
         return [strict(item) for item in value]
     if not isinstance(value, dict):
@@ -47,7 +44,7 @@ def strict(value: Any) -> Any:
 
 
 class Watched:
-    """An ASGI application whose answers are held to its document."""
+    """An ASGI application that compares its responses with its document."""
 
     def __init__(self, app: Quart) -> None:
         self._app = app
@@ -62,7 +59,7 @@ class Watched:
         return schema
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a request through, and look at what comes back."""
+        """Pass a request through, and check its response."""
         if scope["type"] != "http":
             await self._inner(scope, receive, send)
             return
@@ -76,40 +73,40 @@ class Watched:
             elif message["type"] == "http.response.body":
                 body += message.get("body", b"")
                 if not message.get("more_body", False):
-                    self._look(scope, start, body)
+                    self._check(scope, start, body)
             await send(message)
 
         await self._inner(scope, receive, watching)
 
-    def lookup(self, scope: Any, tell: Any) -> bool:
-        """Pass on what needs no application, and look at that as well."""
+    def look(self, scope: Any, callback: Any) -> bool:
+        """Pass on a request that needs no application, and check its response."""
 
-        def telling(response: EarlyResponse | None) -> None:
+        def checking(response: EarlyResponse | None) -> None:
             if response is not None:
                 start = {"status": response.status, "headers": response.headers}
-                self._look(scope, start, response.body)
-            tell(response)
+                self._check(scope, start, response.body)
+            callback(response)
 
-        return self._shortcut is not None and self._shortcut.lookup(scope, telling)
+        return self._shortcut is not None and self._shortcut.look(scope, checking)
 
-    def _look(self, scope: Any, start: Any, body: bytes) -> None:
+    def _check(self, scope: Any, start: Any, body: bytes) -> None:
         names = [key.decode().lower() for key, _ in start["headers"]]
         headers = {key.decode().lower(): value.decode() for key, value in start["headers"]}
-        where = f"{scope['method']} {scope['path']}: {start['status']}"
-        found = list(self._wrong(scope, start["status"], headers, body))
-        found += [f"{name} twice" for name in set(names) if names.count(name) > 1]
-        violations.extend(f"{where}: {what}" for what in found)
+        request = f"{scope['method']} {scope['path']}: {start['status']}"
+        errors = list(self._differences(scope, start["status"], headers, body))
+        errors += [f"{name} twice" for name in set(names) if names.count(name) > 1]
+        violations.extend(f"{request}: {error}" for error in errors)
 
-    def _wrong(self, scope: Any, status: int, headers: dict[str, str], body: bytes) -> Any:
+    def _differences(self, scope: Any, status: int, headers: dict[str, str], body: bytes) -> Any:
         method = scope["method"].lower()
         described = self._described(scope, method, status, headers)
         if described is None:
             yield "not in the document"
             return
-        kept = method in {"get", "head"} and (
+        is_cacheable = method in {"get", "head"} and (
             status == 304 or (status == 200 and "etag" in headers)
         )
-        if headers.get("cache-control") != ("no-cache" if kept else "no-store"):
+        if headers.get("cache-control") != ("no-cache" if is_cacheable else "no-store"):
             yield "another Cache-Control"
         if status == 405 and "allow" not in headers:
             yield "no Allow"
@@ -130,8 +127,8 @@ class Watched:
         content = described.get("content", {})
         media = headers.get("content-type", "").partition(";")[0]
         if not content:
-            if body and method != "head":  # which the server drops
-                yield "a body, where none is described"
+            if body and method != "head":  # the server drops it
+                yield "an undocumented body"
             return
         kind = next((kind for kind in content if fnmatch(media, kind.partition(";")[0])), None)
         if kind is None:
@@ -143,10 +140,10 @@ class Watched:
                 status,
                 headers["x-request-id"],
             ]:
-                yield "the body says another status or id"
+                yield "status or id of the body differ"
 
     def _described(self, scope: Any, method: str, status: int, headers: dict[str, str]) -> Any:
-        """Give what the document says of an answer, or None if there is no such answer."""
+        """Return the description of a response in the document, or None."""
         shared = self.document["components"]["responses"]
         bare = {"headers": shared["NotFound"]["headers"]}
         path = scope["path"] if is_path(scope["raw_path"]) else "no path"
@@ -156,18 +153,18 @@ class Watched:
             if status == 302 and error.code == 404:
                 moved = bare["headers"] | {"Location": {"$ref": "/Location"}}
                 return {"headers": moved, "content": {"text/html": {}}}
-            if status in TURNED_AWAY:
-                return shared[TURNED_AWAY[status]]
+            if status in REFUSALS:
+                return shared[REFUSALS[status]]
             return shared["NotFound"] if status in {error.code, 413} else None
         if method == "options":
             return bare if status == 200 else None
         operation = self.document["paths"][templated(rule.rule)].get(method)
         if operation is None:
             return None
-        answer = operation["responses"].get(str(status))
-        if answer is not None and "$ref" in answer:
-            return self.document["components"]["responses"][answer["$ref"].rpartition("/")[2]]
-        return answer
+        response = operation["responses"].get(str(status))
+        if response is not None and "$ref" in response:
+            return self.document["components"]["responses"][response["$ref"].rpartition("/")[2]]
+        return response
 
     def _errors(self, schema: str, value: Any) -> Any:
         if schema not in self._validators:

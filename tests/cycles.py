@@ -1,17 +1,17 @@
-"""Rings of objects: what they hold waits until cycles are looked for, which is seldom."""
+"""Reference cycles: their objects stay in memory until a garbage collection, which is rare."""
 
 import gc
 from collections.abc import Awaitable, Callable
 from typing import Any
 
 
-async def left_by(ask: Callable[[], Awaitable[Any]]) -> list[Any]:
-    """Ask once to warm up, then again; give what is left that only a look for cycles finds."""
-    await ask()
+async def garbage_of(work: Callable[[], Awaitable[Any]]) -> list[Any]:
+    """Run once to warm up, then again; return the objects that only a collection frees."""
+    await work()
     gc.collect()
     gc.disable()
     try:
-        await ask()
+        await work()
         gc.set_debug(gc.DEBUG_SAVEALL)
         gc.collect()
         return [*gc.garbage]
@@ -21,6 +21,6 @@ async def left_by(ask: Callable[[], Awaitable[Any]]) -> list[Any]:
         gc.enable()
 
 
-def kinds(left: list[Any]) -> set[str]:
-    """Name the types of what is left."""
-    return {type(one).__name__ for one in left}
+def type_names(objects: list[Any]) -> set[str]:
+    """Return the names of the types of objects."""
+    return {type(thing).__name__ for thing in objects}

@@ -1,4 +1,4 @@
-"""Rows for tests, through the rules that make them in the service."""
+"""Rows for tests, made by the functions of the service."""
 
 import itertools
 from dataclasses import dataclass
@@ -31,12 +31,12 @@ class Member:
 
     @property
     def headers(self) -> dict[str, str]:
-        """What they send to be recognised."""
+        """The headers that authenticate their requests."""
         return {"Authorization": f"Bearer {self.token}"}
 
 
 class Factory:
-    """Makes rows in the database of one application."""
+    """Makes rows in the database of an application."""
 
     def __init__(self, app: Quart) -> None:
         self.app = app
@@ -60,7 +60,7 @@ class Factory:
         return await self.signed_in(user)
 
     async def _password_hash(self) -> str:
-        """Hash PASSWORD, once for all tests: it takes longer than what most of them do."""
+        """Hash PASSWORD, once for all tests: a hash takes longer than most of the tests."""
         if PASSWORD not in _hashes:
             _hashes[PASSWORD] = await self.app.extensions["passwords"].hash(PASSWORD)
         return _hashes[PASSWORD]

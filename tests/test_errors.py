@@ -12,7 +12,7 @@ from werkzeug.exceptions import ImATeapot
 
 from service.errors import APIError, ResourceNotFoundError
 from tests.conftest import Site, settings_for, visiting
-from tests.cycles import kinds, left_by
+from tests.cycles import garbage_of, type_names
 from tests.factories import Factory
 from tests.http_client import assert_problem
 
@@ -132,6 +132,6 @@ async def test_errors_leave_no_cycles(site: Site, make: Factory) -> None:
             assert statuses == {400, 401, 403, 404, 405, 415}
             await asyncio.sleep(0.1)
 
-        left = await left_by(ask)
+        left = await garbage_of(ask)
     assert not [one for one in left if isinstance(one, quart.Request)]
-    assert not {"traceback", "frame", "RequestContext"} & kinds(left)
+    assert not {"traceback", "frame", "RequestContext"} & type_names(left)

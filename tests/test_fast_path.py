@@ -29,7 +29,7 @@ from service.fast_path.remembered import LARGEST, MOST, RememberedList, Remember
 from service.http import requests
 from service.http.context import KEY, RequestContext
 from tests.conftest import Site, settings_for, visiting
-from tests.cycles import kinds, left_by
+from tests.cycles import garbage_of, type_names
 from tests.factories import Factory
 from tests.fuzz.declared import SHOP, Requests
 from tests.side_by_side import Server, side_by_side
@@ -218,7 +218,7 @@ async def test_an_error_leaves_no_cycle(servers: Servers) -> None:
         assert (await server.send(create(server))).status == 500
         await asyncio.sleep(0.1)
 
-    left = kinds(await left_by(send))
+    left = type_names(await garbage_of(send))
     assert not {"traceback", "frame", "Request", "ValueError"} & left
 
 

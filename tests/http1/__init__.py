@@ -1,1 +1,1 @@
-"""HTTP/1.1, as service/http1 speaks it: bytes on a socket, what they mean, and what they cost."""
+"""HTTP/1.1 of service/server/http1: bytes on a socket, their meaning, and their cost."""

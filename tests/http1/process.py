@@ -1,4 +1,4 @@
-"""A server in a process of its own, whose memory can be weighed. Prints its port."""
+"""A server in its own process, whose memory can be measured. Prints its port."""
 
 import asyncio
 from typing import Any
@@ -10,8 +10,8 @@ from tests.http1.site import bare
 PIECE = 65_536
 
 
-async def demanding(scope: Any, receive: Any, send: Any) -> None:
-    """Answer without end, never read, or just answer."""
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    """Respond without end, never read and never respond, or respond at once."""
     if scope["path"] == "/endless":
         await send({"type": "http.response.start", "status": 200, "headers": []})
         while True:
@@ -24,7 +24,7 @@ async def demanding(scope: Any, receive: Any, send: Any) -> None:
 
 async def serve() -> None:
     """Serve until killed."""
-    async with bare(demanding) as site:
+    async with bare(app) as site:
         print(site.port, flush=True)
         await asyncio.sleep(3_600)
 

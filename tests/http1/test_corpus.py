@@ -1,4 +1,4 @@
-"""Every request of the corpus, to both protocols: status by status, and how the connection ends."""
+"""Every request of the corpus, to both parsers: the statuses, and the end of the connection."""
 
 import asyncio
 import json
@@ -7,27 +7,27 @@ from collections.abc import AsyncIterator
 import pytest
 
 from tests.http1.corpus import CASES, CLOSED, OPEN, WAITS, Case
-from tests.http1.site import Bare, bare
+from tests.http1.site import TIMEOUT, Bare, bare
 
 PROBE = b"GET /probe HTTP/1.1\r\nHost: x\r\n\r\n"
 
 
 @pytest.fixture(scope="module", params=["httptools", "h11"])
 async def site(request: pytest.FixtureRequest) -> AsyncIterator[Bare]:
-    """The echo, over each protocol."""
-    async with bare(http1=request.param) as found:
-        yield found
+    """The echo application, over each parser."""
+    async with bare(http1=request.param) as site:
+        yield site
 
 
-def wanted(site: Bare, case: Case) -> tuple[tuple[int, ...], str]:
-    """Give what should come of a case."""
+def expected(site: Bare, case: Case) -> tuple[tuple[int, ...], str]:
+    """Return the statuses of a case, and the end of its connection."""
     if site.config.http1 == "h11" and isinstance(case.h11, tuple):
         return case.h11[:2]
     return case.statuses, case.end
 
 
-async def next_answer(reader: asyncio.StreamReader) -> tuple[int, bytes] | None:
-    """Read an answer: status and body; None at the end of the connection."""
+async def next_response(reader: asyncio.StreamReader) -> tuple[int, bytes] | None:
+    """Read a response: status and body; None at the end of the connection."""
     try:
         head = await reader.readuntil(b"\r\n\r\n")
     except asyncio.IncompleteReadError:
@@ -38,8 +38,8 @@ async def next_answer(reader: asyncio.StreamReader) -> tuple[int, bytes] | None:
 
 
 async def outcome(site: Bare, case: Case) -> tuple[tuple[int, ...], str, list[bytes]]:
-    """Send a case: the statuses of what comes back, how it ends, and the bodies."""
-    statuses, end = wanted(site, case)
+    """Send a case; return the statuses, the end of the connection, and the bodies."""
+    statuses, end = expected(site, case)
     seen: list[int] = []
     bodies: list[bytes] = []
     reader, writer = await site.connect()
@@ -48,14 +48,14 @@ async def outcome(site: Bare, case: Case) -> tuple[tuple[int, ...], str, list[by
         while True:
             if end == OPEN and len(seen) == len(statuses):
                 writer.write(PROBE)
-            waits = 0.2 if end == WAITS and len(seen) == len(statuses) else 10
-            got = await asyncio.wait_for(next_answer(reader), waits)
-            if got is None:
+            waits = 0.2 if end == WAITS and len(seen) == len(statuses) else TIMEOUT
+            response = await asyncio.wait_for(next_response(reader), waits)
+            if response is None:
                 return tuple(seen), CLOSED, bodies
-            if got[0] == 200 and json.loads(got[1])["path"] == "/probe":
+            if response[0] == 200 and json.loads(response[1])["path"] == "/probe":
                 return tuple(seen), OPEN, bodies
-            seen.append(got[0])
-            bodies.append(got[1])
+            seen.append(response[0])
+            bodies.append(response[1])
     except TimeoutError:
         return tuple(seen), WAITS, bodies
     except ConnectionError:
@@ -64,16 +64,16 @@ async def outcome(site: Bare, case: Case) -> tuple[tuple[int, ...], str, list[by
         writer.close()
 
 
-async def test_it_is_large_enough() -> None:
+async def test_the_corpus_has_150_cases_of_different_names() -> None:
     assert len({case.name for case in CASES}) == len(CASES) >= 150
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-async def test_each_is_answered_as_it_should_be(site: Bare, case: Case) -> None:
+async def test_the_statuses_and_the_end_of_each_case(site: Bare, case: Case) -> None:
     if site.config.http1 == "h11" and isinstance(case.h11, str):
         pytest.skip(f"h11: {case.h11}")
     statuses, end, bodies = await outcome(site, case)
-    assert (statuses, end) == wanted(site, case)
+    assert (statuses, end) == expected(site, case)
     if statuses[-1:] == (200,):
         shown = json.loads(bodies[0] if bodies[0] else bodies[1])
         if case.body is not None:
@@ -82,13 +82,13 @@ async def test_each_is_answered_as_it_should_be(site: Bare, case: Case) -> None:
             assert shown[case.shown[0]] == case.shown[1]
 
 
-async def test_what_is_refused_is_an_error_of_the_one_shape(site: Bare) -> None:
+async def test_each_refusal_is_a_problem_document(site: Bare) -> None:
     refused = 0
     for case in CASES:
         if case.end == CLOSED and case.statuses[-1:] >= (400,) and case.h11 is None:
             *_, bodies = await outcome(site, case)
-            told = json.loads(bodies[-1])
-            assert told["status"] == case.statuses[-1]
-            assert told["request_id"]
+            problem = json.loads(bodies[-1])
+            assert problem["status"] == case.statuses[-1]
+            assert problem["request_id"]
             refused += 1
     assert refused > 60

@@ -1,4 +1,4 @@
-"""Fields that came before are not read again: what is known of them is what reading finds."""
+"""The cache of parsed headers: a cached head gives the same result as a parsed head."""
 
 import random
 from typing import Any
@@ -19,20 +19,20 @@ from tests.http1.corpus import CASES
 LINES = [b"GET / HTTP/1.1\r\n", b"POST /a?b HTTP/1.1\r\n", b"HEAD / HTTP/1.0\r\n"]
 
 
-def found(known: HeaderCache, head: bytes) -> Any:
-    """Read a head: the status that refuses it, or all that is found."""
+def parsed(known: Known, head: bytes) -> Any:
+    """Parse a head; return the status that refuses it, or the result."""
     reader = Reader(known)
     try:
         reader.head(head)
     except RefusedError as refused:
         return refused.status
     waits = reader.expects and not reader.is_complete
-    named = (reader.line, reader.headers, reader.options)
-    return *named, reader.left, reader.is_complete, waits
+    result = (reader.line, reader.headers, reader.options)
+    return *result, reader.left, reader.is_complete, waits
 
 
-def fields() -> set[bytes]:
-    """Give what stands after the first line, in each case of the corpus."""
+def header_blocks() -> set[bytes]:
+    """Return the headers, without the first line, of each case of the corpus."""
     heads = set()
     for case in CASES:
         try:
@@ -44,45 +44,43 @@ def fields() -> set[bytes]:
     return heads
 
 
-def test_what_is_known_is_what_reading_finds() -> None:
-    known = HeaderCache()
-    heads = [line + rest for rest in sorted(fields()) for line in LINES]
-    once = [found(known, head) for head in heads]
+def test_a_cached_head_gives_the_same_result_as_a_parsed_head() -> None:
+    known = Known()
+    heads = [line + rest for rest in sorted(header_blocks()) for line in LINES]
+    first = [parsed(known, head) for head in heads]
     assert len(known) > 20
-    assert [found(known, head) for head in heads] == once
-    assert [found(HeaderCache(), head) for head in heads] == once
+    assert [parsed(known, head) for head in heads] == first
+    assert [parsed(Known(), head) for head in heads] == first
 
 
-def test_what_has_a_body_or_comes_by_http_1_0_is_read_each_time() -> None:
-    known = HeaderCache()
+def test_heads_with_a_body_and_heads_of_http_1_0_are_not_cached() -> None:
+    known = Known()
     for rest in (b"Content-Length: 1\r\n", b"Transfer-Encoding: chunked\r\n"):
-        assert found(known, LINES[1] + b"Host: x\r\n" + rest + b"\r\n")[-2] is False
-    assert found(known, LINES[2] + b"Host: x\r\n\r\n")[-2] is True
+        assert parsed(known, LINES[1] + b"Host: x\r\n" + rest + b"\r\n")[-2] is False
+    assert parsed(known, LINES[2] + b"Host: x\r\n\r\n")[-2] is True
     assert not known
 
 
-def test_it_is_bounded() -> None:
-    known = HeaderCache()
+def test_the_cache_of_heads_is_bounded() -> None:
+    known = Known()
     for n in range(MOST_KEPT + 1):
-        found(known, LINES[0] + b"Host: x%d\r\n\r\n" % n)
+        parsed(known, LINES[0] + b"Host: x%d\r\n\r\n" % n)
     assert len(known) == 1
-    found(known, LINES[0] + b"Host: x\r\nX: " + b"y" * KEPT_BYTES + b"\r\n\r\n")
+    parsed(known, LINES[0] + b"Host: x\r\nX: " + b"y" * KEPT_BYTES + b"\r\n\r\n")
     assert len(known) == 1
 
 
-def test_of_a_line_only_what_is_short_is_remembered() -> None:
+def test_only_short_request_lines_are_cached() -> None:
     before = read_line.cache_info()
     for n in range(3):
-        found(HeaderCache(), b"GET /%d%b HTTP/1.1\r\nHost: x\r\n\r\n" % (n, b"y" * KEPT_BYTES))
+        parsed(Known(), b"GET /%d%b HTTP/1.1\r\nHost: x\r\n\r\n" % (n, b"y" * KEPT_BYTES))
     assert read_line.cache_info() == before
-    found(
-        HeaderCache(), b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % random.randbytes(8).hex().encode()
-    )
+    parsed(Known(), b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % random.randbytes(8).hex().encode())
     assert read_line.cache_info().misses == before.misses + 1
 
 
-def test_of_a_chain_of_proxies_the_end_is_read() -> None:
-    """Whatever stands before it, a client made up: it is not worth a millisecond."""
+def test_only_the_end_of_a_chain_of_proxies_is_parsed() -> None:
+    """The client may have invented the beginning: to parse it would waste time."""
     chain = b"1.1.1.1," * 8_000 + b" 2.2.2.2 , 3.3.3.3"
     headers = parse_headers([(b"x-forwarded-for", chain)])
     assert len(headers.forwarded) == MOST_HOPS + 1
