@@ -1,7 +1,6 @@
-"""The wall clock of one worker steps, by an hour or a day: what depends on it, and what does not.
+"""The wall clock of one worker steps by an hour or a day: effects on tokens, limits and cache.
 
-What a worker does while its clock is stepped, and what others do, is told apart by time: the step
-is undone before the others are asked.
+One process stands for several workers: the step is undone before another worker would act.
 """
 
 import time
@@ -30,7 +29,7 @@ MONTH = 2_592_000
 
 @contextmanager
 def stepped(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[None]:
-    """Set the wall clock of this process, and leave the monotonic one alone."""
+    """Change the wall clock of this process, but not its monotonic clock."""
     now = time.time
 
     class Stepped(datetime):
@@ -46,7 +45,7 @@ def stepped(monkeypatch: pytest.MonkeyPatch, seconds: float) -> Iterator[None]:
 
 
 @pytest.mark.parametrize("seconds", STEPS)
-async def test_refresh_tokens_live_by_the_databases_clock(
+async def test_refresh_tokens_expire_by_the_clock_of_the_database(
     site: Site,
     client: httpx.AsyncClient,
     make: Factory,
@@ -55,38 +54,38 @@ async def test_refresh_tokens_live_by_the_databases_clock(
 ) -> None:
     member, other = await make.member(), await make.member()  # for an hour
     with stepped(monkeypatch, seconds):
-        answer = await client.post(
+        response = await client.post(
             "/api/auth/refresh", json={"refresh_token": member.refresh_token}
         )
-        assert answer.status_code == 200
+        assert response.status_code == 200
         body = {"email": member.email, "password": member.password}
         assert (await client.post("/api/auth/login", json=body)).status_code == 200
     again = await client.post(
-        "/api/auth/refresh", json={"refresh_token": answer.json()["refresh_token"]}
+        "/api/auth/refresh", json={"refresh_token": response.json()["refresh_token"]}
     )
-    assert again.status_code == 200, "what the stepped worker has given is good elsewhere"
+    assert again.status_code == 200, "other workers accept the token"
     async with site.database.session() as db:
         now = (await db.execute(select(NOW))).scalar_one()
         rows = (await db.execute(select(RefreshToken.user_id, RefreshToken.expires_at))).all()
-    assert other.id in {row.user_id for row in rows}, "nothing was taken for expired"
+    assert other.id in {row.user_id for row in rows}, "no valid token was deleted as expired"
     ends = [(row.expires_at - now).total_seconds() for row in rows if row.user_id == member.id]
     assert len(ends) == 4
     assert [round(end, -2) for end in sorted(ends)] == [HOUR, MONTH, MONTH, MONTH]
 
 
 @pytest.mark.parametrize("seconds", STEPS)
-async def test_access_tokens_are_good_again_when_the_clock_is(
+async def test_access_tokens_are_valid_again_when_the_clock_is_right(
     site: Site, make: Factory, monkeypatch: pytest.MonkeyPatch, seconds: int
 ) -> None:
     member = await make.member()
-    worker = tokens.Tokens(site.app.extensions["settings"])  # which has seen none yet
+    worker = tokens.Tokens(site.app.extensions["settings"])  # its cache is empty
     with stepped(monkeypatch, seconds):
         if seconds == HOUR:
             worker.read(member.token)
-        else:  # it has not begun, or has ended
+        else:  # the token is not valid yet, or has expired
             with pytest.raises(UnauthorizedError):
                 worker.read(member.token)
-    assert worker.read(member.token).user_id == member.id, "no refusal is remembered"
+    assert worker.read(member.token).user_id == member.id, "no refusal is cached"
     with stepped(monkeypatch, seconds):
         if seconds > DAY:
             with pytest.raises(UnauthorizedError):
@@ -96,26 +95,26 @@ async def test_access_tokens_are_good_again_when_the_clock_is(
 
 
 @pytest.mark.parametrize(
-    ("seconds", "is_good"), [(20, True), (-20, True), (HOUR, False), (DAY, False), (-HOUR, True)]
+    ("seconds", "is_valid"), [(20, True), (-20, True), (HOUR, False), (DAY, False), (-HOUR, True)]
 )
-async def test_access_tokens_of_a_stepped_worker(
+async def test_access_tokens_that_a_stepped_worker_has_issued(
     client: httpx.AsyncClient,
     make: Factory,
     monkeypatch: pytest.MonkeyPatch,
     seconds: int,
-    is_good: bool,
+    is_valid: bool,
 ) -> None:
     with stepped(monkeypatch, seconds):
         member = await make.member()
-    answer = await client.get("/api/books", headers=member.headers)
-    assert answer.status_code == (200 if is_good else 401)
+    response = await client.get("/api/books", headers=member.headers)
+    assert response.status_code == (200 if is_valid else 401)
     fresh = await make.signed_in(member)
     assert (await client.get("/api/books", headers=fresh.headers)).status_code == 200
 
 
 @pytest.mark.parametrize("store", ["memory", "redis"])
 @pytest.mark.parametrize("seconds", STEPS)
-async def test_limits_know_no_wall_clock(
+async def test_rate_limits_do_not_depend_on_the_wall_clock(
     site: Site,
     folder: Path,
     request: pytest.FixtureRequest,
@@ -140,7 +139,7 @@ async def test_limits_know_no_wall_clock(
 
 
 @pytest.mark.parametrize("seconds", STEPS)
-async def test_the_cache_knows_no_wall_clock(
+async def test_the_cache_does_not_depend_on_the_wall_clock(
     site: Site,
     client: httpx.AsyncClient,
     make: Factory,
@@ -155,9 +154,9 @@ async def test_the_cache_knows_no_wall_clock(
         with stepped(monkeypatch, step):
             fresh = await make.signed_in(admin)
             title = {"title": f"Title {len(titles)}"}
-            answer = await client.patch(path, json=title, headers=fresh.headers)
-            assert answer.status_code == 200
-            answers = [await client.get(path) for _ in range(3)]
-            titles.append({answer.json()["title"] for answer in answers})
-            assert answers[-1].headers["Cache-Status"] == "Octavo; hit", "the lease is not lost"
+            response = await client.patch(path, json=title, headers=fresh.headers)
+            assert response.status_code == 200
+            responses = [await client.get(path) for _ in range(3)]
+            titles.append({response.json()["title"] for response in responses})
+            assert responses[-1].headers["Cache-Status"] == "Octavo; hit", "the lease still holds"
     assert titles == [{"Title 0"}, {"Title 1"}, {"Title 2"}]

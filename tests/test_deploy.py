@@ -1,4 +1,4 @@
-"""What `deploy/` gives to operators is read by the programs that it is for."""
+"""The files of `deploy/` are valid for the programs that read them."""
 
 import shutil
 import subprocess
@@ -12,10 +12,10 @@ from service.config import Production
 
 DEPLOY = Path(__file__).parent.parent / "deploy"
 UNIT = DEPLOY / "octavo.service"
-WANTED = {
+EXPECTED = {
     "Type": "exec",
     "ExecReload": "/bin/kill -HUP $MAINPID",
-    "KillMode": "mixed",  # the supervisor tells its workers
+    "KillMode": "mixed",  # the supervisor stops its workers
     "Restart": "on-failure",
     "OOMPolicy": "continue",
     "UMask": "0077",
@@ -30,25 +30,25 @@ WANTED = {
 
 
 def directives() -> Mapping[str, str]:
-    """Read the unit's lines; of one that is there twice, the last."""
+    """Return the directives of the unit; the last of several with the same name."""
     lines = UNIT.read_text(encoding="utf-8").splitlines()
     pairs = (line.partition("=") for line in lines if "=" in line and not line.startswith("#"))
     return {name: value for name, _, value in pairs}
 
 
-def test_the_unit_says_what_serving_needs() -> None:
-    there = directives()
-    assert {name: there.get(name) for name in WANTED} == WANTED
-    assert int(there["LimitNOFILE"]) >= 65_536
+def test_the_unit_has_the_directives_that_serving_needs() -> None:
+    present = directives()
+    assert {name: present.get(name) for name in EXPECTED} == EXPECTED
+    assert int(present["LimitNOFILE"]) >= 65_536
     fields = Production.model_fields
     seconds = fields["drain_seconds"].default + fields["grace_seconds"].default + 5
-    assert int(there["TimeoutStopSec"]) > seconds
+    assert int(present["TimeoutStopSec"]) > seconds
 
 
-def test_systemd_takes_the_unit_and_finds_it_safe(tmp_path: Path) -> None:
+def test_systemd_accepts_the_unit_and_rates_it_safe(tmp_path: Path) -> None:
     analyze = shutil.which("systemd-analyze")
     if analyze is None:
-        pytest.skip("no systemd here; the test above reads the unit anyway")
+        pytest.skip("systemd is not installed; the test above checks the directives")
     text = UNIT.read_text(encoding="utf-8")
     unit = tmp_path / UNIT.name
     unit.write_text(text.replace("/opt/octavo/.venv/bin/octavo", sys.executable), encoding="utf-8")

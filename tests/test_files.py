@@ -1,4 +1,4 @@
-"""The files that Octavo makes: who may read them, and a log whose disk is full."""
+"""The files that Octavo creates: their permissions, and a log on a full disk."""
 
 import asyncio
 import logging
@@ -8,6 +8,7 @@ import stat
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -18,15 +19,14 @@ import pytest
 from service import files, logs
 from service.logs import MOST_WAITING, written
 from tests.conftest import SECRET, settings_for
+from tests.http_client import TIMEOUT
 from tests.test_cli import octavo, served
 from tests.test_full_disk import files_up_to
-
-DEADLINE = 30  # seconds
 
 
 @contextmanager
 def umask(mask: int) -> Iterator[None]:
-    """Change what new files may not have."""
+    """Set the umask."""
     before = os.umask(mask)
     try:
         yield
@@ -35,13 +35,15 @@ def umask(mask: int) -> Iterator[None]:
 
 
 def mode(path: Path) -> int:
-    """Give the permissions of a file."""
+    """Return the permissions of a file."""
     return stat.S_IMODE(path.stat().st_mode)
 
 
 @pytest.mark.alone
 @pytest.mark.parametrize("mask", [0o000, 0o022])
-async def test_what_serving_makes_is_for_its_owner_alone(tmp_path: Path, mask: int) -> None:
+async def test_files_of_a_service_are_readable_by_their_owner_only(
+    tmp_path: Path, mask: int
+) -> None:
     temporary, data = tmp_path / "tmp", tmp_path / "data"
     temporary.mkdir()
     data.mkdir()
@@ -54,10 +56,10 @@ async def test_what_serving_makes_is_for_its_owner_alone(tmp_path: Path, mask: i
     }
     with umask(mask):
         async with served(tmp_path, "--prepare", **settings) as (_, url, _):
-            async with httpx.AsyncClient(base_url=url, timeout=DEADLINE) as client:
+            async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT) as client:
                 assert (await client.get("/api/books")).status_code == 200
-            made = [path for path in tmp_path.rglob("*") if path not in {temporary, data}]
-            modes = {str(path.relative_to(tmp_path)): mode(path) for path in made}
+            created = [path for path in tmp_path.rglob("*") if path not in {temporary, data}]
+            modes = {str(path.relative_to(tmp_path)): mode(path) for path in created}
     folders = {name for name in modes if (tmp_path / name).is_dir() or "metrics" in name}
     assert {"var", "var/log"} <= folders
     names = {Path(name).name for name in modes}
@@ -70,7 +72,7 @@ async def test_what_serving_makes_is_for_its_owner_alone(tmp_path: Path, mask: i
 
 
 @pytest.mark.parametrize("words", [("migrate",), ("seed-db",)])
-async def test_a_database_that_a_command_makes_is_for_its_owner_alone(
+async def test_a_database_that_a_command_creates_is_readable_by_its_owner_only(
     tmp_path: Path, words: tuple[str, ...]
 ) -> None:
     path = tmp_path / "dev.db"
@@ -79,7 +81,7 @@ async def test_a_database_that_a_command_makes_is_for_its_owner_alone(
     assert mode(path) == 0o600
 
 
-async def test_a_database_and_a_log_that_are_there_keep_their_modes(tmp_path: Path) -> None:
+async def test_an_existing_database_and_log_keep_their_permissions(tmp_path: Path) -> None:
     path, log = tmp_path / "dev.db", tmp_path / "app.log"
     for file in (path, log):
         file.touch()
@@ -87,17 +89,15 @@ async def test_a_database_and_a_log_that_are_there_keep_their_modes(tmp_path: Pa
     code, _, err = await octavo(tmp_path, "migrate", DEV_DATABASE_URL=f"sqlite:///{path}")
     assert (code, err) == (0, "")
     assert mode(path) == 0o640
-    destination = log_file(tmp_path)
-    with umask(0):
+    with umask(0), closing(log_file(tmp_path)) as destination:
         destination.write(["before"])
         destination.doRollover()
         destination.write(["after"])
-    destination.close()
     assert [mode(log), mode(tmp_path / "app.log.1")] == [0o640, 0o640]
 
 
 def test_locks_of_a_database_survive_another_connection(tmp_path: Path) -> None:
-    """To close a file releases what the process has locked of it, for SQLite as well."""
+    """A process that closes a file loses all of its locks on it, also those of SQLite."""
     path = tmp_path / "books.db"
     program = (
         "import sqlite3, sys; c = sqlite3.connect(sys.argv[1], timeout=0)\n"
@@ -116,27 +116,26 @@ def test_locks_of_a_database_survive_another_connection(tmp_path: Path) -> None:
 
 
 def log_file(folder: Path) -> logs.LogFile:
-    """Make the destination `app.log` in a folder."""
+    """Return the destination `app.log` in a folder."""
     settings = settings_for("sqlite:///:memory:", folder, log_dir=folder)
     file = logs.destinations(settings)["app.log"]
     assert isinstance(file, logs.LogFile)
     return file
 
 
-def test_a_full_disk_costs_lines_and_one_warning(
+def test_lines_lost_on_a_full_disk_are_counted_with_1_warning(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """`/dev/full` is a disk without space for everybody, root or not."""
+    """`/dev/full` is a disk without space, also for root."""
     path = tmp_path / "app.log"
     path.symlink_to("/dev/full")
-    file = log_file(tmp_path)
-    for n in range(5):
-        file.write([f"lost {n} {k} " + "x" * 100 for k in range(100)])
-    path.unlink()
-    path.write_text("half a li", encoding="utf-8")
-    for n in range(3):
-        file.write([f"kept {n}"])
-    file.close()
+    with closing(log_file(tmp_path)) as file:
+        for n in range(5):
+            file.write([f"lost {n} {k} " + "x" * 100 for k in range(100)])
+        path.unlink()
+        path.write_text("half a li", encoding="utf-8")
+        for n in range(3):
+            file.write([f"kept {n}"])
     text = path.read_text(encoding="utf-8")
     lines = text.splitlines()
     assert lines[0] == "half a li"
@@ -149,8 +148,8 @@ def test_a_full_disk_costs_lines_and_one_warning(
 
 
 @pytest.mark.alone
-async def test_a_service_whose_log_cannot_be_written_goes_on(tmp_path: Path) -> None:
-    """It starts, serves, warns once, and writes again when there is space."""
+async def test_a_service_whose_log_cannot_be_written_serves(tmp_path: Path) -> None:
+    """It starts, serves, warns once, and writes again when the disk has space."""
     log = tmp_path / "logs" / "app.log"
     log.parent.mkdir()
     log.symlink_to("/dev/full")
@@ -161,11 +160,11 @@ async def test_a_service_whose_log_cannot_be_written_goes_on(tmp_path: Path) -> 
         "RATELIMIT_ENABLED": "false",
     }
     async with served(tmp_path, "--prepare", **settings) as (process, url, _):
-        async with httpx.AsyncClient(base_url=url, timeout=DEADLINE) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT) as client:
             for _ in range(50):
                 assert (await client.get("/api/books/999999")).status_code == 404
             log.unlink()
-            async with asyncio.timeout(DEADLINE):
+            async with asyncio.timeout(TIMEOUT):
                 while not log.exists() or "could not be written" not in log.read_text("utf-8"):
                     assert (await client.get("/api/books/999999")).status_code == 404
                     await asyncio.sleep(0.1)
@@ -176,18 +175,18 @@ async def test_a_service_whose_log_cannot_be_written_goes_on(tmp_path: Path) -> 
     assert b"Traceback" not in err
 
 
-def test_lines_that_a_disk_takes_in_part_are_counted(
+def test_lines_lost_in_a_partial_write_are_counted(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """A write of many lines ends in the middle of one: the whole ones before it are not lost."""
-    path, file = tmp_path / "app.log", log_file(tmp_path)
+    """A write of many lines ends within a line; the complete lines before it are not lost."""
+    path = tmp_path / "app.log"
     lines = [f"line {n:03d}" for n in range(100)]  # 9 bytes each
-    with files_up_to(9 * 40 + 4):
-        file.write(lines[:10])
-        file.write(lines[10:])
-        file.write(["one more"])
-    file.write(["and then"])
-    file.close()
+    with closing(log_file(tmp_path)) as file:
+        with files_up_to(9 * 40 + 4):
+            file.write(lines[:10])
+            file.write(lines[10:])
+            file.write(["a further line"])
+        file.write(["and then"])
     written = path.read_text(encoding="utf-8").splitlines()
     assert written[:41] == [*lines[:40], "line"]
     assert "61 lines before this one could not be written" in written[41]
@@ -195,25 +194,27 @@ def test_lines_that_a_disk_takes_in_part_are_counted(
     assert capfd.readouterr().err.count("cannot be written (File too large)") == 1
 
 
-def test_lines_that_nobody_writes_do_not_pile_up() -> None:
-    """The supervisor may be stopped, and a terminal may not read."""
+def test_lines_that_cannot_be_written_are_bounded() -> None:
+    """The supervisor may be stopped, and a terminal may not read its input."""
     release, lines = threading.Event(), list[str]()
 
     class Stuck(logs.Stderr):
         def write(self, lines_: Sequence[str]) -> None:
-            release.wait(DEADLINE)
+            release.wait(TIMEOUT)
             lines.extend(lines_)
 
     logger = logging.Logger("test")
     with written(logger, {"stuck": Stuck(logging.Formatter())}) as thread:
-        for n in range(2 * MOST_WAITING):
-            logger.info("line %d", n)
-        assert thread.queue.qsize() <= MOST_WAITING
-        release.set()
+        try:
+            for n in range(2 * MOST_WAITING):
+                logger.info("line %d", n)
+            assert thread.queue.qsize() <= MOST_WAITING
+        finally:
+            release.set()
         while thread.queue.qsize():
-            pass
-        logger.info("the last one")
+            time.sleep(0.001)
+        logger.info("the last line")
     assert lines[0] == "line 0"
-    assert lines[-1] == "the last one"
+    assert lines[-1] == "the last line"
     assert "lines were dropped" in lines[-2]
     assert len(lines) < 2 * MOST_WAITING

