@@ -47,13 +47,14 @@ def test_the_parts_of_hypercorn_that_octavo_depends_on_have_not_changed() -> Non
 async def test_shutdown_closes_idle_connections_and_waits_for_responses(http1: str) -> None:
     """The busy request continues when the idle connection is closed: the order is proven."""
     begun, go_on = asyncio.Event(), asyncio.Event()
+    long = {"graceful_timeout": 600, "keep_alive_timeout": 600}  # neither ends a connection
 
     async def app(scope: Any, receive: Any, send: Any) -> None:
         begun.set()
         await go_on.wait()
         await respond(send, 200, b"abc")
 
-    async with bare(app, http1=http1, graceful_timeout=600) as site:
+    async with bare(app, http1=http1, **long) as site:
         idle, idle_writer = await site.connect()
         busy, writer = await site.connect()
         writer.write(GET)
