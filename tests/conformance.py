@@ -78,7 +78,7 @@ class Watched:
 
         await self._inner(scope, receive, watching)
 
-    def look(self, scope: Any, callback: Any) -> bool:
+    def lookup(self, scope: Any, callback: Any) -> bool:
         """Pass on a request that needs no application, and check its response."""
 
         def checking(response: EarlyResponse | None) -> None:
@@ -87,7 +87,7 @@ class Watched:
                 self._check(scope, start, response.body)
             callback(response)
 
-        return self._shortcut is not None and self._shortcut.look(scope, checking)
+        return self._shortcut is not None and self._shortcut.lookup(scope, checking)
 
     def _check(self, scope: Any, start: Any, body: bytes) -> None:
         names = [key.decode().lower() for key, _ in start["headers"]]

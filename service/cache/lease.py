@@ -115,7 +115,8 @@ class EpochLease:
             return
         self._state = None
         if state.on and self._epochs.is_postgresql:
-            await self._epochs.begin_epoch()  # the previous process may run on after it lost its lock
+            # The previous process may run on after it lost its lock.
+            await self._epochs.begin_epoch()
         elif state.on or state.age >= RESTED_SECONDS:
             # On SQLite the previous process has ended: its file lock ends with it.
             await self._recover(state, run_id, settled=not self._epochs.is_postgresql)

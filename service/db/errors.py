@@ -65,6 +65,7 @@ READ_ONLY = ("25006", "SQLITE_READONLY")
 # The column cannot store the value: too long, out of range, not a date, not text of the encoding,
 # or refused by a CHECK constraint.
 UNFIT_STATES = re.compile("22000|22001|22003|22007|22008|22021|22P02|22P05|23514")
+MISSING_SQLITE = re.compile(r"no such (table|column)|table \w+ has no column")
 UNFIT_SQLITE = re.compile("SQLITE_(CONSTRAINT_CHECK|TOOBIG|MISMATCH)")
 RETRIED_STATES = {"40001", "40P01"}  # serialization failure, deadlock
 
@@ -142,7 +143,7 @@ def lacks_tables(error: BaseException | None) -> bool:
     """Whether an error means that a table or column is missing: migrations are behind."""
     driver = driver_error(error)
     if isinstance(driver, sqlite3.Error):
-        return str(driver).startswith(("no such table", "no such column"))
+        return MISSING_SQLITE.match(str(driver)) is not None
     return sqlstate(driver) in {"42P01", "42703"}
 
 

@@ -19,7 +19,7 @@ from tests.http1.corpus import CASES
 LINES = [b"GET / HTTP/1.1\r\n", b"POST /a?b HTTP/1.1\r\n", b"HEAD / HTTP/1.0\r\n"]
 
 
-def parsed(known: Known, head: bytes) -> Any:
+def parsed(known: HeaderCache, head: bytes) -> Any:
     """Parse a head; return the status that refuses it, or the result."""
     reader = Reader(known)
     try:
@@ -45,16 +45,16 @@ def header_blocks() -> set[bytes]:
 
 
 def test_a_cached_head_gives_the_same_result_as_a_parsed_head() -> None:
-    known = Known()
+    known = HeaderCache()
     heads = [line + rest for rest in sorted(header_blocks()) for line in LINES]
     first = [parsed(known, head) for head in heads]
     assert len(known) > 20
     assert [parsed(known, head) for head in heads] == first
-    assert [parsed(Known(), head) for head in heads] == first
+    assert [parsed(HeaderCache(), head) for head in heads] == first
 
 
 def test_heads_with_a_body_and_heads_of_http_1_0_are_not_cached() -> None:
-    known = Known()
+    known = HeaderCache()
     for rest in (b"Content-Length: 1\r\n", b"Transfer-Encoding: chunked\r\n"):
         assert parsed(known, LINES[1] + b"Host: x\r\n" + rest + b"\r\n")[-2] is False
     assert parsed(known, LINES[2] + b"Host: x\r\n\r\n")[-2] is True
@@ -62,7 +62,7 @@ def test_heads_with_a_body_and_heads_of_http_1_0_are_not_cached() -> None:
 
 
 def test_the_cache_of_heads_is_bounded() -> None:
-    known = Known()
+    known = HeaderCache()
     for n in range(MOST_KEPT + 1):
         parsed(known, LINES[0] + b"Host: x%d\r\n\r\n" % n)
     assert len(known) == 1
@@ -73,9 +73,11 @@ def test_the_cache_of_heads_is_bounded() -> None:
 def test_only_short_request_lines_are_cached() -> None:
     before = read_line.cache_info()
     for n in range(3):
-        parsed(Known(), b"GET /%d%b HTTP/1.1\r\nHost: x\r\n\r\n" % (n, b"y" * KEPT_BYTES))
+        parsed(HeaderCache(), b"GET /%d%b HTTP/1.1\r\nHost: x\r\n\r\n" % (n, b"y" * KEPT_BYTES))
     assert read_line.cache_info() == before
-    parsed(Known(), b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % random.randbytes(8).hex().encode())
+    parsed(
+        HeaderCache(), b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % random.randbytes(8).hex().encode()
+    )
     assert read_line.cache_info().misses == before.misses + 1
 
 
