@@ -1,9 +1,10 @@
-"""Group commit: many are written with few transactions, and none of them can tell."""
+"""Group commit: concurrent writes share transactions, and each has the result of a single write."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,9 +14,10 @@ from sqlalchemy.exc import DBAPIError
 
 from service.books import service
 from service.books.service import book_values
-from service.db.group_commit import MOST, SLOW_SECONDS, UNDER_WAY, GroupCommit, RetryAloneError
+from service.db import engines, group_commit
+from service.db.group_commit import MOST, UNDER_WAY, GroupCommit, RetryAloneError
 from service.models import User
-from tests.conftest import Site
+from tests.conftest import Site, patient_client, serving, settings_for
 from tests.factories import Factory, Member
 
 TITLES = [
@@ -37,14 +39,17 @@ FIELDS: list[dict[str, Any]] = [
 ]
 
 
-class Bench:
-    """Stands in for a database: notes each transaction, and lets it wait or fail."""
+class FakeDatabase:
+    """Stands in for a database: records each transaction, and lets it wait or fail.
+
+    error: what each transaction raises, if it has several items or runs `apart`.
+    """
 
     def __init__(self) -> None:
         self.groups: list[list[int]] = []
         self.may_end = asyncio.Event()
         self.refused: set[int] = set()
-        self.error: DBAPIError | None = None  # of the database, once there are several
+        self.error: DBAPIError | None = None
         self.commit = GroupCommit[int, str](self.begin, self.together)
 
     def begin(self, work: Any) -> asyncio.Task[Any]:
@@ -52,91 +57,123 @@ class Bench:
         return asyncio.create_task(work(None))
 
     async def occupy(self) -> list[asyncio.Task[str]]:
-        """Begin as many transactions as may be under way, of one each."""
-        asked = []
+        """Begin as many transactions of one item as may be under way."""
+        writes = []
         for n in range(UNDER_WAY):
-            asked.append(asyncio.create_task(self.commit.write(n)))
-            await asyncio.sleep(0.01)
+            writes.append(asyncio.create_task(self.commit.write(n)))
+            await self.has_groups(n + 1)
         assert self.groups == [[n] for n in range(UNDER_WAY)]
-        return asked
+        return writes
 
-    async def together(self, _: Any, some: Sequence[int], apart: bool) -> list[str]:
-        """Write some numbers as text."""
-        self.groups.append(list(some))
+    async def has_groups(self, number: int) -> None:
+        """Wait until so many transactions have begun."""
+        async with asyncio.timeout(30):
+            while len(self.groups) < number:
+                await asyncio.sleep(0)
+
+    async def together(self, _: Any, numbers: Sequence[int], apart: bool) -> list[str]:
+        """Write numbers as text."""
+        self.groups.append(list(numbers))
         await self.may_end.wait()
-        if self.error is not None and (len(some) > 1 or apart):
+        if self.error is not None and (len(numbers) > 1 or apart):
             raise self.error
-        if refused := {place for place, one in enumerate(some) if one in self.refused}:
-            raise LookupError(some[0]) if apart else RetryAloneError(refused)
-        return [str(one) for one in some]
+        if refused := {place for place, n in enumerate(numbers) if n in self.refused}:
+            raise LookupError(numbers[0]) if apart else RetryAloneError(refused)
+        return [str(n) for n in numbers]
 
 
 async def post(client: httpx.AsyncClient, member: Member, title: str, **fields: Any) -> Any:
-    """Create a book; give the answer."""
+    """Create a book."""
     body = {"title": title, "author": "Ä. Author", **fields}
     return await client.post("/api/books", json=body, headers=member.headers)
 
 
 @asynccontextmanager
 async def commits(site: Site) -> AsyncIterator[list[None]]:
-    """Note each commit of the application's writes."""
-    seen: list[None] = []
+    """Record each commit of the application's writes."""
+    recorded: list[None] = []
     engine = site.database.writer.sync_engine
 
-    def note(_: Any) -> None:
-        seen.append(None)
+    def record(_: Any) -> None:
+        recorded.append(None)
 
-    event.listen(engine, "commit", note)
-    yield seen
-    event.remove(engine, "commit", note)
+    event.listen(engine, "commit", record)
+    try:
+        yield recorded
+    finally:
+        event.remove(engine, "commit", record)
 
 
-async def test_each_gets_its_own_book_as_if_it_had_come_alone(
+async def test_a_batched_request_has_the_response_of_a_single_request(
     site: Site, client: httpx.AsyncClient, make: Factory
 ) -> None:
     members = [await make.member() for _ in range(3)]
-    wanted = [
+    requests = [
         (members[n % 3], title, fields)
         for n, (title, fields) in enumerate((t, f) for t in TITLES for f in FIELDS)
     ]
-    alone = [(await post(client, who, title, **fields)).json() for who, title, fields in wanted]
-    async with commits(site) as seen:
-        answers = await asyncio.gather(
-            *(post(client, who, title, **fields) for who, title, fields in wanted)
+    alone = [
+        (await post(client, member, title, **fields)).json() for member, title, fields in requests
+    ]
+    async with commits(site) as recorded:
+        responses = await asyncio.gather(
+            *(post(client, member, title, **fields) for member, title, fields in requests)
         )
-    assert len(seen) < len(wanted) / 2
-    made = [answer.json() for answer in answers]
-    assert {answer.status_code for answer in answers} == {201}
+    assert len(recorded) < len(requests) / 2
+    batched = [response.json() for response in responses]
+    assert {response.status_code for response in responses} == {201}
     own = ("id", "created_at", "updated_at")
-    for (who, title, fields), one, other in zip(wanted, alone, made, strict=True):
-        assert {**one, **{name: other[name] for name in own}} == other
-        assert {**other, "title": title, "user_id": who.id, **fields} == other
-    assert len({book["id"] for book in made}) == len(made)
-    for answer, book in zip(answers, made, strict=True):
-        got = await client.get(answer.headers["Location"])
-        assert got.json() == book
-        assert got.headers["ETag"] == answer.headers["ETag"]
-    found = (await client.get("/api/books?q=éclair&per_page=100")).json()
-    assert found["total"] == 2 * len(FIELDS)  # the words that are searched came along as well
+    for (member, title, fields), single, book in zip(requests, alone, batched, strict=True):
+        assert {**single, **{name: book[name] for name in own}} == book
+        assert {**book, "title": title, "user_id": member.id, **fields} == book
+    assert len({book["id"] for book in batched}) == len(batched)
+    for response, book in zip(responses, batched, strict=True):
+        shown = await client.get(response.headers["Location"])
+        assert shown.json() == book
+        assert shown.headers["ETag"] == response.headers["ETag"]
+    page = (await client.get("/api/books?q=éclair&per_page=100")).json()
+    assert page["total"] == 2 * len(FIELDS)  # the search index has them as well
 
 
-async def test_one_who_may_not_any_more_is_refused_alone(
-    site: Site, client: httpx.AsyncClient, make: Factory, monkeypatch: pytest.MonkeyPatch
+Patient = tuple[Site, httpx.AsyncClient, Factory]
+
+
+@pytest.fixture
+async def patient(
+    site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Patient]:
+    """An application whose transactions may wait for locks as long as a slow machine needs."""
+    for limit in ("statement_timeout", "lock_timeout", "idle_in_transaction_session_timeout"):
+        monkeypatch.setitem(engines.SESSION, limit, "60000")
+    monkeypatch.setattr(
+        engines, "TRANSACTION_LIMIT", engines.TRANSACTION_LIMIT.replace("10000", "60000")
+    )
+    monkeypatch.setattr(engines, "SILENCE_SECONDS", 60.0)
+    async with (
+        serving(settings_for(site.another_url, folder)) as patient_site,
+        patient_client(patient_site) as client,
+    ):
+        yield patient_site, client, Factory(patient_site.app)
+
+
+async def test_a_user_who_signs_out_meanwhile_is_refused_alone(
+    patient: Patient, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The guard lets all of them in; before they are written, one has signed out."""
+    """All requests are authorised; before they are written, one user has signed out."""
+    site, client, make = patient
     gone, busy = await make.member(), await make.member()
     others = [await make.member() for _ in range(8)]
-    locked, come, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    asking = [busy] * UNDER_WAY + [*others, gone, gone]
+    locked, arrived, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
+    senders = [busy] * UNDER_WAY + [*others, gone, gone]
     number = 0
     write = GroupCommit.write
 
-    async def count(self: Any, one: Any) -> Any:
+    async def count(self: Any, item: Any) -> Any:
         nonlocal number
         number += 1
-        if number == len(asking):
-            come.set()
-        return await write(self, one)
+        if number == len(senders):
+            arrived.set()
+        return await write(self, item)
 
     async def sign_out(db: Any) -> None:
         for member in (gone, busy):
@@ -148,23 +185,24 @@ async def test_one_who_may_not_any_more_is_refused_alone(
 
     monkeypatch.setattr(GroupCommit, "write", count)
     signing_out = asyncio.ensure_future(site.database.write(sign_out))
-    await locked.wait()
-    asked = [asyncio.ensure_future(post(client, who, f"Of {who.id}")) for who in asking]
-    await come.wait()
-    go_on.set()
+    try:
+        await locked.wait()
+        posts = [asyncio.ensure_future(post(client, m, f"Of {m.id}")) for m in senders]
+        await arrived.wait()
+    finally:
+        go_on.set()
     await signing_out
-    answers = await asyncio.gather(*asked)
-    assert [answer.status_code for answer in answers] == [201] * (UNDER_WAY + 8) + [401] * 2
-    for who, answer in zip(asking[:-2], answers, strict=False):
-        assert answer.json()["user_id"] == who.id
+    responses = await asyncio.gather(*posts)
+    assert [response.status_code for response in responses] == [201] * (UNDER_WAY + 8) + [401] * 2
+    for member, response in zip(senders[:-2], responses, strict=False):
+        assert response.json()["user_id"] == member.id
     assert (await client.get("/api/books")).json()["total"] == UNDER_WAY + 8
 
 
-async def test_who_is_being_changed_holds_up_nobody_else(
-    site: Site, client: httpx.AsyncClient, make: Factory
-) -> None:
+async def test_a_locked_user_delays_no_other_user(patient: Patient) -> None:
+    site, client, make = patient
     if site.database.writer.dialect.name == "sqlite":
-        pytest.skip("one writes at a time")
+        pytest.skip("SQLite has one writer at a time")
     locked, others = await make.member(), [await make.member() for _ in range(5)]
     held, go_on = asyncio.Event(), asyncio.Event()
 
@@ -174,112 +212,124 @@ async def test_who_is_being_changed_holds_up_nobody_else(
         await go_on.wait()
 
     changing = asyncio.ensure_future(site.database.write(change))
-    await held.wait()
-    waiting = [asyncio.ensure_future(post(client, locked, f"Waits {n}")) for n in range(3)]
-    async with asyncio.timeout(10 * SLOW_SECONDS):
+    try:
+        await held.wait()
+        waiting = [asyncio.ensure_future(post(client, locked, f"Waits {n}")) for n in range(3)]
         for _ in range(3):
-            answers = await asyncio.gather(*(post(client, who, "Goes on") for who in others))
-            assert [answer.status_code for answer in answers] == [201] * len(others)
-    assert not any(one.done() for one in waiting)
-    go_on.set()
+            responses = await asyncio.gather(*(post(client, m, "Goes on") for m in others))
+            assert [response.status_code for response in responses] == [201] * len(others)
+        assert not any(request.done() for request in waiting)
+    finally:
+        go_on.set()
     await changing
-    assert [answer.status_code for answer in await asyncio.gather(*waiting)] == [201] * 3
+    assert [response.status_code for response in await asyncio.gather(*waiting)] == [201] * 3
 
 
-async def test_a_value_that_the_database_refuses_is_nobody_elses_fault(
+async def test_a_value_that_the_database_refuses_fails_its_request_alone(
     site: Site, client: httpx.AsyncClient, make: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     owner = await make.member()
 
     def spoil(owner_id: int, data: Any) -> dict[str, Any]:
-        found: dict[str, Any] = book_values(owner_id, data)
-        return found | ({"published_year": 1} if data.title == "Bad" else {})
+        values: dict[str, Any] = book_values(owner_id, data)
+        return values | ({"published_year": 1} if data.title == "Bad" else {})
 
     monkeypatch.setattr(service, "book_values", spoil)
     titles = [*(f"Good {n}" for n in range(10)), "Bad", *(f"Good {n}" for n in range(10, 20))]
-    answers = await asyncio.gather(*(post(client, owner, title) for title in titles))
-    assert {a.status_code for a, title in zip(answers, titles, strict=True) if title != "Bad"} == {
-        201
-    }
-    assert answers[10].status_code == 400
+    responses = await asyncio.gather(*(post(client, owner, title) for title in titles))
+    assert {
+        a.status_code for a, title in zip(responses, titles, strict=True) if title != "Bad"
+    } == {201}
+    assert responses[10].status_code == 400
     assert (await client.get("/api/books")).json()["total"] == 20
 
 
-async def test_who_comes_while_others_are_written_goes_into_the_next_transaction() -> None:
-    bench = Bench()
-    asked = await bench.occupy()
-    asked += [asyncio.create_task(bench.commit.write(n)) for n in range(UNDER_WAY, 2 * MOST)]
-    await asyncio.sleep(0.01)
-    assert len(bench.groups) == UNDER_WAY
-    bench.may_end.set()
-    assert await asyncio.gather(*asked) == [str(n) for n in range(2 * MOST)]
-    assert bench.groups[UNDER_WAY] == list(range(UNDER_WAY, UNDER_WAY + MOST))
-    assert all(one[-1] + 1 == other[0] for one, other in pairwise(bench.groups))
+async def test_items_that_arrive_during_a_transaction_share_the_next_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(group_commit, "SLOW_SECONDS", 60.0)  # no further transaction begins
+    database = FakeDatabase()
+    writes = await database.occupy()
+    writes += [asyncio.create_task(database.commit.write(n)) for n in range(UNDER_WAY, 2 * MOST)]
+    await next_ticks()
+    assert len(database.groups) == UNDER_WAY
+    database.may_end.set()
+    assert await asyncio.gather(*writes) == [str(n) for n in range(2 * MOST)]
+    assert database.groups[UNDER_WAY] == list(range(UNDER_WAY, UNDER_WAY + MOST))
+    assert all(group[-1] + 1 == following[0] for group, following in pairwise(database.groups))
 
 
-async def test_who_comes_in_one_tick_goes_into_one_transaction() -> None:
-    bench = Bench()
-    bench.may_end.set()
-    asked = [asyncio.create_task(bench.commit.write(n)) for n in range(MOST + 3)]
-    assert await asyncio.gather(*asked) == [str(n) for n in range(MOST + 3)]
-    assert bench.groups == [list(range(MOST)), list(range(MOST, MOST + 3))]
+async def next_ticks() -> None:
+    """Let every task run until it waits."""
+    for _ in range(10):
+        await asyncio.sleep(0)
 
 
-async def test_those_who_wait_for_a_lock_do_not_hold_up_the_others_for_long() -> None:
-    bench = Bench()
-    stuck = await bench.occupy()
-    waited, bench.may_end = bench.may_end, asyncio.Event()
-    bench.may_end.set()
-    async with asyncio.timeout(30 * SLOW_SECONDS):
-        told = await asyncio.gather(bench.commit.write(7), bench.commit.write(8))
-    assert list(told) == ["7", "8"]
-    assert bench.groups[UNDER_WAY:] == [[7, 8]]
-    waited.set()
-    await asyncio.gather(*stuck)
+async def test_items_of_one_tick_share_a_transaction() -> None:
+    database = FakeDatabase()
+    database.may_end.set()
+    writes = [asyncio.create_task(database.commit.write(n)) for n in range(MOST + 3)]
+    assert await asyncio.gather(*writes) == [str(n) for n in range(MOST + 3)]
+    assert database.groups == [list(range(MOST)), list(range(MOST, MOST + 3))]
 
 
-async def test_what_cannot_be_written_together_is_written_apart() -> None:
-    bench = Bench()
-    bench.may_end.set()
-    bench.refused = {5, 9}
-    asked = [bench.commit.write(n) for n in range(12)]
-    told = await asyncio.gather(*asked, return_exceptions=True)
-    assert [*map(type, told)] == [LookupError if n in {5, 9} else str for n in range(12)]
-    alone, others = [[5], [9]], [n for n in range(12) if n not in bench.refused]
-    assert sorted(bench.groups[1:]) == sorted([*alone, others])
-    assert await bench.commit.write(12) == "12"  # nothing is left under way
+async def test_a_further_transaction_begins_if_those_under_way_are_slow() -> None:
+    database = FakeDatabase()
+    slow = await database.occupy()
+    slow_may_end, database.may_end = database.may_end, asyncio.Event()
+    database.may_end.set()
+    try:
+        results = await asyncio.gather(database.commit.write(7), database.commit.write(8))
+        assert list(results) == ["7", "8"]
+        assert not any(write.done() for write in slow)
+        assert database.groups[UNDER_WAY:] == [[7, 8]]
+    finally:
+        slow_may_end.set()
+    await asyncio.gather(*slow)
+
+
+async def test_items_that_cannot_be_written_together_are_written_apart() -> None:
+    database = FakeDatabase()
+    database.may_end.set()
+    database.refused = {5, 9}
+    writes = [database.commit.write(n) for n in range(12)]
+    results = await asyncio.gather(*writes, return_exceptions=True)
+    assert [*map(type, results)] == [LookupError if n in {5, 9} else str for n in range(12)]
+    alone, others = [[5], [9]], [n for n in range(12) if n not in database.refused]
+    assert sorted(database.groups[1:]) == sorted([*alone, others])
+    assert await database.commit.write(12) == "12"  # no transaction is left under way
 
 
 @pytest.mark.parametrize(
-    ("state", "is_lost", "is_told_at_once"),
+    ("state", "is_lost", "is_shared"),
     [("57014", False, True), ("57P01", True, False), ("23514", False, False)],
     ids=["took too long", "lost", "refused"],
 )
-async def test_an_error_that_each_would_have_is_told_to_all_at_once(
-    state: str, is_lost: bool, is_told_at_once: bool
+async def test_an_error_of_the_whole_group_is_not_retried_item_by_item(
+    state: str, is_lost: bool, is_shared: bool
 ) -> None:
-    """A second wait of as long would come too late; a connection that broke is no wait."""
-    bench, driver = Bench(), Exception()
+    """After a timeout a second wait would be too late; after a lost connection it is not."""
+    database, driver = FakeDatabase(), Exception()
     vars(driver)["sqlstate"] = state
-    bench.error = DBAPIError("INSERT", {}, driver, connection_invalidated=is_lost)
-    bench.may_end.set()
-    asked = [bench.commit.write(n) for n in range(4)]
-    told = await asyncio.gather(*asked, return_exceptions=True)
-    assert told == [bench.error] * 4
-    assert len(bench.groups) == (1 if is_told_at_once else 5)
+    database.error = DBAPIError("INSERT", {}, driver, connection_invalidated=is_lost)
+    database.may_end.set()
+    writes = [database.commit.write(n) for n in range(4)]
+    results = await asyncio.gather(*writes, return_exceptions=True)
+    assert results == [database.error] * 4
+    assert len(database.groups) == (1 if is_shared else 5)
 
 
-async def test_who_goes_away_takes_nobody_along() -> None:
-    bench = Bench()
-    asked = await bench.occupy()
-    asked += [asyncio.create_task(bench.commit.write(UNDER_WAY + n)) for n in range(3)]
-    await asyncio.sleep(0.01)
-    asked[0].cancel()
-    asked[UNDER_WAY].cancel()
-    bench.may_end.set()
-    told = await asyncio.gather(*asked, return_exceptions=True)
-    gone = {0, UNDER_WAY}
-    assert [isinstance(one, asyncio.CancelledError) for one in told] == [
-        n in gone for n in range(len(asked))
+async def test_a_cancelled_caller_cancels_no_other_write() -> None:
+    database = FakeDatabase()
+    writes = await database.occupy()
+    writes += [asyncio.create_task(database.commit.write(UNDER_WAY + n)) for n in range(3)]
+    await next_ticks()
+    writes[0].cancel()
+    writes[UNDER_WAY].cancel()
+    database.may_end.set()
+    results = await asyncio.gather(*writes, return_exceptions=True)
+    cancelled = {0, UNDER_WAY}
+    assert [isinstance(result, asyncio.CancelledError) for result in results] == [
+        n in cancelled for n in range(len(writes))
     ]
-    assert sorted(n for group in bench.groups for n in group) == list(range(len(asked)))
+    assert sorted(n for group in database.groups for n in group) == list(range(len(writes)))
