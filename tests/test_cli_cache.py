@@ -1,4 +1,4 @@
-"""octavo cache, beside processes that serve."""
+"""The command `octavo cache`, while other processes serve."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from tests.test_cli import empty_url, octavo, served
 __all__ = ["empty_url"]  # fixtures
 
 
-async def test_the_cache_of_a_process_of_its_own(empty_url: str, tmp_path: Path) -> None:
+async def test_a_cache_in_memory_is_shown_and_cleared(empty_url: str, tmp_path: Path) -> None:
     settings = {"DEV_DATABASE_URL": empty_url}
     await octavo(tmp_path, "migrate", **settings)
     assert await octavo(tmp_path, "cache", "stats", **settings) == (
@@ -27,12 +27,12 @@ async def test_the_cache_of_a_process_of_its_own(empty_url: str, tmp_path: Path)
             0, "The cache is off; its entries are never used again\n",
         )  # fmt: skip
         assert "off, epoch 2" in (await octavo(tmp_path, "cache", "stats", **settings))[1]
-        async with httpx.AsyncClient(base_url=url) as client:
-            answer = await client.get("/api/books")
-            assert answer.headers["Cache-Status"] == "Octavo; fwd=bypass"
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            response = await client.get("/api/books")
+            assert response.headers["Cache-Status"] == "Octavo; fwd=bypass"
 
 
-async def test_another_process_of_the_same_database_does_not_start(
+async def test_without_redis_a_second_process_of_a_database_does_not_start(
     empty_url: str, tmp_path: Path
 ) -> None:
     settings = {"DEV_DATABASE_URL": empty_url}
@@ -40,27 +40,27 @@ async def test_another_process_of_the_same_database_does_not_start(
     async with served(tmp_path, **settings):
         code, _, err = await octavo(tmp_path, "serve", "--bind", "127.0.0.1:0", **settings)
         assert code == 1
-        (said,) = [line for line in err.splitlines() if line.startswith("Error: ")]
-        assert "Could not start" in said
-        assert "another process serves this database" in said
-        assert "set REDIS_URL" in said
+        (message,) = [line for line in err.splitlines() if line.startswith("Error: ")]
+        assert "Could not start" in message
+        assert "another process serves this database" in message
+        assert "set REDIS_URL" in message
 
 
-async def test_a_cache_in_redis(hurt: Hurt, tmp_path: Path) -> None:
+async def test_a_cache_in_redis_is_shown_cleared_and_bumped(hurt: Hurt, tmp_path: Path) -> None:
     book = await hurt.make.book(await hurt.make.member())
     settings = {
         "DEV_DATABASE_URL": hurt.site.database.url.render_as_string(hide_password=False),
         "REDIS_URL": f"redis://127.0.0.1:{hurt.port}/0",
     }
     path = f"/api/books/{book.id}"
-    for one in (path, path, "/api/books", "/api/books"):
-        await status(hurt.client, one)
+    for target in (path, path, "/api/books", "/api/books"):
+        await status(hurt.client, target)
     code, out, _ = await octavo(tmp_path, "cache", "stats", **settings)
     assert (code, out.splitlines()[0]) == (0, "The cache is on, epoch 1")
     assert out.splitlines()[2:] == ["  book: 1", "  gen: 1", "  list: 2"]
     assert await octavo(tmp_path, "cache", "clear", **settings) == (0, "3 entries deleted\n", "")
-    for one in (path, "/api/books"):
-        assert await status(hurt.client, one) != HIT
+    for target in (path, "/api/books"):
+        assert await status(hurt.client, target) != HIT
     async with hurt.site.database.writer.begin() as connection:  # with another tool
         await connection.exec_driver_sql("UPDATE books SET title = 'By hand'")
     assert (await hurt.client.get(path)).json()["title"] == book.title
@@ -71,11 +71,11 @@ async def test_a_cache_in_redis(hurt: Hurt, tmp_path: Path) -> None:
     hurt.server.stop()
     for words in (("clear",), ("stats",)):
         code, _, err = await octavo(tmp_path, "cache", *words, **settings)
-        assert (code, err) == (0, ""), "off: nobody has to be asked"
+        assert (code, err) == (0, ""), "the cache is off, so Redis is not needed"
 
 
-async def test_books_imported_beside_the_server_are_seen(hurt: Hurt, tmp_path: Path) -> None:
-    """Every write of the command line turns the cache off before."""
+async def test_imported_books_are_seen_by_a_running_server(hurt: Hurt, tmp_path: Path) -> None:
+    """Every write of the command line turns the cache off first."""
     settings = {
         "DEV_DATABASE_URL": hurt.site.database.url.render_as_string(hide_password=False),
         "REDIS_URL": f"redis://127.0.0.1:{hurt.port}/0",

@@ -1,4 +1,4 @@
-"""Imports as they are run: real processes, both databases, stopped and begun again."""
+"""Imports in real processes, on both databases: whole, stopped, and run again."""
 
 import asyncio
 import csv
@@ -26,7 +26,7 @@ from service.models import Book, BookCount, ImportedRecord
 from service.sample_data.generated import plausible_books
 from service.users.service import create_user
 from tests.conftest import fresh_catalogue, settings_for
-from tests.test_cli import CLEAN, environment_of, octavo, start
+from tests.test_cli import CLEAN, environment_of, killed, octavo, start
 
 FAULTY = Path(__file__).parent / "data" / "faulty.csv"
 ADDED, REFUSED = 5, 7
@@ -41,7 +41,7 @@ async def catalogue(request: pytest.FixtureRequest, folder: Path) -> AsyncIterat
 
 
 def url_of(database: Database) -> dict[str, str]:
-    """Give the environment in which the command finds a database."""
+    """Give the environment that names a database to the command."""
     return {"DEV_DATABASE_URL": database.url.render_as_string(hide_password=False)}
 
 
@@ -52,7 +52,7 @@ async def books(database: Database) -> list[Book]:
 
 
 async def counts(database: Database) -> tuple[int, int, int]:
-    """Count books and records by their rows, and books as the database keeps the count."""
+    """Count the rows of books and of records, and give the stored number of books."""
     async with database.session() as db:
         rows = await db.scalar(select(func.count()).select_from(Book))
         records = await db.scalar(select(func.count()).select_from(ImportedRecord))
@@ -61,7 +61,7 @@ async def counts(database: Database) -> tuple[int, int, int]:
 
 
 def table(rows: int) -> bytes:
-    """Make a CSV file of so many different books."""
+    """Make a CSV file of different books."""
     lines = io.StringIO()
     writer = csv.writer(lines)
     writer.writerow(["title", "author", "year", "genre", "price"])
@@ -70,15 +70,17 @@ def table(rows: int) -> bytes:
     return lines.getvalue().encode()
 
 
-async def test_a_messy_file(catalogue: Database, tmp_path: Path) -> None:
+async def test_a_messy_file_is_repaired_counted_and_imported_once(
+    catalogue: Database, tmp_path: Path
+) -> None:
     settings = url_of(catalogue)
     words = ("import-books", str(FAULTY), "--rejects", "rejects.jsonl")
-    promised = await octavo(tmp_path, *words, "--dry-run", **settings)
-    assert promised[0] == 0
+    dry_run = await octavo(tmp_path, *words, "--dry-run", **settings)
+    assert dry_run[0] == 0
     assert await books(catalogue) == []
     code, out, err = await octavo(tmp_path, *words, **settings)
     assert code == 0, err
-    assert promised[1].replace("would be added", "added").splitlines()[8:] == out.splitlines()[8:]
+    assert dry_run[1].replace("would be added", "added").splitlines()[8:] == out.splitlines()[8:]
     lines = [line.strip() for line in out.splitlines()]
     assert lines[:7] == [
         f"Reading csv from {FAULTY}", "title: title", "author: authors", "isbn: isbn13 or isbn",
@@ -101,12 +103,12 @@ async def test_a_messy_file(catalogue: Database, tmp_path: Path) -> None:
         "Refused records are in rejects.jsonl",
     ]
     assert "13 records" in err
-    found = {book.title: book for book in await books(catalogue)}
-    assert found["The Long Field (Fields, #1)"].isbn == "0439023483"
-    assert found["To the River"].published_year == 1960
-    assert found["To the River"].author == "Boris Ahl, Cora Lind"
-    assert found["Emil's Book"].isbn == "080442957X"
-    assert {book.user_id for book in found.values()} == {None}
+    added = {book.title: book for book in await books(catalogue)}
+    assert added["The Long Field (Fields, #1)"].isbn == "0439023483"
+    assert added["To the River"].published_year == 1960
+    assert added["To the River"].author == "Boris Ahl, Cora Lind"
+    assert added["Emil's Book"].isbn == "080442957X"
+    assert {book.user_id for book in added.values()} == {None}
     rejects = (tmp_path / "rejects.jsonl").read_text(encoding="ascii").splitlines()
     refused = [json.loads(line) for line in rejects]
     assert [line["number"] for line in refused] == [6, 7, 8, 9, 10, 12, 13]
@@ -118,7 +120,9 @@ async def test_a_messy_file(catalogue: Database, tmp_path: Path) -> None:
     assert await counts(catalogue) == (ADDED, ADDED, ADDED)
 
 
-async def test_books_have_an_owner_if_one_is_named(catalogue: Database, tmp_path: Path) -> None:
+async def test_imported_books_belong_to_the_named_owner(
+    catalogue: Database, tmp_path: Path
+) -> None:
     user = await catalogue.write(lambda db: create_user(db, "Änne", "a@example.org", "x"))
     words = ("import-books", str(FAULTY), "--owner")
     code, out, err = await octavo(tmp_path, *words, "nobody", **url_of(catalogue))
@@ -137,19 +141,23 @@ async def test_books_have_an_owner_if_one_is_named(catalogue: Database, tmp_path
 
 @pytest.mark.no_cover  # a signal that comes as coverage holds its lock would leave it held
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT])
-async def test_stopped_in_the_middle_and_begun_again(
+async def test_an_import_that_was_stopped_can_be_run_again(
     catalogue: Database, tmp_path: Path, number: signal.Signals
 ) -> None:
     lines = table(MANY)
     (tmp_path / "many.csv").write_bytes(lines)
     process = await start(tmp_path, "import-books", "-", **url_of(catalogue))
     assert process.stdin is not None
-    process.stdin.write(lines[: len(lines) // 2])  # more comes never: it is stopped in mid-read
-    await process.stdin.drain()
-    while not (await counts(catalogue))[0]:
-        await asyncio.sleep(0.01)
-    process.send_signal(number)
-    out, err = await process.communicate()
+    try:
+        process.stdin.write(lines[: len(lines) // 2])  # the rest never comes
+        await process.stdin.drain()
+        async with asyncio.timeout(60):
+            while not (await counts(catalogue))[0]:
+                await asyncio.sleep(0.01)
+        process.send_signal(number)
+        out, err = await process.communicate()
+    finally:
+        await killed(process)
     assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
     rows, records, kept = await counts(catalogue)
     assert 0 < rows < MANY
@@ -166,7 +174,7 @@ async def test_stopped_in_the_middle_and_begun_again(
     assert titles == [f"Title {n}" for n in range(MANY)]
 
 
-async def test_two_imports_at_once_double_nothing(catalogue: Database, tmp_path: Path) -> None:
+async def test_two_imports_at_once_add_each_book_once(catalogue: Database, tmp_path: Path) -> None:
     (tmp_path / "books.csv").write_bytes(table(4_000))
     both = await asyncio.gather(
         *(octavo(tmp_path, "import-books", "books.csv", **url_of(catalogue)) for _ in range(2))
@@ -176,7 +184,7 @@ async def test_two_imports_at_once_double_nothing(catalogue: Database, tmp_path:
 
 
 @pytest.mark.parametrize("packed", [False, True])
-async def test_from_standard_input(tmp_path: Path, packed: bool) -> None:
+async def test_standard_input_is_imported_plain_and_gzipped(tmp_path: Path, packed: bool) -> None:
     settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/d.db"}
     await octavo(tmp_path, "migrate", **settings)
     process = await start(tmp_path, "import-books", "-", "--dry-run", **settings)
@@ -187,7 +195,7 @@ async def test_from_standard_input(tmp_path: Path, packed: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    ("words", "code", "said"),
+    ("words", "code", "message"),
     [
         (("import-books", "nowhere.csv"), 2, "does not exist"),
         (("import-books", "."), 2, "is a directory"),
@@ -200,19 +208,19 @@ async def test_from_standard_input(tmp_path: Path, packed: bool) -> None:
         (("import-books", "b.csv", "--owner", "\udcff"), 1, "not text"),
         (("import-books", "b.csv", "--encoding", "klingon"), 1, "no encoding klingon"),
         (("import-books", "b.gz"), 1, "gzip data are damaged"),
-        (("import-books", "one.csv"), 1, "No column for author"),
+        (("import-books", "title.csv"), 1, "No column for author"),
         (("import-books", "empty.csv"), 0, ""),
         (("seed-db", "--seed", "1"), 2, "--books"),
         (("seed-db", "--books", "0"), 2, "--books"),
     ],
 )
-async def test_what_cannot_be_done_is_said(
-    tmp_path: Path, words: tuple[str, ...], code: int, said: str, monkeypatch: pytest.MonkeyPatch
+async def test_an_import_that_is_not_possible_is_reported(
+    tmp_path: Path, words: tuple[str, ...], code: int, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/d.db"}
     (tmp_path / "b.csv").write_text("title,author\nA,x\n,x\n")
     (tmp_path / "b.gz").write_bytes(gzip.compress(table(100))[:-9])
-    (tmp_path / "one.csv").write_text("title\nA\n")
+    (tmp_path / "title.csv").write_text("title\nA\n")
     (tmp_path / "empty.csv").write_text("")
     await asyncio.to_thread(
         migrations.upgrade, settings_for(settings["DEV_DATABASE_URL"], tmp_path).database
@@ -220,12 +228,12 @@ async def test_what_cannot_be_done_is_said(
     before = (tmp_path / "b.csv").read_bytes()
     monkeypatch.chdir(tmp_path)
     done = await asyncio.to_thread(CliRunner().invoke, cli, words, env=settings)
-    assert (done.exit_code, said in done.stderr) == (code, True), done.output
+    assert (done.exit_code, message in done.stderr) == (code, True), done.output
     assert isinstance(done.exception, SystemExit | None)
     assert (tmp_path / "b.csv").read_bytes() == before
 
 
-# A process begins with the peak of whoever started it: so a small one starts the command.
+# A process inherits the peak of its parent, so a small process starts the command.
 MEASURED = """
 import resource, subprocess, sys
 subprocess.run([sys.executable, "-m", "service", *sys.argv[1:]], check=True, capture_output=True)
@@ -234,19 +242,22 @@ print(resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss)
 
 
 async def peak_memory(cwd: Path, *words: str, **environment: str) -> int:
-    """Run a command to its end and give the most memory it held, in KiB."""
+    """Run a command to its end, and give its peak memory in KiB."""
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", MEASURED, *words,
         cwd=cwd, env=environment_of(environment), stdout=PIPE,
     )  # fmt: skip
-    out, _ = await process.communicate()
+    try:
+        out, _ = await process.communicate()
+    finally:
+        await killed(process)
     assert process.returncode == 0
     return int(out)
 
 
 @pytest.mark.no_cover  # coverage needs memory of its own
 async def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
-    """A file ten times as long takes as much memory, in a dry run as in a real one."""
+    """A file of ten times as many books takes no more memory, in a dry run and in a real one."""
     peaks: dict[tuple[str, int], int] = {}
     for rows in (3_000, 30_000):
         (tmp_path / "books.csv").write_bytes(table(rows))
@@ -257,10 +268,12 @@ async def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
             peaks[mode, rows] = await peak_memory(tmp_path, *words, **settings)
     for mode in ("--dry-run", "--rejects=r.jsonl"):
         grown = peaks[mode, 30_000] - peaks[mode, 3_000]
-        assert grown < 8_000, peaks  # the 27,000 books more alone are 20,000 KiB as objects
+        assert grown < 8_000, peaks  # 27,000 more books as objects would take 20,000 KiB
 
 
-async def test_made_up_books_are_the_same_everywhere(catalogue: Database, tmp_path: Path) -> None:
+async def test_generated_books_depend_on_the_seed_alone(
+    catalogue: Database, tmp_path: Path
+) -> None:
     settings = url_of(catalogue)
     words = ("seed-db", "--books", "1500", "--seed", "7")
     code, out, err = await octavo(tmp_path, *words, **settings)
@@ -272,14 +285,16 @@ async def test_made_up_books_are_the_same_everywhere(catalogue: Database, tmp_pa
     assert again[1].startswith("100 books added, 1500 there already")
     names = ("title", "author", "isbn", "published_year", "genre", "price")
     made = [tuple(getattr(item.book, name) for name in names) for item in plausible_books(1600, 7)]
-    found = await books(catalogue)
-    assert [tuple(getattr(book, name) for name in names) for book in found] == made
+    added = await books(catalogue)
+    assert [tuple(getattr(book, name) for name in names) for book in added] == made
     async with catalogue.session() as db:
         views = await db.execute(text("SELECT views FROM book_views ORDER BY book_id"))
         assert [row[0] for row in views] == [item.views for item in plausible_books(1600, 7)]
 
 
-async def test_an_owner_who_is_deleted_meanwhile_is_said(catalogue: Database, folder: Path) -> None:
+async def test_an_import_ends_if_its_owner_is_deleted_meanwhile(
+    catalogue: Database, folder: Path
+) -> None:
     user = await catalogue.write(lambda db: create_user(db, "owner", "o@example.org", "x"))
     settings = settings_for(catalogue.url.render_as_string(hide_password=False), folder)
 
@@ -301,8 +316,8 @@ async def test_an_owner_who_is_deleted_meanwhile_is_said(catalogue: Database, fo
     assert await counts(catalogue) == (0, 0, 0)
 
 
-async def test_rejects_beside_standard_input(tmp_path: Path) -> None:
-    """Written anew at each run, but never over what is read."""
+async def test_rejects_are_never_written_over_the_file_to_import(tmp_path: Path) -> None:
+    """Each run writes a new file of rejects. A run refuses a file that is its own input."""
     settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/d.db"}
     await octavo(tmp_path, "migrate", **settings)
     words = ("import-books", "-", "--rejects", "r.jsonl")
@@ -315,26 +330,29 @@ async def test_rejects_beside_standard_input(tmp_path: Path) -> None:
             sys.executable, "-m", "service", *words,
             cwd=tmp_path, env=CLEAN | settings, stdin=same, stderr=PIPE,
         )  # fmt: skip
-        _, err = await process.communicate()
+        try:
+            _, err = await process.communicate()
+        finally:
+            await killed(process)
     assert process.returncode == 2
     assert b"the file to import" in err
     assert (tmp_path / "r.jsonl").read_bytes() == kept
 
 
-def test_an_interrupt_comes_only_where_it_does_no_harm() -> None:
+def test_an_interrupt_is_raised_between_records_and_at_checks() -> None:
     def source() -> Iterator[int]:
         yield 1
         signal.raise_signal(signal.SIGINT)
-        yield 2  # pragma: no cover - the waiting for it was ended
+        yield 2  # pragma: no cover - the wait was interrupted
 
     before = signal.getsignal(signal.SIGINT)
     with Interrupt() as interrupt:
-        waited = interrupt.items(source())
-        assert next(waited) == 1
+        items = interrupt.items(source())
+        assert next(items) == 1
         with pytest.raises(KeyboardInterrupt):
-            next(waited)
+            next(items)
     with Interrupt() as interrupt:
-        signal.raise_signal(signal.SIGINT)  # as within the taking of a lock
+        signal.raise_signal(signal.SIGINT)  # as while a lock is acquired
         with pytest.raises(KeyboardInterrupt):
             interrupt.check()
         with pytest.raises(KeyboardInterrupt):
@@ -343,7 +361,7 @@ def test_an_interrupt_comes_only_where_it_does_no_harm() -> None:
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
-def test_an_interrupt_that_is_swallowed_is_raised_again() -> None:
+def test_an_interrupt_lost_in_a_destructor_is_raised_again() -> None:
     class Swallows:
         def __del__(self) -> None:
             signal.raise_signal(signal.SIGINT)
@@ -354,7 +372,7 @@ def test_an_interrupt_that_is_swallowed_is_raised_again() -> None:
         yield 2
 
     with Interrupt() as interrupt:
-        waited = interrupt.items(source())
-        assert next(waited) == 1
+        items = interrupt.items(source())
+        assert next(items) == 1
         with pytest.raises(KeyboardInterrupt):
-            next(waited)
+            next(items)
