@@ -1,4 +1,4 @@
-"""Administration: users listed, changed and deleted."""
+"""Administration: list, change and delete users."""
 
 import asyncio
 
@@ -12,15 +12,17 @@ from tests.factories import Factory
 from tests.test_auth import alive
 
 
-async def test_users_are_enveloped_as_books_are(client: httpx.AsyncClient, make: Factory) -> None:
+async def test_the_list_of_users_has_the_envelope_of_books(
+    client: httpx.AsyncClient, make: Factory
+) -> None:
     admin = await make.admin()
     members = [await make.member() for _ in range(4)]
-    answer = await client.get("/admin/users?per_page=2", headers=admin.headers)
-    page = answer.json()
+    response = await client.get("/admin/users?per_page=2", headers=admin.headers)
+    page = response.json()
     assert list(page) == ["items", "total", "pagination", "links"]
     assert [user["id"] for user in page["items"]] == [members[3].id, members[2].id]
     assert (page["total"], page["pagination"]["total_pages"]) == (5, 3)
-    assert answer.links["next"]["url"] == page["links"]["next"]
+    assert response.links["next"]["url"] == page["links"]["next"]
     assert set(page["items"][0]) == {"id", "username", "email", "tier", "is_admin", "created_at"}
     beyond = await client.get("/admin/users?page=9", headers=admin.headers)
     assert (beyond.json()["items"], beyond.json()["total"]) == ([], 5)
@@ -28,16 +30,16 @@ async def test_users_are_enveloped_as_books_are(client: httpx.AsyncClient, make:
         assert (await client.get(f"/admin/users?{query}", headers=admin.headers)).status_code == 400
 
 
-async def test_new_rights_end_the_tokens_that_lack_them(
+async def test_new_rights_end_the_tokens_with_the_old_rights(
     client: httpx.AsyncClient, make: Factory
 ) -> None:
     admin, member = await make.admin(), await make.member()
     path = f"/admin/users/{member.id}"
     for change in ({"tier": "premium"}, {"is_admin": True}, {"is_admin": False}):
         session = await make.signed_in(member)
-        answer = await client.patch(path, json=change, headers=admin.headers)
-        assert answer.status_code == 200
-        assert answer.json() | change == answer.json()
+        response = await client.patch(path, json=change, headers=admin.headers)
+        assert response.status_code == 200
+        assert response.json() | change == response.json()
         assert not await alive(client, session.token)
         fresh = await client.post(
             "/api/auth/refresh", json={"refresh_token": session.refresh_token}
@@ -45,7 +47,7 @@ async def test_new_rights_end_the_tokens_that_lack_them(
         assert await alive(client, fresh.json()["token"])
 
 
-async def test_a_demoted_administrator_is_none_at_once(
+async def test_a_demoted_administrator_loses_access_at_once(
     client: httpx.AsyncClient, make: Factory
 ) -> None:
     admin, other = await make.admin(), await make.admin()
@@ -55,11 +57,15 @@ async def test_a_demoted_administrator_is_none_at_once(
     assert (await client.get("/admin/users", headers=again.headers)).status_code == 403
 
 
-async def test_a_change_of_nothing_ends_no_token(client: httpx.AsyncClient, make: Factory) -> None:
+async def test_an_update_without_a_change_ends_no_token(
+    client: httpx.AsyncClient, make: Factory
+) -> None:
     admin, member = await make.admin(), await make.member()
     for change in ({}, {"tier": "free"}, {"is_admin": False, "tier": "free"}):
-        answer = await client.patch(f"/admin/users/{member.id}", json=change, headers=admin.headers)
-        assert answer.status_code == 200
+        response = await client.patch(
+            f"/admin/users/{member.id}", json=change, headers=admin.headers
+        )
+        assert response.status_code == 200
     assert await alive(client, member.token)
 
 
@@ -73,24 +79,24 @@ async def test_a_change_of_nothing_ends_no_token(client: httpx.AsyncClient, make
         ({"username": "x"}, "Unknown field."),
     ],
 )
-async def test_rights_that_do_not_exist_are_refused(
+async def test_invalid_rights_are_refused(
     client: httpx.AsyncClient, make: Factory, change: dict[str, object], sentence: str
 ) -> None:
     admin, member = await make.admin(), await make.member()
-    answer = await client.patch(f"/admin/users/{member.id}", json=change, headers=admin.headers)
-    assert answer.status_code == 400
-    assert list(answer.json()["messages"].values()) == [[sentence]]
+    response = await client.patch(f"/admin/users/{member.id}", json=change, headers=admin.headers)
+    assert response.status_code == 400
+    assert list(response.json()["messages"].values()) == [[sentence]]
 
 
-async def test_deleting_a_user_takes_books_and_tokens_along(
+async def test_deleting_a_user_deletes_books_and_tokens(
     client: httpx.AsyncClient, make: Factory
 ) -> None:
     admin, member = await make.admin(), await make.member()
     book, kept = await make.book(member), await make.book(admin)
     gone = await client.delete(f"/admin/users/{member.id}", headers=admin.headers)
     assert (gone.status_code, gone.content) == (204, b"")
-    answer = await client.get("/api/profile", headers=member.headers)
-    assert (answer.status_code, answer.json()["error"]) == (401, "User not found")
+    response = await client.get("/api/profile", headers=member.headers)
+    assert (response.status_code, response.json()["error"]) == (401, "User not found")
     refresh = await client.post("/api/auth/refresh", json={"refresh_token": member.refresh_token})
     assert refresh.status_code == 401
     assert (await client.get(f"/api/books/{book.id}")).status_code == 404
@@ -100,15 +106,17 @@ async def test_deleting_a_user_takes_books_and_tokens_along(
     assert missing.json()["message"] == f"User with id {member.id} not found"
 
 
-async def test_the_last_administrator_stays(client: httpx.AsyncClient, make: Factory) -> None:
+async def test_the_last_administrator_cannot_be_removed(
+    client: httpx.AsyncClient, make: Factory
+) -> None:
     admin = await make.admin()
     path = f"/admin/users/{admin.id}"
-    for answer in (
+    for response in (
         await client.patch(path, json={"is_admin": False}, headers=admin.headers),
         await client.delete(path, headers=admin.headers),
     ):
-        assert answer.status_code == 409
-        assert answer.json()["error"] == "Conflict"
+        assert response.status_code == 409
+        assert response.json()["error"] == "Conflict"
     assert await alive(client, admin.token)
     assert (await client.patch(path, json={"is_admin": True}, headers=admin.headers)).is_success
 
@@ -120,19 +128,19 @@ async def test_two_administrators_cannot_remove_each_other(
     for _ in range(5):
         first, second = await make.admin(), await make.admin()
         body = {"is_admin": False} if method == "PATCH" else None
-        answers = await asyncio.gather(
+        responses = await asyncio.gather(
             client.request(method, f"/admin/users/{second.id}", json=body, headers=first.headers),
             client.request(method, f"/admin/users/{first.id}", json=body, headers=second.headers),
         )
-        codes = sorted(answer.status_code for answer in answers)
+        codes = sorted(response.status_code for response in responses)
         assert codes[0] in {200, 204}
         assert codes[1] in {401, 409}
-        # Past the cache, which would go off for a statement about all users.
+        # Not through the cache: a statement about all users would turn it off.
         async with site.database.writer.begin() as connection:
             await connection.execute(delete(User))
 
 
-async def test_a_user_deleted_while_writing_leaves_no_book(
+async def test_a_user_who_is_deleted_during_a_write_leaves_no_book(
     client: httpx.AsyncClient, make: Factory
 ) -> None:
     admin = await make.admin()
@@ -146,5 +154,5 @@ async def test_a_user_deleted_while_writing_leaves_no_book(
         assert made.status_code in {201, 401}
         if made.status_code == 401:
             assert made.json()["error"] == "User not found"
-        left = await client.get(f"/api/users/{member.id}/books")
-        assert left.json() == []
+        books = await client.get(f"/api/users/{member.id}/books")
+        assert books.json() == []

@@ -1,4 +1,4 @@
-"""Books over HTTP: what comes in, what goes out, who may, and how lists are walked."""
+"""Books over HTTP: validation, representation, authorisation and conditional requests."""
 
 import asyncio
 import json
@@ -22,11 +22,11 @@ FULL = {
 }
 
 
-async def test_create_gives_the_whole_book(client: httpx.AsyncClient, make: Factory) -> None:
+async def test_create_returns_the_whole_book(client: httpx.AsyncClient, make: Factory) -> None:
     owner = await make.member()
-    answer = await client.post("/api/books", json=FULL, headers=owner.headers)
-    assert answer.status_code == 201
-    book = answer.json()
+    response = await client.post("/api/books", json=FULL, headers=owner.headers)
+    assert response.status_code == 201
+    book = response.json()
     assert list(book) == [
         "id", "title", "author", "isbn", "published_year", "genre", "price", "user_id",
         "version", "created_at", "updated_at",
@@ -35,19 +35,19 @@ async def test_create_gives_the_whole_book(client: httpx.AsyncClient, make: Fact
     assert (book["user_id"], book["version"], book["price"]) == (owner.id, 1, 9.95)
     assert book["created_at"] == book["updated_at"]
     assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{6}Z", book["created_at"])
-    assert answer.headers["Location"] == f"{client.base_url}/api/books/{book['id']}"
+    assert response.headers["Location"] == f"{client.base_url}/api/books/{book['id']}"
     shown = await client.get(f"/api/books/{book['id']}")
     assert shown.json() == book
-    assert shown.headers["ETag"] == answer.headers["ETag"]
+    assert shown.headers["ETag"] == response.headers["ETag"]
 
 
 async def test_only_title_and_author_are_required(client: httpx.AsyncClient, make: Factory) -> None:
     owner = await make.member()
-    answer = await client.post(
+    response = await client.post(
         "/api/books", json={"title": " Emma ", "author": "Jane Austen"}, headers=owner.headers
     )
-    assert answer.status_code == 201
-    book = answer.json()
+    assert response.status_code == 201
+    book = response.json()
     assert book["title"] == "Emma"
     assert [book[k] for k in ("isbn", "published_year", "genre", "price")] == [None] * 4
 
@@ -82,7 +82,7 @@ async def test_only_title_and_author_are_required(client: httpx.AsyncClient, mak
         ("created_at", "2020-01-01T00:00:00Z", "Unknown field."),
     ],
 )
-async def test_a_field_that_does_not_fit_is_named(
+async def test_an_invalid_field_is_named(
     client: httpx.AsyncClient, make: Factory, field: str, value: object, sentence: str
 ) -> None:
     owner = await make.member()
@@ -92,18 +92,18 @@ async def test_a_field_that_does_not_fit_is_named(
         (client.patch, before.headers["Location"]),
         (client.put, before.headers["Location"]),
     ):
-        answer = await send(path, json=FULL | {field: value}, headers=owner.headers)
-        assert answer.status_code == 400
-        assert answer.json()["error"] == "Validation Error"
-        assert answer.json()["messages"] == answer.json()["errors"] == {field: [sentence]}
+        response = await send(path, json=FULL | {field: value}, headers=owner.headers)
+        assert response.status_code == 400
+        assert response.json()["error"] == "Validation Error"
+        assert response.json()["messages"] == response.json()["errors"] == {field: [sentence]}
     assert (await client.get(before.headers["Location"])).json() == before.json()
 
 
 async def test_missing_fields_are_all_named(client: httpx.AsyncClient, make: Factory) -> None:
     owner = await make.member()
-    answer = await client.post("/api/books", json={}, headers=owner.headers)
+    response = await client.post("/api/books", json={}, headers=owner.headers)
     missing = ["Missing data for required field."]
-    assert answer.json()["messages"] == {"title": missing, "author": missing}
+    assert response.json()["messages"] == {"title": missing, "author": missing}
 
 
 @pytest.mark.parametrize(
@@ -114,17 +114,17 @@ async def test_missing_fields_are_all_named(client: httpx.AsyncClient, make: Fac
         ("978 0 306 40615 7", "9780306406157"),
     ],
 )
-async def test_isbns_are_kept_compact(
+async def test_isbns_are_stored_without_separators(
     client: httpx.AsyncClient, make: Factory, given: str, kept: str
 ) -> None:
     owner = await make.member()
-    answer = await client.post("/api/books", json=FULL | {"isbn": given}, headers=owner.headers)
-    assert answer.json()["isbn"] == kept
-    found = await client.get("/api/books", params={"isbn": given})
-    assert [book["isbn"] for book in found.json()["items"]] == [kept]
+    response = await client.post("/api/books", json=FULL | {"isbn": given}, headers=owner.headers)
+    assert response.json()["isbn"] == kept
+    page = await client.get("/api/books", params={"isbn": given})
+    assert [book["isbn"] for book in page.json()["items"]] == [kept]
 
 
-async def test_a_wrong_check_digit_is_refused_where_that_is_asked_for(
+async def test_a_wrong_check_digit_is_refused_if_the_setting_is_strict(
     site: Site, client: httpx.AsyncClient, make: Factory, folder: Path
 ) -> None:
     owner = await make.member()
@@ -132,44 +132,44 @@ async def test_a_wrong_check_digit_is_refused_where_that_is_asked_for(
     kept = await client.post("/api/books", json=wrong, headers=owner.headers)
     assert kept.status_code == 201
     strict = settings_for(site.another_url, folder, isbn_checksum="strict")
-    async with visiting(strict) as careful:
+    async with visiting(strict) as strict_client:
         path = f"/api/books/{kept.json()['id']}"
-        for answer in (
-            await careful.post("/api/books", json=wrong, headers=owner.headers),
-            await careful.patch(path, json={"isbn": "080442957"}, headers=owner.headers),
-            await careful.patch(path, json={"isbn": "0804429570"}, headers=owner.headers),
+        for response in (
+            await strict_client.post("/api/books", json=wrong, headers=owner.headers),
+            await strict_client.patch(path, json={"isbn": "080442957"}, headers=owner.headers),
+            await strict_client.patch(path, json={"isbn": "0804429570"}, headers=owner.headers),
         ):
-            assert answer.status_code == 400
-            assert list(answer.json()["messages"]) == ["isbn"]
+            assert response.status_code == 400
+            assert list(response.json()["messages"]) == ["isbn"]
         for isbn in ("9780441478125", "080442957X", None):
-            answer = await careful.patch(path, json={"isbn": isbn}, headers=owner.headers)
-            assert (answer.status_code, answer.json()["isbn"]) == (200, isbn)
+            response = await strict_client.patch(path, json={"isbn": isbn}, headers=owner.headers)
+            assert (response.status_code, response.json()["isbn"]) == (200, isbn)
 
 
 @pytest.mark.parametrize("price", ["0", "0.1", "0.01", "19.99", "99999999.99", "4503599.63", "-0"])
 async def test_prices_are_exact(client: httpx.AsyncClient, make: Factory, price: str) -> None:
     owner = await make.member()
     body = json.dumps({"title": "T", "author": "A"})[:-1] + f', "price": {price}}}'
-    answer = await client.post(
+    response = await client.post(
         "/api/books",
         content=body,
         headers={**owner.headers, "Content-Type": "application/json"},
     )
-    assert answer.status_code == 201
-    shown = json.loads((await client.get(answer.headers["Location"])).text, parse_float=Decimal)
+    assert response.status_code == 201
+    shown = json.loads((await client.get(response.headers["Location"])).text, parse_float=Decimal)
     assert Decimal(shown["price"]) == abs(Decimal(price))
 
 
-async def test_update_keeps_what_is_absent_and_clears_what_is_null(
+async def test_an_update_keeps_absent_fields_and_clears_null_fields(
     client: httpx.AsyncClient, make: Factory
 ) -> None:
     owner = await make.member()
     before = (await client.post("/api/books", json=FULL, headers=owner.headers)).json()
     path = f"/api/books/{before['id']}"
     for send in (client.put, client.patch):
-        answer = await send(path, json={"price": None, "title": "New"}, headers=owner.headers)
-        assert answer.status_code == 200
-    after = answer.json()
+        response = await send(path, json={"price": None, "title": "New"}, headers=owner.headers)
+        assert response.status_code == 200
+    after = response.json()
     assert after["version"] == 2
     assert after["updated_at"] >= before["updated_at"]
     changed = {"price": None, "title": "New", "version": 2, "updated_at": after["updated_at"]}
@@ -177,7 +177,7 @@ async def test_update_keeps_what_is_absent_and_clears_what_is_null(
     assert (await client.get(path)).json() == after
 
 
-async def test_a_change_of_nothing_keeps_version_and_tag(
+async def test_an_update_without_a_change_keeps_version_and_etag(
     client: httpx.AsyncClient, make: Factory
 ) -> None:
     owner = await make.member()
@@ -185,24 +185,24 @@ async def test_a_change_of_nothing_keeps_version_and_tag(
     padded = {"price": 9.950, "title": f" {FULL['title']} "}
     same: list[dict[str, object]] = [{}, {"price": 9.95}, FULL, padded]
     for body in same:
-        answer = await client.put(made.headers["Location"], json=body, headers=owner.headers)
-        assert answer.status_code == 200
-        assert answer.json() == made.json()
-        assert answer.headers["ETag"] == made.headers["ETag"]
+        response = await client.put(made.headers["Location"], json=body, headers=owner.headers)
+        assert response.status_code == 200
+        assert response.json() == made.json()
+        assert response.headers["ETag"] == made.headers["ETag"]
 
 
-async def test_each_change_raises_the_version_and_changes_the_tag(
+async def test_each_update_raises_the_version_and_changes_the_etag(
     client: httpx.AsyncClient, make: Factory
 ) -> None:
     owner = await make.member()
     made = await client.post("/api/books", json=FULL, headers=owner.headers)
     tags = {made.headers["ETag"]}
     for version, price in enumerate((1, 2, 1, 9.95), 2):
-        answer = await client.patch(
+        response = await client.patch(
             made.headers["Location"], json={"price": price}, headers=owner.headers
         )
-        assert answer.json()["version"] == version
-        tags.add(answer.headers["ETag"])
+        assert response.json()["version"] == version
+        tags.add(response.headers["ETag"])
     assert len(tags) == 5
 
 
@@ -221,14 +221,14 @@ async def test_a_deleted_book_is_gone_and_its_id_is_never_used_again(
     assert len(set(ids)) == 3
     for method in ("GET", "PUT", "PATCH", "DELETE"):
         body: dict[str, str] | None = {} if method in {"PUT", "PATCH"} else None
-        answer = await client.request(
+        response = await client.request(
             method, f"/api/books/{ids[-1]}", json=body, headers=owner.headers
         )
-        assert answer.status_code == 404
-        assert answer.json()["message"] == f"Book with id {ids[-1]} not found"
+        assert response.status_code == 404
+        assert response.json()["message"] == f"Book with id {ids[-1]} not found"
 
 
-async def test_only_owner_and_administrator_may_change_a_book(
+async def test_only_its_owner_and_administrators_may_change_a_book(
     client: httpx.AsyncClient, make: Factory
 ) -> None:
     owner, other, admin = await make.member(), await make.member(), await make.admin()
@@ -245,7 +245,7 @@ async def test_only_owner_and_administrator_may_change_a_book(
     assert (await client.delete(path, headers=owner.headers)).status_code == 204
 
 
-async def test_a_book_without_owner_is_for_administrators(
+async def test_only_administrators_may_change_a_book_without_owner(
     client: httpx.AsyncClient, make: Factory
 ) -> None:
     member, admin = await make.member(), await make.admin()
@@ -256,9 +256,7 @@ async def test_a_book_without_owner_is_for_administrators(
     assert (await client.delete(path, headers=admin.headers)).status_code == 204
 
 
-async def test_not_modified_for_who_has_it_already(
-    client: httpx.AsyncClient, make: Factory
-) -> None:
+async def test_a_matching_if_none_match_is_a_304(client: httpx.AsyncClient, make: Factory) -> None:
     owner = await make.member()
     book = await make.book(owner)
     for path in (
@@ -274,11 +272,11 @@ async def test_not_modified_for_who_has_it_already(
         assert fresh.headers["Cache-Control"] == "no-cache"
         for given in (tag, f'"x", {tag}', f"W/{tag}", "*"):
             for send in (client.get, client.head):
-                answer = await send(path, headers={"If-None-Match": given})
-                assert answer.status_code == 304
-                assert answer.content == b""
-                assert answer.headers["ETag"] == tag
-                assert answer.headers["Vary"] == fresh.headers["Vary"]
+                response = await send(path, headers={"If-None-Match": given})
+                assert response.status_code == 304
+                assert response.content == b""
+                assert response.headers["ETag"] == tag
+                assert response.headers["Vary"] == fresh.headers["Vary"]
         assert (await client.get(path, headers={"If-None-Match": '"x"'})).status_code == 200
     await client.patch(f"/api/books/{book.id}", json={"price": 3}, headers=owner.headers)
     changed = await client.get(f"/api/books/{book.id}", headers={"If-None-Match": tag})
@@ -298,25 +296,27 @@ async def test_head_is_get_without_the_body(client: httpx.AsyncClient, make: Fac
 async def test_concurrent_changes_are_all_kept(client: httpx.AsyncClient, make: Factory) -> None:
     owner = await make.member()
     book = await make.book(owner)
-    answers = await asyncio.gather(
+    responses = await asyncio.gather(
         *(
             client.patch(f"/api/books/{book.id}", json={"price": number}, headers=owner.headers)
             for number in range(1, 21)
         )
     )
-    assert {answer.status_code for answer in answers} == {200}
-    assert sorted(answer.json()["version"] for answer in answers) == list(range(2, 22))
+    assert {response.status_code for response in responses} == {200}
+    assert sorted(response.json()["version"] for response in responses) == list(range(2, 22))
 
 
-async def test_a_users_books_are_a_bare_array(client: httpx.AsyncClient, make: Factory) -> None:
+async def test_the_books_of_a_user_are_an_array_with_a_total_in_a_header(
+    client: httpx.AsyncClient, make: Factory
+) -> None:
     owner = await make.member()
     books = [await make.book(owner) for _ in range(3)]
     await make.book(await make.member())
-    answer = await client.get(f"/api/users/{owner.id}/books", params={"per_page": 2})
-    assert [book["id"] for book in answer.json()] == [books[2].id, books[1].id]
-    assert answer.headers["X-Total-Count"] == "3"
-    assert answer.links["next"]["url"].endswith("per_page=2&page=2")
-    following = await client.get(answer.links["next"]["url"])
+    response = await client.get(f"/api/users/{owner.id}/books", params={"per_page": 2})
+    assert [book["id"] for book in response.json()] == [books[2].id, books[1].id]
+    assert response.headers["X-Total-Count"] == "3"
+    assert response.links["next"]["url"].endswith("per_page=2&page=2")
+    following = await client.get(response.links["next"]["url"])
     assert [book["id"] for book in following.json()] == [books[0].id]
-    nobody = await client.get("/api/users/999999/books")
-    assert (nobody.status_code, nobody.json(), nobody.headers["X-Total-Count"]) == (200, [], "0")
+    missing = await client.get("/api/users/999999/books")
+    assert (missing.status_code, missing.json(), missing.headers["X-Total-Count"]) == (200, [], "0")
