@@ -1,4 +1,4 @@
-"""Errors: one shape, and nothing of our insides in it."""
+"""Errors: problem documents that reveal no internals."""
 
 import asyncio
 from pathlib import Path
@@ -20,7 +20,7 @@ SPA = "https://app.example.org"
 
 
 def faulty(app: Quart) -> None:
-    """Add routes that fail in every way."""
+    """Add routes that fail in different ways."""
 
     @app.get("/api/defect")
     async def defect() -> str:
@@ -65,34 +65,36 @@ async def faults(site: Site, folder: Path) -> Any:
 
 
 @pytest.mark.parametrize("path", ["/api/defect", "/api/late"])
-async def test_a_defect_tells_nothing(faults: httpx.AsyncClient, path: str, folder: Path) -> None:
-    answer = await faults.get(path, headers={"X-Request-ID": "the-one"})
-    assert_problem(answer, 500, "Internal Server Error")
-    assert answer.json()["message"] == "An unexpected error occurred"
-    assert "secret" not in answer.text
-    assert "Traceback" not in answer.text
-    assert answer.headers.get_list("X-Request-ID") == ["the-one"]
+async def test_a_defect_is_a_500_without_its_cause(
+    faults: httpx.AsyncClient, path: str, folder: Path
+) -> None:
+    response = await faults.get(path, headers={"X-Request-ID": "my-request"})
+    is_problem(response, 500, "Internal Server Error")
+    assert response.json()["message"] == "An unexpected error occurred"
+    assert "secret" not in response.text
+    assert "Traceback" not in response.text
+    assert response.headers.get_list("X-Request-ID") == ["my-request"]
 
 
-async def test_errors_of_every_origin_have_one_shape(faults: httpx.AsyncClient) -> None:
-    assert_problem(await faults.get("/api/teapot"), 418, "I'm a Teapot")
-    assert_problem(await faults.get("/api/abort"), 503, "Service Unavailable")
-    assert_problem(await faults.get("/api/family"), 404, "Not Found")
+async def test_errors_of_every_origin_are_problem_documents(faults: httpx.AsyncClient) -> None:
+    is_problem(await faults.get("/api/teapot"), 418, "I'm a Teapot")
+    is_problem(await faults.get("/api/abort"), 503, "Service Unavailable")
+    is_problem(await faults.get("/api/family"), 404, "Not Found")
     own = await faults.get("/api/own")
     assert_problem(own, 418, "Bad Request")
     assert (own.json()["message"], own.json()["hint"]) == ("Not like this", 7)
 
 
-async def test_an_unknown_page_of_the_single_page_application_redirects_there(
+async def test_an_unknown_page_redirects_a_browser_to_the_single_page_application(
     site: Site, folder: Path
 ) -> None:
     url = site.another_url
     async with visiting(settings_for(url, folder, spa_fallback_url=SPA)) as client:
         html = {"Accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
         for path in ("/shelves", "/books/7", "/apiary"):
-            answer = await client.get(path, headers=html)
-            assert answer.status_code == 302
-            assert answer.headers["Location"] == SPA
+            response = await client.get(path, headers=html)
+            assert response.status_code == 302
+            assert response.headers["Location"] == SPA
         for path, headers in (
             ("/shelves", {"Accept": "application/json"}),
             ("/shelves", {"Accept": "*/*"}),
@@ -102,18 +104,18 @@ async def test_an_unknown_page_of_the_single_page_application_redirects_there(
             ("/health/shelves", html),
             ("/docs/shelves", html),
         ):
-            assert_problem(await client.get(path, headers=headers), 404, "Not Found")
-        assert_problem(await client.post("/shelves", headers=html), 404, "Not Found")
-    async with httpx.AsyncClient(base_url=site.url) as client:
-        assert_problem(await client.get("/shelves", headers=html), 404, "Not Found")
+            is_problem(await client.get(path, headers=headers), 404, "Not Found")
+        is_problem(await client.post("/shelves", headers=html), 404, "Not Found")
+    async with httpx.AsyncClient(base_url=site.url, timeout=60) as client:
+        is_problem(await client.get("/shelves", headers=html), 404, "Not Found")
 
 
-async def test_errors_leave_no_cycles(site: Site, make: Factory) -> None:
-    """They would hold all that a client has sent until cycles are looked for, which is seldom."""
+async def test_errors_leave_no_reference_cycles(site: Site, make: Factory) -> None:
+    """A cycle would keep the data of a request until the next garbage collection."""
     owner, other = [await make.member() for _ in range(2)]
     book = await make.book(owner)
     title, headers = {"title": "x"}, other.headers
-    asked: list[tuple[str, str, dict[str, Any]]] = [
+    requests: list[tuple[str, str, dict[str, Any]]] = [
         ("GET", "/nowhere", {}),
         ("GET", "/api/nowhere", {}),
         ("GET", "/api/books/999", {}),
@@ -124,14 +126,16 @@ async def test_errors_leave_no_cycles(site: Site, make: Factory) -> None:
         ("POST", "/api/books", {"content": b"{", "headers": headers}),
         ("PATCH", f"/api/books/{book.id}", {"json": title, "headers": headers}),
     ]
-    async with httpx.AsyncClient(base_url=site.url) as client:
+    async with httpx.AsyncClient(base_url=site.url, timeout=60) as client:
 
-        async def ask() -> None:
-            answers = [await client.request(method, path, **more) for method, path, more in asked]
-            statuses = {answer.status_code for answer in answers}
+        async def send_all() -> None:
+            responses = [
+                await client.request(method, path, **more) for method, path, more in requests
+            ]
+            statuses = {response.status_code for response in responses}
             assert statuses == {400, 401, 403, 404, 405, 415}
-            await asyncio.sleep(0.1)
+            await asyncio.sleep(0.1)  # the server ends its work after the responses
 
-        left = await garbage_of(ask)
-    assert not [one for one in left if isinstance(one, quart.Request)]
-    assert not {"traceback", "frame", "RequestContext"} & type_names(left)
+        left = await left_by(send_all)
+    assert not [each for each in left if isinstance(each, quart.Request)]
+    assert not {"traceback", "frame", "RequestContext"} & kinds(left)

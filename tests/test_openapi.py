@@ -1,4 +1,7 @@
-"""The document: whole, valid, served from memory, and true. (conftest holds every answer to it.)"""
+"""The OpenAPI document: valid, complete, and served from memory.
+
+conftest compares every response of every test with it.
+"""
 
 import json
 import re
@@ -24,7 +27,7 @@ METHODS = {"get", "head", "post", "put", "patch", "delete"}
 
 @pytest.fixture
 def schema() -> dict[str, Any]:
-    """The document of an application with nothing set."""
+    """The document of an application with default settings."""
     app = create_app("testing")
     return document(app).schema()
 
@@ -37,7 +40,7 @@ def operations(schema: dict[str, Any]) -> Iterator[tuple[str, str, dict[str, Any
 
 
 def values(schema: dict[str, Any], parameter: dict[str, Any]) -> list[Any]:
-    """Give what the document says that a parameter may be, for example or at all."""
+    """Give the values of a parameter in the document: its examples or enumerated values."""
     given = parameter["schema"]
     if "$ref" in given:
         given = schema["components"]["schemas"][given["$ref"].rpartition("/")[2]]
@@ -46,12 +49,14 @@ def values(schema: dict[str, Any], parameter: dict[str, Any]) -> list[Any]:
     return list(given.get("examples") or given["enum"])
 
 
-def test_it_is_valid(schema: dict[str, Any]) -> None:
+def test_the_document_is_valid(schema: dict[str, Any]) -> None:
     assert schema["openapi"].startswith("3.1.")
     assert list(OpenAPIV31SpecValidator(schema).iter_errors()) == []
 
 
-async def test_it_holds_the_url_map_and_nothing_else(site: Site, schema: dict[str, Any]) -> None:
+async def test_the_document_describes_exactly_the_url_map(
+    site: Site, schema: dict[str, Any]
+) -> None:
     mapped = {
         (templated(rule.rule), method.lower())
         for rule in site.app.url_map.iter_rules()
@@ -64,7 +69,7 @@ async def test_it_holds_the_url_map_and_nothing_else(site: Site, schema: dict[st
             assert (path, "get") in described
 
 
-def test_every_operation_is_named_and_told(schema: dict[str, Any]) -> None:
+def test_every_operation_has_an_id_a_summary_tags_and_responses(schema: dict[str, Any]) -> None:
     names = [operation["operationId"] for _, _, operation in operations(schema)]
     assert len(names) == len(set(names))
     tags = {tag["name"] for tag in schema["tags"]}
@@ -73,12 +78,12 @@ def test_every_operation_is_named_and_told(schema: dict[str, Any]) -> None:
         assert operation["summary"].endswith("."), path
         assert set(operation["tags"]) <= tags, path
         assert {status[0] for status in operation["responses"]} >= {"2", "4", "5"}, path
-        for answer in operation["responses"].values():
-            for link in answer.get("links", {}).values():
+        for response in operation["responses"].values():
+            for link in response.get("links", {}).values():
                 assert link["operationId"] in names
 
 
-def test_every_model_and_parameter_has_an_example_or_says_what_it_takes(
+def test_every_model_and_parameter_has_an_example_or_enumerated_values(
     schema: dict[str, Any],
 ) -> None:
     for path, _, operation in operations(schema):
@@ -103,7 +108,7 @@ async def test_the_examples_work(
     assert pair.status_code == 200
     headers = {"Authorization": f"Bearer {pair.json()['token']}"}
     refresh = await client.post("/api/auth/refresh", json=example("Refresh"))
-    assert refresh.status_code == 401, "well formed, but nobody's"
+    assert refresh.status_code == 401, "well-formed, but unknown"
     added = await client.post("/api/books", json=example("BookCreate"), headers=headers)
     assert added.status_code == 201
     book_id, user_id = str(added.json()["id"]), str(registered.json()["id"])
@@ -126,43 +131,43 @@ async def test_the_examples_work(
         for parameter in operation["parameters"]:
             if parameter["in"] == "query" and method == "get":
                 for value in values(schema, parameter):
-                    answer = await client.get(
+                    response = await client.get(
                         path.replace("{user_id}", user_id).replace("{book_id}", book_id),
                         params={parameter["name"]: value},
                         headers=admin.headers,
                     )
-                    assert answer.status_code == 200, answer.text
+                    assert response.status_code == 200, response.text
                     tried.add(parameter["name"])
     assert len(tried) == 15
 
 
-def test_the_examples_of_errors_are_what_is_said(schema: dict[str, Any]) -> None:
-    for name, answer in schema["components"]["responses"].items():
-        example = answer["content"]["application/problem+json"]["example"]
+def test_every_error_has_an_example_with_its_title(schema: dict[str, Any]) -> None:
+    for name, response in schema["components"]["responses"].items():
+        example = response["content"]["application/problem+json"]["example"]
         assert list(example)[:4] == ["type", "title", "status", "detail"], name
-        assert answer["description"] == example["title"]
+        assert response["description"] == example["title"]
 
 
-async def test_it_is_served_from_memory(
+async def test_the_document_is_served_from_memory(
     client: httpx.AsyncClient, monkeypatch: pytest.MonkeyPatch, schema: dict[str, Any]
 ) -> None:
     def never(self: Any) -> None:
         raise AssertionError("built again")
 
     monkeypatch.setattr(Document, "schema", never)
-    answer = await client.get("/openapi.json")
-    assert answer.json() == schema
-    again = await client.get("/openapi.json", headers={"If-None-Match": answer.headers["ETag"]})
+    response = await client.get("/openapi.json")
+    assert response.json() == schema
+    again = await client.get("/openapi.json", headers={"If-None-Match": response.headers["ETag"]})
     assert (again.status_code, again.content) == (304, b"")
 
 
-async def test_every_process_has_the_same_bytes(tmp_path: Path) -> None:
-    """Else the ETag of the document would differ from worker to worker."""
+async def test_the_document_has_the_same_bytes_in_every_process(tmp_path: Path) -> None:
+    """Otherwise each worker would have its own ETag of the document."""
     documents = {(await octavo(tmp_path, "openapi", PYTHONHASHSEED=seed))[1] for seed in "123"}
     assert len(documents) == 1
 
 
-async def test_the_command_prints_it(tmp_path: Path, schema: dict[str, Any]) -> None:
+async def test_a_command_prints_the_document(tmp_path: Path, schema: dict[str, Any]) -> None:
     code, out, _ = await octavo(tmp_path, "openapi")
     assert (code, json.loads(out)) == (0, schema)
     code, out, _ = await octavo(tmp_path, "openapi", PUBLIC_URL="https://books.example.org/v1")
@@ -170,12 +175,14 @@ async def test_the_command_prints_it(tmp_path: Path, schema: dict[str, Any]) -> 
     assert "Strict-Transport-Security" in json.loads(out)["components"]["headers"]
 
 
-async def test_it_names_no_path_and_no_python(schema: dict[str, Any]) -> None:
+async def test_the_document_reveals_no_paths_and_no_code(schema: dict[str, Any]) -> None:
     text = json.dumps(schema)
     assert not re.search(r"service\.|/home/|\.py\b|Traceback|SELECT ", text)
 
 
-async def test_what_is_not_in_it_is_found(site: Site, folder: Path) -> None:
+async def test_responses_that_do_not_fit_the_document_are_reported(
+    site: Site, folder: Path
+) -> None:
     def lying(app: Quart) -> None:
         @app.after_request
         async def lie(response: Response) -> Response:
@@ -195,7 +202,7 @@ async def test_what_is_not_in_it_is_found(site: Site, folder: Path) -> None:
 
         @app.get("/api/hidden")
         async def hidden() -> Response:
-            """Answer something else."""
+            """Return an undocumented response."""
             return Response('{"a": 1}', content_type="application/json")
 
         app.asgi_app = Watched(app)  # type: ignore[method-assign]  # Quart's way in
@@ -206,28 +213,28 @@ async def test_what_is_not_in_it_is_found(site: Site, folder: Path) -> None:
             await client.get(path)
         await client.get("/nowhere")
         await client.put("/api/books")
-    found = "\n".join(violations)
+    reported = "\n".join(violations)
     violations.clear()
-    assert "GET /api/books: 200: x-secret is not described" in found
-    assert "GET /api/books: 200: no ETag" in found
-    assert "GET /api/books/7: 410: not in the document" in found
-    assert "GET /api/books: 200: another Cache-Control" in found
-    assert "GET /api/books/8: 404: application/problem+json-seq is not described" in found
-    assert "GET /api/books/9: 404: the body says another status or id" in found
-    assert "GET /api/hidden: 200: not in the document" in found
-    assert "GET /nowhere: 200: not in the document" in found
-    assert "PUT /api/books: 405: no Allow" in found
+    assert "GET /api/books: 200: x-secret is not described" in reported
+    assert "GET /api/books: 200: no ETag" in reported
+    assert "GET /api/books/7: 410: not in the document" in reported
+    assert "GET /api/books: 200: another Cache-Control" in reported
+    assert "GET /api/books/8: 404: application/problem+json-seq is not described" in reported
+    assert "GET /api/books/9: 404: the body says another status or id" in reported
+    assert "GET /api/hidden: 200: not in the document" in reported
+    assert "GET /nowhere: 200: not in the document" in reported
+    assert "PUT /api/books: 405: no Allow" in reported
 
 
-async def test_what_browsers_may_not_do_is_said_on_every_answer(site: Site, folder: Path) -> None:
+async def test_security_headers_are_on_every_response(site: Site, folder: Path) -> None:
     always = {"X-Content-Type-Options": "nosniff", "Referrer-Policy": "no-referrer"}
-    async with httpx.AsyncClient(base_url=site.url) as client:
+    async with httpx.AsyncClient(base_url=site.url, timeout=60) as client:
         for path in ("/api/books", "/nowhere", "/health", "/", "/docs", "/api/books?page=0"):
-            answer = await client.get(path)
-            assert answer.headers.items() >= {k.lower(): v for k, v in always.items()}.items()
-            assert "frame-ancestors 'none'" in answer.headers["Content-Security-Policy"]
-            assert "unsafe" not in answer.headers["Content-Security-Policy"]
-            assert "Strict-Transport-Security" not in answer.headers
+            response = await client.get(path)
+            assert response.headers.items() >= {k.lower(): v for k, v in always.items()}.items()
+            assert "frame-ancestors 'none'" in response.headers["Content-Security-Policy"]
+            assert "unsafe" not in response.headers["Content-Security-Policy"]
+            assert "Strict-Transport-Security" not in response.headers
         page = await client.get("/docs")
         assert "connect-src 'self';" in page.headers["Content-Security-Policy"]
         kept = await client.get("/docs", headers={"If-None-Match": page.headers["ETag"]})
@@ -237,8 +244,8 @@ async def test_what_browsers_may_not_do_is_said_on_every_answer(site: Site, fold
     public = "https://books.example.org/v1"
     url = site.another_url
     async with visiting(settings_for(url, folder, public_url=public)) as client:
-        answer = await client.get("/nowhere")
-        assert answer.headers["Strict-Transport-Security"] == "max-age=31536000"
+        response = await client.get("/nowhere")
+        assert response.headers["Strict-Transport-Security"] == "max-age=31536000"
         docs = (await client.get("/docs")).headers["Content-Security-Policy"]
         assert "connect-src 'self' https://books.example.org;" in docs
     async with visiting(settings_for(url, folder, public_url="http://books.example.org")) as client:

@@ -1,6 +1,5 @@
-"""Operations: a route that somebody adds is on the fast path by what it declares."""
+"""Operations: an added route is on the fast path by its declarations."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -21,26 +20,27 @@ from service.http.operations import (
     Reply,
     cached_item,
     operation,
+    operation_of,
     validate_querystring,
     validate_request,
 )
 from service.http.pagination import CachedQuery
 from service.http.responses import cache_status
 from service.http.schemas import Schema
-from tests.conftest import Site, settings_for, visiting
+from tests.conftest import Site, patient_client, serving, settings_for
 from tests.factories import Factory
 
 HIT = "Octavo; hit"
 
 
 class Word(Schema):
-    """What a route of this test takes and gives."""
+    """The body of a request and of a response in this test."""
 
     word: str
 
 
 def add_routes(app: Quart) -> None:
-    """Add operations as somebody else does, after the application was made."""
+    """Add operations as a user of the package does, after the application was made."""
 
     @app.get("/api/shelf/<id:book_id>")
     @operation
@@ -84,9 +84,9 @@ def add_routes(app: Quart) -> None:
 
 
 @asynccontextmanager
-async def both_ways(site: Site, folder: Path) -> AsyncIterator[list[Any]]:
-    """Serve with the fast path and without it: of each a client, and what the framework saw."""
-    ways: list[Any] = []
+async def both_paths(site: Site, folder: Path) -> AsyncIterator[list[Any]]:
+    """Serve with the fast path and without it. Give each client, and the paths that Quart saw."""
+    seen_by: list[list[str]] = []
 
     def prepare(app: Quart) -> None:
         seen: list[str] = []
@@ -97,56 +97,57 @@ async def both_ways(site: Site, folder: Path) -> AsyncIterator[list[Any]]:
             seen.append(request.path)
 
         app.extensions["additions"].accept()
-        ways.append(seen)
+        seen_by.append(seen)
 
     async with (
-        visiting(settings_for(site.another_url, folder), prepare) as fast,
-        visiting(settings_for(site.another_url, folder, fast_path=False), prepare) as ordinary,
+        serving(settings_for(site.another_url, folder), prepare) as fast_site,
+        patient_client(fast_site) as fast,
+        serving(settings_for(site.another_url, folder, fast_path=False), prepare) as slow_site,
+        patient_client(slow_site) as ordinary,
     ):
-        yield [*zip((fast, ordinary), ways, strict=True)]
+        yield [*zip((fast, ordinary), seen_by, strict=True)]
 
 
-def shown(answer: httpx.Response) -> Any:
-    """Leave out what is of one answer alone."""
+def comparable(response: httpx.Response) -> Any:
+    """Give a response without the parts that differ between two equal responses."""
     names = ("date", "x-request-id", "ratelimit", "ratelimit-remaining", "ratelimit-reset")
-    headers = sorted(pair for pair in answer.headers.multi_items() if pair[0] not in names)
-    body = answer.text.replace(answer.headers["X-Request-ID"], "")
-    return answer.status_code, headers, body.replace(str(answer.url.port), "")
+    headers = sorted(pair for pair in response.headers.multi_items() if pair[0] not in names)
+    body = response.text.replace(response.headers["X-Request-ID"], "")
+    return response.status_code, headers, body.replace(str(response.url.port), "")
 
 
 @pytest.mark.parametrize("path", ["/api/shelf/{}", "/api/shelf"])
-async def test_what_is_cached_is_answered_without_the_framework(
+async def test_a_cached_response_does_not_need_the_framework(
     site: Site, make: Factory, folder: Path, path: str
 ) -> None:
     member = await make.member()
     book = await make.book(member)
     path = path.format(book.id)
-    async with both_ways(site, folder) as ways:
-        document_status = []
-        for client, seen in ways:
+    async with both_paths(site, folder) as paths:
+        responses = []
+        for client, seen in paths:
             for _ in range(3):
                 await client.get(path)
-                await asyncio.sleep(0.05)  # what follows an answer is not waited for
             count = len(seen)
-            document_status.append(await client.get(path))
-            assert document_status[-1].headers["Cache-Status"] == HIT
-            assert len(seen) - count == (client is ways[1][0])
-            tag = document_status[-1].headers["ETag"]
+            responses.append(await client.get(path))
+            assert responses[-1].headers["Cache-Status"] == HIT
+            assert len(seen) - count == (client is paths[1][0])
+            tag = responses[-1].headers["ETag"]
             known = await client.get(path, headers={"If-None-Match": tag})
             assert (known.status_code, known.content) == (304, b"")
             # A write is seen at once.
-            change = {"title": f"Changed {seen is ways[0][1]}"}
+            change = {"title": f"Changed {client is paths[0][0]}"}
             await client.patch(f"/api/books/{book.id}", json=change, headers=member.headers)
             assert change["title"] in (await client.get(path)).text
-        assert shown(document_status[0])[0] == shown(document_status[1])[0] == 200
+        assert comparable(responses[0])[0] == comparable(responses[1])[0] == 200
 
 
-async def test_every_outcome_is_the_same_on_both_ways(
+async def test_every_response_is_the_same_on_both_paths(
     site: Site, make: Factory, folder: Path
 ) -> None:
     admin, member = await make.admin(), await make.member()
-    async with both_ways(site, folder) as ways:
-        (fast, seen), (ordinary, _) = ways
+    async with both_paths(site, folder) as paths:
+        (fast, seen), (ordinary, _) = paths
         for word, headers, status in (
             ("new", admin.headers, 201),
             ("taken", admin.headers, 409),
@@ -156,39 +157,36 @@ async def test_every_outcome_is_the_same_on_both_ways(
             ("new", {}, 401),
         ):
             given, headers = {"word": word}, {**headers, "Host": "books.example.org"}
-            document_status = [
+            responses = [
                 await client.post(f"/api/words{query}", json=given, headers=headers)
                 for client in (fast, ordinary)
                 for query in ("", "?x=1")
             ]
-            assert [answer.status_code for answer in document_status[::2]] == [status] * 2
-            assert shown(document_status[0]) == shown(document_status[2])
-            assert shown(document_status[1]) == shown(document_status[3])
+            assert [response.status_code for response in responses[::2]] == [status] * 2
+            assert comparable(responses[0]) == comparable(responses[2])
+            assert comparable(responses[1]) == comparable(responses[3])
         for path in ("/api/shelf/7000", "/api/shelf/7000?x=1", "/api/shelf?page=1"):
-            for _ in range(3):  # then it is cached that there is no such book
-                pair = [shown(await client.get(path)) for client in (fast, ordinary)]
-                await asyncio.sleep(0.05)
+            for _ in range(3):  # the last response is a cached 404
+                pair = [comparable(await client.get(path)) for client in (fast, ordinary)]
             assert pair[0] == pair[1]
             assert pair[0][0] in {400, 404}
-        # A body that comes after its head is waited for within the framework.
+        # Requests whose body arrives after the head are handled by the framework.
         assert {*seen} <= {"/api/words"}
 
 
-async def test_the_answer_to_a_user_is_kept_for_nobody(
-    site: Site, make: Factory, folder: Path
-) -> None:
+async def test_a_response_to_a_user_is_not_cached(site: Site, make: Factory, folder: Path) -> None:
     members = [await make.member() for _ in range(2)]
-    async with both_ways(site, folder) as ways:
-        client = ways[0][0]
+    async with both_paths(site, folder) as paths:
+        client = paths[0][0]
         for _ in range(3):
             for member in members:
-                answer = await client.get("/api/own-shelf", headers=member.headers)
-                assert answer.json() == {"of": member.username}
+                response = await client.get("/api/own-shelf", headers=member.headers)
+                assert response.json() == {"of": member.username}
         assert (await client.get("/api/own-shelf")).status_code == 401
 
 
-async def test_a_handler_needs_no_framework(site: Site) -> None:
-    """It is called with a scope and a body, as a background task would."""
+async def test_an_operation_runs_without_the_framework(site: Site) -> None:
+    """A scope and a body are enough, as in a background task."""
 
     async def read_body() -> bytes:
         return b'{"word": "a"}'
@@ -203,5 +201,9 @@ async def test_a_handler_needs_no_framework(site: Site) -> None:
         "headers": [(b"content-type", b"application/json")],
     }  # fmt: skip
     call = Call(site.app.extensions, scope, "/", read_body)
-    response = await echo._octavo_operation.run(call, {})  # type: ignore[attr-defined]  # set by it
+    app = Quart(__name__)
+    app.add_url_rule("/", "echo", echo)
+    declared = operation_of(app, "echo")
+    assert declared is not None
+    response = await declared.run(call, {})
     assert (response.status, response.body) == (200, b'{"word":"a"}')

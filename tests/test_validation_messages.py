@@ -1,4 +1,4 @@
-"""What an answer says of many mistakes: the first of them, and how many more there are."""
+"""The messages about an invalid request: the first mistakes, and the number of the others."""
 
 from typing import Any
 
@@ -19,15 +19,15 @@ GOOD = {"email": "anna@example.org", "password": "correct horse"}
 
 
 def unknown(number: int) -> dict[str, int]:
-    """Make members that no schema has."""
+    """Make members that are in no schema."""
     return {f"member {n:02}": n for n in range(number)}
 
 
-def problem_of(answer: httpx.Response) -> dict[str, Any]:
-    """Give the body of a refusal that holds findings."""
-    assert_problem(answer, 400, "Validation Error")
-    assert len(answer.content) <= MOST_BYTES
-    body: dict[str, Any] = answer.json()
+def problem_of(response: httpx.Response) -> dict[str, Any]:
+    """Give the body of a response about an invalid request."""
+    is_problem(response, 400, "Validation Error")
+    assert len(response.content) <= MOST_BYTES
+    body: dict[str, Any] = response.json()
     assert body["errors"] == body["messages"]
     assert body["detail"] == body["message"]
     return body
@@ -87,13 +87,13 @@ async def test_every_parameter_of_a_list_may_be_wrong_and_is_listed(
     client: httpx.AsyncClient,
 ) -> None:
     names = [*BookQuery.model_fields]
-    names.remove("cursor")  # any text may be one
+    names.remove("cursor")  # any text may be a cursor
     body = problem_of(await client.get("/api/books", params=dict.fromkeys(names, "")))
     assert set(body["errors"]) == set(names)
     assert body["message"] == SENTENCE
 
 
-def test_findings_have_room_for_every_sentence_that_a_field_has() -> None:
+def test_at_least_the_messages_of_a_field_fit_into_a_response() -> None:
     error = InvalidInputError({f"{n:02}" + "\x01" * 500: ["x" * 2_000] for n in range(99)})
     assert len(error.payload["errors"]) == 1
     assert error.message == f"{SENTENCE}; 98 more are not listed"
