@@ -1,4 +1,4 @@
-"""What somebody adds to the application sees every request, also those of the fast ways."""
+"""Hooks and middleware that are added to the application see every request."""
 
 import asyncio
 import os
@@ -28,9 +28,10 @@ from service.config import Settings
 from service.errors import ResourceNotFoundError
 from tests.conftest import Site, settings_for, visiting
 from tests.factories import Factory
+from tests.test_cli import killed
 
 ROOT = str(Path(__file__).parent.parent)
-Seen = list[str]  # what an addition has seen
+Seen = list[str]  # an item for each request that an addition saw
 Add = Callable[[Quart, Seen], None]
 
 
@@ -95,7 +96,7 @@ def open_telemetry(app: Quart, seen: Seen) -> None:
 
 def sentry(app: Quart, seen: Seen) -> None:
     class Collector(Transport):
-        """Keeps what would be sent."""
+        """Keeps the envelopes instead of sending them."""
 
         def capture_envelope(self, envelope: Any) -> None:
             seen.extend("" for _ in envelope.items)
@@ -113,7 +114,7 @@ def sentry(app: Quart, seen: Seen) -> None:
 
 def connection_class(app: Quart, seen: Seen) -> None:
     class Connection(app.asgi_http_class):  # type: ignore[misc, name-defined]  # of the application
-        """Notes requests."""
+        """Records requests."""
 
         async def handle_request(self, request: Any, send: Any) -> None:
             seen.append(request.path)
@@ -124,7 +125,7 @@ def connection_class(app: Quart, seen: Seen) -> None:
 
 def request_class(app: Quart, seen: Seen) -> None:
     class Request(app.request_class):  # type: ignore[misc, name-defined]  # of the application
-        """Notes requests."""
+        """Records requests."""
 
         def __init__(self, *args: Any, **options: Any) -> None:
             super().__init__(*args, **options)
@@ -160,7 +161,7 @@ ADDITIONS: dict[str, Add] = {
 
 @pytest.fixture(autouse=True)
 def no_sentry() -> Iterator[None]:
-    """Switch Sentry off, whatever a test has done."""
+    """Switch Sentry off after each test."""
     yield
     sentry_sdk.init(default_integrations=False, auto_enabling_integrations=False)
 
@@ -178,11 +179,11 @@ async def under_uvicorn(
     server = uvicorn.Server(config)
     task = asyncio.create_task(server.serve([listener]))
     try:
-        async with asyncio.timeout(30):
+        async with asyncio.timeout(60):
             while not server.started and not task.done():
                 await asyncio.sleep(0.01)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-        async with httpx.AsyncClient(base_url=url) as client:
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
             yield client
     finally:
         server.should_exit = True
@@ -194,7 +195,7 @@ SERVERS: dict[str, Any] = {"octavo": visiting, "uvicorn": under_uvicorn}
 
 @pytest.mark.parametrize("server", SERVERS)
 @pytest.mark.parametrize("name", ADDITIONS)
-async def test_an_addition_sees_every_request(
+async def test_an_addition_sees_every_request_and_switches_the_fast_path_off(
     site: Site, make: Factory, folder: Path, name: str, server: str
 ) -> None:
     member = await make.member()
@@ -208,12 +209,12 @@ async def test_an_addition_sees_every_request(
         logger.warning = lambda line, *values: warnings.append(line % values)
 
     async with SERVERS[server](settings_for(site.another_url, folder), prepare) as client:
-        for _ in range(3):  # the cache has them then
+        for _ in range(3):  # now they are cached
             await client.get(f"/api/books/{book.id}")
             await client.get("/api/books")
         new = {"title": "New", "author": "Somebody"}
         send = partial(client.request, headers={"X-Tenant": "a", **member.headers})
-        for ask, status in (
+        for request, status in (
             (send("GET", f"/api/books/{book.id}"), 200),
             (send("GET", "/api/books"), 200),
             (send("POST", "/api/books", json=new), 201),
@@ -222,10 +223,10 @@ async def test_an_addition_sees_every_request(
             (client.get("/health/live"), 200),
         ):
             count = len(seen)
-            answer = await ask
-            assert answer.status_code == status
-            assert len(seen) > count, answer.request.url
-            assert name != "after_request" or answer.headers["X-Added"] == "1"
+            response = await request
+            assert response.status_code == status
+            assert len(seen) > count, response.request.url
+            assert name != "after_request" or response.headers["X-Added"] == "1"
         health = (await client.get("/health")).json()
         kind = name.partition(":")[0]
         assert health["fast_path"].startswith("off (")
@@ -236,7 +237,7 @@ async def test_an_addition_sees_every_request(
 
 
 @pytest.mark.parametrize("server", SERVERS)
-async def test_a_maintenance_hook_lets_nothing_through(
+async def test_a_maintenance_hook_refuses_every_request(
     site: Site, make: Factory, folder: Path, server: str
 ) -> None:
     member = await make.member()
@@ -249,17 +250,19 @@ async def test_a_maintenance_hook_lets_nothing_through(
 
     async with SERVERS[server](settings_for(site.another_url, folder), prepare) as client:
         new = {"title": "New", "author": "Somebody"}
-        answers = [
+        responses = [
             await client.post("/api/books", json=new, headers=member.headers),
             await client.get(f"/api/books/{book.id}"),
             await client.get("/api/books"),
         ]
-    assert [(answer.status_code, answer.text) for answer in answers] == [(503, "closed")] * 3
+    assert [(response.status_code, response.text) for response in responses] == [
+        (503, "closed")
+    ] * 3
     async with visiting(settings_for(site.another_url, folder)) as client:
         assert (await client.get("/api/books")).json()["total"] == 1
 
 
-async def test_a_hook_of_a_blueprint_counts_if_it_is_older_than_the_application(
+async def test_a_blueprints_hook_that_is_older_than_the_application_is_called(
     site: Site, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: Seen = []
@@ -277,7 +280,7 @@ async def test_a_hook_of_a_blueprint_counts_if_it_is_older_than_the_application(
 
 
 @pytest.mark.parametrize("error", [401, 404, 429])
-async def test_an_error_handler_is_called_for_what_is_refused_before_quart(
+async def test_an_error_handler_is_called_for_requests_refused_before_quart(
     site: Site, folder: Path, error: int
 ) -> None:
     def prepare(app: Quart) -> None:
@@ -292,13 +295,13 @@ async def test_an_error_handler_is_called_for_what_is_refused_before_quart(
                 assert (await client.get("/api/books")).status_code == 200
         headers = {"Authorization": "Bearer x"} if error == 401 else {}
         path = "/api/books/7000" if error == 404 else "/api/books"
-        answer = await client.get(path, headers=headers)
+        response = await client.get(path, headers=headers)
     names = {401: "InvalidTokenError", 404: "ResourceNotFoundError", 429: "RateLimitedError"}
-    assert (answer.status_code, answer.text) == (error, f"handled {names[error]}")
+    assert (response.status_code, response.text) == (error, f"handled {names[error]}")
 
 
-async def test_sentry_is_found_as_its_users_begin_it(folder: Path) -> None:
-    """Its integration puts its own in the place of Quart's methods, once for a process."""
+async def test_sentry_is_detected_after_its_usual_init(folder: Path) -> None:
+    """Its integration replaces methods of Quart, once for a process."""
     code = (
         "import sentry_sdk; sentry_sdk.init('http://key@127.0.0.1:1/1')\n"
         "from service import config; from service.app import create_app\n"
@@ -308,7 +311,10 @@ async def test_sentry_is_found_as_its_users_begin_it(folder: Path) -> None:
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, cwd=folder, stdout=PIPE, env={**os.environ, "PYTHONPATH": ROOT}
     )
-    out, _ = await process.communicate()
+    try:
+        out, _ = await process.communicate()
+    finally:
+        await killed(process)
     assert b"Quart.__call__: sentry_sdk.integrations.quart" in out
 
 
@@ -316,12 +322,12 @@ async def test_without_additions_the_fast_path_is_on(site: Site, client: httpx.A
     assert (await client.get("/health")).json()["fast_path"] == "on"
 
 
-async def test_it_says_that_it_is_switched_off(site: Site, folder: Path) -> None:
+async def test_health_shows_that_the_fast_path_is_switched_off(site: Site, folder: Path) -> None:
     async with visiting(settings_for(site.another_url, folder, fast_path=False)) as client:
         assert (await client.get("/health")).json()["fast_path"] == "off (FAST_PATH=false)"
 
 
-async def test_what_is_taken_away_again_counts_no_more(
+async def test_a_removed_addition_switches_the_fast_path_on_again(
     site: Site, folder: Path, make: Factory
 ) -> None:
     async def receive(sender: Quart, **_: Any) -> None:
@@ -343,7 +349,7 @@ async def test_what_is_taken_away_again_counts_no_more(
 
 
 class Thing(BaseModel):
-    """What a view of somebody else takes and gives."""
+    """The body of a request and of a response of an added view."""
 
     name: str
 
@@ -361,8 +367,8 @@ async def test_a_view_may_return_a_model(site: Site, folder: Path) -> None:
             return Thing(name=data.name.upper()), 201
 
     async with visiting(settings_for(site.another_url, folder), prepare) as client:
-        answer = await client.post("/things", json={"name": "a"})
-        assert (answer.status_code, answer.json()) == (201, {"name": "A"})
+        response = await client.post("/things", json={"name": "a"})
+        assert (response.status_code, response.json()) == (201, {"name": "A"})
         wrong = await client.post("/things", json={"name": 1})
         assert wrong.status_code == 400
         assert wrong.json()["messages"] == {"name": ["Not a valid string."]}

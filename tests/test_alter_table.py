@@ -1,4 +1,4 @@
-"""A migration changes a table, and keeps what depends on it: triggers, indexes, ids, other rows."""
+"""Migrations that change a table keep its triggers, indexes, ids, and rows that refer to it."""
 
 import asyncio
 import os
@@ -27,7 +27,7 @@ from service.users.service import create_user
 from tests.conftest import fresh_catalogue
 from tests.test_counts import counted, kept
 
-# SQLAlchemy looks at the indexes of a table for its unique constraints.
+# SQLAlchemy reads the indexes of a table for its unique constraints.
 pytestmark = pytest.mark.filterwarnings("ignore:Skipped unsupported reflection of expression-based")
 
 REVISION = '''
@@ -47,7 +47,7 @@ depends_on = None
 def upgrade():
 {body}
 '''
-# Both leave the tables as the models describe them, and SQLite makes new tables for both.
+# Both keep the tables as in the models. SQLite creates new tables for both.
 RENEW_CONSTRAINT = """
     with alter_table("books") as batch:
         batch.drop_constraint(op.f("ck_books_version"), type_="check")
@@ -94,7 +94,7 @@ def with_revision(database: Database, folder: Path, body: str) -> Config:
 
 
 async def filled(database: Database) -> int:
-    """Add imported books, of which the newest is deleted again. Give the highest id ever used."""
+    """Add imported books, and delete the newest of them. Give the highest id ever used."""
 
     async def fill(db: AsyncSession) -> int:
         user = await create_user(db, "owner", "owner@example.org", "x")
@@ -126,14 +126,19 @@ async def structure(database: Database) -> dict[str, list[Any]]:
     """Read the columns and constraints of all tables."""
 
     def read(connection: Connection) -> dict[str, list[Any]]:
-        there = inspect(connection)
+        inspector = inspect(connection)
         return {
             table: [
-                [{**column, "type": str(column["type"])} for column in there.get_columns(table)],
-                there.get_pk_constraint(table),
-                there.get_foreign_keys(table),
-                sorted(there.get_unique_constraints(table), key=str),
-                sorted(there.get_check_constraints(table), key=lambda check: str(check["name"])),
+                [
+                    {**column, "type": str(column["type"])}
+                    for column in inspector.get_columns(table)
+                ],
+                inspector.get_pk_constraint(table),
+                inspector.get_foreign_keys(table),
+                sorted(inspector.get_unique_constraints(table), key=str),
+                sorted(
+                    inspector.get_check_constraints(table), key=lambda check: str(check["name"])
+                ),
             ]
             for table in Base.metadata.tables
         }
@@ -162,8 +167,8 @@ async def add(database: Database, title: str) -> int:
     return await database.write(work)
 
 
-async def works(database: Database, highest: int) -> None:
-    """Check that ids, search, totals and cascades follow every change of the books."""
+async def check_books(database: Database, highest: int) -> None:
+    """Assert that ids, search, totals and cascades are right after changes of the books."""
     book_id = await add(database, "Zanzibar")
     assert book_id > highest
     assert await titled(database, "zanzibar") == ["Zanzibar"]
@@ -194,7 +199,7 @@ async def works(database: Database, highest: int) -> None:
 
 @pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
 @pytest.mark.parametrize("body", [RENEW_CONSTRAINT, RENEW_ALL_TABLES], ids=["constraint", "all"])
-async def test_a_changed_table_keeps_what_depends_on_it(
+async def test_a_changed_table_keeps_its_triggers_indexes_constraints_and_rows(
     backend: str, body: str, request: pytest.FixtureRequest, folder: Path, tmp_path: Path
 ) -> None:
     async with fresh_catalogue(backend, request, folder) as database:
@@ -207,11 +212,11 @@ async def test_a_changed_table_keeps_what_depends_on_it(
         assert await definitions(database) == before[0]
         assert await structure(database) == before[1]
         assert await rows(database) == before[2]
-        await works(database, highest)
+        await check_books(database, highest)
 
 
 @pytest.mark.parametrize("backend", ["sqlite"])
-async def test_ids_of_a_table_that_is_empty_are_not_used_again(
+async def test_the_ids_of_an_empty_table_are_not_used_again(
     backend: str, request: pytest.FixtureRequest, folder: Path, tmp_path: Path
 ) -> None:
     async with fresh_catalogue(backend, request, folder) as database:
@@ -241,7 +246,7 @@ async def test_views_triggers_of_other_tables_and_statistics_are_kept(
         await asyncio.to_thread(command.upgrade, config, "later")
         assert await definitions(database) == before
         assert await analyzed() == statistics
-        await works(database, highest)
+        await check_books(database, highest)
 
 
 @pytest.mark.parametrize("backend", ["sqlite"])
@@ -253,7 +258,7 @@ async def test_views_triggers_of_other_tables_and_statistics_are_kept(
     ],
     ids=["a trigger does not fit", "rows refer to nothing"],
 )
-async def test_a_migration_that_would_break_something_changes_nothing(
+async def test_a_migration_with_an_error_changes_nothing(
     backend: str,
     body: str,
     error: type[Exception],
@@ -271,7 +276,7 @@ async def test_a_migration_that_would_break_something_changes_nothing(
         assert (
             await definitions(database), await structure(database), await rows(database)
         ) == before  # fmt: skip
-        await works(database, highest)
+        await check_books(database, highest)
 
 
 @pytest.mark.parametrize("backend", ["sqlite"])

@@ -1,4 +1,4 @@
-"""What the benchmark makes of what it measures, and that its peers do the same work."""
+"""The benchmark: its figures and pages, and the equal work of its peers."""
 
 import json
 from collections.abc import Sequence
@@ -42,7 +42,7 @@ from service.models import Book
 LUA = Path(bare.__file__).with_name("ask.lua").read_text(encoding="utf-8")
 FACTS = Facts(books=1_000, ids=(1, 2, 3), middle=500, tokens=("a.b.c", "d.e.f"))
 TAGS = {f"/api/books/{n}": f'"{n}"' for n in FACTS.ids}
-SAID = """Running 1s test @ http://127.0.0.1:1
+OUTPUT_OF_WRK = """Running 1s test @ http://127.0.0.1:1
   1 threads and 32 connections
 measured requests=1200 microseconds=1500000 p50=4000 p99=12500 refused={} broken={}
 """
@@ -97,22 +97,22 @@ def results() -> Results:
 @pytest.mark.parametrize(
     ("refused", "broken", "errors"), [(0, 0, 0), (300, 0, 0.25), (0, 300, 0.2), (1, 1, 2 / 1_201)]
 )
-def test_what_wrk_says_is_read(refused: int, broken: int, errors: float) -> None:
-    load = wrk.read(SAID.format(refused, broken))
+def test_the_output_of_wrk_is_read(refused: int, broken: int, errors: float) -> None:
+    load = wrk.read(OUTPUT_OF_WRK.format(refused, broken))
     assert (load.requests, load.rate, load.p50, load.p99) == (1_200, 800, 4, 12.5)
     assert load.errors == errors
 
 
-def test_a_server_that_never_answers_has_errors_alone() -> None:
-    assert wrk.read(SAID.replace("=1200", "=0").format(0, 0)).errors == 1
+def test_a_server_without_responses_has_only_errors() -> None:
+    assert wrk.read(OUTPUT_OF_WRK.replace("=1200", "=0").format(0, 0)).errors == 1
 
 
-def test_without_wrk_nothing_is_measured() -> None:
+def test_an_output_without_figures_is_reported() -> None:
     with pytest.raises(wrk.NotMeasuredError):
         wrk.read("unable to connect")
 
 
-def test_of_all_rounds_the_best_counts_as_a_whole() -> None:
+def test_the_best_round_counts_with_all_its_figures() -> None:
     rounds = [cell("A", "tuned", "page", rate, p99=rate) for rate in (3, 5, 4)]
     others = [cell("B", "tuned", "page", 1), cell("A", "tuned", "page", 1, connections=256)]
     assert best([*rounds, *others]) == [rounds[1], *others]
@@ -124,14 +124,14 @@ def test_a_round_with_errors_is_never_the_best(shares: Sequence[float], kept: in
     assert best(rounds) == [rounds[kept]]
 
 
-def test_the_rounds_begin_with_another_one() -> None:
+def test_each_round_begins_with_another_contestant() -> None:
     contestants: list[Any] = ["a", "b", "c", "d"]
     first, second = (turned(contestants, n) for n in range(2))
     assert first == contestants
     assert second == [*contestants[3:], *contestants[:3]]
 
 
-def test_over_one_is_better_than_octavo(results: Results) -> None:
+def test_a_ratio_over_1_is_better_than_octavo(results: Results) -> None:
     for connections in wrk.CONNECTIONS:
         fast = results.of("Fast", "page", connections)
         assert ratio(results, fast) == 2.5
@@ -139,7 +139,7 @@ def test_over_one_is_better_than_octavo(results: Results) -> None:
         assert ratio(results, results.of("Slow", "create", connections), "p99") == 2
 
 
-def test_it_says_where_octavo_loses(results: Results) -> None:
+def test_the_page_lists_where_octavo_loses(results: Results) -> None:
     assert losses(results, "requests per second", 32) == {"page": [("Fast", 2.5)]}
     assert loses(results).splitlines() == [
         "- **requests per second, 32 connections:** page (Fast 2.5)",
@@ -152,13 +152,13 @@ def test_it_says_where_octavo_loses(results: Results) -> None:
     ]
 
 
-def test_it_says_where_octavo_loses_nowhere(results: Results) -> None:
+def test_the_page_says_that_octavo_loses_nowhere(results: Results) -> None:
     ours = [each for each in results.cells if each.group == "Octavo"]
     alone = Results(1, 1, 1, {}, ours, {"Octavo": 1.0})
     assert loses(alone).count("nowhere") == 7
 
 
-def test_a_server_with_errors_has_no_figure_and_beats_nobody(results: Results) -> None:
+def test_a_server_with_errors_has_no_figure_and_no_ratio(results: Results) -> None:
     failing = with_errors(results, "Fast", 0.12)
     assert "- **requests per second, 32 connections:** nowhere" in loses(failing)
     assert "- **requests per second, 256 connections:** page (Fast 2.5)" in loses(failing)
@@ -171,7 +171,7 @@ def test_a_server_with_errors_has_no_figure_and_beats_nobody(results: Results) -
     assert row in whole_table(failing)
 
 
-def test_errors_of_octavo_are_said_and_leave_no_ratio(results: Results) -> None:
+def test_errors_of_octavo_are_reported_and_leave_no_ratio(results: Results) -> None:
     failing = with_errors(results, "Octavo", 0.004)
     first, *others = loses(failing).splitlines()
     assert first == (
@@ -222,7 +222,7 @@ def test_octavo_runs_with_default_settings(monkeypatch: pytest.MonkeyPatch) -> N
     }
 
 
-def test_the_page_says_when_where_and_with_what(results: Results) -> None:
+def test_the_page_shows_date_machine_and_settings(results: Results) -> None:
     text = page(results)
     facts = ("10,000 books", "32 and over 256 connections", "each of 3 round(s)", *KINDS.values())
     for fact in (*results.machine.values(), *facts):
@@ -257,18 +257,18 @@ def test_the_documentation_shows_the_last_run() -> None:
     assert in_readme(readme, last) == readme
 
 
-def test_results_are_kept(results: Results, tmp_path: Path) -> None:
+def test_saved_results_can_be_loaded(results: Results, tmp_path: Path) -> None:
     results.save(tmp_path / "bench.json")
     assert Results.load(tmp_path / "bench.json") == results
 
 
-def test_growth_is_of_the_server_and_of_the_database() -> None:
+def test_growth_is_computed_for_server_and_database() -> None:
     assert best_cost([(10, 5, 7), (20, 6, 3)]) == (20, 5, 3)
     assert growth([(1, 100, 100), (1, 100, 900), (1, 150, 250)]) == 2
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_requests_are_whole_and_of_many_callers(kind: str, tmp_path: Path) -> None:
+def test_requests_are_complete_and_of_many_callers(kind: str, tmp_path: Path) -> None:
     requests = requests_of(kind, FACTS, TAGS, seconds=1)
     assert len(requests) >= CALLERS
     for request in requests[:100]:
@@ -285,31 +285,31 @@ def test_requests_are_whole_and_of_many_callers(kind: str, tmp_path: Path) -> No
 
 def test_a_tenth_of_the_mix_is_created() -> None:
     requests = requests_of("mix", FACTS, TAGS, seconds=1)
-    assert sum(one.startswith(b"POST") for one in requests) * 10 == len(requests)
+    assert sum(request.startswith(b"POST") for request in requests) * 10 == len(requests)
 
 
-def test_what_the_client_has_is_its_own_tag() -> None:
+def test_conditional_requests_have_the_etag_of_their_book() -> None:
     for request in requests_of("304", FACTS, TAGS, seconds=1):
         path = request.split()[1].decode()
         assert f"If-None-Match: {TAGS[path]}\r\n".encode() in request
 
 
-def test_a_filter_is_asked_for_once() -> None:
-    asked = [filtered_path(n) for n in range(20_000)]
-    assert len(set(asked)) == len(asked)
+def test_no_filter_is_requested_twice() -> None:
+    paths = [filtered_path(n) for n in range(20_000)]
+    assert len(set(paths)) == len(paths)
     measured = requests_of("filtered", FACTS, TAGS, seconds=2)
     others = [
         *requests_of("filtered", FACTS, TAGS, seconds=2, series=1),
         *requests_of("filtered", FACTS, TAGS, seconds=2, warming=True),
     ]
-    assert not {one.split()[1] for one in measured} & {one.split()[1] for one in others}
+    assert not {each.split()[1] for each in measured} & {each.split()[1] for each in others}
 
 
-def test_callers_have_addresses_of_their_own() -> None:
+def test_each_caller_has_its_own_address() -> None:
     assert len({caller(n) for n in range(CALLERS)}) == CALLERS
 
 
-def test_answers_are_compared_without_host_and_spelling_of_times() -> None:
+def test_responses_are_compared_without_host_and_format_of_times() -> None:
     ours = {
         "items": [{"id": 1, "created_at": "2026-11-25T10:00:00.500000Z"}],
         "links": {"self": "http://a:1/api/books?page=2&genre=x"},
@@ -323,17 +323,17 @@ def test_answers_are_compared_without_host_and_spelling_of_times() -> None:
     assert normal(ours) != normal(theirs)
 
 
-def test_whoever_counts_no_limit_does_less() -> None:
-    class Answer:
+def test_a_peer_without_a_limit_is_reported() -> None:
+    class Response:
         headers = {"x-ratelimit-remaining": "7"}  # noqa: RUF012  (read only)
 
-    assert remaining(Answer()) == 7  # type: ignore[arg-type]  # a stand-in
-    Answer.headers = {}
+    assert remaining(Response()) == 7  # type: ignore[arg-type]  # a stand-in
+    Response.headers = {}
     with pytest.raises(UnequalWorkError):
-        remaining(Answer())  # type: ignore[arg-type]  # a stand-in
+        remaining(Response())  # type: ignore[arg-type]  # a stand-in
 
 
-async def test_a_ceiling_repeats_what_it_was_given(
+async def test_a_ceiling_repeats_its_recorded_responses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kept = {kind: (200 + n, [("x-kind", kind)], kind) for n, kind in enumerate(KINDS)}
@@ -367,14 +367,17 @@ def test_peers_write_the_columns_that_octavo_writes(title: str, author: str) -> 
 async def test_a_tuned_peer_counts_its_limit(redis_url: str) -> None:
     redis: Redis = Redis.from_url(redis_url)
     await redis.set("bench:book", b"a book")
-    period = 10**9  # seconds, of which none ends before the year 2033
-    asked: list[Any] = ["bench:limit", "bench:book", "bench:none", 10, period]
-    found = [await redis.eval(LUA, 3, *asked) for _ in range(12)]
-    assert [answer[0] for answer in found[:10]] == list(range(9, -1, -1))
-    assert [answer[2:] for answer in found[:10]] == [[b"a book", None]] * 10
-    assert [(answer[0], len(answer)) for answer in found[10:]] == [(-1, 2), (-1, 2)]
-    assert all(0 < answer[1] <= period for answer in found)
-    keys = [key async for key in redis.scan_iter("bench:limit*")]
-    assert [0 < await redis.ttl(key) <= 2 * period for key in keys] == [True]
-    await redis.delete("bench:book", *keys)
-    await redis.aclose()
+    period = 10**9  # seconds: the current period ends in 2033
+    arguments: list[Any] = ["bench:limit", "bench:book", "bench:none", 10, period]
+    try:
+        replies = [await redis.eval(LUA, 3, *arguments) for _ in range(12)]
+        assert [reply[0] for reply in replies[:10]] == list(range(9, -1, -1))
+        assert [reply[2:] for reply in replies[:10]] == [[b"a book", None]] * 10
+        assert [(reply[0], len(reply)) for reply in replies[10:]] == [(-1, 2), (-1, 2)]
+        assert all(0 < reply[1] <= period for reply in replies)
+        keys = [key async for key in redis.scan_iter("bench:limit*")]
+        assert [0 < await redis.ttl(key) <= 2 * period for key in keys] == [True]
+    finally:
+        keys = [key async for key in redis.scan_iter("bench:limit*")]
+        await redis.delete("bench:book", *keys)
+        await redis.aclose()

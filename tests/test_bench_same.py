@@ -1,4 +1,4 @@
-"""Who does less than Octavo is found out, before it is measured: on real servers."""
+"""A server that does less than Octavo is detected before it is measured: on real servers."""
 
 import asyncio
 from collections.abc import AsyncIterator, Callable
@@ -29,7 +29,7 @@ async def cached(site: Site) -> Site:
 
 @asynccontextmanager
 async def filled(tested: pytest.FixtureRequest, folder: Path) -> AsyncIterator[tuple[Site, Facts]]:
-    """Serve Octavo with books, as the benchmark has it: behind one proxy."""
+    """Serve Octavo with books as in the benchmark: behind a proxy."""
     async with fresh_catalogue("sqlite", tested, folder) as database:
         url = database.url.render_as_string(hide_password=False)
     async with serving(settings_for(url, folder, trusted_proxy_hops=1)) as site:
@@ -40,20 +40,21 @@ async def filled(tested: pytest.FixtureRequest, folder: Path) -> AsyncIterator[t
         yield await cached(site), Facts(len(books), ids, books[30].id, (member.token,))
 
 
-async def answers(url: str, facts: Facts, path: Path) -> dict[str, Any]:
-    """Keep what a server answers."""
+async def reference_of(url: str, facts: Facts, path: Path) -> dict[str, Any]:
+    """Save the responses of a server."""
 
-    def ask() -> Answers:
+    def examined() -> Answers:
         examiner = Examiner("Octavo", url, facts)
-        found = examiner.answers()
-        examiner.close()
-        return found
+        try:
+            return examiner.answers()
+        finally:
+            examiner.close()
 
-    return keep(await asyncio.to_thread(ask), path)
+    return keep(await asyncio.to_thread(examined), path)
 
 
 async def examine(url: str, facts: Facts, reference: dict[str, Any]) -> None:
-    """Hold a server to what was kept."""
+    """Compare a server with the saved responses."""
     examiner = Examiner("the other", url, facts)
     try:
         await asyncio.to_thread(examiner.compare, reference)
@@ -62,7 +63,7 @@ async def examine(url: str, facts: Facts, reference: dict[str, Any]) -> None:
 
 
 def without(name: str) -> Prepare:
-    """Leave a header out of every answer."""
+    """Remove a header from every response."""
 
     def prepare(app: Quart) -> None:
         @app.after_request
@@ -74,7 +75,7 @@ def without(name: str) -> Prepare:
 
 
 def with_another_price(app: Quart) -> None:
-    """Give every price a little wrong."""
+    """Change every price."""
 
     @app.after_request
     async def spoil(response: Response) -> Response:
@@ -85,35 +86,35 @@ def with_another_price(app: Quart) -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "prepare", "found"),
+    ("changed", "prepare", "message"),
     [
         ({}, None, None),
         ({"ratelimit_enabled": False}, None, "No limit is told of"),
         ({"trusted_proxy_hops": 0}, None, "another caller has a limit of their own"),
         ({"cache_pages": "ttl"}, None, "a new book is seen at once"),
         ({"secret_key": "another secret, as long as it has to be"}, None, r"\{\} is refused"),
-        # Hooks of the framework's.
+        # Hooks of the framework
         ({"fast_path": False}, without("ETag"), "has an ETag"),
         ({"fast_path": False}, without("Cache-Control"), "is revalidated"),
         ({"fast_path": False}, with_another_price, "item answers"),
     ],
 )
-async def test_who_does_less_is_found_out(
+async def test_a_server_that_does_less_is_detected(
     changed: dict[str, Any],
     prepare: Prepare | None,
-    found: str | None,
+    message: str | None,
     request: pytest.FixtureRequest,
     folder: Path,
     tmp_path: Path,
 ) -> None:
     async with filled(request, folder) as (octavo, facts):
         copy = octavo.another_url
-        reference = await answers(octavo.url, facts, tmp_path / "answers")
+        reference = await reference_of(octavo.url, facts, tmp_path / "answers")
     settings = settings_for(copy, folder, **({"trusted_proxy_hops": 1} | changed))
     async with serving(settings, prepare) as other:
         await cached(other)
-        if found is None:
+        if message is None:
             await examine(other.url, facts, reference)
             return
-        with pytest.raises(UnequalWorkError, match=found):
+        with pytest.raises(UnequalWorkError, match=message):
             await examine(other.url, facts, reference)

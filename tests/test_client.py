@@ -1,4 +1,4 @@
-"""A client that nobody wrote by hand: openapi-python-client makes it from the document."""
+"""A client that openapi-python-client generates from the OpenAPI document."""
 
 import importlib
 import json
@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
+import httpx
 import pytest
 
 from service.app import create_app
@@ -16,11 +17,12 @@ from tests.conftest import Site
 from tests.factories import PASSWORD
 
 NAME = "octavo_client"
+TIMEOUT = httpx.Timeout(60)
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """The client, where it can be imported."""
+def generated(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """The generated client, on the path of imports."""
     folder = tmp_path_factory.mktemp("client")
     app = create_app("testing")
     (folder / "openapi.json").write_text(json.dumps(document(app).schema()))
@@ -49,11 +51,11 @@ def part(name: str) -> ModuleType:
     return importlib.import_module(f"{NAME}.{name}")
 
 
-@pytest.mark.usefixtures("made")
-async def test_it_registers_signs_in_creates_pages_and_reads_an_error(site: Site) -> None:
+@pytest.mark.usefixtures("generated")
+async def test_a_generated_client_registers_creates_lists_and_reads_errors(site: Site) -> None:
     models, api = part("models"), "api"
     client = part("client")
-    async with client.Client(base_url=site.url) as anybody:
+    async with client.Client(base_url=site.url, timeout=TIMEOUT) as anybody:
         user = await part(f"{api}.auth.register").asyncio(
             client=anybody,
             body=models.Registration("anna", "anna@example.org", PASSWORD),
@@ -64,8 +66,8 @@ async def test_it_registers_signs_in_creates_pages_and_reads_an_error(site: Site
         )
         assert pair.token_type == "Bearer"
     async with (
-        client.Client(base_url=site.url) as anybody,
-        client.AuthenticatedClient(base_url=site.url, token=pair.token) as member,
+        client.Client(base_url=site.url, timeout=TIMEOUT) as anybody,
+        client.AuthenticatedClient(base_url=site.url, token=pair.token, timeout=TIMEOUT) as member,
     ):
         create, listing = part(f"{api}.books.create_book"), part(f"{api}.books.list_books")
         for number in range(5):

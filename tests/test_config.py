@@ -1,4 +1,4 @@
-"""Settings: names, forms, refusals."""
+"""Settings: names, values, and problems."""
 
 import os
 import subprocess
@@ -29,14 +29,14 @@ GOOD = {
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Nothing of the caller's environment, in an empty folder."""
+    """An environment without settings, and an empty folder."""
     for name in Settings.model_fields:
         monkeypatch.delenv(name.upper(), raising=False)
     monkeypatch.delenv("DEV_DATABASE_URL", raising=False)
     monkeypatch.chdir(tmp_path)
 
 
-def test_development_needs_nothing() -> None:
+def test_development_needs_no_settings() -> None:
     settings = load("development")
     assert settings.database.render_as_string() == "sqlite+aiosqlite:///dev.db"
     assert settings.cors_origins == ("*",)
@@ -44,7 +44,7 @@ def test_development_needs_nothing() -> None:
     create_app("development")
 
 
-def test_the_guides_names_work(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_names_of_the_guide_work(monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in (GOOD | {"REDIS_URL": "redis://cache/0"}).items():
         monkeypatch.setenv(name, value)
     settings = load("production")
@@ -73,7 +73,7 @@ def test_plain_database_urls_become_async(given: str, used: str) -> None:
     assert settings.database.render_as_string(hide_password=False) == used
 
 
-def test_a_file_named_env_is_read_and_the_environment_wins(
+def test_the_environment_has_priority_over_the_file_named_env(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     lines = [f"{name}={value}" for name, value in GOOD.items()]
@@ -88,7 +88,7 @@ def test_a_file_named_env_is_read_and_the_environment_wins(
 def test_settings_are_frozen() -> None:
     settings = load("development")
     with pytest.raises(ValidationError):
-        settings.redis_url = "redis://elsewhere"  # type: ignore[misc]  # that is refused
+        settings.redis_url = "redis://elsewhere"  # type: ignore[misc]  # it is frozen
 
 
 @pytest.mark.parametrize(
@@ -112,7 +112,7 @@ def test_settings_are_frozen() -> None:
         ),
     ],
 )
-def test_unsafe_production_is_refused_with_reason_and_cure(
+def test_unsafe_production_settings_are_refused_with_reason_and_cure(
     monkeypatch: pytest.MonkeyPatch, change: dict[str, str], reason: str, cure: str
 ) -> None:
     for name, value in (GOOD | change).items():
@@ -125,13 +125,15 @@ def test_unsafe_production_is_refused_with_reason_and_cure(
     assert "\n" not in problem
 
 
-def test_a_library_that_is_told_to_lie_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_disables_the_cache_library_is_refused(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv("AIOCACHE_DISABLE", "1")
     with pytest.raises(ConfigurationError, match="CACHE_ITEM_SECONDS=0"):
         load("testing").check()
 
 
-def test_every_problem_is_told_at_once() -> None:
+def test_all_problems_are_reported_together() -> None:
     with pytest.raises(ConfigurationError) as caught:
         create_app("production")
     assert len(caught.value.problems) == 3
@@ -167,7 +169,7 @@ def test_every_problem_is_told_at_once() -> None:
         ("LOG_LEVEL", "LOUD", "INFO"),
     ],
 )
-def test_a_value_that_cannot_be_used_is_named(
+def test_an_invalid_value_is_reported_with_its_setting(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str, part: str
 ) -> None:
     monkeypatch.setenv(name, value)
@@ -178,7 +180,7 @@ def test_a_value_that_cannot_be_used_is_named(
     assert "\n" not in problem
 
 
-def test_a_file_named_env_that_is_not_utf8_is_said(tmp_path: Path) -> None:
+def test_a_file_named_env_that_is_not_utf8_is_reported(tmp_path: Path) -> None:
     (tmp_path / ".env").write_bytes(b"PUBLIC_URL=http://b\xfccher.example.org\n")
     with pytest.raises(ConfigurationError, match="not UTF-8"):
         load("development")
@@ -201,7 +203,7 @@ def test_there_are_three_configurations() -> None:
         create_app("staging")
 
 
-def test_importing_the_service_does_nothing(tmp_path: Path) -> None:
+def test_an_import_of_the_service_starts_no_thread_and_writes_no_file(tmp_path: Path) -> None:
     code = "import service.app, service.cli, threading; print(threading.active_count())"
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", code],

@@ -1,4 +1,4 @@
-"""The form of pages in docs/, and the page to try out the API: in Chromium, on a phone."""
+"""The form of pages in docs/, and the page to try the API out, in Chromium on a phone."""
 
 import json
 import re
@@ -16,8 +16,9 @@ from tests.factories import PASSWORD
 
 DOCS = Path(__file__).parents[1] / "docs"
 MOST_LINES, MOST_WIDTH = 5, 100  # of a decision
+TIMEOUT_MS = 60_000
 PHONE = {"width": 390, "height": 844}
-ALONE = (  # no sandbox where root runs the tests; and nobody is asked about anything
+ALONE = (  # no sandbox, which root cannot have, and no requests of the browser itself
     "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking",
     "--disable-component-update", "--disable-sync",
 )  # fmt: skip
@@ -47,35 +48,41 @@ def test_the_glossary_is_sorted() -> None:
 
 @pytest.fixture
 async def page() -> AsyncIterator[Page]:
-    """A phone's browser, without a network but to 127.0.0.1."""
+    """A page of a phone's browser."""
     names = ("chromium", "chromium-browser", "google-chrome")
     browser = next((path for name in names if (path := shutil.which(name))), None)
     if browser is None:
         pytest.skip("there is no Chromium here (Debian: apt install chromium)")
     async with async_playwright() as driver:
         chromium = await driver.chromium.launch(executable_path=browser, args=list(ALONE))
-        yield await chromium.new_page(viewport=PHONE)  # type: ignore[arg-type]  # two numbers
-        await chromium.close()
+        try:
+            new = await chromium.new_page(viewport=PHONE)  # type: ignore[arg-type]  # two numbers
+            new.set_default_timeout(TIMEOUT_MS)
+            yield new
+        finally:
+            await chromium.close()
 
 
 async def execute(page: Page, operation: str, body: dict[str, Any]) -> tuple[str, dict[str, Any]]:
-    """Open an operation, fill in its body, send it; give the status and the body of its answer."""
+    """Open an operation, fill in a body, and send it. Give status and body of the response."""
     block: Locator = page.locator(f"#operations-{operation}")
     await block.locator(".opblock-summary-control").click()
     await block.locator("textarea.body-param__text").fill(json.dumps(body))
     await block.locator("button.execute").click()
-    answer = block.locator(".live-responses-table")
-    status = await answer.locator("tbody .response-col_status").first.inner_text()
-    text = await answer.locator("tbody .microlight, tbody .highlight-code code").first.inner_text()
+    response = block.locator(".live-responses-table")
+    status = await response.locator("tbody .response-col_status").first.inner_text()
+    text = await response.locator(
+        "tbody .microlight, tbody .highlight-code code"
+    ).first.inner_text()
     return status.strip(), json.loads(text)
 
 
-async def test_somebody_signs_in_and_adds_a_book(site: Site, page: Page) -> None:
-    told: list[str] = []
-    asked: set[str] = set()
-    page.on("console", lambda message: told.append(message.text))
-    page.on("pageerror", lambda error: told.append(str(error)))
-    page.on("request", lambda request: asked.add(urlsplit(request.url).netloc))
+async def test_a_user_signs_in_and_adds_a_book(site: Site, page: Page) -> None:
+    messages: list[str] = []
+    hosts: set[str] = set()
+    page.on("console", lambda message: messages.append(message.text))
+    page.on("pageerror", lambda error: messages.append(str(error)))
+    page.on("request", lambda request: hosts.add(urlsplit(request.url).netloc))
     await page.goto(f"{site.url}/docs")
 
     status, user = await execute(page, "auth-register", ACCOUNT)
@@ -93,17 +100,17 @@ async def test_somebody_signs_in_and_adds_a_book(site: Site, page: Page) -> None
     assert status == "201"
     assert book | BOOK | {"user_id": user["id"]} == book
 
-    assert told == [], "neither errors nor anything that the policy forbids"
-    assert asked == {urlsplit(site.url).netloc}, "nothing from elsewhere"
+    assert messages == [], "neither errors nor violations of the policy"
+    assert hosts == {urlsplit(site.url).netloc}, "no requests to other hosts"
     width = await page.evaluate("document.documentElement.scrollWidth")
-    assert width <= PHONE["width"], "nothing sticks out on a phone"
+    assert width <= PHONE["width"], "no horizontal scrolling on a phone"
 
 
-async def test_the_front_page_has_its_style(site: Site, page: Page) -> None:
-    told: list[str] = []
-    page.on("console", lambda message: told.append(message.text))
+async def test_the_front_page_has_its_styles(site: Site, page: Page) -> None:
+    messages: list[str] = []
+    page.on("console", lambda message: messages.append(message.text))
     await page.goto(site.url)
-    assert told == []
+    assert messages == []
     assert "Georgia" in await page.evaluate("getComputedStyle(document.body).fontFamily")
     assert await page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     await page.click("text=/docs")

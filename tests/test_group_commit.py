@@ -244,7 +244,7 @@ async def test_a_value_that_the_database_refuses_fails_its_request_alone(
     assert (await client.get("/api/books")).json()["total"] == 20
 
 
-async def test_items_that_arrive_during_a_transaction_share_the_next_one(
+async def test_items_that_arrive_during_a_transaction_share_the_next_transaction(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(group_commit, "SLOW_SECONDS", 60.0)  # no further transaction begins
@@ -279,7 +279,8 @@ async def test_a_further_transaction_begins_if_those_under_way_are_slow() -> Non
     slow_may_end, database.may_end = database.may_end, asyncio.Event()
     database.may_end.set()
     try:
-        results = await asyncio.gather(database.commit.write(7), database.commit.write(8))
+        async with asyncio.timeout(30):
+            results = await asyncio.gather(database.commit.write(7), database.commit.write(8))
         assert list(results) == ["7", "8"]
         assert not any(write.done() for write in slow)
         assert database.groups[UNDER_WAY:] == [[7, 8]]

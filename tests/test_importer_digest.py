@@ -1,4 +1,4 @@
-"""Digests of records: the same in every release, also in one that reads more fields."""
+"""Digests of records: the same in every release, also in a release that reads more fields."""
 
 import asyncio
 from collections.abc import AsyncIterator, Iterator
@@ -29,14 +29,14 @@ EDITIONS = [FILES["full"][0], *(f"Ulysses,James Joyce,,,,,{name}" for name in ("
 
 
 class LaterBook(BookCreate):
-    """A book with one more field."""
+    """A book with a further field."""
 
     publisher: str | None = None
 
 
 @contextmanager
 def later_release() -> Iterator[pytest.MonkeyPatch]:
-    """Read one more field from files, and give it to the books."""
+    """Let the importer read a further field, which books of that release have."""
 
     def columns_of(owner_id: int | None, book: BookCreate) -> dict[str, Any]:
         values = book_values(owner_id, book)
@@ -62,7 +62,7 @@ async def catalogue(request: pytest.FixtureRequest, folder: Path) -> AsyncIterat
 async def load(
     database: Database, folder: Path, lines: list[str], *, dry_run: bool = False
 ) -> tuple[int, int]:
-    """Import a file. Give how many books were added, and how many records were known."""
+    """Import a file. Give the numbers of added books and of known records."""
     path = folder / "books.csv"
     path.write_text("\n".join(lines), encoding="utf-8")
     settings = settings_for(database.url.render_as_string(hide_password=False), folder)
@@ -101,11 +101,13 @@ async def load(
 def test_digests_in_databases_do_not_change(fields: dict[str, Any], digest: str) -> None:
     judged = judge(Record(1, None, {name: [value] for name, value in fields.items()}))
     assert isinstance(judged, Accepted)
-    assert judged.digests[-1].hex() == digest, "Databases keep it: an import would double them"
+    assert judged.digests[-1].hex() == digest, (
+        "databases hold it: a repeated import would add the book again"
+    )
 
 
 @pytest.mark.parametrize("first", FILES)
-async def test_a_release_that_reads_one_more_field_adds_no_book_twice(
+async def test_a_release_with_a_further_field_adds_no_book_twice(
     catalogue: Database, tmp_path: Path, first: str
 ) -> None:
     assert await load(catalogue, tmp_path, FILES[first]) == (2, 0)
@@ -116,18 +118,18 @@ async def test_a_release_that_reads_one_more_field_adds_no_book_twice(
 
 
 @pytest.mark.parametrize("first", FILES)
-async def test_a_book_with_one_more_field_is_known_without_it(
+async def test_a_book_with_a_further_field_is_known_without_the_field(
     catalogue: Database, tmp_path: Path, first: str
 ) -> None:
     with later_release():
         assert await load(catalogue, tmp_path, FILES[first]) == (2, 0)
         for lines in FILES.values():
             assert await load(catalogue, tmp_path, lines) == (0, 2)
-    for lines in FILES.values():  # as a release does that was rolled back
+    for lines in FILES.values():  # as after a rollback to the older release
         assert await load(catalogue, tmp_path, lines) == (0, 2)
 
 
-async def test_a_raised_version_knows_the_records_of_the_versions_before(
+async def test_a_new_version_of_the_digest_knows_the_records_of_older_versions(
     catalogue: Database, tmp_path: Path
 ) -> None:
     assert await load(catalogue, tmp_path, FILES["full"]) == (2, 0)

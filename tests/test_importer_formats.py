@@ -1,4 +1,4 @@
-"""Files as they come: CSV, JSON Lines and MARC 21, plain and gzip, whole and broken."""
+"""File formats: CSV, JSON Lines and MARC 21, plain and gzip, valid and damaged."""
 
 import gzip
 import json
@@ -24,7 +24,7 @@ def read(
     folder: Path, data: bytes | str, name: str = "books.csv", *, encoding: str | None = None,
     columns: str = "",
 ) -> Verdicts:  # fmt: skip
-    """Judge each record of a file: its number and what becomes of it."""
+    """Judge each record of a file. Give its number and its verdict."""
     path = folder / name
     path.write_bytes(data.encode() if isinstance(data, str) else data)
     given = parse_map(columns) if columns else {}
@@ -33,34 +33,36 @@ def read(
 
 
 def titles(verdicts: Verdicts) -> list[str]:
-    """Name the books that are accepted."""
-    return [found.book.title for _, found in verdicts if isinstance(found, Accepted)]
+    """Give the titles of the accepted books."""
+    return [verdict.book.title for _, verdict in verdicts if isinstance(verdict, Accepted)]
 
 
 def reasons(verdicts: Verdicts) -> list[tuple[int, str]]:
-    """Say which records are refused, and why."""
-    return [(number, found.reason) for number, found in verdicts if isinstance(found, Refused)]
+    """Give the numbers of the refused records, and the reasons."""
+    return [
+        (number, verdict.reason) for number, verdict in verdicts if isinstance(verdict, Refused)
+    ]
 
 
 @pytest.mark.parametrize("mark", [",", ";", "\t", "|"])
-def test_delimiters_are_told_from_the_header(tmp_path: Path, mark: str) -> None:
+def test_the_delimiter_is_detected_in_the_header(tmp_path: Path, mark: str) -> None:
     table = f'Book Title{mark}"No{mark}te"{mark}Author Name{mark}PRICE\nT{mark}x{mark}A{mark}9.5\n'
-    ((number, found),) = read(tmp_path, table)
-    assert isinstance(found, Accepted)
-    assert (number, found.book.title, found.book.author) == (2, "T", "A")
-    assert str(found.book.price) == "9.50"
+    ((number, verdict),) = read(tmp_path, table)
+    assert isinstance(verdict, Accepted)
+    assert (number, verdict.book.title, verdict.book.author) == (2, "T", "A")
+    assert str(verdict.book.price) == "9.50"
 
 
 @pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
-def test_line_ends(tmp_path: Path, end: str) -> None:
+def test_each_line_end_is_understood(tmp_path: Path, end: str) -> None:
     table = end.join(["title,author", '"Two', 'lines",A', "", "U,B"])
-    found = read(tmp_path, table)
-    assert titles(found) == [f"Two{end}lines", "U"]
-    assert [number for number, _ in found] == [2, 5]
+    verdicts = read(tmp_path, table)
+    assert titles(verdicts) == [f"Two{end}lines", "U"]
+    assert [number for number, _ in verdicts] == [2, 5]
 
 
 @pytest.mark.parametrize(
-    ("encoding", "asked"),
+    ("encoding", "option"),
     [
         ("utf-8", None),
         ("utf-8-sig", "utf-8"),
@@ -69,30 +71,30 @@ def test_line_ends(tmp_path: Path, end: str) -> None:
         ("latin-1", "latin-1"),
     ],
 )
-def test_encodings(tmp_path: Path, encoding: str, asked: str | None) -> None:
-    found = read(tmp_path, "title,author\nÉté,Ö\n".encode(encoding), encoding=asked)
-    assert titles(found) == ["Été"]
+def test_encodings_are_detected_or_given(tmp_path: Path, encoding: str, option: str | None) -> None:
+    verdicts = read(tmp_path, "title,author\nÉté,Ö\n".encode(encoding), encoding=option)
+    assert titles(verdicts) == ["Été"]
 
 
 @pytest.mark.parametrize("name", ["klingon", "base64"])
-def test_an_unknown_encoding_is_said(tmp_path: Path, name: str) -> None:
+def test_an_unknown_encoding_is_reported(tmp_path: Path, name: str) -> None:
     with pytest.raises(SourceError, match=f"no encoding {name}"):
         read(tmp_path, "title,author\n", encoding=name)
 
 
 @pytest.mark.parametrize("order", ["utf-16-le", "utf-16-be"])
-def test_half_a_surrogate_pair_costs_its_record(tmp_path: Path, order: str) -> None:
+def test_half_a_surrogate_pair_refuses_its_record_alone(tmp_path: Path, order: str) -> None:
     table = "\ufefftitle,author\nA,x\nB\ud83d,x\nC,x\n".encode(order, "surrogatepass")
-    found = read(tmp_path, table)
-    assert titles(found) == ["A", "C"]
-    assert [number for number, _ in reasons(found)] == [3]
+    verdicts = read(tmp_path, table)
+    assert titles(verdicts) == ["A", "C"]
+    assert [number for number, _ in reasons(verdicts)] == [3]
 
 
-def test_broken_utf8_costs_the_record_it_stands_in(tmp_path: Path) -> None:
+def test_invalid_utf8_refuses_its_record_alone(tmp_path: Path) -> None:
     table = b"title,author,note\nA,A,\xff\nB\xff,A,\nC,A,\xc3\xa9\n"
-    found = read(tmp_path, table)
-    assert titles(found) == ["A", "C"]
-    assert reasons(found) == [(3, "title: Holds a NUL character or bytes that are not text.")]
+    verdicts = read(tmp_path, table)
+    assert titles(verdicts) == ["A", "C"]
+    assert reasons(verdicts) == [(3, "title: Holds a NUL character or bytes that are not text.")]
 
 
 @pytest.mark.parametrize(
@@ -110,25 +112,25 @@ def test_broken_utf8_costs_the_record_it_stands_in(tmp_path: Path) -> None:
         ('A,x\n"B,x\n' + "C,x\n" * 2_000, ["A", *("C" * 2_000)], [(3, DAMAGED)]),
     ],
 )
-def test_a_damaged_row_costs_itself_alone(
+def test_a_damaged_row_is_refused_alone(
     tmp_path: Path, rows: str, accepted: list[str], refused: list[tuple[int, str]]
 ) -> None:
-    found = read(tmp_path, "title,author\n" + rows)
-    assert titles(found) == list(accepted)
-    assert reasons(found) == refused
+    verdicts = read(tmp_path, "title,author\n" + rows)
+    assert titles(verdicts) == list(accepted)
+    assert reasons(verdicts) == refused
 
 
 def test_a_title_of_a_megabyte_is_refused(tmp_path: Path) -> None:
     long = "x" * 1_000_000
-    found = read(tmp_path, f"title,author\nA,x\n{long},x\nB,x\n")
-    assert titles(found) == ["A", "B"]
-    assert reasons(found) == [(3, "title: Longer than maximum length 200.")]
+    verdicts = read(tmp_path, f"title,author\nA,x\n{long},x\nB,x\n")
+    assert titles(verdicts) == ["A", "B"]
+    assert reasons(verdicts) == [(3, "title: Longer than maximum length 200.")]
     lines = read(tmp_path, f'{{"title": "{long}", "author": "x"}}\n', "b.jsonl")
     assert reasons(lines) == [(1, "title: Longer than maximum length 200.")]
 
 
 @pytest.mark.parametrize("name", ["b.csv", "b.jsonl"])
-def test_a_line_without_an_end_costs_itself(
+def test_a_line_beyond_the_maximum_is_refused_alone(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for module in (sources, csv_table):
@@ -139,12 +141,12 @@ def test_a_line_without_an_end_costs_itself(
         "b.jsonl": f'{{"title":"A","author":"x"}}\n{long}\n{{"title":"B","author":"x"}}\n'
         f'{long}\n{{"title":"D","author":"x"}}',
     }
-    found = read(tmp_path, rows[name], name)
-    assert titles(found) == ["A", "B", "D"]
-    assert {reason for _, reason in reasons(found)} == {"longer than 4 MiB"}
+    verdicts = read(tmp_path, rows[name], name)
+    assert titles(verdicts) == ["A", "B", "D"]
+    assert {reason for _, reason in reasons(verdicts)} == {"longer than 4 MiB"}
 
 
-def test_columns_are_guessed_and_can_be_named(tmp_path: Path) -> None:
+def test_columns_are_detected_or_given(tmp_path: Path) -> None:
     table = "title,original_title,authors,isbn,isbn13\nS,O,A,0306406152,9780306406157\n"
     book = read(tmp_path, table)[0][1]
     assert isinstance(book, Accepted)
@@ -157,35 +159,35 @@ def test_columns_are_guessed_and_can_be_named(tmp_path: Path) -> None:
     assert (book.book.title, book.book.isbn) == ("O", None)
 
 
-def test_a_column_named_twice_stays_two(tmp_path: Path) -> None:
-    found = read(tmp_path, "title,author,title\nA,x,B\n")
-    assert titles(found) == ["A"]
+def test_two_columns_of_the_same_name_stay_apart(tmp_path: Path) -> None:
+    verdicts = read(tmp_path, "title,author,title\nA,x,B\n")
+    assert titles(verdicts) == ["A"]
     assert titles(read(tmp_path, "title,author,title\nA,x,B\n", columns="title=title (2)")) == ["B"]
 
 
 @pytest.mark.parametrize(
-    ("text", "found"),
+    ("text", "columns"),
     [
         ("title=a", {"title": ["a"]}),
         ("title = a, b ,author=c", {"title": ["a, b"], "author": ["c"]}),
         ("isbn=a,isbn=b,price=", {"isbn": ["a", "b"], "price": []}),
     ],
 )
-def test_maps(text: str, found: dict[str, list[str]]) -> None:
-    assert parse_map(text) == found
+def test_a_map_is_parsed(text: str, columns: dict[str, list[str]]) -> None:
+    assert parse_map(text) == columns
 
 
 @pytest.mark.parametrize("text", ["", "title", "pages=a", "title=a,pages=b,=c,x"])
-def test_a_map_that_is_none_is_refused(text: str) -> None:
+def test_an_invalid_map_is_refused(text: str) -> None:
     if text.startswith("title=a"):
-        assert parse_map(text) == {"title": ["a,pages=b,=c,x"]}  # a column may be called so
+        assert parse_map(text) == {"title": ["a,pages=b,=c,x"]}  # a column may have such a name
         return
     with pytest.raises(ValueError, match="FIELD=COLUMN"):
         parse_map(text)
 
 
 @pytest.mark.parametrize(
-    ("table", "columns", "said"),
+    ("table", "columns", "message"),
     [
         ("title\nA\n", "", r"No column for author: .*--map author=COLUMN.* are: title\."),
         ("a,b\nA,B\n", "", r"No column for title: .* are: a, b\."),
@@ -194,25 +196,25 @@ def test_a_map_that_is_none_is_refused(text: str) -> None:
         ('title,"author\nA,x\n', "", "header cannot be read: quotes"),
     ],
 )
-def test_a_header_that_cannot_do_is_said(
-    tmp_path: Path, table: str, columns: str, said: str
+def test_a_header_without_the_columns_is_reported(
+    tmp_path: Path, table: str, columns: str, message: str
 ) -> None:
-    with pytest.raises(SourceError, match=said):
+    with pytest.raises(SourceError, match=message):
         read(tmp_path, table, columns=columns)
 
 
 @pytest.mark.parametrize("name", ["b.csv", "b.jsonl", "b.mrc"])
 @pytest.mark.parametrize("data", [b"", gzip.compress(b"")], ids=["nothing", "gzip"])
-def test_an_empty_file_holds_nothing(tmp_path: Path, name: str, data: bytes) -> None:
+def test_an_empty_file_has_no_records(tmp_path: Path, name: str, data: bytes) -> None:
     assert read(tmp_path, data, name) == []
 
 
-def test_blank_lines_before_and_after_are_nothing(tmp_path: Path) -> None:
+def test_blank_lines_are_ignored(tmp_path: Path) -> None:
     assert read(tmp_path, "\n \n") == []
     assert titles(read(tmp_path, "\n\ntitle;author\n\nA;x\n\n")) == ["A"]
 
 
-def test_lines_of_json(tmp_path: Path) -> None:
+def test_json_lines_are_read_and_damaged_lines_refused(tmp_path: Path) -> None:
     lines = [
         '\ufeff{"Title": "A", "authors": ["x", "y"], "year": 1997.0, "price": 9.50, "isbn": null}',
         "",
@@ -226,27 +228,27 @@ def test_lines_of_json(tmp_path: Path) -> None:
         '{"title": "E", "author": "x"}',
     ]
     data = "\n".join(lines).encode() + b'\n{"title": "\xff", "author": "x"}'
-    found = read(tmp_path, data, "b.jsonl")
-    assert titles(found) == ["A", "B", "E"]
-    first = found[0][1]
+    verdicts = read(tmp_path, data, "b.jsonl")
+    assert titles(verdicts) == ["A", "B", "E"]
+    first = verdicts[0][1]
     assert isinstance(first, Accepted)
     assert (first.book.author, first.book.published_year, first.book.isbn) == ("x, y", 1997, None)
-    assert reasons(found) == [
+    assert reasons(verdicts) == [
         *((number, "not a JSON object") for number in (4, 5, 6, 7, 8)),
         (9, "title: Missing data for required field."),
         (11, "not a JSON object"),
     ]
-    unfinished = found[2][1]
+    unfinished = verdicts[2][1]
     assert isinstance(unfinished, Refused)
     assert unfinished.errors["_record"][0].startswith("The line is not JSON: ")
 
 
-def test_a_json_array_is_told_from_json_lines(tmp_path: Path) -> None:
+def test_a_json_array_is_reported(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="one object a line"):
         read(tmp_path, '[\n{"title": "A"}]', "b.json")
 
 
-def test_formats_are_told_by_content_before_names(tmp_path: Path) -> None:
+def test_the_format_is_detected_by_content_before_the_name(tmp_path: Path) -> None:
     assert titles(read(tmp_path, '{"title": "A", "author": "x"}', "b.csv")) == ["A"]
     assert titles(read(tmp_path, marc(), "b.csv")) == ["T"]
     assert titles(read(tmp_path, "title,author\nA,x", "b.txt")) == ["A"]
@@ -262,7 +264,7 @@ def test_options_of_other_formats_are_refused(
         read(tmp_path, b"", name, encoding=encoding, columns=columns)
 
 
-def test_gzip_is_told_by_its_first_bytes(tmp_path: Path) -> None:
+def test_gzip_is_detected_by_its_first_bytes(tmp_path: Path) -> None:
     table = gzip.compress(b"title,author\nA,x\n") + gzip.compress(b"B,x\n")
     assert titles(read(tmp_path, table)) == ["A", "B"]
     lines = gzip.compress(b'{"title": "A", "author": "x"}')
@@ -270,7 +272,7 @@ def test_gzip_is_told_by_its_first_bytes(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("broken", ["cut", "garbled", "checksum", "tail"])
-def test_nothing_of_broken_gzip_is_used(tmp_path: Path, broken: str) -> None:
+def test_no_record_of_a_damaged_gzip_file_is_used(tmp_path: Path, broken: str) -> None:
     rows = "".join(f"Title {n},Author {n * 7919 % 1000},{n * 104729}\n" for n in range(50_000))
     packed = bytearray(gzip.compress(b"title,author,note\n" + rows.encode()))
     if broken == "cut":
@@ -286,7 +288,7 @@ def test_nothing_of_broken_gzip_is_used(tmp_path: Path, broken: str) -> None:
         pytest.raises(SourceError, match="gzip data are damaged"),
         open_reading(str(tmp_path / "b.csv"), None, None, {}),
     ):
-        raise AssertionError("the first record would come")
+        raise AssertionError("the file was opened")
 
 
 def marc(
@@ -312,7 +314,7 @@ def field(tag: str, second: str = " ", **parts: str) -> Field:
 
 
 def serial(packed: bytes) -> bytes:
-    """Make a record one of a serial."""
+    """Turn a record into the record of a serial."""
     return packed[:7] + b"s" + packed[8:]
 
 
@@ -352,10 +354,12 @@ NUMBERS = [field("020", z="123"), field("020", a="junk"), field("020", a="978030
         (marc(), "price", None),
     ],
 )
-def test_marc_fields(tmp_path: Path, record: bytes, name: str, value: Any) -> None:
-    ((_, found),) = read(tmp_path, record, "b.mrc")
-    assert isinstance(found, Accepted), found
-    assert getattr(found.book, name) == value
+def test_the_fields_of_a_marc_record_are_read(
+    tmp_path: Path, record: bytes, name: str, value: Any
+) -> None:
+    ((_, verdict),) = read(tmp_path, record, "b.mrc")
+    assert isinstance(verdict, Accepted), verdict
+    assert getattr(verdict.book, name) == value
 
 
 def test_marc_8_is_decoded(tmp_path: Path) -> None:
@@ -364,7 +368,7 @@ def test_marc_8_is_decoded(tmp_path: Path) -> None:
 
 
 def broken_marc() -> dict[str, tuple[bytes, str]]:
-    """Give records that are broken each in its own way, and what is said of them."""
+    """Give damaged records, and the reasons for which they are refused."""
     good = marc(title="Broken")
     place = good.index(b"245")
     entry = good[place : place + 12]
@@ -414,28 +418,28 @@ def broken_marc() -> dict[str, tuple[bytes, str]]:
 
 
 @pytest.mark.parametrize("kind", broken_marc())
-def test_a_broken_marc_record_costs_itself_alone(
+def test_a_damaged_marc_record_is_refused_alone(
     tmp_path: Path, kind: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     broken, reason = broken_marc()[kind]
-    found = read(tmp_path, marc(title="First") + broken + b"\r\n" + marc(title="Last"), "b.mrc")
-    assert titles(found) == ["First", "Last"]
-    assert reasons(found) == [(2, reason)]
+    verdicts = read(tmp_path, marc(title="First") + broken + b"\r\n" + marc(title="Last"), "b.mrc")
+    assert titles(verdicts) == ["First", "Last"]
+    assert reasons(verdicts) == [(2, reason)]
     assert capfd.readouterr() == ("", "")
 
 
 @pytest.mark.parametrize("kept", [-1, 60, 24])
-def test_a_marc_record_without_its_end_costs_itself_alone(tmp_path: Path, kept: int) -> None:
+def test_a_marc_record_without_its_end_is_refused_alone(tmp_path: Path, kept: int) -> None:
     data = marc(title="First") + marc(title="Cut")[:kept] + marc(title="Last")
-    found = read(tmp_path, data, "b.mrc")
-    assert titles(found) == ["First", "Last"]
-    assert reasons(found) == [(2, "not a MARC record")]
+    verdicts = read(tmp_path, data, "b.mrc")
+    assert titles(verdicts) == ["First", "Last"]
+    assert reasons(verdicts) == [(2, "not a MARC record")]
 
 
-def test_a_marc_file_that_ends_too_early(tmp_path: Path) -> None:
-    found = read(tmp_path, marc(title="First") + marc(title="Cut")[:-10], "b.mrc")
-    assert titles(found) == ["First"]
-    assert [number for number, _ in reasons(found)] == [2]
+def test_the_last_record_of_a_truncated_marc_file_is_refused(tmp_path: Path) -> None:
+    verdicts = read(tmp_path, marc(title="First") + marc(title="Cut")[:-10], "b.mrc")
+    assert titles(verdicts) == ["First"]
+    assert [number for number, _ in reasons(verdicts)] == [2]
 
 
 def test_marc_without_an_end_is_not_kept_in_memory(
@@ -443,12 +447,12 @@ def test_marc_without_an_end_is_not_kept_in_memory(
 ) -> None:
     monkeypatch.setattr("service.importer.marc.MAX_RECORD", 1_000)
     data = marc(title="First") + b"x" * 1_000_000 + b"\x1d" + marc(title="Last")
-    found = read(tmp_path, data, "b.mrc")
-    assert titles(found) == ["First", "Last"]
-    assert reasons(found) == [(2, "longer than 4 MiB")]
+    verdicts = read(tmp_path, data, "b.mrc")
+    assert titles(verdicts) == ["First", "Last"]
+    assert reasons(verdicts) == [(2, "longer than 4 MiB")]
 
 
-def test_every_raw_record_can_be_written_down(tmp_path: Path) -> None:
+def test_every_damaged_record_can_be_written_as_json(tmp_path: Path) -> None:
     data = {
         "b.csv": b'title,author\n\xff,"x\n',
         "b.jsonl": b"{\xff\n",

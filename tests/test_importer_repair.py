@@ -1,4 +1,4 @@
-"""What is repaired in a record, and what it is refused for, one sentence each."""
+"""The repairs of a record, and the reasons for which a record is refused."""
 
 from decimal import Decimal
 from typing import Any
@@ -12,7 +12,7 @@ WHOLE: dict[str, Any] = {"title": "T", "author": "A"}
 
 
 def verdict(strict_isbn: bool = False, **fields: Any) -> Accepted | Refused:
-    """Judge a record that is whole but for these fields."""
+    """Judge a valid record with these fields changed."""
     values = {
         name: value if isinstance(value, list) else [value]
         for name, value in (WHOLE | fields).items()
@@ -21,7 +21,7 @@ def verdict(strict_isbn: bool = False, **fields: Any) -> Accepted | Refused:
 
 
 @pytest.mark.parametrize(
-    ("field", "given", "mended"),
+    ("field", "given", "repaired"),
     [
         ("isbn", "439023483", "0439023483"),
         ("isbn", 439023483, "0439023483"),
@@ -40,7 +40,7 @@ def verdict(strict_isbn: bool = False, **fields: Any) -> Accepted | Refused:
             "isbn",
             "9780306406150",
             "9780306406150",
-        ),  # a wrong check digit is the contract's to allow
+        ),  # the contract allows a wrong check digit
         ("isbn", "", None),
         ("isbn", "NaN", None),
         ("published_year", "1997.0", 1997),
@@ -68,10 +68,10 @@ def verdict(strict_isbn: bool = False, **fields: Any) -> Accepted | Refused:
         ("author", [["Anna", "Boris"]], "Anna, Boris"),
     ],
 )
-def test_repaired(field: str, given: Any, mended: Any) -> None:
+def test_a_field_is_repaired(field: str, given: Any, repaired: Any) -> None:
     judged = verdict(**{field: given})
     assert isinstance(judged, Accepted), judged
-    assert getattr(judged.book, field) == mended
+    assert getattr(judged.book, field) == repaired
 
 
 @pytest.mark.parametrize(
@@ -116,28 +116,28 @@ def test_repaired(field: str, given: Any, mended: Any) -> None:
         ("price", "100000000", "Must be less than or equal to 99999999.99."),
     ],
 )
-def test_refused(field: str, given: Any, reason: str) -> None:
+def test_a_record_is_refused_with_a_reason(field: str, given: Any, reason: str) -> None:
     judged = verdict(**{field: given})
     assert isinstance(judged, Refused), judged
     assert judged.reason == f"{field}: {reason}"
     assert list(judged.errors) == [field]
 
 
-def test_strict_isbns_need_their_check_digit() -> None:
+def test_a_wrong_check_digit_is_refused_if_isbns_are_strict() -> None:
     judged = verdict(strict_isbn=True, isbn="9780306406150")
     assert isinstance(judged, Refused)
     assert judged.reason == "isbn: The check digit is wrong."
     assert isinstance(verdict(strict_isbn=True, isbn="9780306406157"), Accepted)
 
 
-def test_all_that_is_wrong_is_said_and_the_first_is_counted() -> None:
+def test_all_errors_of_a_record_are_listed_and_the_first_is_its_reason() -> None:
     judged = verdict(title="", price="free")
     assert isinstance(judged, Refused)
     assert judged.reason == "title: Missing data for required field."
     assert list(judged.errors) == ["title", "price"]
 
 
-def test_a_record_is_known_by_its_normalised_fields() -> None:
+def test_the_digest_of_a_record_depends_on_its_normalised_fields() -> None:
     def digest(**fields: Any) -> bytes:
         judged = verdict(**fields)
         assert isinstance(judged, Accepted)

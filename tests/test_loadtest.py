@@ -1,4 +1,4 @@
-"""The load test's own sense: how it judges, and what it holds the service to."""
+"""The load test: its verdict, and its objectives."""
 
 import asyncio
 import re
@@ -16,16 +16,17 @@ from loadtest.verdict import STALE, Figures, Measured, judge, render
 from service import config
 from service.app import create_app
 from service.limits.policies import Policies
+from tests.test_cli import killed
 
 SLO = Path("loadtest/slo.toml")
 NAME, OTHER = "GET /api/books", "GET /api/books/{id}"
-DELAY_MS = 200  # which has to be seen
+DELAY_MS = 200  # a delay that must break the objectives
 HASHING = {"POST /api/auth/login", "POST /api/auth/register"}
 GOOD = Objectives(requests={NAME: Objective(p95_ms=50, p99_ms=100, failure_ratio=0.01)})
 
 
 def figures(promises: dict[str, int] | None = None, core: float = 0.3, **changed: Any) -> Figures:
-    """Give figures that keep GOOD, but for what is changed."""
+    """Give figures that keep the objectives GOOD, with some values changed."""
     measured = {"requests": 1_000, "p95_ms": 50, "p99_ms": 100} | changed
     return Figures(
         seconds=10,
@@ -37,12 +38,12 @@ def figures(promises: dict[str, int] | None = None, core: float = 0.3, **changed
 
 
 def wrong(allowed: Objectives, seen: Figures) -> list[str]:
-    """Give what is wrong with every row, and with the run."""
+    """Give the violations of every row and of the run."""
     verdict = judge(allowed, seen)
     return [each for row in verdict.rows for each in row.wrong] + verdict.wrong
 
 
-def test_what_is_just_within_is_kept() -> None:
+def test_figures_at_the_objective_keep_it() -> None:
     verdict = judge(GOOD, figures(failures={"answered 500": 10}))
     assert verdict.kept
     assert render(verdict).splitlines()[-1] == "The objectives are kept"
@@ -55,7 +56,7 @@ def test_failures_stand_beside_requests_per_second() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changed", "told"),
+    ("changed", "violations"),
     [
         ({"p95_ms": 51}, ["p95"]),
         ({"p99_ms": 101}, ["p99"]),
@@ -64,21 +65,23 @@ def test_failures_stand_beside_requests_per_second() -> None:
         ({"failures": {STALE: 1}}, ["1 stale reads: 0 are allowed"]),
     ],
 )
-def test_what_is_beyond_is_broken(changed: dict[str, Any], told: list[str]) -> None:
+def test_figures_beyond_the_objective_break_it(
+    changed: dict[str, Any], violations: list[str]
+) -> None:
     verdict = judge(GOOD, figures(**changed))
-    assert wrong(GOOD, verdict.figures) == told
+    assert wrong(GOOD, verdict.figures) == violations
     assert not verdict.kept
     assert render(verdict).splitlines()[-1] == "The objectives are BROKEN"
 
 
-def test_what_was_never_asked_for_is_broken() -> None:
+def test_an_objective_without_requests_is_broken() -> None:
     allowed = Objectives(requests={**GOOD.requests, OTHER: GOOD.requests[NAME]})
     verdict = judge(allowed, figures())
     assert {row.name: row.wrong for row in verdict.rows} == {NAME: [], OTHER: ["not measured"]}
     assert not verdict.kept
 
 
-def test_what_has_no_objective_may_not_fail() -> None:
+def test_a_failure_without_an_objective_breaks_the_run() -> None:
     refused = Measured(requests=9, p95_ms=900, p99_ms=900)
     seen = figures()
     for failures, kept in (({}, True), ({"503, come again": 1}, False)):
@@ -87,13 +90,13 @@ def test_what_has_no_objective_may_not_fail() -> None:
         assert judge(GOOD, more).kept is kept
 
 
-def test_a_profile_about_limits_has_to_see_a_promise_come_due() -> None:
+def test_a_profile_about_limits_needs_a_retry_after_that_was_kept() -> None:
     allowed = GOOD.model_copy(update={"kept_promises": 2})
     assert "1 promises of a 429" in wrong(allowed, figures({TOLD: 9, KEPT: 1}))[0]
     assert not wrong(allowed, figures({TOLD: 9, KEPT: 2}))
 
 
-def test_a_busy_locust_is_told_of() -> None:
+def test_a_busy_locust_is_reported() -> None:
     assert "short of a core" not in render(judge(GOOD, figures(core=0.5)))
     assert "short of a core" in render(judge(GOOD, figures(core=0.95)))
 
@@ -105,7 +108,7 @@ def test_figures_are_read_as_they_were_written(tmp_path: Path) -> None:
 
 
 def routes() -> set[str]:
-    """Give every method and path of the service, as load names them."""
+    """Give every method and path of the service, named as in the load test."""
     return {
         f"{method} {rule.rule.replace('<id:book_id>', '{id}').replace('<id:user_id>', '{id}')}"
         for rule in create_app(config.Testing(log_dir=None)).url_map.iter_rules()
@@ -114,7 +117,7 @@ def routes() -> set[str]:
 
 
 @pytest.mark.parametrize("profile", PROFILES)
-def test_what_is_promised_is_about_routes_and_sees_the_delay(profile: str) -> None:
+def test_every_objective_names_a_route_and_is_broken_by_a_delay(profile: str) -> None:
     known = routes()
     for name, objective in read(SLO, profile).requests.items():
         route = name.partition(":")[0].removesuffix(" after a write")
@@ -131,7 +134,7 @@ def test_the_objectives_are_documented() -> None:
     ]
 
 
-def test_limits_are_those_of_the_service() -> None:
+def test_the_limits_are_those_of_the_service() -> None:
     app = create_app(config.Testing(log_dir=None))
     limiter = app.extensions["limiter"]
     for rule in app.url_map.iter_rules():
@@ -144,7 +147,7 @@ def test_limits_are_those_of_the_service() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "message"),
     [
         ("", "says nothing about service-tier, only about nothing"),
         ("a = ", "cannot be read"),
@@ -159,18 +162,18 @@ def test_limits_are_those_of_the_service() -> None:
         ("[other.requests]\na = {p95_ms = 9, p99_ms = 9}", "nothing about service-tier"),
     ],
 )
-async def test_a_wrong_file_is_told_before_anything_starts(
-    text: str, told: str, tmp_path: Path
+async def test_an_invalid_file_is_reported_before_the_load_starts(
+    text: str, message: str, tmp_path: Path
 ) -> None:
     slo = tmp_path / "slo.toml"
     slo.write_text(text)
     with pytest.raises(ObjectivesError) as error:
         read(slo, "service-tier")
-    assert told in str(error.value)
+    assert message in str(error.value)
 
 
 @pytest.mark.parametrize("content", [b"a = ", b"\xff", None])
-async def test_the_command_ends_with_2_if_it_cannot_be_read(
+async def test_the_command_exits_with_2_if_its_file_cannot_be_read(
     content: bytes | None, tmp_path: Path
 ) -> None:
     slo = tmp_path / "slo.toml"
@@ -179,11 +182,14 @@ async def test_the_command_ends_with_2_if_it_cannot_be_read(
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-m", "loadtest", "--slo", str(slo), stdout=PIPE, stderr=STDOUT
     )
-    said, _ = await process.communicate()
+    try:
+        output, _ = await process.communicate()
+    finally:
+        await killed(process)
     assert process.returncode == 2
-    assert f"{slo} cannot be read" in said.decode()
-    assert "Traceback" not in said.decode()
+    assert f"{slo} cannot be read" in output.decode()
+    assert "Traceback" not in output.decode()
 
 
-def test_numbers_that_locust_would_not_write_are_allowed() -> None:
+def test_an_objective_may_be_a_fraction_of_a_millisecond() -> None:
     assert Objective(p95_ms=1, p99_ms=1.5).p95_ms == 1

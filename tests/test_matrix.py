@@ -1,4 +1,4 @@
-"""Every route against everybody: who may, as one table. A new route without a row fails."""
+"""Authorisation: the status of every route for every role. A new route without a row fails."""
 
 import re
 import time
@@ -17,7 +17,7 @@ ROLES = ("nobody", "expired", "owner", "other", "admin", "deleted")
 
 @dataclass(frozen=True)
 class Row:
-    """What a request is, and the status that each of ROLES gets."""
+    """A request, and its status for each of ROLES."""
 
     statuses: tuple[int, int, int, int, int, int]
     body: dict[str, Any] | None = None
@@ -29,12 +29,12 @@ def exempt() -> Row:
 
 
 def open_to_all(status: int = 200, body: dict[str, Any] | None = None) -> Row:
-    """Give the row of a public route: a token need not be sent, but has to be valid."""
+    """Give the row of a public route: without a token, or with a valid token."""
     return Row((status, 401, status, status, status, 401), body)
 
 
 def signed_in(status: int, body: dict[str, Any] | None = None) -> Row:
-    """Give the row of a route for whoever is signed in."""
+    """Give the row of a route for users who signed in."""
     return Row((401, 401, status, status, status, 401), body)
 
 
@@ -88,7 +88,7 @@ PUBLIC_WRITES = {"/api/auth/register", "/api/auth/login", "/api/auth/refresh"}
 
 
 def routes(site: Site) -> set[tuple[str, str]]:
-    """Walk the URL map."""
+    """Give the method and rule of every route."""
     return {
         (method, rule.rule)
         for rule in site.app.url_map.iter_rules()
@@ -98,7 +98,7 @@ def routes(site: Site) -> set[tuple[str, str]]:
 
 
 def expired(member: Member) -> dict[str, str]:
-    """Give the headers of a token that was good a second ago."""
+    """Give the header of a token that expired a second ago."""
     claims = jwt.decode(member.token, options={"verify_signature": False})
     late = claims | {"iat": int(time.time()) - 9, "exp": int(time.time()) - 1}
     return {"Authorization": jwt.encode(late, SECRET, algorithm="HS256")}
@@ -114,7 +114,7 @@ async def test_every_write_needs_a_token_unless_it_is_listed(site: Site) -> None
             assert MATRIX[method, rule].statuses[0] == 401, rule
 
 
-async def test_a_token_that_is_not_valid_is_refused_wherever_it_is_read(site: Site) -> None:
+async def test_an_invalid_token_is_refused_on_every_route_that_reads_it(site: Site) -> None:
     for method, rule in routes(site):
         statuses = MATRIX[method, rule].statuses
         is_read = rule.startswith(("/api/", "/admin/"))
@@ -123,7 +123,7 @@ async def test_a_token_that_is_not_valid_is_refused_wherever_it_is_read(site: Si
 
 @pytest.mark.parametrize("role", ROLES)
 @pytest.mark.parametrize("route", MATRIX, ids=" ".join)
-async def test_the_matrix(
+async def test_each_route_answers_each_role_as_the_matrix_says(
     client: httpx.AsyncClient, make: Factory, route: tuple[str, str], role: str
 ) -> None:
     owner, other, admin = await make.member(), await make.member("other"), await make.admin()
@@ -142,10 +142,10 @@ async def test_the_matrix(
     path = rule.replace("<id:book_id>", str(book.id)).replace("<id:user_id>", str(other.id))
     path = re.sub(r"<any\('([^']+).*>", r"\1", path)
     row = MATRIX[route]
-    answer = await client.request(method, path, json=row.body, headers=headers)
-    assert answer.status_code == row.statuses[ROLES.index(role)], answer.text
-    if role in {"expired", "deleted"} and answer.status_code == 401:
-        assert answer.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
-    if answer.status_code in {401, 403}:
+    response = await client.request(method, path, json=row.body, headers=headers)
+    assert response.status_code == row.statuses[ROLES.index(role)], response.text
+    if role in {"expired", "deleted"} and response.status_code == 401:
+        assert response.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
+    if response.status_code in {401, 403}:
         book_after = await client.get(f"/api/books/{book.id}")
-        assert book_after.json()["version"] == 1, "refused, and nothing done"
+        assert book_after.json()["version"] == 1, "a refused request changes nothing"

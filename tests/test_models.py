@@ -1,4 +1,4 @@
-"""The tables: what the database itself refuses, what words are, and what indexes serve."""
+"""The tables: constraints of the database, words of the search, and indexes for every list."""
 
 from decimal import Decimal
 from typing import Any
@@ -41,7 +41,7 @@ USER: dict[str, Any] = {
         ({"user_id": 999_999_999}, "fk_books_user_id_users"),
     ],
 )
-async def test_the_database_refuses_books_that_cannot_be(
+async def test_the_database_refuses_invalid_books(
     site: Site, change: dict[str, Any], name: str
 ) -> None:
     with pytest.raises(IntegrityError) as caught:
@@ -59,7 +59,7 @@ async def test_the_database_refuses_books_that_cannot_be(
         ({"username_key": "c"}, "uq_users_email_key"),
     ],
 )
-async def test_the_database_refuses_users_that_cannot_be(
+async def test_the_database_refuses_invalid_users(
     site: Site, change: dict[str, Any], name: str
 ) -> None:
     async def add(values: dict[str, Any]) -> None:
@@ -109,13 +109,13 @@ async def test_every_constraint_and_index_of_the_models_is_in_the_database(site:
         ("x" * 300, ["x" * 100]),
     ],
 )
-def test_words(given: str, split: list[str]) -> None:
+def test_a_text_is_split_into_folded_words(given: str, split: list[str]) -> None:
     assert words(given) == split
 
 
 @given(st.text(max_size=200))
 @settings(max_examples=300, deadline=None)
-def test_words_are_letters_and_digits_that_both_databases_take(value: str) -> None:
+def test_words_are_letters_and_digits_within_the_limits_of_both_databases(value: str) -> None:
     for word in words(value):
         assert word.isalnum()
         assert len(word.encode()) < 2_046, "PostgreSQL's longest lexeme"
@@ -124,7 +124,7 @@ def test_words_are_letters_and_digits_that_both_databases_take(value: str) -> No
 
 
 async def fill(site: Site, rows: int) -> None:
-    """Make many books with values spread as they are in real ones."""
+    """Add many books, whose values are distributed as those of real books."""
     columns = (
         "title, author, author_key, isbn, published_year, genre, price, user_id, search, created_at"
     )
@@ -152,7 +152,7 @@ async def fill(site: Site, rows: int) -> None:
             ('title ' || (i::bigint * 7919 % {rows}) || ' author ' || (i % 5000))::tsvector,
             now() - ({rows} - i) * interval '1 second' FROM generate_series({{}}, {{}}) i"""
         analyze, tenth = "ANALYZE books", rows // 10
-        # In parts: whatever takes too long is given up, also by the driver.
+        # In parts: PostgreSQL and the driver end statements that take too long.
         parts = [source.format(n + 1, n + tenth) for n in range(0, rows, tenth)]
     async with site.database.writer.begin() as connection:
         for part in parts:
@@ -181,9 +181,9 @@ FILTERS: list[dict[str, Any]] = [
 
 
 async def test_no_list_scans_the_table(site: Site, make: Factory) -> None:
-    """EXPLAIN, at 100,000 books, of every statement of first and deep pages and of filters.
+    """EXPLAIN of each statement of first and deep pages and of filters, at 100,000 books.
 
-    Counting everything without a filter has no index that could spare it the count.
+    No index can serve a count of all books without a filter.
     """
     sqlite = site.database.url.get_backend_name() == "sqlite"
     await make.member()
@@ -207,11 +207,12 @@ async def test_no_list_scans_the_table(site: Site, make: Factory) -> None:
         async with site.database.session() as db:
             for sort in SORTS:
                 await list_books(BookFilters(), sort, Page(1, 20)).read_all(db)
-                found = await list_books_after(BookFilters(), sort, None, 20).read_all(db)
-                assert found[2] is not None
-            for chosen in FILTERS:
-                await list_books(BookFilters(**chosen), "-created_at", Page(1, 20)).read_all(db)
-                await list_books_after(BookFilters(**chosen), "id", (0, 0), 20).read_all(db)
+                page = await list_books_after(BookFilters(), sort, None, 20).read_all(db)
+                assert page[2] is not None
+            for values in FILTERS:
+                filters = BookFilters(**values)
+                await list_books(filters, "-created_at", Page(1, 20)).read_all(db)
+                await list_books_after(filters, "id", (0, 0), 20).read_all(db)
     finally:
         event.remove(engine, "before_cursor_execute", explain)
     assert len(plans) == 2 * (len(SORTS) + len(FILTERS))
@@ -220,7 +221,7 @@ async def test_no_list_scans_the_table(site: Site, make: Factory) -> None:
         if sqlite:
             scans = [line for line in plan.splitlines() if line.startswith("SCAN books")]
             whole = [line for line in scans if "INDEX" not in line and "PRIMARY KEY" not in line]
-            # By rowid is the order of ids: the table is its own index there.
+            # The table itself is the index for an order by id.
             by_id = "ORDER BY books.id" in statement
             assert by_id or counts_all or not whole, f"{statement}\n{plan}"
         else:

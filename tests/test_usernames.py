@@ -1,4 +1,4 @@
-"""Names of users: what may not be in one, and which are the same."""
+"""Names of users: characters that are refused, and names that count as the same."""
 
 import asyncio
 import sys
@@ -43,58 +43,60 @@ GOOD = [
 
 
 def account(username: str, number: int) -> dict[str, str]:
-    """Give what registers a name."""
+    """Give the body of a registration."""
     return {"username": username, "email": f"n{number}@example.org", "password": PASSWORD}
 
 
 @pytest.mark.parametrize("hidden", HIDDEN, ids=lambda c: f"U+{ord(c):04X}")
-async def test_what_shows_nothing_is_refused(client: httpx.AsyncClient, hidden: str) -> None:
-    answer = await client.post("/api/auth/register", json=account(f"ro{hidden}ot", 1))
-    assert answer.status_code == 400
-    if hidden != "\x00":  # refused before it is a name
+async def test_an_invisible_character_is_refused(client: httpx.AsyncClient, hidden: str) -> None:
+    response = await client.post("/api/auth/register", json=account(f"ro{hidden}ot", 1))
+    assert response.status_code == 400
+    if hidden != "\x00":  # the whole body is refused
         sentence = "Must not hold control or invisible characters."
-        assert answer.json()["messages"] == {"username": [sentence]}
+        assert response.json()["messages"] == {"username": [sentence]}
 
 
 @pytest.mark.parametrize("mixed", MIXED)
 async def test_letters_of_several_scripts_are_refused(
     client: httpx.AsyncClient, mixed: str
 ) -> None:
-    answer = await client.post("/api/auth/register", json=account(mixed, 1))
-    assert answer.status_code == 400
+    response = await client.post("/api/auth/register", json=account(mixed, 1))
+    assert response.status_code == 400
     sentence = "Must not mix letters of different scripts."
-    assert answer.json()["messages"] == {"username": [sentence]}
+    assert response.json()["messages"] == {"username": [sentence]}
 
 
-async def test_names_of_one_script_are_names(client: httpx.AsyncClient) -> None:
+async def test_names_of_a_single_script_are_accepted_as_given(client: httpx.AsyncClient) -> None:
     for number, name in enumerate(GOOD):
-        answer = await client.post("/api/auth/register", json=account(name, number))
-        assert answer.status_code == 201, (name, answer.text)
-        assert answer.json()["username"] == unicodedata.normalize("NFC", name), "as it was given"
+        response = await client.post("/api/auth/register", json=account(name, number))
+        assert response.status_code == 201, (name, response.text)
+        assert response.json()["username"] == unicodedata.normalize("NFC", name), "as given"
 
 
 @pytest.mark.parametrize("name", SAME[1:])
-async def test_compatible_forms_are_the_same_name(client: httpx.AsyncClient, name: str) -> None:
+async def test_compatible_forms_count_as_the_same_name(
+    client: httpx.AsyncClient, name: str
+) -> None:
     assert (await client.post("/api/auth/register", json=account("anna", 1))).status_code == 201
-    answer = await client.post("/api/auth/register", json=account(name, 2))
-    assert answer.status_code == 400
-    assert answer.json()["messages"] == {"username": ["Username already exists"]}
+    response = await client.post("/api/auth/register", json=account(name, 2))
+    assert response.status_code == 400
+    assert response.json()["messages"] == {"username": ["Username already exists"]}
     other = await client.post("/api/auth/register", json=account("somebody", 3))
     assert other.status_code == 201
     body = {"email": "n3@example.org", "password": PASSWORD}
     token = (await client.post("/api/auth/login", json=body)).json()["token"]
-    answer = await client.patch(
+    response = await client.patch(
         "/api/profile", json={"username": name}, headers={"Authorization": token}
     )
-    assert answer.status_code == 400, "nor by a change"
+    assert response.status_code == 400, "not by an update either"
 
 
-async def test_blanks_in_a_row_make_no_other_name() -> None:
+def test_several_blanks_count_as_a_single_blank() -> None:
     assert name_key("anna  b") == name_key(" Anna b") == "anna b"
 
 
-def test_the_tables_agree_with_what_python_knows() -> None:
-    """Python names each letter by its script, in words; the table came from elsewhere."""
+def test_the_tables_of_scripts_agree_with_the_names_of_characters() -> None:
+    """In Python the name of a letter begins with its script. The tables have another source."""
     words = {
         "LATIN": "Latn", "CYRILLIC": "Cyrl", "GREEK": "Grek", "ARMENIAN": "Armn", "HEBREW": "Hebr",
         "ARABIC": "Arab", "DEVANAGARI": "Deva", "THAI": "Thai", "HANGUL": "Hang",
@@ -115,15 +117,15 @@ def test_the_tables_agree_with_what_python_knows() -> None:
 
 
 @given(st.text(max_size=50))
-def test_a_key_is_a_key_of_itself(name: str) -> None:
+def test_the_key_of_a_key_is_the_same_key(name: str) -> None:
     key = name_key(name)
     assert name_key(key) == key
     if fold(name) == fold(name.upper()):
-        assert name_key(name.upper()) == key, "never finer than without case"
+        assert name_key(name.upper()) == key, "the key ignores case"
 
 
 @given(st.text(max_size=50))
-def test_a_name_that_may_be_used_shows_itself(name: str) -> None:
+def test_an_accepted_name_has_no_invisible_characters(name: str) -> None:
     try:
         check_name(name)
     except ValueError:
@@ -145,7 +147,7 @@ OLD = [
 
 
 @pytest.mark.parametrize("backend", ["sqlite", "postgresql"])
-async def test_old_names_get_new_keys_and_nobody_loses_an_account(
+async def test_the_migration_of_keys_keeps_every_account(
     backend: str,
     request: pytest.FixtureRequest,
     folder: Path,
@@ -188,7 +190,7 @@ async def test_old_names_get_new_keys_and_nobody_loses_an_account(
         before = await keys()
         assert len(before) == len(OLD)
         after = await keys("0004")
-        assert set(after) == set(OLD), "nobody is renamed"
+        assert set(after) == set(OLD), "every name is kept"
         assert after == {
             "Bea": "bea",
             OLD[1]: "anna",

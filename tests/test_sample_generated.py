@@ -1,4 +1,4 @@
-"""Made-up books: valid, in natural proportions, popular as Zipf says, the same for a seed."""
+"""Generated books: valid, realistic, with popularity by Zipf's law, and the same for a seed."""
 
 import math
 from collections import Counter
@@ -10,7 +10,7 @@ from service.models import GENRES
 from service.sample_data.generated import plausible_books
 
 
-def test_they_look_like_a_catalogue() -> None:
+def test_generated_books_have_realistic_proportions() -> None:
     made = list(plausible_books(5_000, 1))
     books = [item.book for item in made]
     genres = Counter(book.genre for book in books)
@@ -29,12 +29,14 @@ def test_they_look_like_a_catalogue() -> None:
     assert len({book.title for book in books}) > 3_000
     authors = Counter(book.author for book in books)
     assert 1_500 < len(authors) < 3_500
-    assert sum(1 for n in authors.values() if n == 1) > len(authors) / 2  # most wrote one book
-    assert authors.most_common(1)[0][1] > 30  # and some a shelf
+    assert (
+        sum(1 for n in authors.values() if n == 1) > len(authors) / 2
+    )  # most authors have a single book
+    assert authors.most_common(1)[0][1] > 30  # and a few have many
 
 
 def test_popularity_follows_zipf() -> None:
-    """Views times rank is about the same at every rank."""
+    """Views multiplied by the rank are about the same at every rank."""
     views = sorted((item.views or 0 for item in plausible_books(20_000, 2)), reverse=True)
     ranks = (10, 30, 100, 300, 1_000, 3_000)
     slopes = [
@@ -50,6 +52,6 @@ def test_a_seed_makes_the_same_books_and_another_makes_others() -> None:
     others = list(plausible_books(300, 6))
     assert not {item.digest for item in few} & {item.digest for item in others}
     assert len({item.book for item in few} & {item.book for item in others}) == 0
-    # Books of two seeds may stand side by side.
+    # A catalogue may hold the books of two seeds.
     first = {item.book.isbn for item in few if item.book.isbn}
     assert not first & {item.book.isbn for item in others if item.book.isbn}

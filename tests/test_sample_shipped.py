@@ -1,4 +1,4 @@
-"""The shipped books: real ones, and enough of them."""
+"""The shipped books: real, and enough of them."""
 
 import asyncio
 from collections import Counter
@@ -11,7 +11,7 @@ from service.sample_data.shipped import fill_if_empty, shipped_books
 from tests.conftest import Site
 
 
-def test_the_shipped_books_are_whole() -> None:
+def test_the_shipped_books_have_valid_isbns_years_and_all_genres() -> None:
     books = shipped_books()
     assert len(books) >= 150
     for book in books:
