@@ -1,7 +1,7 @@
-"""The service keeps what its document says: thousands of requests by schemathesis.
+"""Responses to thousands of requests by schemathesis fit the OpenAPI document.
 
-`make fuzz` sets FUZZ_CASES: how many requests all runs together make, instead of a few hundred
-each.
+`make fuzz` sets FUZZ_CASES: the number of requests of all runs together. Without it each run sends
+a few hundred.
 """
 
 import os
@@ -13,7 +13,7 @@ from tests.conftest import Site
 from tests.factories import Factory
 from tests.fuzz import fuzz
 
-pytestmark = pytest.mark.no_cover  # what it runs, others cover, and it is far faster without
+pytestmark = pytest.mark.no_cover  # other tests cover the same code, and coverage slows it down
 
 RUNS = 6  # three roles, two databases
 CASES = int(os.environ.get("FUZZ_CASES", "0")) // RUNS
@@ -21,22 +21,22 @@ CASES = int(os.environ.get("FUZZ_CASES", "0")) // RUNS
 
 @pytest.mark.timeout(7_200 if CASES else 120)
 @pytest.mark.parametrize("role", ["nobody", "member", "admin"])
-async def test_every_answer_keeps_to_the_document(
+async def test_every_response_fits_the_document(
     site: Site, make: Factory, tmp_path: Path, role: str
 ) -> None:
     cases = runs = 0
     while cases < max(CASES, 1):
         member = await make.member(is_admin=role == "admin")
         await make.book(member, isbn="9780306406157", price=9.5, genre="Science")
-        # The suite takes the edges of every value from one role alone: they are the same for all.
+        # The bounds of values are the same for every role, so the suite tries them with one role.
         phases = "examples,fuzzing,stateful" + (",coverage" if CASES or role == "member" else "")
-        words = (
+        options = (
             "--phases",
             phases,
             "--max-examples",
             *(["400"] if CASES else ["5", "--seed", "4"]),
         )
-        outcome = await fuzz(site.url, role, member, tmp_path, *words)
+        outcome = await fuzz(site.url, role, member, tmp_path, *options)
         assert outcome.code == 0, outcome.report
         cases += outcome.cases
         runs += 1

@@ -1,5 +1,7 @@
-"""The document against the service: schemathesis makes the requests that the document allows,
-and those that it forbids, and holds the answers to it.
+"""The OpenAPI document against the service, by schemathesis.
+
+schemathesis sends requests that the document allows and requests that it forbids. It compares the
+responses with the document.
 """
 
 import asyncio
@@ -12,14 +14,14 @@ from pathlib import Path
 from tests.factories import Member
 
 ROOT = Path(__file__).parents[2]
-# Warnings that end a run as failures do: all but those of what a role is meant to be refused.
+# Warnings that fail a run: all but those about requests that a role may not send.
 WARNINGS = (
     "validation_mismatch",
     "missing_deserializer",
     "unused_openapi_auth",
     "unsupported_regex",
 )
-SIGNED_IN = ("missing_test_data",)  # nobody cannot add the books that they ask for
+SIGNED_IN = ("missing_test_data",)  # without signing in no book can be added
 ONLY_ADMIN = ("missing_auth",)
 CONFIG = """
 [warnings]
@@ -40,15 +42,15 @@ extract_selector = "/token"
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its exit code, its number of requests, and what it printed."""
+    """The result of a run. code: exit code. cases: number of requests. report: its output."""
 
     code: int
     cases: int
     report: str
 
 
-async def fuzz(url: str, role: str, user: Member, folder: Path, *words: str) -> Outcome:
-    """Run schemathesis, with more `words` on its command line, against a server.
+async def fuzz(url: str, role: str, user: Member, folder: Path, *options: str) -> Outcome:
+    """Run schemathesis against a server, with more `options`.
 
     role: `nobody`, `member` or `admin`; the last two sign in as `user`.
     """
@@ -66,13 +68,12 @@ async def fuzz(url: str, role: str, user: Member, folder: Path, *words: str) -> 
     process = await asyncio.create_subprocess_exec(
         Path(sys.executable).with_name("schemathesis"),
         *("--config-file", file, "run", f"{url}/openapi.json", "--no-color"),
-        # checks.py calls them
+        # checks.py calls these two
         *("--checks", "all"),
         *("--exclude-checks", "positive_data_acceptance,negative_data_rejection"),
-        *("--generation-database", "none", "--generation-allow-x00", "true", *words),
+        *("--generation-database", "none", "--generation-allow-x00", "true", *options),
         cwd=folder,
-        # It is not what is measured; and traced by coverage it has been seen to hang, as it
-        # compiled the document's paths.
+        # schemathesis is not measured. Traced by coverage it hung while it compiled the paths.
         env={name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
         | {
             "SCHEMATHESIS_HOOKS": "tests.fuzz.checks",
@@ -84,7 +85,12 @@ async def fuzz(url: str, role: str, user: Member, folder: Path, *words: str) -> 
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
     )
-    output, _ = await process.communicate()
+    try:
+        output, _ = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
     report = output.decode(errors="replace")
     counted = re.search(r"(\d+) generated", report)
     return Outcome(process.returncode or 0, int(counted[1]) if counted else 0, report)

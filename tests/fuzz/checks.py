@@ -1,6 +1,6 @@
-"""What the document cannot say, so that a request may fit it and still be refused.
+"""Rules that the OpenAPI document cannot express: a request may fit it and still be refused.
 
-Loaded by schemathesis.
+schemathesis loads this module.
 """
 
 import os
@@ -16,74 +16,77 @@ from schemathesis.generation.meta import TestPhase
 from schemathesis.specs.openapi.checks import negative_data_rejection, positive_data_acceptance
 
 
-def whatever(value: Any) -> bool:
-    """Excuse the refusal of any value."""
+def any_value(value: Any) -> bool:
+    """Any value may be refused."""
     return True
 
 
 def padded(value: Any) -> bool:
-    """Excuse that of a text with blanks at its ends, which do not count."""
+    """A text with blanks at its ends may be refused: these do not count."""
     return isinstance(value, str) and value != value.strip()
 
 
 def blank(value: Any) -> bool:
-    """Excuse that of a text that shows nothing, though it is longer than nothing."""
+    """A text that is not empty may be refused: it may show nothing."""
     return isinstance(value, str) and bool(value)
 
 
 def address(value: Any) -> bool:
-    """Excuse that of what looks like an address, but goes nowhere."""
+    """A text with the form of an address may be refused: its domain may not exist."""
     return isinstance(value, str) and "@" in value
 
 
 def cents(value: Any) -> bool:
-    """Excuse that of a price with more than two decimals."""
+    """A price with more than two decimals may be refused."""
     return bool(value != round(value, 2))
 
 
-# Refusals that depend on several parameters at once, on what is in the database, or on what a
-# character looks like: by operation, the field that is refused, why, and of what values.
-Unsaid = dict[tuple[str, str], Callable[[Any], bool]]
+# Refusals that depend on several parameters, on rows in the database, or on the look of a
+# character. For each operation: the field, the message, and the values that may be refused.
+Refusals = dict[tuple[str, str], Callable[[Any], bool]]
 BLANK = "Field may not be blank."
 SHORT = "Shorter than minimum length {}."
 DEEP = "Too deep: a page may skip 100000 rows."
 DEEPER = "Beyond 100000 rows use cursor mode: limit instead of page and per_page."
-BOOK: Unsaid = {
+BOOK: Refusals = {
     ("title", BLANK): blank,
     ("author", BLANK): blank,
     ("title", SHORT.format(1)): padded,
     ("author", SHORT.format(1)): padded,
     ("price", "Must have at most 2 decimal places."): cents,
 }
-ACCOUNT: Unsaid = {
-    ("username", "Must not hold control or invisible characters."): whatever,
+ACCOUNT: Refusals = {
+    ("username", "Must not hold control or invisible characters."): any_value,
     ("username", SHORT.format(3)): padded,
-    ("username", "Username already exists"): whatever,
+    ("username", "Username already exists"): any_value,
     ("email", "Not a valid email address."): address,
-    ("email", "Email already registered"): whatever,
+    ("email", "Email already registered"): any_value,
 }
-UNSAID: dict[str, Unsaid] = {
+UNDOCUMENTED: dict[str, Refusals] = {
     "GET /api/books": {
-        ("_schema", "Give page and per_page, or cursor and limit, not both."): whatever,
+        ("_schema", "Give page and per_page, or cursor and limit, not both."): any_value,
         (
             "page",
             "Beyond 100000 rows use cursor mode: limit instead of page and per_page.",
-        ): whatever,
-        ("cursor", "Not a cursor of this list."): whatever,
-        ("q", "Must hold a letter or a digit."): whatever,
+        ): any_value,
+        ("cursor", "Not a cursor of this list."): any_value,
+        ("q", "Must hold a letter or a digit."): any_value,
         ("author", BLANK): blank,
         ("author", SHORT.format(1)): padded,
     },
-    "GET /api/users/{user_id}/books": {("page", DEEP): whatever},
-    "GET /admin/users": {("page", DEEP): whatever},
+    "GET /api/users/{user_id}/books": {("page", DEEP): any_value},
+    "GET /admin/users": {("page", DEEP): any_value},
     "POST /api/books": BOOK,
     "PUT /api/books/{book_id}": BOOK,
     "PATCH /api/books/{book_id}": BOOK,
     "POST /api/auth/register": ACCOUNT,
     "PATCH /api/profile": ACCOUNT
     | {
-        ("current_password", "Missing data for required field."): whatever,  # for a new one
-        ("current_password", "Current password is wrong"): whatever,
+        (
+            "current_password",
+            "Missing data for required field.",
+        ): any_value,  # of a new password or address
+        ("current_password", "Current password is wrong"): any_value,
     },
 }
 ANYWHERE = {
@@ -94,7 +97,7 @@ ANYWHERE = {
 
 USER = int(os.environ["FUZZ_USER"])
 CREDENTIALS = {"email": os.environ["FUZZ_EMAIL"], "password": os.environ["FUZZ_PASSWORD"]}
-# What the message itself hangs on: made up, it is no HTTP, and the server refuses it by itself.
+# Headers that frame a message: with random values it is not HTTP, and the server refuses it.
 FRAMING = {"content-length", "transfer-encoding", "host", "expect", "upgrade", "connection"}
 MODES = ({"page", "per_page"}, {"cursor", "limit"})
 _calls: Counter[str] = Counter()
@@ -102,10 +105,11 @@ _calls: Counter[str] = Counter()
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: Any) -> None:
-    """Let most requests through to what is behind the refusals above.
+    """Change most requests so that they pass the refusals above.
 
-    Names that are made up are taken or unknown, and parameters of both modes together. And keep
-    the one who asks: an administrator may delete themselves, if they made another one.
+    Random names are taken or unknown, and parameters of both list modes come together. The user
+    who sends the requests is kept: an administrator may delete their own account if there is
+    another administrator.
     """
     label = case.operation.label
     for name in FRAMING.intersection(name.lower() for name in case.headers or ()):
@@ -132,20 +136,20 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
             if re.fullmatch(fits, str(case.body.get(field))):
                 case.body[field] = value
     if case.meta.phase.name in (TestPhase.EXAMPLES, TestPhase.COVERAGE):
-        return  # which try each bound of the document by itself
+        return  # these phases try each bound of the document
     if label == "PATCH /api/profile":
         case.body = {"username": f"renamed-{os.getpid()}-{number}"}
     elif label == "POST /api/auth/login":
         case.body = CREDENTIALS
     elif label == "POST /api/auth/refresh":
         url = f"{case.operation.base_url.rstrip('/')}/api/auth/login"
-        pair = requests.post(url, json=CREDENTIALS, timeout=9).json()
+        pair = requests.post(url, json=CREDENTIALS, timeout=60).json()
         case.body = {"refresh_token": pair["refresh_token"]}
 
 
 @schemathesis.hook
 def flatmap_body(context: Any, body: Any) -> Any:
-    """Put half a surrogate pair into one body in twenty, which schemathesis itself cannot."""
+    """Put half a surrogate pair into 5 % of the bodies: schemathesis itself never does."""
     members = body.items() if isinstance(body, dict) else ()
     texts = [name for name, value in members if isinstance(value, str)]
     if not texts:
@@ -157,20 +161,20 @@ def flatmap_body(context: Any, body: Any) -> Any:
 
 
 @schemathesis.check
-def what_fits_is_accepted(ctx: Any, response: Any, case: Any) -> bool | None:
-    """Let nothing that fits the document be refused, but for the reasons above."""
+def valid_requests_are_accepted(ctx: Any, response: Any, case: Any) -> bool | None:
+    """Fail if a request that fits the document is refused, except for the reasons above."""
     if response.status_code == 400:
-        if not response.content:  # to HEAD; GET, which is asked the same, says why
+        if not response.content:  # a response to HEAD; the same GET has the reason
             return None
         body = response.json()
-        if body["message"] in ANYWHERE or _is_unsaid(case, body.get("messages", {})):
+        if body["message"] in ANYWHERE or _is_undocumented(case, body.get("messages", {})):
             return None
     return positive_data_acceptance(ctx, response, case)
 
 
 @schemathesis.check
-def what_does_not_fit_is_refused(ctx: Any, response: Any, case: Any) -> bool | None:
-    """Let nothing through that does not fit, but for texts that do without blanks at their ends."""
+def invalid_requests_are_refused(ctx: Any, response: Any, case: Any) -> bool | None:
+    """Fail if an invalid request is accepted, except for texts with blanks at their ends."""
     if any(map(padded, _given(case).values())):
         return None
     return negative_data_rejection(ctx, response, case)
@@ -180,8 +184,10 @@ def _given(case: Any) -> dict[str, Any]:
     return {**(case.query or {}), **(case.body if isinstance(case.body, dict) else {})}
 
 
-def _is_unsaid(case: Any, messages: dict[str, list[str]]) -> bool:
-    unsaid = UNSAID.get(case.operation.label.replace("HEAD ", "GET "), {})
+def _is_undocumented(case: Any, messages: dict[str, list[str]]) -> bool:
+    refusals = UNDOCUMENTED.get(case.operation.label.replace("HEAD ", "GET "), {})
     given = _given(case)
-    found = [(field, why) for field, sentences in messages.items() for why in sentences]
-    return bool(found) and all(one in unsaid and unsaid[one](given.get(one[0])) for one in found)
+    errors = [(field, sentence) for field, sentences in messages.items() for sentence in sentences]
+    return bool(errors) and all(
+        error in refusals and refusals[error](given.get(error[0])) for error in errors
+    )

@@ -1,7 +1,7 @@
-"""What a request costs: CPU time of the whole stack, from its first byte to its last.
+"""The cost of a request: CPU time of the whole stack, from its first byte to its last.
 
-Bytes are handed to the server's own connection, as a transport would, so that reading HTTP counts
-and the kernel does not. Password hashing is left out: a hash here is as cheap as argon2 allows.
+The bytes are passed to the server's connection as a transport does. So the parsing of HTTP counts,
+and the kernel does not. Password hashing hardly counts: it is as cheap as argon2 allows.
 """
 
 import asyncio
@@ -27,13 +27,13 @@ from service.server.http1.server import Serving
 from service.server.hypercorn_config import configured
 from tests.conftest import settings_for
 
-SEGMENT = 65_536  # bytes that a transport hands over at once
+SEGMENT = 65_536  # bytes that a transport passes at once
 METRICS_TOKEN = "a token of the tests, for metrics"
 
 
 @dataclass(frozen=True)
 class Cost:
-    """What a request came to. ms: CPU; size: bytes of the request; body: bytes of the answer's."""
+    """The cost of a request. ms: CPU time. size: bytes of the request. body: of the response."""
 
     status: int
     ms: float
@@ -43,7 +43,7 @@ class Cost:
 
 
 class MemoryTransport(asyncio.Transport):
-    """A transport to nobody: what is written is kept, and whoever waits hears of the end."""
+    """A transport without a peer. written: the bytes so far. ended: set when it is closed."""
 
     def __init__(self, connection: Connection) -> None:
         super().__init__({})
@@ -52,11 +52,11 @@ class MemoryTransport(asyncio.Transport):
         self._connection = connection
 
     def writelines(self, parts: Any) -> None:
-        """Keep what is written."""
+        """Keep the bytes."""
         self.written += b"".join(parts)
 
     def close(self) -> None:
-        """End, as soon as the loop comes to it."""
+        """Close, and report it to the connection in the next tick."""
         if not self.is_closing():
             self.ended.set_result(None)
             asyncio.get_running_loop().call_soon(self._connection.connection_lost, None)
@@ -64,25 +64,25 @@ class MemoryTransport(asyncio.Transport):
     abort = write_eof = close
 
     def is_closing(self) -> bool:
-        """Tell whether the end has come."""
+        """Whether it is closed."""
         return bool(self.ended.done())
 
     def can_write_eof(self) -> bool:
-        """TCP can."""
+        """Return True, as for TCP."""
         return True
 
     def get_write_buffer_size(self) -> int:
-        """Tell that all has been read."""
+        """Return 0: the peer reads at once."""
         return 0
 
     def pause_reading(self) -> None:
-        """There is nothing to be paused."""
+        """Do nothing: all bytes are there."""
 
     resume_reading = pause_reading
 
 
 class Meter:
-    """Measures requests to one application, in its process."""
+    """Measures requests to an application, in its process."""
 
     def __init__(self, app: Quart, config: ServerConfig) -> None:
         self.app = app
@@ -91,8 +91,8 @@ class Meter:
         wrapper = ASGIWrapper(app)
         self._serving = Serving(wrapper.app, config, context, loop, {})
 
-    async def ask(self, request: bytes, segment: int = SEGMENT) -> Cost:
-        """Send a request that ends its connection, in segments, and wait for all that it causes."""
+    async def send(self, request: bytes, segment: int = SEGMENT) -> Cost:
+        """Send a request in segments, and wait for the end of its connection."""
         pieces = [request[at : at + segment] for at in range(0, len(request), segment)]
         connection = Connection(self._serving, ("127.0.0.1", 9), ("127.0.0.1", 80))
         transport = MemoryTransport(connection)
@@ -101,8 +101,9 @@ class Meter:
         for piece in pieces:
             connection.data_received(piece)
             await asyncio.sleep(0)
-        if not connection._reader.is_complete and not connection.eof_received():
-            transport.close()  # nothing more comes
+        is_complete = connection._reader.is_complete  # private: no response shows it
+        if not is_complete and not connection.eof_received():
+            transport.close()  # an incomplete request gets no further bytes
         async with asyncio.timeout(90):
             await connection.ended
         ms = (process_time() - begun) * 1_000
@@ -111,8 +112,9 @@ class Meter:
         return Cost(status, ms, len(request), head, body)
 
     async def least(self, request: bytes, rounds: int, segment: int = SEGMENT) -> Cost:
-        """Send a request several times; the cheapest is what it costs, the rest is noise."""
-        return min([await self.ask(request, segment) for _ in range(rounds)], key=lambda x: x.ms)
+        """Send a request several times, and give the lowest cost: the rest is noise."""
+        costs = [await self.send(request, segment) for _ in range(rounds)]
+        return min(costs, key=lambda cost: cost.ms)
 
 
 @asynccontextmanager
@@ -124,7 +126,8 @@ async def metered(folder: Path, **changed: object) -> AsyncIterator[Meter]:
     await asyncio.to_thread(migrations.upgrade, settings.database)
     app = create_app(settings)
     config = configured(app, [], settings)
-    app.extensions["passwords"]._hasher = PasswordHasher(1, 8, 1)
+    passwords = app.extensions["passwords"]
+    passwords._hasher = PasswordHasher(1, 8, 1)  # private: no setting makes hashes cheaper
     async with app.test_app():
         gc.collect()
         gc.freeze()

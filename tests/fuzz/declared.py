@@ -1,4 +1,4 @@
-"""Random requests for every operation, made from its declarations: most of them are good ones."""
+"""Random requests for every operation, made from its declarations. Most of them are valid."""
 
 import json
 import random
@@ -49,7 +49,7 @@ class Declared:
 
 @dataclass(frozen=True)
 class Request:
-    """A request without its sender. credentials: none, one's own token, a false one, or two."""
+    """A request without its sender. credentials: "", "own", "false" or "two" (tokens)."""
 
     declared: Declared
     method: str
@@ -59,7 +59,7 @@ class Request:
     body: bytes
 
     def encode(self, address: str, member: Member, tag: str) -> bytes:
-        """Give the bytes that a member sends from an address. tag: an ETag it has seen."""
+        """Give the bytes that a member sends from an address. tag: an ETag of a response."""
         body = self.body.replace(REFRESH_TOKEN.encode(), member.refresh_token.encode())
         token = member.token
         tokens = {"": [], "own": [token], "false": [f"{token}x"], "two": [token, token]}
@@ -73,7 +73,7 @@ class Request:
 
 
 def declarations(app: Quart) -> Iterator[Declared]:
-    """Read what the operations of an application declare."""
+    """Read the declarations of an application's operations."""
     schema = json.loads(document(app).as_bytes)
     models = schema["components"]["schemas"]
     for rule in app.url_map.iter_rules():
@@ -113,7 +113,7 @@ def _resolve(schema: Mapping[str, Any], models: Mapping[str, Any]) -> Any:
 
 
 def _good(schema: Mapping[str, Any], models: Mapping[str, Any]) -> list[Any]:
-    """Give values that a schema allows: those it names, and its bounds."""
+    """Give values that a schema allows: its examples, enumerated values and bounds."""
     schema = _resolve(schema, models)
     if "anyOf" in schema:
         return [value for each in schema["anyOf"] for value in _good(each, models)]
@@ -127,13 +127,13 @@ def _good(schema: Mapping[str, Any], models: Mapping[str, Any]) -> list[Any]:
 
 
 class Requests:
-    """Makes requests by chance."""
+    """Makes random requests."""
 
     def __init__(self, chance: random.Random, app: Quart) -> None:
         self.declared = list(declarations(app))
-        self.ids: dict[str, list[int]] = {}  # that exist, by the name of a variable
-        self._created: list[str] = []  # the latest paths of what requests have created
-        self.member: Member  # who sends the next one
+        self.ids: dict[str, list[int]] = {}  # of existing rows, by the variable of a path
+        self._created: list[str] = []  # the latest paths of created rows
+        self.member: Member  # the sender of the next request
         self._chance = chance
         self._names = 0
 
@@ -141,11 +141,11 @@ class Requests:
         return self._chance.random() < probability
 
     def created(self, request: Request, row_id: int) -> None:
-        """Remember the path of what a request has created, for requests to come."""
+        """Remember the path of a created row, for later requests."""
         self._created = [*self._created, f"{request.target.partition('?')[0]}/{row_id}"][-12:]
 
     def make(self) -> Request:
-        """Make a request of any operation."""
+        """Make a request for a random operation."""
         choice = self._chance.choice
         declared = choice(self.declared)
         method = declared.method
@@ -176,7 +176,7 @@ class Requests:
         return f"{path}?{'&'.join(args)}" if args or self._often(0.03) else path
 
     def path(self, declared: Declared) -> str:
-        """Make a path of an operation."""
+        """Make a path for an operation."""
         parts = [
             self._id(part[1:-1]) if part.startswith("{") else part
             for part in declared.path.split("/")
@@ -194,7 +194,7 @@ class Requests:
         return text.replace(" ", "+").encode().decode("latin-1").replace("+", "%20")
 
     def good(self, declared: Declared) -> dict[str, Any]:
-        """Make the body of a request that succeeds: the example, with what the member knows."""
+        """Make the body of a request that succeeds: the example, with the member's credentials."""
         self._names += 1
         name = f"reader{self._names}"
         own = {

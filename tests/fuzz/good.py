@@ -1,4 +1,4 @@
-"""Good requests for every operation of the document, made from its examples."""
+"""Valid requests for every operation of the OpenAPI document, made from its examples."""
 
 import json
 from collections.abc import Iterator
@@ -13,12 +13,12 @@ from tests.factories import PASSWORD, Factory
 from tests.fuzz.cost import METRICS_TOKEN
 from tests.fuzz.shapes import Case, Operation
 
-FRAMEWORK = (b"Content-Encoding", b"identity")  # has the framework answer: no fast path
+FRAMEWORK = (b"Content-Encoding", b"identity")  # keeps a request off the fast path
 _numbers = count(1)
 
 
 def operations(app: Quart) -> Iterator[Operation]:
-    """Give every method of every route, as the document describes it."""
+    """Give every method of every route, as the OpenAPI document describes it."""
     schema = json.loads(document(app).as_bytes)
     models = schema["components"]["schemas"]
     for rule in app.url_map.iter_rules():
@@ -32,8 +32,8 @@ def operations(app: Quart) -> Iterator[Operation]:
                 place: [parameter for parameter in parameters if parameter["in"] == place]
                 for place in ("path", "query")
             }
-            # One that the path allows, where it allows only some.
-            values = {one["name"]: one["schema"].get("enum", [1])[0] for one in names["path"]}
+            # A path may allow some values only.
+            values = {each["name"]: each["schema"].get("enum", [1])[0] for each in names["path"]}
             body = operation.get("requestBody")
             example = None
             if body is not None:
@@ -44,14 +44,14 @@ def operations(app: Quart) -> Iterator[Operation]:
                 rule.rule,
                 path,
                 {"book_id": 1, "user_id": 1} | values,
-                tuple(one["name"] for one in names["query"]),
+                tuple(parameter["name"] for parameter in names["query"]),
                 example,
                 is_secured="security" in operation,
             )
 
 
 async def good(make: Factory, operation: Operation) -> Case:
-    """Make a request that succeeds, once, and the rows that it needs."""
+    """Make the rows that a request needs, and a request that succeeds once."""
     admin, member = await make.admin(), await make.member()
     book = await make.book(admin)
     values = operation.values | {"book_id": book.id, "user_id": member.id}
@@ -66,7 +66,7 @@ async def good(make: Factory, operation: Operation) -> Case:
 
 
 def _fresh(example: dict[str, Any], user: Any) -> dict[str, Any]:
-    """Give a body with names that nobody has, and what the user knows."""
+    """Fill an example with a new name, and with the user's credentials."""
     name = f"somebody{next(_numbers)}"
     is_new = "username" in example
     own = {
@@ -79,7 +79,7 @@ def _fresh(example: dict[str, Any], user: Any) -> dict[str, Any]:
 
 
 def padded(case: Case, other: Case) -> bytes:
-    """Make a request that is as large as another one, in its head and in its body."""
+    """Pad a request to the size of another request, in its head and in its body."""
     if case.body is not None and other.body is not None:
         case.body += b" " * (len(other.body) - len(case.body))
         case.chunk = other.chunk

@@ -1,4 +1,4 @@
-"""A search for the dearest request of an operation: hypothesis climbs by CPU time."""
+"""A search for the most expensive request of an operation: hypothesis maximises CPU time."""
 
 import asyncio
 from dataclasses import dataclass
@@ -12,19 +12,19 @@ from tests.fuzz.good import good, padded
 from tests.fuzz.shapes import Case, Operation, cases
 
 SAFE = {"GET", "HEAD", "OPTIONS"}
-UNIT = 65_536  # bytes that a request may cost its milliseconds for; a smaller one may, too
+UNIT = 65_536  # bytes: the cost of a larger request is divided by its size
 
 
 @dataclass(frozen=True)
-class Found:
-    """A request, and what it costs. per_unit: milliseconds of CPU for 64 KiB of it."""
+class Measured:
+    """A request and its cost."""
 
     case: Case
     cost: Cost
 
     @property
     def per_unit(self) -> float:
-        """Its cost, as a request of 64 KiB, if it is larger."""
+        """Milliseconds of CPU time, for each 64 KiB if the request is larger."""
         return self.cost.ms / max(1, self.cost.size / UNIT)
 
     def __str__(self) -> str:
@@ -37,17 +37,17 @@ class Found:
 
 
 class Search:
-    """Searches one application, whose loop it runs."""
+    """Searches an application, and runs its event loop."""
 
     def __init__(self, runner: asyncio.Runner, meter: Meter) -> None:
         self.run, self.meter = runner.run, meter
         self.make = Factory(meter.app)
         self.requests = 0
-        self.largest = 0  # bytes of an error's body
+        self.largest = 0  # bytes of an error response's body
 
-    def dearest(self, operation: Operation, place: str, examples: int) -> Found:
-        """Find the dearest request that differs from a good one in a place."""
-        dearest: list[Found] = []
+    def costliest(self, operation: Operation, place: str, examples: int) -> Measured:
+        """Find the most expensive request that differs from a valid request in a place."""
+        costliest: list[Measured] = []
         token = self.run(self.make.admin()).token
 
         @settings(
@@ -62,50 +62,50 @@ class Search:
         def climb(case: Case) -> None:
             latest = self.measure(case, 1)
             target(latest.per_unit)
-            if not dearest or latest.per_unit > dearest[-1].per_unit:
-                again = self.measure(case, 3)  # it may have been noise
-                if not dearest or again.per_unit > dearest[-1].per_unit:
-                    dearest.append(again)
+            if not costliest or latest.per_unit > costliest[-1].per_unit:
+                again = self.measure(case, 3)  # the first cost may be noise
+                if not costliest or again.per_unit > costliest[-1].per_unit:
+                    costliest.append(again)
 
         climb()
-        return dearest[-1]
+        return costliest[-1]
 
-    def measure(self, case: Case, rounds: int) -> Found:
-        """Measure a request; the cheapest of some rounds counts."""
+    def measure(self, case: Case, rounds: int) -> Measured:
+        """Measure a request; the cheapest round counts."""
         self.requests += rounds
         cost = self.run(self.meter.least(case.as_bytes(), rounds))
         if cost.status >= 400:
             self.largest = max(self.largest, len(cost.body))
-        return Found(case, cost)
+        return Measured(case, cost)
 
     def ratio(self, case: Case, rounds: int, ordinary: Case | None = None) -> float:
-        """Compare a request with another one of its size, in turns.
+        """Compare a request with another request of its size, in turns.
 
-        That is a good one of its operation, unless an `ordinary` mistake is given. What is
-        answered may have gone past the cache; what is refused has no reason to.
+        The other request is a valid request of the operation, or `ordinary`. If the request is
+        accepted, the valid request may miss the cache. If it is refused, the valid request hits.
         """
         is_warm = self.measure(case, 1).cost.status >= 400
-        hostile, fine = [], []
+        hostile, valid = [], []
         for _ in range(rounds):
-            fine.append(
-                self.good_ms(case, is_warm=is_warm)
+            valid.append(
+                self.valid_ms(case, is_warm=is_warm)
                 if ordinary is None
                 else self._ms(ordinary, case)
             )
-            hostile.append(self.run(self.meter.ask(case.as_bytes())).ms)
-        return median(hostile) / median(fine)
+            hostile.append(self.run(self.meter.send(case.as_bytes())).ms)
+        return median(hostile) / median(valid)
 
-    def good_ms(self, case: Case, *, is_warm: bool) -> float:
-        """Measure a good request of the operation and size of another one.
+    def valid_ms(self, case: Case, *, is_warm: bool) -> float:
+        """Measure a valid request of the same operation and size.
 
-        is_warm: the cache may have the answer.
+        is_warm: the cache has the response.
         """
         request = padded(self.run(good(self.make, case.operation)), case)
         if is_warm and case.operation.method in SAFE:
-            self.run(self.meter.ask(request))
-        cost = self.run(self.meter.ask(request))
+            self.run(self.meter.send(request))
+        cost = self.run(self.meter.send(request))
         assert 200 <= cost.status < 400, f"{case.operation.label}: {cost.status} {cost.body!r}"
         return cost.ms
 
     def _ms(self, ordinary: Case, case: Case) -> float:
-        return self.run(self.meter.ask(padded(ordinary, case))).ms
+        return self.run(self.meter.send(padded(ordinary, case))).ms

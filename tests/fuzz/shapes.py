@@ -1,4 +1,4 @@
-"""Requests of every shape that may be dear, for any route: what hypothesis draws."""
+"""Strategies of hypothesis: requests for any route, of shapes that may be expensive."""
 
 import json
 import re
@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 
 import service
 
-HEAD, BODY = 60_000, 65_536  # bytes that a request may have; a few are for its own lines
+HEAD, BODY = 60_000, 65_536  # bytes of a request at most, without its own lines
 MOST_HEADERS = 95
-# Field names that the framework and this service read, found in their code.
+# Names of headers in the code of the framework and of this service.
 SOURCES = (
     Path(werkzeug.sansio.request.__file__),
     Path(quart.wrappers.request.__file__),
@@ -30,7 +30,7 @@ FIELDS = sorted(
         *(NAME.findall(path.read_text(encoding="utf-8")) for path in SOURCES)
     )
 )
-# Text that something in the stack splits, folds, expands, decodes or looks for.
+# Text that some part of the stack splits, folds, expands, decodes or searches for.
 PIECES = [
     "a", " ", "\t", ",", ", ", ";", "&", "=", "%", "+", "-", "- ", ".", "..", "/", ":", "@", "a@",
     "b.", '"', "\\", "\\\\", '\\"', "'", "(", "[", "{", "<", "*", "0", "9", "0.", "1,", "1-2,",
@@ -50,10 +50,10 @@ Draw = Callable[..., Any]
 
 @dataclass(frozen=True)
 class Operation:
-    """What a request may be for: a method of a route.
+    """A method of a route.
 
-    template: its path, to be filled with `values`. query: names that it knows. example: a good
-    body.
+    template: its path, to be filled with `values`. query: names of its parameters. example: a
+    valid body.
     """
 
     method: str
@@ -66,13 +66,13 @@ class Operation:
 
     @property
     def label(self) -> str:
-        """Its name."""
+        """The name of the operation."""
         return f"{self.method} {self.template}"
 
 
 @dataclass
 class Case:
-    """A request, and of what it consists, in words."""
+    """A request. shape: a description of its parts."""
 
     operation: Operation
     target: bytes
@@ -83,14 +83,14 @@ class Case:
 
     @classmethod
     def of(cls, operation: Operation) -> "Case":
-        """Make an ordinary request for an operation, by nobody."""
+        """Make an ordinary request for an operation, without a token."""
         case = cls(operation, operation.template.format(**operation.values).encode())
         if operation.example is not None:
             case.body = json.dumps(operation.example).encode()
         return case
 
     def as_bytes(self) -> bytes:
-        """Give what is sent, on a connection that ends with it."""
+        """Give the bytes of the request, which closes its connection."""
         given = {name.lower() for name, _ in self.headers}
         lines = [b"%b %b HTTP/1.1" % (self.operation.method.encode(), self.target)]
         own = [(b"Host", b"x")]
@@ -115,7 +115,7 @@ sizes = st.one_of(st.just(BODY), st.integers(0, 16).map(lambda power: 2**power))
 
 
 def fill(draw: Draw, size: int, case: Case, encode: Callable[[str], bytes]) -> bytes:
-    """Draw a long text: something at its ends, and one piece again and again between."""
+    """Draw a long text: a piece many times, and other pieces at the ends."""
     begin, piece, end = (draw(pieces) if draw(st.booleans()) else "" for _ in range(3))
     piece = piece or draw(st.sampled_from(PIECES))
     coded = encode(piece) or b"a"
@@ -126,18 +126,18 @@ def fill(draw: Draw, size: int, case: Case, encode: Callable[[str], bytes]) -> b
 
 
 def in_header(text: str) -> bytes:
-    """Leave out what ends a field."""
+    """Encode a header's value, without characters that end it."""
     return re.sub(rb"[\x00-\x08\x0a-\x1f\x7f]", b"", text.encode("utf-8", "surrogatepass"))
 
 
 def in_target(text: str) -> bytes:
-    """Escape what no target holds; what looks like an escape stays."""
+    """Encode a target, with escapes. Text with the form of an escape stays."""
     raw = text.encode("utf-8", "surrogatepass")
     return b"".join(b"%c" % c if 33 <= c <= 126 else b"%%%02X" % c for c in raw).replace(b"#", b"a")
 
 
 def in_string(text: str) -> bytes:
-    """Write JSON's string without its quotes; what looks like an escape stays one."""
+    """Encode a JSON string without its quotes. Text with the form of an escape stays."""
     escaped = (
         text if text.startswith(("\\u", "\\n")) else json.dumps(text, ensure_ascii=False)[1:-1]
     )
@@ -145,7 +145,7 @@ def in_string(text: str) -> bytes:
 
 
 def members(draw: Draw, room: int, case: Case) -> bytes:
-    """Draw many members, with names that are not known."""
+    """Draw many members with unknown names."""
     stem, value = in_string(draw(pieces)), draw(st.sampled_from(SMALL_VALUES)).encode()
     stem *= draw(st.sampled_from([1, 1, 1, 10, 100]))
     each = len(stem) + len(value) + 8
@@ -155,7 +155,7 @@ def members(draw: Draw, room: int, case: Case) -> bytes:
 
 
 def value(draw: Draw, room: int, case: Case) -> bytes:
-    """Draw what a member may have: a long string or number, many or nested values."""
+    """Draw a member's value: a long string or number, many values, or nested values."""
     kind = draw(st.sampled_from(["string", "many", "number", "nested", "object", "small"]))
     case.shape.append(kind)
     if kind == "string":
@@ -177,7 +177,7 @@ def value(draw: Draw, room: int, case: Case) -> bytes:
 
 
 def draw_body(draw: Draw, case: Case) -> None:
-    """Draw a body: members that are known, good or not, others, and blanks around them."""
+    """Draw a body: known members with valid or other values, unknown members, and blanks."""
     example = case.operation.example or {}
     room = BODY - 300
     parts: list[bytes] = []
@@ -204,7 +204,7 @@ def draw_body(draw: Draw, case: Case) -> None:
 
 
 def draw_query(draw: Draw, case: Case) -> None:
-    """Draw parameters, known and unknown, few and many."""
+    """Draw few or many parameters, known and unknown."""
     number = draw(st.one_of(st.integers(1, 4), st.integers(1, 60)))
     room = HEAD // number - 20
     known = st.sampled_from(case.operation.query) if case.operation.query else st.nothing()
@@ -220,7 +220,7 @@ def draw_query(draw: Draw, case: Case) -> None:
 
 
 def draw_path(draw: Draw, case: Case) -> None:
-    """Draw a path that goes on, or is another one."""
+    """Draw a longer path or another path."""
     text = fill(draw, HEAD, case, in_target)
     begin = draw(st.sampled_from([case.target, case.target + b"/", b"/", b"http://", b"*"]))
     last = case.target.rpartition(b"/")[0] + b"/"
@@ -229,7 +229,7 @@ def draw_path(draw: Draw, case: Case) -> None:
 
 
 def draw_headers(draw: Draw, case: Case) -> None:
-    """Draw one long field, or many of one name, or of several."""
+    """Draw one long header, or many headers of one name or of several names."""
     number = draw(st.sampled_from([1, 1, 2, 10, MOST_HEADERS, 3_000]))
     room = max(0, HEAD // number - 40)
     name, text = draw(st.sampled_from(FIELDS)), fill(draw, room, case, in_header)
@@ -250,9 +250,9 @@ PLACES = {"body": draw_body, "query": draw_query, "path": draw_path, "headers": 
 
 @st.composite
 def cases(draw: Draw, operation: Operation, place: str, token: str) -> Case:
-    """Draw a request for an operation, dear in a place, or in another one as well.
+    """Draw a request for an operation that is unusual in a place, and perhaps in a second place.
 
-    Where it wants a token, it is sent now and then.
+    A secured operation gets a token in some of the requests.
     """
     case = Case.of(operation)
     if operation.is_secured and draw(st.booleans()):
