@@ -54,7 +54,7 @@ ROOMS = {
     ),
     "guard": Room(
         ("service/http/auth.py",),
-        ("test_guard", "test_matrix", "test_auth", "test_credentials", "test_admin"),
+        ("test_current_user", "test_matrix", "test_auth", "test_credentials", "test_admin"),
     ),
     "security": Room(
         ("service/security",),

@@ -75,7 +75,7 @@ async def test_tokens_of_a_changed_or_deleted_user_are_refused_on_public_routes(
         assert response.status_code == 200
         for target in targets * 2:
             response = await client.get(target, headers=member.headers)
-            is_problem(response, 401, "Invalid or expired token")
+            assert_problem(response, 401, "Invalid or expired token")
             assert response.headers["WWW-Authenticate"] == INVALID
         fresh = await make.signed_in(member)
         response = await client.get(f"/api/books/{book.id}", headers=fresh.headers)
@@ -86,7 +86,7 @@ async def test_tokens_of_a_changed_or_deleted_user_are_refused_on_public_routes(
         assert response.status_code == 204
         for _ in range(2):
             response = await client.get(f"/api/books/{book.id}", headers=fresh.headers)
-            is_problem(response, 401, "User not found")
+            assert_problem(response, 401, "User not found")
             assert response.headers["WWW-Authenticate"] == INVALID
 
 
@@ -169,7 +169,7 @@ async def test_a_tier_changed_by_another_program_ends_the_token(
     await site.app.extensions["cache"].clear()
     for path in ("/api/books", "/api/profile"):
         response = await client.get(path, headers=member.headers)
-        is_problem(response, 401, "Invalid or expired token")
+        assert_problem(response, 401, "Invalid or expired token")
 
 
 async def test_a_password_change_ends_every_token_but_its_own(
@@ -199,7 +199,7 @@ async def test_an_account_that_cannot_be_read_is_a_503(
         monkeypatch.setattr(items, "read", fail)
         shop = {"Origin": "https://shop.example.org"}
         response = await client.get("/api/books", headers=member.headers | shop)
-        is_problem(response, 503, "Service Unavailable")
+        assert_problem(response, 503, "Service Unavailable")
         assert response.headers["Retry-After"] == "1"
         assert "Access-Control-Allow-Origin" in response.headers
         assert "RateLimit" in response.headers
@@ -258,7 +258,7 @@ async def test_two_authorization_headers_are_refused_on_every_route(
     twice = [("Authorization", f"Bearer {member.token}")] * 2
     for path in ("/api/books", "/api/profile", "/api/rate-limit"):
         response = await client.get(path, headers=twice)
-        is_problem(response, 400, "Bad Request")
+        assert_problem(response, 400, "Bad Request")
         assert response.json()["message"] == "Authorization is given more than once"
 
 

@@ -154,7 +154,7 @@ class Served:
 
 def unavailable(response: httpx.Response) -> None:
     """Assert that a response is a 503 with Retry-After."""
-    is_problem(response, 503, "Service Unavailable")
+    assert_problem(response, 503, "Service Unavailable")
     assert response.headers["Retry-After"] == "1"
 
 
@@ -220,7 +220,7 @@ async def test_each_state_of_postgresql_is_a_503(served: Served) -> None:
         assert (await served.client.get("/api/books?nocache=1")).status_code == 200
     for code in ("0A000", "22012", "25P02", "42501", "42601", "54001", "P0001"):
         response = await served.create(owner, title=f"SQLSTATE {code}")
-        is_problem(response, 500, "Internal Server Error")
+        assert_problem(response, 500, "Internal Server Error")
     pool: Any = served.site.database.writer.pool
     assert pool.checkedout() == 0
 
@@ -545,9 +545,7 @@ async def test_a_failover_to_a_standby_leaves_no_connection_to_the_old_primary(
         await asyncio.to_thread(standby.control, "promote", "-w")
         assert await served.until_created(owner) <= 1
         totals = [await served.client.get("/api/books?nocache=1") for _ in range(20)]
-        assert {response.json()["total"] for response in totals} == {4}, (
-            "all on the new one"
-        )
+        assert {response.json()["total"] for response in totals} == {4}, "all on the new one"
         patched = await served.client.patch(path, json=NEW, headers=owner.headers)
         assert patched.status_code == 200
         await served.leased()

@@ -69,7 +69,7 @@ async def test_a_defect_is_a_500_without_its_cause(
     faults: httpx.AsyncClient, path: str, folder: Path
 ) -> None:
     response = await faults.get(path, headers={"X-Request-ID": "my-request"})
-    is_problem(response, 500, "Internal Server Error")
+    assert_problem(response, 500, "Internal Server Error")
     assert response.json()["message"] == "An unexpected error occurred"
     assert "secret" not in response.text
     assert "Traceback" not in response.text
@@ -77,9 +77,9 @@ async def test_a_defect_is_a_500_without_its_cause(
 
 
 async def test_errors_of_every_origin_are_problem_documents(faults: httpx.AsyncClient) -> None:
-    is_problem(await faults.get("/api/teapot"), 418, "I'm a Teapot")
-    is_problem(await faults.get("/api/abort"), 503, "Service Unavailable")
-    is_problem(await faults.get("/api/family"), 404, "Not Found")
+    assert_problem(await faults.get("/api/teapot"), 418, "I'm a Teapot")
+    assert_problem(await faults.get("/api/abort"), 503, "Service Unavailable")
+    assert_problem(await faults.get("/api/family"), 404, "Not Found")
     own = await faults.get("/api/own")
     assert_problem(own, 418, "Bad Request")
     assert (own.json()["message"], own.json()["hint"]) == ("Not like this", 7)
@@ -104,10 +104,10 @@ async def test_an_unknown_page_redirects_a_browser_to_the_single_page_applicatio
             ("/health/shelves", html),
             ("/docs/shelves", html),
         ):
-            is_problem(await client.get(path, headers=headers), 404, "Not Found")
-        is_problem(await client.post("/shelves", headers=html), 404, "Not Found")
+            assert_problem(await client.get(path, headers=headers), 404, "Not Found")
+        assert_problem(await client.post("/shelves", headers=html), 404, "Not Found")
     async with httpx.AsyncClient(base_url=site.url, timeout=60) as client:
-        is_problem(await client.get("/shelves", headers=html), 404, "Not Found")
+        assert_problem(await client.get("/shelves", headers=html), 404, "Not Found")
 
 
 async def test_errors_leave_no_reference_cycles(site: Site, make: Factory) -> None:
@@ -136,6 +136,6 @@ async def test_errors_leave_no_reference_cycles(site: Site, make: Factory) -> No
             assert statuses == {400, 401, 403, 404, 405, 415}
             await asyncio.sleep(0.1)  # the server ends its work after the responses
 
-        left = await left_by(send_all)
+        left = await garbage_of(send_all)
     assert not [each for each in left if isinstance(each, quart.Request)]
-    assert not {"traceback", "frame", "RequestContext"} & kinds(left)
+    assert not {"traceback", "frame", "RequestContext"} & type_names(left)

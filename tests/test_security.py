@@ -181,7 +181,7 @@ async def test_an_invalid_token_is_refused_on_a_public_route(
 ) -> None:
     for token in ("Bearer x", "none", "Basic YTpi"):
         response = await client.get(path, headers={"Authorization": token})
-        is_problem(response, 401, "Invalid or expired token")
+        assert_problem(response, 401, "Invalid or expired token")
         assert response.headers["WWW-Authenticate"] == 'Bearer error="invalid_token"'
         assert ("RateLimit" in response.headers) is (path != "/api/rate-limit")
         assert response.headers["Vary"] == "Accept-Encoding, Origin, Authorization"

@@ -25,7 +25,7 @@ def unknown(number: int) -> dict[str, int]:
 
 def problem_of(response: httpx.Response) -> dict[str, Any]:
     """Give the body of a response about an invalid request."""
-    is_problem(response, 400, "Validation Error")
+    assert_problem(response, 400, "Validation Error")
     assert len(response.content) <= MOST_BYTES
     body: dict[str, Any] = response.json()
     assert body["errors"] == body["messages"]
