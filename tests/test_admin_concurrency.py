@@ -1,34 +1,16 @@
 """Administrators who give up their rights at the same time: one of them stays."""
 
 import asyncio
-from datetime import UTC, datetime
 from typing import Any
 
 import httpx
 import pytest
-from sqlalchemy import text
 
 from service.admin.service import delete_user, update_rights
 from service.http.auth import CurrentUser
 from tests.conftest import Site
 from tests.factories import Factory, Member
-
-LOCK_WAITS = "SELECT count(*) FROM pg_locks WHERE NOT granted"
-
-
-def current_user(site: Site, member: Member) -> CurrentUser:
-    """Return an administrator as the guard passes them to a route."""
-    claims = site.app.extensions["tokens"].read(member.token)
-    return CurrentUser(
-        id=member.id,
-        username=member.username,
-        email=member.email,
-        tier=claims.tier,
-        is_admin=True,
-        created_at=datetime.now(UTC),
-        jti=claims.jti,
-        ver=claims.ver,
-    )
+from tests.locks import current_user, until_blocked
 
 
 async def give_up(client: httpx.AsyncClient, member: Member, method: str) -> httpx.Response:
@@ -46,21 +28,6 @@ async def work_of(db: Any, user: CurrentUser, method: str) -> None:
         await delete_user(db, user, user.id)
 
 
-async def until_blocked(site: Site, request: "asyncio.Future[Any]") -> None:
-    """Wait until a request waits for a lock of PostgreSQL, or has a response.
-
-    On SQLite the request waits for the only connection that writes.
-    """
-    if site.database.url.get_backend_name() == "sqlite":
-        return
-    async with asyncio.timeout(30):
-        while not request.done():
-            async with site.database.session() as db:
-                if await db.scalar(text(LOCK_WAITS)):
-                    return
-            await asyncio.sleep(0.01)
-
-
 @pytest.mark.parametrize("second_method", ["PATCH", "DELETE"])
 @pytest.mark.parametrize("first_method", ["PATCH", "DELETE"])
 async def test_of_two_administrators_who_step_down_at_once_one_stays(
@@ -70,7 +37,7 @@ async def test_of_two_administrators_who_step_down_at_once_one_stays(
 
     async def work(db: Any) -> "asyncio.Task[httpx.Response]":
         """Step down; the other one begins to do so before this write is committed."""
-        await work_of(db, current_user(site, first), first_method)
+        await work_of(db, current_user(site, first, is_admin=True), first_method)
         request = asyncio.create_task(give_up(client, second, second_method))
         await until_blocked(site, request)
         return request
