@@ -60,14 +60,32 @@ async def test_a_reply_that_has_not_arrived_is_not_waited_for() -> None:
     assert catalogue.items.take(None, catalogue.kind, 1) is None
 
 
-async def test_three_failed_replies_open_the_circuit_breaker() -> None:
+@pytest.mark.parametrize("error", [RedisError("down"), OSError("gone"), TimeoutError()])
+async def test_three_failed_replies_open_the_circuit_breaker(error: Exception) -> None:
     catalogue = await filled()
     for _ in range(3):
         prefetch = prefetched(catalogue)
-        prefetch.receive(RedisError("down"))
+        prefetch.receive(error)
         assert catalogue.items.take(prefetch, catalogue.kind, 1) is None
     assert catalogue.items.prefetch(catalogue.kind, 1) is None
     assert await catalogue.items.read(catalogue.kind, 1) == (ROW, "bypass")
+    await catalogue.breaker.close()
+
+
+@pytest.mark.parametrize("error", [RedisError("down"), OSError("gone"), TimeoutError()])
+async def test_a_store_that_fails_is_bypassed(
+    error: Exception, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalogue = await filled()
+
+    async def fail(*_: Any) -> Any:
+        raise error
+
+    for command in ("get", "get_many"):
+        monkeypatch.setattr(catalogue.store, command, fail)
+    assert await catalogue.items.read(catalogue.kind, 1) == (ROW, "bypass")
+    result = await catalogue.read()
+    assert (list(result.bodies), result.status) == (list(OLD.values()), "bypass")
     await catalogue.breaker.close()
 
 
@@ -92,7 +110,9 @@ async def test_a_value_that_is_not_the_row_is_not_used(value: bytes) -> None:
     assert (await catalogue.store.get(key) == value) is is_kept
 
 
-async def test_a_row_that_does_not_exist_is_remembered_for_a_short_time() -> None:
+async def test_a_row_that_does_not_exist_is_remembered_for_a_short_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     catalogue = Catalogue()
     lives: list[float] = []
     fill = catalogue.store.fill
@@ -101,7 +121,7 @@ async def test_a_row_that_does_not_exist_is_remembered_for_a_short_time() -> Non
         lives.extend(seconds for _, _, seconds in values)
         return await fill(values, lease)
 
-    catalogue.store.fill = note  # type: ignore[method-assign]  # to see the lifetimes
+    monkeypatch.setattr(catalogue.store, "fill", note)
     assert await catalogue.items.read(catalogue.kind, 99) == (NONE, "miss")
     assert await catalogue.items.read(catalogue.kind, 1) == (ROW, "miss")
     await catalogue.reader.close()
