@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from service.server.http1.parser import Known, Reader
+from service.server.http1.parser import HeaderCache, Reader
 from tests.http1.site import bare
 
 HEAD = b"POST /first HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n"
@@ -23,7 +23,7 @@ NEXT = b"GET /second HTTP/1.1\r\nHost: x\r\n\r\n"
 
 def read_body(pieces: list[bytes]) -> tuple[bytes, bytes]:
     """Parse a chunked body that is received in pieces. Return it, and the data behind it."""
-    reader = Reader(Known())
+    reader = Reader(HeaderCache())
     reader.head(HEAD)
     data = b""
     for piece in pieces:
