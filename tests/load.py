@@ -2,7 +2,7 @@
 
 As a program it reads a `Plan` as JSON from standard input and prints an `Outcome`. A test runs it
 in a process of its own, so that server and load do not share an event loop. The clients are signed
-in, each with the tier `service`: the limits are at work and refuse none of them.
+in, each with the tier `service`: the limits are enforced and refuse no request.
 """
 
 import asyncio
@@ -27,11 +27,11 @@ Kind = Literal["item", "page", "filtered", "create", "update", "mix"]
 
 
 class Plan(BaseModel):
-    """What to send. tokens: of the clients. ids: of books that the first client owns.
+    """The requests to send. tokens: of the clients. ids: of books that the first client owns.
 
     burst: `number` requests at once. closed: `number` connections, each of which repeats its
-    request when it is answered. open: `number` requests a second, whatever becomes of them.
-    probes: asks `/health/live`.
+    request after the response. open: `number` requests a second, whatever their responses.
+    probes: requests of `/health/live`.
     """
 
     port: int
@@ -45,10 +45,11 @@ class Plan(BaseModel):
 
 
 class Outcome(BaseModel):
-    """The answers that a plan got. Times in seconds.
+    """The responses to a plan. Times in seconds.
 
-    statuses: how many answers, by status; 0 is none. late: answers of 200 or 201 that took longer
-    than the budget of 2 s. unsent: requests of an open loop for which no connection was free.
+    statuses: number of responses by status; 0: the connection was lost. late: responses 200 or 201
+    that took longer than the budget of 2 s. unsent: requests of an open loop for which no
+    connection was free.
     """
 
     seconds: float
@@ -59,11 +60,11 @@ class Outcome(BaseModel):
     p99: float = 0.0
     longest: float = 0.0
     live_p99: float = 0.0
-    last_answer: float = 0.0  # after the last request was sent
+    last_response: float = 0.0  # after the last request was sent
 
     @property
     def good(self) -> int:
-        """Requests that were answered as they should be, within the budget."""
+        """Requests that were served within the budget."""
         return self.statuses.get(200, 0) + self.statuses.get(201, 0) - self.late
 
     @property
@@ -73,19 +74,19 @@ class Outcome(BaseModel):
 
     @property
     def broken(self) -> int:
-        """Requests that got another answer, or none."""
+        """Requests that got another response, or none."""
         return sum(n for status, n in self.statuses.items() if status not in {200, 201, 503})
 
 
 class Connection(asyncio.Protocol):
-    """One keep-alive connection, as simple as possible: the server is what is measured."""
+    """One keep-alive connection, as cheap as possible: the load must not slow the server."""
 
     def __init__(self, port: int) -> None:
         self._port = port
         self._transport: Any = None
         self._status: asyncio.Future[int] | None = None
         self._data = b""
-        self._missing = -1  # bytes of the answer; -1: its head is not complete
+        self._missing = -1  # bytes of the response; -1: its head is not complete
 
     async def connect(self) -> None:
         """Connect, if there is no connection."""
@@ -94,7 +95,7 @@ class Connection(asyncio.Protocol):
             self._transport, _ = await loop.create_connection(lambda: self, "127.0.0.1", port)
 
     async def send(self, request: bytes) -> int:
-        """Send a request and give the status of its answer; 0 if there is none."""
+        """Send a request and return the status of its response; 0 if there is none."""
         try:
             await self.connect()
         except OSError:
@@ -105,7 +106,7 @@ class Connection(asyncio.Protocol):
         return await self._status
 
     def data_received(self, data: bytes) -> None:
-        """Look whether the answer is complete."""
+        """Check whether the response is complete."""
         if self._missing < 0:
             self._data += data
             head, end, body = self._data.partition(b"\r\n\r\n")
@@ -119,7 +120,7 @@ class Connection(asyncio.Protocol):
             self._end(int(self._data[9:12]))
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Connect anew for the next request."""
+        """Forget the connection: the next request opens another."""
         self._transport = None
         self._end(0)
 
@@ -129,7 +130,7 @@ class Connection(asyncio.Protocol):
 
 
 class Load:
-    """Sends the requests of a plan and counts the answers."""
+    """Sends the requests of a plan and counts the responses."""
 
     def __init__(self, plan: Plan) -> None:
         self._plan = plan
@@ -140,7 +141,7 @@ class Load:
         self._unsent = 0
 
     async def run(self) -> Outcome:
-        """Send everything and wait for all answers."""
+        """Send all requests and wait for all responses."""
         plan = self._plan
         runs: dict[str, Callable[[], Coroutine[Any, Any, None]]] = {
             "burst": self._burst, "closed": self._closed, "open": self._open, "probes": self._open,
@@ -159,14 +160,15 @@ class Load:
             median=times[len(times) // 2] if times else 0.0,
             p99=times[int(len(times) * 0.99)] if times else 0.0,
             longest=times[-1] if times else 0.0,
-            last_answer=max(0.0, ended - begun - plan.seconds),
+            last_response=max(0.0, ended - begun - plan.seconds),
         )
 
     async def _connect(self, number: int) -> None:
-        """Open connections, some at a time: a storm of new ones is another test."""
+        """Open connections, 50 at a time: this is no test of many new connections at once."""
         self._idle = [Connection(self._plan.port) for _ in range(number)]
         for first in range(0, number, 50):
-            await asyncio.gather(*(one.connect() for one in self._idle[first : first + 50]))
+            part = self._idle[first : first + 50]
+            await asyncio.gather(*(connection.connect() for connection in part))
 
     def _request(self) -> bytes:
         plan, number = self._plan, next(self._numbers)
@@ -231,7 +233,7 @@ class Load:
 
 
 def main() -> None:
-    """Run the plan that comes on standard input."""
+    """Run the plan from standard input."""
     plan = Plan.model_validate_json(sys.stdin.read())
     outcome = uvloop.run(Load(plan).run())
     print(outcome.model_dump_json())
