@@ -1,11 +1,11 @@
-"""What clients saw, one operation after the other, and whether it can be true.
+"""The operations that clients saw, and whether they are linear.
 
 Each key is a register whose versions order the writes. For all X that ended before Y began:
-version(X) <= version(Y), and < if Y is a write. What nobody answered is no operation: such a write
-may have come to pass or not, until somebody has seen its version.
+version(X) <= version(Y), and < if Y is a write. A request without a response is no operation: such
+a write may be committed or not, until a client has seen its version.
 
-Where keys vanish during a write, readers may see the version before it and the new one until it is
-answered, in any order: there a read of the new version counts from that answer on.
+Where keys vanish during a write, readers may see the version before it and the new one until its
+response, in any order: there a read of the new version counts from that response on.
 """
 
 import asyncio
@@ -27,18 +27,18 @@ from tests.proxies import Worker
 
 Kind = Literal["read", "write", "total", "create"]
 GENRES = ("Fiction", "Non-Fiction", "Science", "History")
-LONGEST = 22.0  # seconds from a write's request to its commit, if it had no answer
+LONGEST = 22.0  # seconds from a write's request to its commit, if it had no response
 Spans = Sequence[tuple[float, float]]
-GONE = 1 << 62  # the version of what was deleted: ids are never used twice
+GONE = 1 << 62  # the version of a deleted row: ids are never used twice
 
 
 @dataclass(frozen=True, slots=True)
 class Operation:
-    """What one client saw of one key, between two moments of the monotonic clock.
+    """What a client saw of a key, between two moments of the monotonic clock.
 
-    read: a version, and what it held. write: the version that it made.
-    total: how many there are. create: there is one more, whatever the total was.
-    how: who answered, for whoever looks into a violation.
+    read: the version and its value. write: the version that it made.
+    total: the number of rows. create: the number of rows grows by 1.
+    source: worker and cache status, to explain a violation.
     """
 
     kind: Kind
@@ -47,12 +47,12 @@ class Operation:
     end: float
     version: int = 0
     value: str = ""
-    how: str = ""
+    source: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class Violation:
-    """Two operations that cannot both be true."""
+    """Two operations that contradict each other."""
 
     rule: Literal["stale read", "lost update", "two contents", "stale total"]
     earlier: Operation
@@ -63,7 +63,7 @@ class Violation:
 
 
 def violations(history: Iterable[Operation], losses: Spans = ()) -> list[Violation]:
-    """Give whatever cannot be true, at most one for each operation and rule. O(n log n).
+    """Return the contradictions, at most 1 for each operation and rule. O(n log n).
 
     losses: when keys vanished, from and to.
     """
@@ -72,13 +72,13 @@ def violations(history: Iterable[Operation], losses: Spans = ()) -> list[Violati
     for operation in history:
         kinds = registers if operation.kind in {"read", "write"} else totals
         kinds[operation.key].append(operation)
-    found: list[Violation] = []
+    result: list[Violation] = []
     for operations in registers.values():
-        found += _going_back(operations, losses)
-        found += _two_of_one_version(operations)
+        result += _going_back(operations, losses)
+        result += _same_version(operations)
     for operations in totals.values():
-        found += _forgetting(operations)
-    return found
+        result += _forgetting(operations)
+    return result
 
 
 def _going_back(operations: Sequence[Operation], losses: Spans) -> Iterator[Violation]:
@@ -97,91 +97,103 @@ def _going_back(operations: Sequence[Operation], losses: Spans) -> Iterator[Viol
 
 
 def _counting(operations: Sequence[Operation], losses: Spans) -> list[tuple[float, Operation]]:
-    """Give each operation with the moment from which on it counts."""
-    writes = {one.version: (one.start, one.end) for one in operations if one.kind == "write"}
-    for one in sorted(operations, key=lambda operation: operation.start):
-        if losses and one.version not in writes:  # nobody knows when it began, and it has no end
-            writes[one.version] = (one.start - LONGEST, inf)
+    """Return each operation with the moment from which it counts."""
+    writes = {
+        operation.version: (operation.start, operation.end)
+        for operation in operations
+        if operation.kind == "write"
+    }
+    for operation in sorted(operations, key=lambda operation: operation.start):
+        if losses and operation.version not in writes:  # of a write without a response
+            writes[operation.version] = (operation.start - LONGEST, inf)
     lossy = {version: end for version, (start, end) in writes.items()
              if any(begin <= end and start <= until for begin, until in losses)}  # fmt: skip
-    return [(max(one.end, lossy.get(one.version, 0.0)), one) for one in operations]
+    return [
+        (max(operation.end, lossy.get(operation.version, 0.0)), operation)
+        for operation in operations
+    ]
 
 
-def _two_of_one_version(operations: Sequence[Operation]) -> Iterator[Violation]:
-    """Find writes, also at once, that made the same version, and versions that hold two things."""
+def _same_version(operations: Sequence[Operation]) -> Iterator[Violation]:
+    """Find two writes, also concurrent ones, of the same version, and a version with two values."""
     first: dict[int, Operation] = {}
     writer: dict[int, Operation] = {}
-    for one in operations:
-        other = first.setdefault(one.version, one)
-        if one.value != other.value:
-            yield Violation("two contents", other, one)
-        if one.kind == "write" and (other := writer.setdefault(one.version, one)) is not one:
-            yield Violation("lost update", other, one)
+    for operation in operations:
+        version = operation.version
+        other = first.setdefault(version, operation)
+        if operation.value != other.value:
+            yield Violation("two contents", other, operation)
+        if operation.kind == "write":
+            other = writer.setdefault(version, operation)
+            if other is not operation:
+                yield Violation("lost update", other, operation)
 
 
 def _forgetting(operations: Sequence[Operation]) -> Iterator[Violation]:
-    """Find totals without something that had been created, where nothing is ever deleted.
+    """Find totals that miss a created row, where no row is ever deleted.
 
-    A total of n, seen when at most s had been created, and e now, means n + e - s at least.
+    A total of n after at most s creates, and e creates now: the total is now n + e - s at least.
     """
-    creates = [one for one in operations if one.kind == "create"]
-    started = sorted(one.start for one in creates)
-    ended = sorted(one.end for one in creates)
-    totals = [one for one in operations if one.kind == "total"]
-    seen = sorted(totals, key=lambda one: one.end)
+    creates = [operation for operation in operations if operation.kind == "create"]
+    started = sorted(create.start for create in creates)
+    ended = sorted(create.end for create in creates)
+    totals = [operation for operation in operations if operation.kind == "total"]
+    by_end = sorted(totals, key=lambda total: total.end)
     most, newest, position = 0, None, 0
-    for later in sorted(totals, key=lambda one: one.start):
-        while (one := seen[position]).end < later.start:
-            before = one.version - bisect_right(started, one.end)
+    for later in sorted(totals, key=lambda total: total.start):
+        while (earlier := by_end[position]).end < later.start:
+            before = earlier.version - bisect_right(started, earlier.end)
             if newest is None or before > most:
-                most, newest = before, one
+                most, newest = before, earlier
             position += 1
         if newest is not None and later.version < most + bisect_left(ended, later.start):
             yield Violation("stale total", newest, later)
 
 
-class Answer(NamedTuple):
-    """What a worker said, and when."""
+class Response(NamedTuple):
+    """The response of a worker, and when."""
 
     status: int
     headers: httpx.Headers
     body: Any
     start: float
     end: float
-    how: str
+    source: str
 
 
 class Recorder:
-    """Asks the workers, any of them, and writes down what they say."""
+    """Sends requests to random workers, and records their responses."""
 
     def __init__(self, workers: Sequence[Worker], chance: random.Random) -> None:
         self.log: list[Operation] = []
         self.counts: Counter[str] = Counter()
-        self.wrong: list[str] = []  # what may never be, whatever the history
-        self.waits: list[tuple[float, float]] = []  # of who wrote
-        self.writes: list[tuple[float, float]] = []  # also without an answer: until it is over
+        self.wrong: list[str] = []  # responses that no history can explain
+        self.waits: list[tuple[float, float]] = []  # of writes with a response
+        self.writes: list[
+            tuple[float, float]
+        ] = []  # of all writes: a write without a response ends LONGEST later
         self.workers = workers
         self.chance = chance
         self.ids: dict[str, int] = {}  # of users
         self.tokens: dict[str, str] = {}
-        self.newest = 0  # of the books: what follows is not there yet
+        self.newest = 0  # id of a book: no row has a greater id yet
         self._number = count(1)
 
-    async def ask(
-        self, method: str, path: str, user: str = "", body: object = None, patience: float = 60
-    ) -> Answer | None:
-        """Ask one of them. None: nobody can say what became of it."""
+    async def send(
+        self, method: str, path: str, user: str = "", body: object = None, seconds: float = 60
+    ) -> Response | None:
+        """Send a request to a random worker. None: no response says whether it was done."""
         worker, kind = self.chance.choice(self.workers), "read" if method == "GET" else "write"
         self.counts[kind] += 1
         start = time.monotonic()
         try:
-            async with asyncio.timeout(patience):
+            async with asyncio.timeout(seconds):
                 response = await worker.request(method, path, self.tokens.get(user, ""), body)
         except httpx.TimeoutException:
-            self.wrong.append(f"{method} {path}: worker {worker.number} does not answer")
+            self.wrong.append(f"{method} {path}: worker {worker.number} does not reply")
             return None
         except (httpx.TransportError, TimeoutError, AttributeError):  # anyio's, of a lost socket
-            self.counts[f"{kind}, unanswered"] += 1
+            self.counts[f"{kind}, no response"] += 1
             if kind == "write":
                 self.writes.append((start, start + LONGEST))
             await asyncio.sleep(0.02)
@@ -197,75 +209,78 @@ class Recorder:
             self.counts[f"{kind}, {status}"] += 1
             return None
         content = response.json() if response.content else None
-        how = f"worker {worker.number}, {cache}"
-        return Answer(status, response.headers, content, start, end, how)
+        source = f"worker {worker.number}, {cache}"
+        return Response(status, response.headers, content, start, end, source)
 
-    def is_unsure(self, seen: Answer, losses: Spans) -> bool:
-        """Whether keys vanished during a write that had no answer when a read began."""
+    def is_unsure(self, response: Response, losses: Spans) -> bool:
+        """Whether keys vanished during a write that had no response when a read began."""
         return any(
-            start < seen.end and seen.start < end
+            start < response.end and response.start < end
             and any(start <= until and begin <= end for begin, until in losses)
             for start, end in self.writes
         )  # fmt: skip
 
-    def note(self, kind: Kind, key: str, seen: Answer, version: int = 0, value: str = "") -> None:
-        """Write an operation down."""
-        self.log.append(Operation(kind, key, seen.start, seen.end, version, value, seen.how))
+    def note(
+        self, kind: Kind, key: str, response: Response, version: int = 0, value: str = ""
+    ) -> None:
+        """Record an operation."""
+        start, end, source = response.start, response.end, response.source
+        self.log.append(Operation(kind, key, start, end, version, value, source))
 
-    def note_book(self, kind: Kind, seen: Answer, book: Any) -> None:
-        """Write down what was said of one book."""
+    def note_book(self, kind: Kind, response: Response, book: Any) -> None:
+        """Record an operation on a book."""
         value = f"{book['title']}, {book['genre']}, {book['price']}"
-        self.note(kind, f"book {book['id']}", seen, book["version"], value)
+        self.note(kind, f"book {book['id']}", response, book["version"], value)
 
     async def read_book(self, book_id: int, absent: int) -> None:
         """Read a book; `absent`: its version if there is none."""
-        seen = await self.ask("GET", f"/api/books/{book_id}")
-        if seen is not None and seen.status == 404:
-            self.note("read", f"book {book_id}", seen, absent)
-        elif seen is not None:
-            self.note_book("read", seen, seen.body)
+        response = await self.send("GET", f"/api/books/{book_id}")
+        if response is not None and response.status == 404:
+            self.note("read", f"book {book_id}", response, absent)
+        elif response is not None:
+            self.note_book("read", response, response.body)
 
     async def read_total(self, user: str) -> int:
-        """Read how many books a user has, who deletes none."""
+        """Read the number of books of a user who deletes none. -1: there was no response."""
         owner, in_body = self.ids[user], self.chance.random() < 0.5
         path = f"/api/books?user_id={owner}" if in_body else f"/api/users/{owner}/books"
-        if (seen := await self.ask("GET", path)) is None:
+        if (response := await self.send("GET", path)) is None:
             return -1
-        total = int(seen.body["total"] if in_body else seen.headers["X-Total-Count"])
-        self.note("total", f"books of {user}", seen, total)
+        total = int(response.body["total"] if in_body else response.headers["X-Total-Count"])
+        self.note("total", f"books of {user}", response, total)
         return total
 
     async def create(self, user: str) -> int:
-        """Make a book of such a user: its id."""
-        if (seen := await self.ask("POST", "/api/books", user, self.book())) is None:
+        """Create a book of such a user, and return its id. -1: there was no response."""
+        if (response := await self.send("POST", "/api/books", user, self.book())) is None:
             return -1
-        self.note("create", f"books of {user}", seen)
-        self.note_book("write", seen, seen.body)
-        book_id: int = seen.body["id"]
+        self.note("create", f"books of {user}", response)
+        self.note_book("write", response, response.body)
+        book_id: int = response.body["id"]
         self.newest = max(self.newest, book_id)
         return book_id
 
     async def insist(self, path: str, body: object, user: str = "") -> Any:
-        """Write until it is done."""
-        while (seen := await self.ask("POST", path, user, body)) is None:
+        """Repeat a write until it has a response."""
+        while (response := await self.send("POST", path, user, body)) is None:
             pass
-        assert seen.status in {200, 201}, seen
-        return seen.body
+        assert response.status in {200, 201}, response
+        return response.body
 
     async def register(self, name: str) -> None:
-        """Make a user, and sign them in."""
+        """Create a user, and sign them in."""
         body = {"username": name, "email": f"{name}@example.org", "password": PASSWORD}
         self.ids[name] = (await self.insist("/api/auth/register", body))["id"]
         self.tokens[name] = await self.sign_in(name)
 
     async def sign_in(self, name: str) -> str:
-        """Give a new token of a user."""
+        """Return a new token of a user."""
         body = {"email": f"{name}@example.org", "password": PASSWORD}
         token: str = (await self.insist("/api/auth/login", body))["token"]
         return token
 
     def book(self) -> dict[str, object]:
-        """Give a book as none was before."""
+        """Return the fields of a new book."""
         genre, price = self.chance.choice(GENRES), self.chance.randrange(10_000) / 100
         title = f"Title {next(self._number)}"
         return {"title": title, "author": "Somebody", "genre": genre, "price": price}

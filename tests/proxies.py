@@ -1,4 +1,4 @@
-"""A Redis to be hurt, the way of each worker to it, and workers to be killed."""
+"""A Redis that tests kill, the proxy of each worker to it, and workers that tests kill."""
 
 import asyncio
 import os
@@ -25,14 +25,14 @@ from tests.test_cli import served
 
 Mode = Literal["pass", "delay", "hold", "mute", "lose", "drop", "cut"]
 STANDSTILL = "worker stopped"  # for up to 3 s: longer than a lease
-HARMLESS = ("way: delay", "worker killed", STANDSTILL)  # the cache stays on
-LOSSES = ("keys: all", "keys: some", "keys: evicted")  # that vanish again and again: it stays on
+HARMLESS = ("proxy: delay", "worker killed", STANDSTILL)  # the cache stays on
+LOSSES = ("keys: all", "keys: some", "keys: evicted")  # keys that vanish: the cache stays on
 LOSING = 3.0  # seconds, at most
 DELAYS = (0.005, 0.06)  # of a chunk, in seconds
 
 
 class OwnRedis:
-    """A Redis that is killed and comes back: another one, empty or as it once was."""
+    """A Redis that is killed and replaced by another, which is empty or has an old dump."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -40,7 +40,7 @@ class OwnRedis:
         self.start()
 
     def start(self, dump: bytes | None = None) -> None:
-        """Start another one, on another port. One that is still there ends when that is ready."""
+        """Start another Redis on another port. The Redis before it ends when that is ready."""
         file = self._folder / "dump.rdb"
         file.unlink(missing_ok=True)
         if dump is not None:
@@ -52,23 +52,23 @@ class OwnRedis:
             before.terminate()
 
     def save(self) -> bytes:
-        """Give a dump of it as it is."""
+        """Return a dump of its data."""
         with Redis(port=self.port) as client:
             client.save()
         return (self._folder / "dump.rdb").read_bytes()
 
     def kill(self) -> None:
-        """End it without a word. It need not be there, and may be stopped."""
+        """End it at once. It may have ended before, or be stopped by a signal."""
         self._server.terminate()
 
 
 class Proxy:
-    """One worker's way to Redis.
+    """A worker's connections to Redis.
 
-    delay: whatever passes takes 5-60 ms. hold: it arrives later, also if nobody waits any more.
-    mute: answers are lost. lose: now and then anything. drop: all. cut: nobody can connect.
+    delay: each chunk takes 5-60 ms. hold: chunks wait until the mode changes. mute: replies are
+    lost. lose: a chunk in 50 is lost. drop: all chunks are lost. cut: connections are refused.
 
-    Where something was lost nothing follows: a connection of TCP has no gaps.
+    After a lost chunk nothing follows on its connection: TCP has no gaps.
     """
 
     def __init__(self, backend: OwnRedis, chance: random.Random) -> None:
@@ -78,13 +78,13 @@ class Proxy:
         self._server: asyncio.Server | None = None
         self._mode: Mode = "pass"
         self._changed = asyncio.Event()
-        self._place = socket.socket()  # nobody else gets the port while connections are refused
+        self._place = socket.socket()  # keeps the port while connections are refused
         self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         self._place.bind(("127.0.0.1", 0))
         self.port: int = self._place.getsockname()[1]
 
     async def turn(self, mode: Mode) -> None:
-        """Treat all connections like this from now on."""
+        """Change the mode of all connections."""
         self._mode = mode
         self._changed.set()
         self._changed = asyncio.Event()
@@ -98,13 +98,13 @@ class Proxy:
             await self.sever()
 
     async def sever(self) -> None:
-        """End every connection that there is."""
+        """End every connection."""
         for task in self._connections:
             task.cancel()
         await asyncio.gather(*self._connections, return_exceptions=True)
 
     async def close(self) -> None:
-        """End every connection, and give the port back."""
+        """End every connection, and release the port."""
         await self.turn("cut")
         self._place.close()
 
@@ -142,11 +142,11 @@ class Proxy:
                     sink.write(chunk)
                     await sink.drain()
         except OSError:
-            pass  # whoever was there has gone
+            pass  # the other end has closed the connection
 
 
 class Worker:
-    """A process that serves, and starts again after it was killed. Its way to Redis stays."""
+    """A serving process that starts again after it was killed. Its proxy to Redis stays."""
 
     process: Process
     url: str
@@ -163,42 +163,44 @@ class Worker:
         self._stack = AsyncExitStack()
 
     async def start(self) -> None:
-        """Serve, at another address each time."""
+        """Serve, on another port each time."""
         self.process, self.url, _ = await self._stack.enter_async_context(
             served(self._cwd, "--workers", "0", **self._environment)
         )
 
     async def kill(self) -> None:
-        """End it wherever it is."""
+        """Kill it."""
         self.process.kill()
         await self.process.communicate()
         await self._stack.aclose()
 
     async def close(self) -> None:
-        """Let it end, and its way with it."""
-        await self._stack.aclose()
-        await self._client.aclose()
-        await self.proxy.close()
+        """Stop it, and its proxy."""
+        try:
+            await self._stack.aclose()
+        finally:
+            await self._client.aclose()
+            await self.proxy.close()
 
     async def request(self, method: str, path: str, token: str, body: object) -> httpx.Response:
-        """Ask it."""
+        """Send a request to it."""
         headers = {"Authorization": f"Bearer {token}"} if token else {}
         return await self._client.request(method, self.url + path, json=body, headers=headers)
 
 
 class Nemesis:
-    """Hurts one thing after the other, and waits between until the cache is in use again."""
+    """Causes a fault after another, and waits in between until the cache is in use again."""
 
     def __init__(
         self, redis: OwnRedis, workers: Sequence[Worker], chance: random.Random, longest: float
     ) -> None:
         self.faults: list[tuple[float, float, str]] = []  # begin, end, name
-        self.lost = 0  # keys, of our own and others
+        self.lost = 0  # keys, of Octavo and others
         self._redis = redis
         self._workers = workers
         self._chance = chance
-        self._lasting = (0.5, 1, 2, 4, longest)  # seconds that a way is bad
-        self._ways: dict[str, Callable[[], Awaitable[None]]] = {
+        self._lasting = (0.5, 1, 2, 4, longest)  # seconds that a proxy misbehaves
+        self._faults: dict[str, Callable[[], Awaitable[None]]] = {
             "Redis replaced by one behind": self._go_back,
             "Redis from an old dump": partial(self._go_back, killed=True),
             "Redis killed": self._kill_redis,
@@ -206,12 +208,12 @@ class Nemesis:
             "worker killed": self._kill,
             STANDSTILL: lambda: self._stop(chance.choice(workers).process.pid, 3),
             **dict(zip(LOSSES, (self._flush, self._delete, self._evict), strict=True)),
-            **{f"way: {mode}": partial(self._turn, mode) for mode in get_args(Mode)[1:]},
+            **{f"proxy: {mode}": partial(self._turn, mode) for mode in get_args(Mode)[1:]},
         }
 
     async def run(self, in_use: Callable[[], Awaitable[bool]]) -> None:
-        """Go on while it is in use, and leave everything well."""
-        first, *others = (name for name in self._ways if name not in HARMLESS + LOSSES)
+        """Cause faults until `in_use` says no, and leave no fault behind."""
+        first, *others = (name for name in self._faults if name not in HARMLESS + LOSSES)
         losses = cycle(self._chance.sample(LOSSES, len(LOSSES)))
         for name in cycle((first, *self._chance.sample(others, len(others)))):
             if not await in_use():
@@ -221,7 +223,7 @@ class Nemesis:
                 await self._do(fault)
             if self._chance.random() < 0.3:  # while the cache is off, or just coming back
                 await asyncio.sleep(self._chance.uniform(0, 20))
-                await self._do(self._chance.choice(sorted(self._ways)))
+                await self._do(self._chance.choice(sorted(self._faults)))
 
     @property
     def losses(self) -> list[tuple[float, float]]:
@@ -230,13 +232,15 @@ class Nemesis:
 
     async def _do(self, name: str) -> None:
         begun = time.monotonic()
-        await self._ways[name]()
+        await self._faults[name]()
         self.faults.append((begun, time.monotonic(), name))
 
     async def _go_back(self, *, killed: bool = False) -> None:
         dump = await asyncio.to_thread(self._redis.save)
-        await asyncio.sleep(self._chance.uniform(0.2, 1.5))  # what is written now, it does not know
-        if killed:  # else nobody has to wait for the other one
+        await asyncio.sleep(
+            self._chance.uniform(0.2, 1.5)
+        )  # writes of this time are not in the dump
+        if killed:  # else the other Redis replies at once
             self._redis.kill()
         await asyncio.to_thread(self._redis.start, dump)
 
@@ -246,7 +250,7 @@ class Nemesis:
         await asyncio.to_thread(self._redis.start)
 
     async def _lose(self, lose: Callable[[Any], Awaitable[int]]) -> None:
-        """Let keys vanish again and again, for a while."""
+        """Let keys vanish repeatedly, for up to LOSING seconds."""
         end = time.monotonic() + self._chance.uniform(1, LOSING)
         async with AsyncRedis(port=self._redis.port) as client:
             while time.monotonic() < end:
@@ -262,7 +266,7 @@ class Nemesis:
         await self._lose(flush)
 
     async def _delete(self) -> None:
-        """Delete a few keys, rather those that guard than values."""
+        """Delete a few keys, more often generations and writers than values."""
 
         async def delete(client: Any) -> int:
             keys = [key async for key in client.scan_iter("octavo:cache:*", 1_000)]
@@ -274,7 +278,7 @@ class Nemesis:
         await self._lose(delete)
 
     async def _evict(self) -> None:
-        """Fill the memory with other keys: any of ours may have to go, marks as well."""
+        """Fill the memory with other keys: Redis evicts any keys, marks as well."""
 
         async def fill(client: Any) -> int:
             pipe = client.pipeline(transaction=False)
@@ -309,6 +313,8 @@ class Nemesis:
 
     async def _turn(self, mode: Mode) -> None:
         proxy = self._chance.choice(self._workers).proxy
-        await proxy.turn(mode)
-        await asyncio.sleep(self._chance.choice(self._lasting))
-        await proxy.turn("pass")
+        try:
+            await proxy.turn(mode)
+            await asyncio.sleep(self._chance.choice(self._lasting))
+        finally:
+            await proxy.turn("pass")
