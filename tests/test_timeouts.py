@@ -1,31 +1,31 @@
-"""Waiting, and not waiting any more."""
+"""Cancellation of a task, also of a task that swallows it."""
 
 import asyncio
 
 from service.timeouts import cancel_and_wait
 
 
-async def test_a_cancellation_that_a_library_took_is_said_again() -> None:
-    taken = 0
+async def test_a_swallowed_cancellation_is_repeated() -> None:
+    swallowed = 0
 
     async def stubborn() -> None:
-        nonlocal taken
+        nonlocal swallowed
         while True:
             try:
-                await asyncio.sleep(60)
+                await asyncio.sleep(600)
             except asyncio.CancelledError:
-                taken += 1
-                if taken == 2:
+                swallowed += 1
+                if swallowed == 2:
                     raise
 
     task = asyncio.create_task(stubborn())
     await asyncio.sleep(0)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         await cancel_and_wait(task)
     assert task.cancelled()
 
 
-async def test_what_failed_meanwhile_is_over() -> None:
+async def test_a_task_that_failed_is_done_and_raises_nothing() -> None:
     async def fail() -> None:
         raise ValueError
 
