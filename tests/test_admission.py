@@ -17,9 +17,9 @@ LIMIT, BUDGET = 64, 2.0
 
 
 class Simulation:
-    """A server of one core in simulated time: it runs what the queue admits, in turns.
+    """A server with one core in simulated time: it runs the admitted requests in order.
 
-    rate: requests that it completes a second. The clients record what became of their requests.
+    rate: requests that it completes a second. The clients record the results of their requests.
     """
 
     def __init__(self, rate: float) -> None:
@@ -27,9 +27,9 @@ class Simulation:
         self.service_seconds = 1 / rate
         self.queue = AdmissionQueue(LIMIT, BUDGET)
         self.busy_until = self.quick_until = 0.0
-        self.waits: list[float] = []  # of what was admitted
-        self.refusals: list[float] = []  # when
-        self.longest_quick = 0.0  # wait for the answer to a quick request
+        self.waits: list[float] = []  # seconds, of admitted requests
+        self.refusals: list[float] = []  # moments
+        self.longest_quick = 0.0  # wait for the response to a quick request
         self._events: list[tuple[float, int, Callable[[], None]]] = []
         self._numbers = itertools.count()
 
@@ -47,7 +47,7 @@ class Simulation:
     def request(
         self, done: Callable[[], None] = lambda: None, *, is_costly: bool = False
     ) -> list[str]:
-        """Send a request; `done` is called at its answer, which the list then holds."""
+        """Send a request; `done` is called at its response, which the list then holds."""
         arrived, outcome = self.now, list[str]()
 
         def start() -> None:
@@ -63,7 +63,7 @@ class Simulation:
         def refuse() -> None:
             outcome.append("refused")
             self.refusals.append(self.now)
-            self.call_later(0.001, done)  # the answer's way to the client and back
+            self.call_later(0.001, done)  # from the server to the client and back
 
         self.queue.submit(Admission(self.queue), start, refuse, is_costly=is_costly)
         return outcome
@@ -73,10 +73,10 @@ class Simulation:
         self.call_later(0.0, partial(context.run, callback, *args))
 
     def quick_request(self, done: Callable[[], None]) -> None:
-        """Send a request whose answer is in memory: it costs a twentieth of the others."""
+        """Send a request whose response is in memory: it costs a twentieth of the others."""
         arrived = self.now
 
-        def start(_: float) -> None:  # others go on later
+        def start(_: float) -> None:  # other requests continue later
             seconds = self.service_seconds / 20
             self.busy_until = max(self.busy_until, self.now) + seconds
             self.quick_until = max(self.quick_until, self.now) + seconds
@@ -89,7 +89,7 @@ class Simulation:
         self.queue.submit_quick(start)
 
     def closed_loop(self, connections: int, until: float) -> None:
-        """Let clients repeat their requests as soon as they are answered."""
+        """Let clients repeat their requests as soon as they have a response."""
 
         def send() -> None:
             if self.now < until:
@@ -99,7 +99,7 @@ class Simulation:
             send()
 
     def open_loop(self, rate: float, until: float) -> None:
-        """Send requests at a rate, whatever becomes of them."""
+        """Send requests at a rate, whatever their responses."""
         if self.now < until:
             self.request()
             self.call_later(1 / rate, lambda: self.open_loop(rate, until))
@@ -115,7 +115,7 @@ class Simulation:
 
 @pytest.fixture
 def simulate(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], Simulation]:
-    """Make a simulation whose clock and loop the queue uses."""
+    """Make a simulation, and let the queue use its clock and its loop."""
 
     def make(rate: float) -> Simulation:
         simulation = Simulation(rate)
@@ -133,9 +133,7 @@ Simulate = Callable[[float], Simulation]
 
 
 @pytest.mark.parametrize("number", [1, LIMIT, LIMIT + 1, 900])
-def test_a_burst_that_is_done_within_the_budget_is_served_whole(
-    simulate: Simulate, number: int
-) -> None:
+def test_a_burst_within_the_budget_is_served_completely(simulate: Simulate, number: int) -> None:
     simulation = simulate(500)
     for _ in range(number):
         simulation.request()
@@ -145,13 +143,13 @@ def test_a_burst_that_is_done_within_the_budget_is_served_whole(
     assert simulation.queue.running == simulation.queue.waiting == 0
 
 
-def test_of_a_larger_burst_only_what_is_beyond_the_budget_is_refused(simulate: Simulate) -> None:
+def test_of_a_larger_burst_only_requests_beyond_the_budget_are_refused(simulate: Simulate) -> None:
     simulation = simulate(500)
     begun = simulation.now
     for _ in range(3_000):
         simulation.request()
     simulation.run(begun + 20)
-    # What runs at once does not wait in the queue, so a few more are served.
+    # Requests that run at once do not wait in the queue, so a few more are served.
     assert 500 * BUDGET <= len(simulation.waits) <= 500 * BUDGET + 2 * LIMIT
     assert len(simulation.waits) + len(simulation.refusals) == 3_000
     assert max(simulation.refusals) <= begun + BUDGET + 0.1
@@ -170,7 +168,7 @@ def test_a_closed_loop_that_is_served_within_the_budget_is_never_refused(
 
 
 @pytest.mark.parametrize("rate", [250, 350, 450])
-def test_a_closed_loop_is_refused_only_what_is_beyond_the_budget(
+def test_of_a_closed_loop_only_requests_beyond_the_budget_are_refused(
     simulate: Simulate, rate: float
 ) -> None:
     simulation = simulate(rate)
@@ -195,11 +193,11 @@ def test_an_open_loop_beyond_the_peak_keeps_goodput_and_short_waits(
     assert median(simulation.waits) <= BUDGET / 4
     assert sum(wait > BUDGET / 4 for wait in simulation.waits) < 0.3 * len(simulation.waits)
     simulation.run(end + BUDGET)
-    assert simulation.queue.running == simulation.queue.waiting == 0, "nothing is left"
-    assert simulation.queue.timeout.seconds == BUDGET, "and nothing is remembered"
+    assert simulation.queue.running == simulation.queue.waiting == 0, "the queue is empty"
+    assert simulation.queue.timeout.seconds == BUDGET, "the queue has forgotten the overload"
 
 
-def test_costly_requests_are_refused_first_while_there_is_too_much(simulate: Simulate) -> None:
+def test_costly_requests_are_refused_first_during_an_overload(simulate: Simulate) -> None:
     simulation = simulate(500)
     end = simulation.now + 20
     outcomes: dict[bool, list[list[str]]] = {True: [], False: []}
@@ -217,7 +215,7 @@ def test_costly_requests_are_refused_first_while_there_is_too_much(simulate: Sim
     assert refused[False] < 0.2 * refused[True]
 
 
-def test_before_there_is_too_much_the_oldest_comes_first(simulate: Simulate) -> None:
+def test_the_oldest_request_comes_first_before_an_overload(simulate: Simulate) -> None:
     simulation = simulate(500)
     for _ in range(LIMIT):
         simulation.request()
@@ -229,7 +227,7 @@ def test_before_there_is_too_much_the_oldest_comes_first(simulate: Simulate) -> 
     assert order == [0, 1, 2, 3, 4]
 
 
-def test_a_pause_of_the_machine_refuses_nobody(simulate: Simulate) -> None:
+def test_a_pause_of_the_machine_refuses_no_request(simulate: Simulate) -> None:
     simulation = simulate(500)
     end = simulation.now + 10
     simulation.closed_loop(256, end)
@@ -241,7 +239,7 @@ def test_a_pause_of_the_machine_refuses_nobody(simulate: Simulate) -> None:
     assert not simulation.refusals
 
 
-def test_a_client_that_has_gone_takes_no_turn(simulate: Simulate) -> None:
+def test_a_request_of_a_disconnected_client_takes_no_turn(simulate: Simulate) -> None:
     simulation = simulate(500)
     for _ in range(LIMIT):
         simulation.request()
@@ -258,7 +256,7 @@ def test_a_client_that_has_gone_takes_no_turn(simulate: Simulate) -> None:
     assert simulation.queue.running == LIMIT
 
 
-def test_waiting_elsewhere_lets_another_request_run(simulate: Simulate) -> None:
+def test_a_request_that_waits_elsewhere_lets_another_request_run(simulate: Simulate) -> None:
     simulation = simulate(500)
     turns = [Admission(simulation.queue) for _ in range(LIMIT + 1)]
     for turn in turns:
@@ -273,7 +271,7 @@ def test_waiting_elsewhere_lets_another_request_run(simulate: Simulate) -> None:
     assert first.seconds_left == BUDGET - 0.5
     for turn in (first, first, last):
         turn.end()
-    assert simulation.queue.running == LIMIT - 1, "each ends once"
+    assert simulation.queue.running == LIMIT - 1, "an admission ends once"
 
 
 def test_a_step_is_undone_when_it_brings_more_requests() -> None:
@@ -300,13 +298,14 @@ def test_a_step_is_undone_when_it_brings_more_requests() -> None:
 
 
 @pytest.mark.parametrize("gives_way", [True, False])
-def test_quick_requests_do_not_let_others_be_refused(
+def test_quick_requests_cause_no_refusal_of_others(
     simulate: Simulate, monkeypatch: pytest.MonkeyPatch, gives_way: bool
 ) -> None:
     """1,000 clients read a catalogue in order, and 990 rows of it are not in memory."""
     simulation = simulate(900)
     if not gives_way:
-        monkeypatch.setattr(AdmissionQueue, "_is_wait_long", lambda *_: False)
+        name = "_is_wait_long"  # private: the defect is a queue without this rule
+        monkeypatch.setattr(AdmissionQueue, name, lambda *_: False)
         simulation.queue = AdmissionQueue(LIMIT, BUDGET)
     until = simulation.now + 6
     numbers = itertools.count()
@@ -328,7 +327,7 @@ def test_quick_requests_do_not_let_others_be_refused(
     assert simulation.longest_quick < (BUDGET / 2 if gives_way else 0.2)
 
 
-def test_what_a_request_has_waited_before_is_part_of_its_budget(simulate: Simulate) -> None:
+def test_an_earlier_wait_of_a_request_counts_for_its_budget(simulate: Simulate) -> None:
     simulation = simulate(100)
     for _ in range(LIMIT + 400):
         simulation.request()

@@ -1,4 +1,4 @@
-"""The decision itself: against an oracle that remembers everything, in memory and in Redis."""
+"""Decisions in memory and in Redis, compared with an oracle that remembers every request."""
 
 import asyncio
 import multiprocessing
@@ -22,7 +22,7 @@ START = 1_800_000_000 * SECOND
 
 
 class Backend(Protocol):
-    """A limiter whose clock the test holds."""
+    """A limiter whose clock the test sets."""
 
     def acquire(self, claims: Sequence[Charge], now: int) -> Decision: ...
     def refund(self, key: str, stamp: int) -> None: ...
@@ -50,12 +50,12 @@ class InMemory:
     def state(self) -> object:
         return {
             key: (log.count, log.expires, dict(log.times))
-            for key, log in self._memory._logs.items()
+            for key, log in self._memory._logs.items()  # private: no public view of the logs
         }
 
 
 class InRedis:
-    """The limiter of many."""
+    """The limiter that processes share."""
 
     def __init__(self, url: str) -> None:
         self._redis: Any = redis.Redis.from_url(url)
@@ -66,25 +66,25 @@ class InRedis:
         self._redis.flushdb()
 
     def acquire(self, claims: Sequence[Charge], now: int) -> Decision:
-        (answer,) = self._script(*arguments([claims], now))
-        return decision(claims, answer)
+        (reply,) = self._script(*arguments([claims], now))
+        return decision(claims, reply)
 
     def refund(self, key: str, stamp: int) -> None:
         self._give_back([key], [stamp])
 
     def state(self) -> object:
-        found = {}
+        state = {}
         for key in self._redis.scan_iter():
             if key.startswith(b"octavo:cache:"):
                 continue
             assert self._redis.pttl(key) > 0, "every key expires"
-            found[key] = self._redis.get(key)
-        return found
+            state[key] = self._redis.get(key)
+        return state
 
 
 @pytest.fixture(params=["memory", "redis"])
 def backend(request: pytest.FixtureRequest) -> Iterator[Backend]:
-    """Both."""
+    """Each of the two limiters."""
     if request.param == "memory":
         yield InMemory()
         return
@@ -98,10 +98,10 @@ POLICIES = st.lists(
 ).map(tuple)
 STEPS = st.lists(
     st.tuples(
-        st.integers(0, 2_500_000),  # microseconds since the one before
+        st.integers(0, 2_500_000),  # microseconds since the step before
         st.sampled_from([("a",), ("b",), ("a", "b")]),
         st.sampled_from([0, 1, 1, 1, 2, 3]),
-        st.sampled_from([None, None, None, 0, 1, 4]),  # of the last units, one to be given back
+        st.sampled_from([None, None, None, 0, 1, 4]),  # which of the last units to give back
     ),
     max_size=40,
 )
@@ -111,7 +111,7 @@ STEPS = st.lists(
     max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 @given(first=POLICIES, second=POLICIES, steps=STEPS)
-def test_never_more_never_fewer_all_or_nothing(
+def test_a_decision_admits_exactly_the_limit_and_all_claims_or_none(
     backend: Backend, first: tuple[Policy, ...], second: tuple[Policy, ...], steps: list[Any]
 ) -> None:
     backend.clear()
@@ -137,18 +137,18 @@ def test_never_more_never_fewer_all_or_nothing(
                 backend.refund("a", stamp)
         claims = [Charge(key, policies[key], cost) for key in keys]
         before = backend.state()
-        found = backend.acquire(claims, now)
-        assert found.admitted == has_room(claims, now)
-        if found.admitted:
-            assert found.wait == 0
+        result = backend.acquire(claims, now)
+        assert result.admitted == has_room(claims, now)
+        if result.admitted:
+            assert result.wait == 0
             for key in keys:
                 taken[key] += [now] * cost
         else:
             assert backend.state() == before, "a refusal spends nothing"
             if all(0 < cost <= policy.amount for claim in claims for policy in claim.policies):
-                assert has_room(claims, now + found.retry_after * SECOND)
-                assert not has_room(claims, now + (found.retry_after - 1) * SECOND)
-        quotas = iter(found.quotas)
+                assert has_room(claims, now + result.retry_after * SECOND)
+                assert not has_room(claims, now + (result.retry_after - 1) * SECOND)
+        quotas = iter(result.quotas)
         for claim in claims:
             for policy in claim.policies:
                 quota = next(quotas)
@@ -158,7 +158,7 @@ def test_never_more_never_fewer_all_or_nothing(
 
 
 @pytest.mark.parametrize("amount", [1, 4_096, 4_097, 100_000])
-def test_a_large_limit_is_coarse_and_never_too_generous(backend: Backend, amount: int) -> None:
+def test_a_large_limit_is_coarse_and_never_exceeded(backend: Backend, amount: int) -> None:
     chance = random.Random(amount)
     policy = Policy(amount, 60)
     taken: list[tuple[int, int]] = []
@@ -175,7 +175,7 @@ def test_a_large_limit_is_coarse_and_never_too_generous(backend: Backend, amount
             assert used + cost > amount - -(-amount // 4_096)
 
 
-def test_a_key_that_may_have_more_now_keeps_what_it_had(backend: Backend) -> None:
+def test_a_key_with_a_larger_limit_keeps_its_used_units(backend: Backend) -> None:
     small, large = Policy(3, 60), Policy(5, 60)
     for n in range(3):
         assert backend.acquire([Charge("k", (small,))], START + n * SECOND).admitted
@@ -186,14 +186,14 @@ def test_a_key_that_may_have_more_now_keeps_what_it_had(backend: Backend) -> Non
     assert not backend.acquire([Charge("k", (small,))], START + 61 * SECOND).admitted
 
 
-def test_a_clock_that_runs_back_gives_nothing_away(backend: Backend) -> None:
+def test_a_clock_that_runs_back_admits_no_more(backend: Backend) -> None:
     claim = [Charge("k", (Policy(2, 60),))]
     assert backend.acquire(claim, START).admitted
     assert backend.acquire(claim, START - 3_600 * SECOND).admitted
     assert backend.acquire(claim, START - 3_600 * SECOND).retry_after == 60
 
 
-def test_memory_is_bounded_in_keys() -> None:
+def test_the_number_of_keys_in_memory_is_bounded() -> None:
     memory = MemoryLimits(lambda: START, most_keys=100)
     for n in range(1_000):
         assert memory.acquire([Charge(str(n), (Policy(1, 60),))]).admitted
@@ -202,25 +202,28 @@ def test_memory_is_bounded_in_keys() -> None:
 
 
 async def admit(url: str, key: str, requests: int, amount: int) -> int:
-    """Ask at once; give how many were admitted."""
-    batcher = RedisBatcher(ConnectionPool.from_url(url), deadline=5)
+    """Send requests at once, and return how many were admitted."""
+    batcher = RedisBatcher(ConnectionPool.from_url(url), deadline=60)
     shared = RedisLimits(batcher)
     claims = [Charge(key, (Policy(amount, 3_600),))]
-    found = await asyncio.gather(*(shared.acquire(claims) for _ in range(requests)))
-    await batcher.close()
-    return sum(decision.admitted for decision in found)
+    try:
+        decisions = await asyncio.gather(*(shared.acquire(claims) for _ in range(requests)))
+    finally:
+        await batcher.close()
+    return sum(decision.admitted for decision in decisions)
 
 
 def process(url: str, key: str, requests: int, amount: int) -> int:
-    """Ask from a process of its own."""
+    """Send requests from a process of its own."""
     return asyncio.run(admit(url, key, requests, amount))
 
 
-def test_exactly_as_many_from_many_processes(redis_url: str) -> None:
+def test_many_processes_together_admit_exactly_the_limit(redis_url: str) -> None:
     chance = random.Random(7)
-    # It lets its processes end; a Pool ends them by a signal, in which coverage may hang.
+    # The executor lets its processes end; a Pool ends them by a signal, and coverage may hang.
     with ProcessPoolExecutor(4, multiprocessing.get_context("spawn")) as pool:
         for turn in range(2):
             amount = chance.randrange(1, 120)
-            asked = [pool.submit(process, redis_url, f"many-{turn}", 50, amount) for _ in range(4)]
-            assert sum(one.result() for one in asked) == amount
+            key = f"many-{turn}"
+            admitted = [pool.submit(process, redis_url, key, 50, amount) for _ in range(4)]
+            assert sum(future.result() for future in admitted) == amount
