@@ -17,22 +17,22 @@ SORTS = ["id", "created_at", "title", "published_year", "price"]
 
 
 async def walk(client: httpx.AsyncClient, **params: Any) -> list[dict[str, Any]]:
-    """Walk a whole list by cursor."""
-    found: list[dict[str, Any]] = []
+    """Read a whole list by cursor."""
+    items: list[dict[str, Any]] = []
     for _ in range(200):
-        answer = await client.get("/api/books", params=params)
-        assert answer.status_code == 200, answer.text
-        page = answer.json()
-        found += page["items"]
+        response = await client.get("/api/books", params=params)
+        assert response.status_code == 200, response.text
+        page = response.json()
+        items += page["items"]
         assert page["has_more"] == ("next_cursor" in page)
         if not page["has_more"]:
-            return found
+            return items
         params["cursor"] = page["next_cursor"]
     raise AssertionError("the list does not end")
 
 
 async def shelf(make: Factory) -> list[dict[str, Any]]:
-    """Make books with ties and gaps in every field that sorts."""
+    """Create books with equal and missing values in every field by which lists are sorted."""
     owner = await make.member()
     years = [None, 1000, 1969, 1969, 2100]
     prices = [None, 0, 0.01, 10, 10, 99999999.99]
@@ -52,10 +52,10 @@ async def shelf(make: Factory) -> list[dict[str, Any]]:
 
 
 def sorted_by(books: list[dict[str, Any]], sort: str) -> list[int]:
-    """Give the ids in the order that the contract promises."""
+    """Return the ids in the documented order."""
     key, descending = sort.removeprefix("-"), sort.startswith("-")
     if key == "created_at":
-        key = "id"  # made one after the other
+        key = "id"  # books are created in the order of their ids
     known = sorted(
         (book for book in books if book[key] is not None),
         key=lambda book: (book[key], book["id"]),
@@ -66,7 +66,7 @@ def sorted_by(books: list[dict[str, Any]], sort: str) -> list[int]:
 
 
 @pytest.mark.parametrize("sort", [*SORTS, *("-" + sort for sort in SORTS)])
-async def test_every_sort_is_total_with_nulls_last_in_pages_and_by_cursor(
+async def test_every_sort_is_a_total_order_with_nulls_last_in_pages_and_by_cursor(
     client: httpx.AsyncClient, make: Factory, sort: str
 ) -> None:
     expected = sorted_by(await shelf(make), sort)
@@ -74,8 +74,10 @@ async def test_every_sort_is_total_with_nulls_last_in_pages_and_by_cursor(
     assert [book["id"] for book in whole["items"]] == expected
     paged: list[int] = []
     for page in range(1, 6):
-        answer = await client.get("/api/books", params={"sort": sort, "per_page": 7, "page": page})
-        paged += [book["id"] for book in answer.json()["items"]]
+        response = await client.get(
+            "/api/books", params={"sort": sort, "per_page": 7, "page": page}
+        )
+        paged += [book["id"] for book in response.json()["items"]]
     assert paged == expected
     for limit in (1, 7, 30):
         assert [book["id"] for book in await walk(client, sort=sort, limit=limit)] == expected
@@ -83,8 +85,8 @@ async def test_every_sort_is_total_with_nulls_last_in_pages_and_by_cursor(
 
 async def test_the_default_page_is_newest_first(client: httpx.AsyncClient, make: Factory) -> None:
     books = [await make.book() for _ in range(25)]
-    answer = await client.get("/api/books")
-    page = answer.json()
+    response = await client.get("/api/books")
+    page = response.json()
     assert list(page) == ["items", "total", "pagination", "links"]
     assert [book["id"] for book in page["items"]] == [book.id for book in books[:4:-1]]
     assert page["total"] == 25
@@ -99,7 +101,7 @@ async def test_the_default_page_is_newest_first(client: httpx.AsyncClient, make:
         "last": f"{base}?page=2",
         "next": f"{base}?page=2",
     }
-    assert {rel: link["url"] for rel, link in answer.links.items()} == page["links"]
+    assert {rel: link["url"] for rel, link in response.links.items()} == page["links"]
     last = (await client.get(page["links"]["last"])).json()
     assert [book["id"] for book in last["items"]] == [book.id for book in books[4::-1]]
     assert "next" not in last["links"]
@@ -128,7 +130,7 @@ async def test_a_page_past_the_end_is_empty(client: httpx.AsyncClient, make: Fac
     assert page["links"]["last"].endswith("page=1")
 
 
-async def test_an_empty_list(client: httpx.AsyncClient) -> None:
+async def test_an_empty_list_has_no_items_and_no_pages(client: httpx.AsyncClient) -> None:
     page = (await client.get("/api/books")).json()
     assert (page["items"], page["total"]) == ([], 0)
     assert page["pagination"] == {
@@ -140,7 +142,7 @@ async def test_an_empty_list(client: httpx.AsyncClient) -> None:
     assert by_cursor.json() == {"items": [], "has_more": False}
 
 
-async def test_sizes_are_capped(client: httpx.AsyncClient, make: Factory) -> None:
+async def test_page_sizes_have_a_maximum(client: httpx.AsyncClient, make: Factory) -> None:
     for _ in range(101):
         await make.book()
     page = (await client.get("/api/books?per_page=1000")).json()
@@ -193,16 +195,16 @@ async def test_sizes_are_capped(client: httpx.AsyncClient, make: Factory) -> Non
         ("colour=red", "colour", "Unknown field."),
     ],
 )
-async def test_a_query_that_means_nothing_is_refused(
+async def test_an_invalid_query_is_refused(
     client: httpx.AsyncClient, query: str, field: str, part: str
 ) -> None:
-    answer = await client.get(f"/api/books?{query}")
-    assert answer.status_code == 400
-    assert list(answer.json()["messages"]) == [field]
-    assert part in answer.json()["messages"][field][0]
+    response = await client.get(f"/api/books?{query}")
+    assert response.status_code == 400
+    assert list(response.json()["messages"]) == [field]
+    assert part in response.json()["messages"][field][0]
 
 
-async def test_no_link_leads_past_the_deepest_page(
+async def test_no_link_points_past_the_deepest_page(
     client: httpx.AsyncClient, make: Factory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert (await client.get("/api/books?page=5001")).status_code == 200
@@ -245,7 +247,9 @@ async def test_no_link_leads_past_the_deepest_page(
         ("genre=Fiction&year_max=1950", "a"),
     ],
 )
-async def test_filters(client: httpx.AsyncClient, make: Factory, query: str, titles: str) -> None:
+async def test_filters_select_books(
+    client: httpx.AsyncClient, make: Factory, query: str, titles: str
+) -> None:
     zola = {"a": "Émile Zola", "b": "émile zola", "c": "Anna", "d": "Anna Zola"}
     await make.book(title="a", author=zola["a"], genre="Fiction", published_year=1867, price=19.99)
     await make.book(title="b", author=zola["b"], isbn="0306406152", published_year=1969)
@@ -260,7 +264,7 @@ async def test_filters(client: httpx.AsyncClient, make: Factory, query: str, tit
 
 
 @pytest.mark.parametrize(
-    ("q", "found"),
+    ("q", "titles"),
     [
         ("war", "War and Peace|Warlight"),
         ("WAR peace", "War and Peace"),
@@ -283,7 +287,7 @@ async def test_filters(client: httpx.AsyncClient, make: Factory, query: str, tit
     ],
 )
 async def test_words_find_titles_and_authors(
-    client: httpx.AsyncClient, make: Factory, q: str, found: str
+    client: httpx.AsyncClient, make: Factory, q: str, titles: str
 ) -> None:
     for title, author in (
         ("War and Peace", "Leo Tolstoy"),
@@ -297,12 +301,10 @@ async def test_words_find_titles_and_authors(
     ):
         await make.book(title=title, author=author)
     page = (await client.get("/api/books", params={"q": q, "sort": "id"})).json()
-    assert "|".join(book["title"] for book in page["items"]) == found
+    assert "|".join(book["title"] for book in page["items"]) == titles
 
 
-async def test_what_is_searched_follows_every_change(
-    client: httpx.AsyncClient, make: Factory
-) -> None:
+async def test_the_search_follows_every_change(client: httpx.AsyncClient, make: Factory) -> None:
     owner = await make.member()
     book = await make.book(owner, title="Alpha", author="Beta")
 
@@ -332,7 +334,7 @@ async def test_the_default_cursor_is_the_id(client: httpx.AsyncClient, make: Fac
     assert len(whole["items"]) == 3
 
 
-async def test_a_signed_cursor_is_void_when_any_bit_or_filter_changes(
+async def test_a_signed_cursor_with_another_bit_or_filter_is_refused(
     client: httpx.AsyncClient, make: Factory
 ) -> None:
     for _ in range(3):
@@ -343,8 +345,8 @@ async def test_a_signed_cursor_is_void_when_any_bit_or_filter_changes(
     assert (await client.get("/api/books", params=params | {"cursor": cursor})).status_code == 200
 
     async def refused(**changed: str) -> bool:
-        answer = await client.get("/api/books", params=params | {"cursor": cursor} | changed)
-        return answer.status_code == 400 and answer.json()["messages"] == {
+        response = await client.get("/api/books", params=params | {"cursor": cursor} | changed)
+        return response.status_code == 400 and response.json()["messages"] == {
             "cursor": ["Not a cursor of this list."]
         }
 
@@ -367,7 +369,7 @@ async def test_a_signed_cursor_is_void_when_any_bit_or_filter_changes(
     assert await refused(sort="published_year")
     assert await refused(genre="Science")
     assert await refused(price_min="1")
-    # How many are wanted is no part of which list it is.
+    # The size of a page is no part of the list's identity.
     assert not await refused(limit="2")
 
 
@@ -393,7 +395,9 @@ async def test_a_walk_is_complete_under_concurrent_writes(
         assert set(ids) == stay
 
 
-async def test_items_and_total_are_of_one_moment(client: httpx.AsyncClient, make: Factory) -> None:
+async def test_items_and_total_are_read_at_the_same_moment(
+    client: httpx.AsyncClient, make: Factory
+) -> None:
     owner = await make.member()
 
     async def write() -> None:
@@ -408,7 +412,7 @@ async def test_items_and_total_are_of_one_moment(client: httpx.AsyncClient, make
     await asyncio.gather(write(), read(), read())
 
 
-async def test_total_is_exact_as_soon_as_a_write_has_answered(
+async def test_the_total_is_exact_directly_after_the_response_to_a_write(
     client: httpx.AsyncClient, make: Factory
 ) -> None:
     owner = await make.member()
@@ -417,10 +421,9 @@ async def test_total_is_exact_as_soon_as_a_write_has_answered(
         await client.post("/api/books", json={"title": "T", "author": "A"}, headers=owner.headers)
 
 
-async def test_a_list_past_the_cache_is_one_statement(
+async def test_a_list_past_the_cache_costs_one_statement(
     site: Site, client: httpx.AsyncClient, make: Factory
 ) -> None:
-
     for _ in range(3):
         await make.book()
     seen: list[str] = []

@@ -1,1 +1,1 @@
-"""Examples of what can be added to Octavo, as docs/extending.md describes it."""
+"""Examples of additions to Octavo, as docs/extending.md describes them."""

@@ -1,4 +1,4 @@
-"""The example added to applications of a test."""
+"""Adds the example to the applications of a test."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +13,7 @@ from service.db.database import Database
 class Reviews:
     """The blueprint of reviews, and their table.
 
-    The table is part of the metadata during a test alone: other tests compare that with the
+    The table is in the metadata only during a test: other tests compare the metadata with the
     migrations, and delete users in databases that have no such table.
     """
 

@@ -12,7 +12,7 @@ from service.models.types import UtcDateTime, UtcNow
 
 @cached("review", lists=True)
 class Review(Base):
-    """What a user thinks of a book. It goes with the book, and with the user."""
+    """A user's opinion of a book. It is deleted with the book, and with the user."""
 
     __tablename__ = "reviews"
     __table_args__ = (

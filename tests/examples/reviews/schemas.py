@@ -1,4 +1,4 @@
-"""Reviews on the wire."""
+"""Reviews in requests and responses."""
 
 from typing import Annotated
 
@@ -20,7 +20,7 @@ class ReviewCreate(Schema):
 
 
 class ReviewOut(BaseModel):
-    """A review as everybody sees it."""
+    """A review in a response."""
 
     model_config = ConfigDict(from_attributes=True, title="Review")
 

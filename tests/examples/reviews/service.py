@@ -23,7 +23,7 @@ def _body(review: Any) -> bytes:
 
 
 async def load_reviews(db: AsyncSession, ids: Sequence[int]) -> dict[int, Entry]:
-    """Give the entries of those reviews that there are."""
+    """Return the entries of the reviews that exist."""
     rows = await db.execute(select(*COLUMNS).where(COLUMNS.id.in_(ids)))
     return {row.id: Entry(b"1", _body(row)) for row in rows}
 
