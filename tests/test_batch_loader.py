@@ -9,7 +9,7 @@ from service.cache.batch_loader import MOST, BatchLoader
 
 
 class Table:
-    """Rows that a test can hold back and change. Each statement sees them as it begins."""
+    """Rows that a test can delay and change. Each statement sees them as they are at its begin."""
 
     def __init__(self) -> None:
         self.version = 1
@@ -19,13 +19,26 @@ class Table:
         self.error: Exception | None = None
 
     async def load(self, ids: Sequence[int]) -> Mapping[int, tuple[int, int]]:
-        """Read rows; there are those from 1 to 1,000."""
+        """Read rows; the ids are 1 to 1,000."""
         self.statements.append(list(ids))
         rows = {row_id: (row_id, self.version) for row_id in ids if 1 <= row_id <= 1_000}
         await self.released.wait()
         if self.error is not None:
             raise self.error
         return rows
+
+
+async def until_begun(table: Table, number: int) -> None:
+    """Wait until `number` statements have begun."""
+    async with asyncio.timeout(30):
+        while len(table.statements) < number:
+            await asyncio.sleep(0)
+
+
+async def turns() -> None:
+    """Let the loop run all tasks that are ready."""
+    for _ in range(20):
+        await asyncio.sleep(0)
 
 
 async def test_requests_of_one_tick_share_a_statement() -> None:
@@ -44,16 +57,17 @@ async def test_a_statement_is_bounded() -> None:
     assert [len(statement) for statement in table.statements] == [MOST, MOST, 1]
 
 
-async def test_a_request_that_comes_later_takes_the_next_statement() -> None:
+async def test_a_request_during_a_statement_waits_for_the_next_statement() -> None:
     table = Table()
     loader = BatchLoader(table.load, (0, 0))
     table.released.clear()
     try:
         early = asyncio.create_task(loader.read(1))
-        await asyncio.sleep(0.01)
+        await until_begun(table, 1)
         table.version = 2
         late = [asyncio.create_task(loader.read(row_id)) for row_id in (1, 1, 2)]
-        await asyncio.sleep(0.01)
+        await until_begun(table, 2)
+        await turns()
         assert table.statements == [[1], [2]], "a row is read once at a time"
     finally:
         table.released.set()
@@ -62,7 +76,7 @@ async def test_a_request_that_comes_later_takes_the_next_statement() -> None:
     assert table.statements == [[1], [2], [1]]
 
 
-async def test_all_of_a_statement_see_its_error_and_the_next_one_begins() -> None:
+async def test_all_requests_of_a_statement_get_its_error_and_the_next_succeeds() -> None:
     table = Table()
     loader = BatchLoader(table.load, (0, 0))
     table.error = OSError()
@@ -78,11 +92,11 @@ async def test_a_cancelled_request_cancels_no_other() -> None:
     table.released.clear()
     try:
         tasks = [asyncio.create_task(loader.read(1)) for _ in range(2)]
-        await asyncio.sleep(0.01)
+        await until_begun(table, 1)
         tasks[0].cancel()
         await asyncio.wait({tasks[0]})
         closed = asyncio.create_task(loader.close())
-        await asyncio.sleep(0.01)
+        await turns()
         assert not closed.done()
     finally:
         table.released.set()
