@@ -1,14 +1,15 @@
-"""Two applications that serve equal catalogues, and requests that both are sent.
+"""Two applications with equal catalogues, to which the same requests are sent.
 
-One answers on the fast path what it can, the other one answers everything with Quart. Each has a
-database of its own, and a Redis of its own: the same requests in the same order leave the same ids,
-limits and cached entries in both.
+The first application has the fast path; the second serves all requests with Quart. Each has its own
+database and its own Redis: the same requests in the same order leave the same ids, limits and
+cached entries in both.
 """
 
 import asyncio
+import logging
 import re
 from collections import Counter
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -24,9 +25,9 @@ from tests.examples.added import Reviews
 from tests.factories import Member
 from tests.fuzz.declared import MOST_BYTES, SHOP
 
-RATE, FEW = "40 per hour", "15 per hour"  # no unit comes back during a test
+RATE, FEW = "40 per hour", "15 per hour"  # no unit is free again during a test
 INTERIM = re.compile(rb"\AHTTP/1.1 1.*?\r\n\r\n", re.DOTALL)
-# The parts of answers that differ between two requests: times, random values, what they sign.
+# The parts of responses that differ between requests: times, random values, and signatures of them.
 TIME = re.compile(rb'"\d{4}-\d\d-\d\dT[^"]+Z"')
 CHANCE = re.compile(
     rb'"(request_id|token|refresh_token|cursor|next_cursor)":"[^"]+"'
@@ -38,18 +39,18 @@ OWN_HEADERS = {"date", "x-request-id", "ratelimit-reset", "retry-after"}
 
 @dataclass(frozen=True)
 class Response:
-    """A response, as a client has read it."""
+    """A response, as a client reads it."""
 
     status: int
     headers: list[tuple[str, str]]
     body: bytes
 
     def header(self, name: str) -> str | None:
-        """Give the header of a name, if there is one."""
+        """Return the header of a name, if there is one."""
         return dict(self.headers).get(name)
 
     def comparable(self) -> Any:
-        """Leave out what differs between two equal requests. The ETag is that of the body."""
+        """Return the parts that are equal for equal requests. The ETag is checked with the body."""
         tag = self.header("etag")
         if tag is not None and self.body:
             assert tag == f'"{blake2b(self.body, digest_size=12).hexdigest()}"'
@@ -63,12 +64,14 @@ class Response:
 
 @dataclass
 class Server:
-    """One of the two applications, with what it notes besides its responses."""
+    """One of the two applications, with its log lines, senders and counters."""
 
     site: Site
     framework: int = 0  # requests that Quart has dispatched
+    sent: int = 0  # requests
+    logged: int = 0  # requests, in the access log
     lines: list[str] = field(default_factory=list)  # of the log
-    members: list[Member] = field(default_factory=list)  # who send requests, in this order
+    members: list[Member] = field(default_factory=list)  # the senders of requests, in this order
     tags: dict[str, str] = field(default_factory=dict)  # the latest ETag of a target
 
     @property
@@ -76,40 +79,46 @@ class Server:
         """The application."""
         return self.site.app
 
-    def log(self, level: str, log: Callable[..., None]) -> Callable[..., None]:
-        """Wrap a method of the logger: note lines, all but the time that a request took."""
-
-        def note(message: str, *args: Any, **more: Any) -> None:
-            is_access = args and isinstance(args[0], dict)
-            kept = ({**args[0], "milliseconds": 0.0},) if is_access else args
-            if is_access or level != "info":
-                self.lines.append(f"{level} {message % (kept[0] if is_access else kept)}")
-            log(message, *args, **more)
-
-        return note
+    def note(self, record: logging.LogRecord) -> None:
+        """Note a line of the access log, without its duration, or a warning or an error."""
+        if record.name == "access":
+            self.logged += 1
+            fields: Any = record.args
+            self.lines.append(str(record.msg) % {**fields, "milliseconds": 0.0})
+        elif record.levelno > logging.INFO:
+            self.lines.append(f"{record.levelname} {record.getMessage()}")
 
     async def send(self, request: bytes, *cuts: int) -> Response:
-        """Send bytes over a new connection. `cuts`: where a piece ends, before the next follows.
+        """Send bytes over a new connection. `cuts`: offsets between pieces, with pauses.
 
-        Wait until the cache has kept what the response was made of.
+        Wait until the cache has stored the entries of the response.
         """
+        self.sent += 1
         reader, writer = await asyncio.open_connection("127.0.0.1", self.site.port)
-        for begin, end in pairwise([0, *cuts, len(request)]):
-            writer.write(request[begin:end])
-            await asyncio.sleep(0.001 if end < len(request) else 0)
-        async with asyncio.timeout(30):
-            raw = await reader.read()
-            while pending := self.app.extensions["cache"].access.under_way:
-                await asyncio.wait(set(pending))
-        writer.close()
+        try:
+            for begin, end in pairwise([0, *cuts, len(request)]):
+                writer.write(request[begin:end])
+                await asyncio.sleep(0.001 if end < len(request) else 0)
+            async with asyncio.timeout(60):
+                raw = await reader.read()
+                while pending := self.app.extensions["cache"].access.under_way:
+                    await asyncio.wait(set(pending))
+        finally:
+            writer.close()
         head, _, body = INTERIM.sub(b"", raw).partition(b"\r\n\r\n")
         first, *lines = head.decode("latin-1").split("\r\n")
         pairs = [line.split(": ", 1) for line in lines]
         headers = sorted((name.lower(), value) for name, value in pairs)
         return Response(int(first.split()[1]), headers, body)
 
+    async def until_logged(self) -> None:
+        """Wait until every request is in the access log: its line follows the response."""
+        async with asyncio.timeout(60):
+            while self.logged < self.sent:
+                await asyncio.sleep(0.01)
+
     async def metrics(self) -> Counter[str]:
-        """Give the number of requests of each kind, and the counters of cache and limits."""
+        """Return the number of requests of each kind, and the counters of the limits."""
         text = (await self.app.extensions["metrics"].text()).decode()
         pattern = r"(?m)^(octavo_(?:request_seconds_count|limit_dec\w+_total)\S*) (\S+)$"
         return Counter({name: int(float(n)) for name, n in re.findall(pattern, text)})
@@ -119,7 +128,7 @@ class Server:
 async def side_by_side(
     request: pytest.FixtureRequest, folder: Any, backend: str, **changed: Any
 ) -> AsyncIterator[tuple[Server, Server]]:
-    """Serve with the fast path, and without it. The catalogues have reviews as well."""
+    """Serve with the fast path, and without it. Both catalogues have reviews."""
     async with AsyncExitStack() as stack:
         reviews = stack.enter_context(Reviews.added())
         servers = []
@@ -147,6 +156,7 @@ async def side_by_side(
                     "max_body_bytes": MOST_BYTES,
                     "isbn_checksum": "strict",
                     "fast_path": is_fast,
+                    "access_log_sample": 1.0,
                     **changed,
                 },
             )
@@ -156,7 +166,7 @@ async def side_by_side(
 
 @asynccontextmanager
 async def serve(settings: Any, reviews: Reviews) -> AsyncIterator[Server]:
-    """Serve an application, and note what Quart sees of it, and what is logged."""
+    """Serve an application; count the requests that Quart dispatches, and note its log lines."""
     server: Any = None
 
     def prepare(app: Quart) -> None:
@@ -168,8 +178,13 @@ async def serve(settings: Any, reviews: Reviews) -> AsyncIterator[Server]:
         async def note() -> None:
             server.framework += 1
 
-        for level in ("info", "warning", "error"):
-            setattr(app.logger, level, server.log(level, getattr(app.logger, level)))
+        handle = app.logger.handle
+
+        def note_and_handle(record: logging.LogRecord) -> None:
+            server.note(record)
+            handle(record)
+
+        app.logger.handle = note_and_handle  # type: ignore[method-assign]  # to see all records
         app.extensions["additions"].accept()
 
     async with serving(settings, prepare) as site:

@@ -1,10 +1,10 @@
-"""The real cache of several workers on one thread, in a time that is made up.
+"""The real cache of several workers on one thread, in simulated time.
 
-Every command to the store and every statement takes as long as `random.Random(seed)` says, is
-lost, arrives late or twice; a worker may stop anywhere, the store be another one, or lose keys at
-any moment. Only the wires are the test's: the store behind `Wire`, rows behind `Session`, the row
-of the epoch in SQLite. Rows are of two kinds, novels and notes: the database deletes the notes of a
-novel with it.
+Every command to the store and every statement takes a time from `random.Random(seed)`, is lost,
+arrives late, or arrives twice. A worker may be killed anywhere. The store may be replaced, or lose
+keys, at any moment. Only the wires are simulated: the store behind `Wire`, rows behind `Session`,
+and the row of the epoch in SQLite. Rows are of two kinds, novels and notes: the database deletes
+the notes of a novel with it.
 """
 
 import asyncio
@@ -64,7 +64,7 @@ class Note(Simulated):
 
 
 class Row(NamedTuple):
-    """A row of a simulated table. `shelf` is the list that it is in; a note is in its novel's."""
+    """A row of a simulated table. `shelf` is its list; the list of a note is that of its novel."""
 
     version: int
     shelf: str
@@ -74,19 +74,19 @@ Rows = dict[str, Row]  # by `novel:1` or `note:1`
 
 
 def on_shelf(rows: Rows, name: str) -> Rows | None:
-    """Give the rows of a list. None: it is that of a novel which is not there."""
+    """Return the rows of a list. None: the list is that of a missing novel."""
     if ":" in name and name not in rows:
         return None
     return {key: row for key, row in rows.items() if row.shelf == name}
 
 
 class Weather(NamedTuple):
-    """How much goes wrong, and how often clients write beside 140 reads.
+    """How many faults there are, and how often clients write beside 140 reads.
 
-    faults: whether there are any but the following. forgetting: how often keys of the store
-    vanish, where anybody waits. loss: of commands, which come late or never; a write that loses one
-    turns the cache off. second_loss: of clearing marks, where keys have just vanished.
-    clearing: seconds that it takes at most to clear marks, beside what each command takes.
+    faults: whether the nemesis causes faults. forgetting: how often keys of the store vanish at
+    each wait. loss: share of commands that come late or never; a write that loses a command turns
+    the cache off. second_loss: share of lost clearings where keys have just vanished.
+    clearing: additional seconds, at most, to clear marks.
     """
 
     faults: bool
@@ -98,7 +98,7 @@ class Weather(NamedTuple):
 
     @classmethod
     def some(cls, chance: random.Random) -> "Weather":
-        """Choose one."""
+        """Choose a weather."""
         faults, forgetful = chance.choice(((True, 0), (True, 0), (False, 1), (False, 0)))
         return cls(
             faults,
@@ -111,7 +111,7 @@ class Weather(NamedTuple):
 
 
 class VirtualLoop(asyncio.SelectorEventLoop):
-    """A loop that never waits: with nothing to do, it is later at once."""
+    """A loop that never waits: when it is idle, its time jumps to the next timer."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -120,17 +120,17 @@ class VirtualLoop(asyncio.SelectorEventLoop):
         self._selector.select = self._pass_time
 
     def time(self) -> float:
-        """Give the time that is made up."""
+        """Return the simulated time."""
         return self.now
 
     def _pass_time(self, timeout: float | None = None) -> list[Any]:
-        assert timeout is not None, "everybody waits for ever"
+        assert timeout is not None, "every task waits for ever"
         self.now += timeout
         return []
 
 
 def virtual_time(patch: pytest.MonkeyPatch) -> None:
-    """Let the service tell the time by the loop."""
+    """Let the service use the time of the loop."""
     clock = SimpleNamespace(monotonic=lambda: asyncio.get_running_loop().time())
     for module in (circuit_breaker, lease, store, invalidation, service.db.database):
         patch.setattr(module, "time", clock)
@@ -138,7 +138,7 @@ def virtual_time(patch: pytest.MonkeyPatch) -> None:
 
 
 class World:
-    """What all workers share: the rows, every state they were in, locks, and the store."""
+    """The state that all workers share: the rows and their history, locks, and the store."""
 
     def __init__(self, chance: random.Random, loop: VirtualLoop, weather: Weather) -> None:
         self.chance = chance
@@ -148,7 +148,7 @@ class World:
         self.commits: list[Rows] = [first]
         self.next_id = {"novel": 3, "note": 2}
         self.locks: dict[str, asyncio.Lock] = {}
-        self.unmarked = 0  # holders of the advisory lock, shared; a recovery has it alone
+        self.unmarked = 0  # holders of the shared advisory lock; a recovery needs it exclusively
         self.server = self._new_server()
         self.is_up = True
         self.never = asyncio.Event()
@@ -156,7 +156,7 @@ class World:
         self.slow = 0.0
         self.forgetting = weather.forgetting
         self.losses: list[float] = []  # when keys vanished
-        self.stale: list[tuple[float, float, str]] = []  # samples: begun, ended, of what
+        self.stale: list[tuple[float, float, str]] = []  # samples: begin, end, name
         self.row = sqlite3.connect(":memory:", isolation_level=None)
         self.row.create_function("now", 0, lambda: self.loop.now)
         free = "pg_try_advisory_xact_lock"
@@ -198,26 +198,26 @@ class World:
             await self.server.aio.set(key, value, ttl=200.0)
 
     async def delay(self, longest: float = 0.004) -> None:
-        """Take a while; sometimes much longer. Keys may vanish before and after."""
+        """Wait a while, and sometimes much longer. Keys may vanish before and after."""
         longest *= self.chance.choice((0, 1, 1, 1, 1, 1, 1, 20))
         await self.forget()
         await asyncio.sleep(self.chance.random() * longest)
         await self.forget()
 
     async def forget(self, times: int = 1) -> None:
-        """Let some keys of the store vanish now, if any do: all, one, or one that guards.
+        """Let keys of the store vanish with some probability: all, one, or one that guards.
 
-        times: as often as elsewhere.
+        times: factor of the probability.
         """
         if self.chance.random() >= times * self.forgetting:
             return
-        entries = self.server.aio._cache
+        entries = self.server.aio._cache  # private: aiocache has no list of keys
         guards = [k for k, v in entries.items() if v[:1] in b"WGL"]
-        match self.chance.choice(("all", "all", "one", "guard", "gen", "writers")):
+        match self.chance.choice(("all", "all", "single", "guard", "gen", "writers")):
             case "all":
                 lost = [*entries]
-                self.server._writers.clear()
-            case "one":
+                self.server._writers.clear()  # private: no public method loses writers
+            case "single":
                 lost = self.chance.sample([*entries], min(1, len(entries)))
             case "guard":
                 lost = self.chance.sample(guards, min(1, len(guards)))
@@ -225,19 +225,19 @@ class World:
                 lost = [key for key in guards if ":gen:" in key]
             case _:
                 lost = []
-                self.server._writers.clear()
+                self.server._writers.clear()  # private: no public method loses writers
         for key in lost:
             await self.server.aio.delete(key)
         self.losses.append(self.loop.now)
 
 
 class Wire(Store):
-    """One worker's way to the store."""
+    """A worker's connection to the store."""
 
     def __init__(self, worker: "Worker") -> None:
         self._worker = worker
         self._world = worker.world
-        self._asking: set[asyncio.Task[None]] = set()
+        self._requests: set[asyncio.Task[None]] = set()
         self.cut = False
 
     async def _call(self, name: str, *values: Any) -> Any:
@@ -256,33 +256,33 @@ class Wire(Store):
             if world.losses and world.loop.now - world.losses[-1] < 0.1:
                 loss = max(loss, world.weather.second_loss)
         if self.cut or fate < loss / 2:
-            await asyncio.sleep(20)  # nobody hears of it
-        if fate < loss:  # it arrives when nobody waits for it any more
+            await asyncio.sleep(20)  # the command is lost
+        if fate < loss:  # it arrives when its caller does not wait any more
             asyncio.get_running_loop().create_task(self._late(server, name, values))
             await asyncio.sleep(20)
-        answer = await getattr(server, name)(*values)
+        reply = await getattr(server, name)(*values)
         await world.delay(0.002)
         if world.chance.random() < TWICE and server is world.server:
-            answer = await getattr(server, name)(*values)
-        return answer
+            reply = await getattr(server, name)(*values)
+        return reply
 
     async def _late(self, server: MemoryStore, name: str, values: tuple[Any, ...]) -> None:
         await asyncio.sleep(self._world.chance.random() * 5)
         if server is self._world.server:
             await getattr(server, name)(*values)
 
-    def call(self, keys: Sequence[str], tell: Callable[[Any], None]) -> None:
-        async def ask() -> None:
+    def call(self, keys: Sequence[str], callback: Callable[[Any], None]) -> None:
+        async def read() -> None:
             try:
-                tell((store.run_of(keys[0]), await self.get_many(keys)))
+                callback((store.run_of(keys[0]), await self.get_many(keys)))
             except AnotherStoreError:
-                tell((self._world.server.run_id, [None for _ in keys]))
+                callback((self._world.server.run_id, [None for _ in keys]))
             except ConnectionError as error:
-                tell(error)
+                callback(error)
 
-        asking = asyncio.create_task(ask())
-        self._asking.add(asking)
-        asking.add_done_callback(self._asking.discard)
+        request = asyncio.create_task(read())
+        self._requests.add(request)
+        request.add_done_callback(self._requests.discard)
 
     async def get(self, key: str) -> Any:
         return await self._call("get", key)
@@ -325,7 +325,7 @@ class Wire(Store):
 
 
 def _key_of(values: tuple[Any, ...]) -> str:
-    """Give the first key of a command."""
+    """Return the first key of a command."""
     first: Any = values[0]
     while not isinstance(first, str):
         first = first[0]
@@ -333,7 +333,7 @@ def _key_of(values: tuple[Any, ...]) -> str:
 
 
 class Session:
-    """A transaction of a worker, on rows that it has locked. Read committed."""
+    """A transaction of a worker on rows that it has locked. Its isolation is read committed."""
 
     def __init__(self, worker: "Worker") -> None:
         self._worker = worker
@@ -345,7 +345,7 @@ class Session:
         self.changes: dict[str, Row | None] = {}
         self.sync_session = SimpleNamespace(info={})
         self.new = self.deleted = ()
-        self.index = -1  # of the state that it made
+        self.index = -1  # of the state that its commit made
         worker.sessions.add(self)
 
     @property
@@ -367,7 +367,7 @@ class Session:
         return SimpleNamespace(dialect=SimpleNamespace(name="postgresql"))
 
     async def lock(self, key: str) -> Row | None:
-        """Lock a row, and give it as it is."""
+        """Lock a row, and return its present version."""
         await self._world.delay()
         if key not in self._held:
             lock = self._world.locks.setdefault(key, asyncio.Lock())
@@ -377,7 +377,7 @@ class Session:
         return self._world.rows.get(key)
 
     async def delete(self, key: str) -> None:
-        """Delete a row as an ORM's session does, and what the database deletes with it."""
+        """Delete a row as an ORM session does, and the rows that the database deletes with it."""
         await self._world.delay()
         if key not in self._world.rows:
             return  # a session deletes what it has loaded
@@ -392,7 +392,7 @@ class Session:
                 self.changes[child] = None
 
     async def select(self, query: Any) -> list[tuple[int, ...]]:
-        """Run a SELECT, which locks its rows if it says so."""
+        """Run a SELECT, which locks its rows if it has FOR UPDATE."""
         await self._world.delay()
         if query._for_update_arg is not None:
             kind = query.get_final_froms()[0].name.removesuffix("s")
@@ -422,7 +422,7 @@ class Session:
         return SimpleNamespace(one=lambda: row)
 
     async def _connected(self) -> None:
-        """Go on, unless the worker was killed: then the database lets go what it just gave."""
+        """Continue, unless the worker was killed: then the database releases its locks."""
         if self._ended:
             self.end()
         await self._worker.alive()
@@ -445,7 +445,7 @@ class Session:
             self.index = len(self._world.commits) - 1
 
     def end(self) -> None:
-        """Let everything go."""
+        """Release all locks."""
         self._ended = True
         self._worker.sessions.discard(self)
         for lock in self._held.values():
@@ -456,7 +456,7 @@ class Session:
 
 
 class SimulatedEpochs(Epochs):
-    """The real ones, whose statements reach the row of the world."""
+    """Epochs whose statements reach the row of the world."""
 
     worker: "Worker"
 
@@ -477,7 +477,7 @@ class SimulatedEpochs(Epochs):
 
 
 class SimulatedAccess(CacheReader):
-    """The real one, which tells the world what was stale."""
+    """A reader that reports stale samples to the world."""
 
     world: World
 
@@ -486,10 +486,10 @@ class SimulatedAccess(CacheReader):
         compared_since.set(self.world.loop.now)
         return super().is_sampled()
 
-    def stale(self, what: str) -> None:
-        """Note a row or a list that a sample has found stale."""
-        super().stale(what)
-        self.world.stale.append((compared_since.get(), self.world.loop.now, what))
+    def stale(self, name: str) -> None:
+        """Note a row or a list whose sample was stale."""
+        super().stale(name)
+        self.world.stale.append((compared_since.get(), self.world.loop.now, name))
 
 
 class Worker:
@@ -505,27 +505,27 @@ class Worker:
         self.cache = Cache(settings, logging.getLogger("simulation"), self.wire)
         self.cache.epochs.__class__ = SimulatedEpochs
         self.cache.epochs.worker = self  # type: ignore[attr-defined]  # a stand-in
-        self.cache.epochs._clock = "now()"
-        self.cache.epochs._engine = SimpleNamespace(  # type: ignore[assignment]  # a stand-in
+        self.cache.epochs._clock = "now()"  # private: no real engine
+        self.cache.epochs._engine = SimpleNamespace(  # type: ignore[assignment]  # private: a stand-in
             dialect=SimpleNamespace(name="postgresql")
         )
         self.cache.access.__class__ = SimulatedAccess
         self.cache.access.world = world  # type: ignore[attr-defined]  # a stand-in
         self.cache.access.sampled, self.cache.access.sampling_seconds = 0.2, 0.0
         self.database = Database(settings, self.cache)
-        self.database._write = lambda: Session(self)  # type: ignore[assignment]  # a stand-in
+        self.database._write = lambda: Session(self)  # type: ignore[assignment]  # private: a stand-in
 
     async def start(self) -> None:
         """Begin to serve."""
         await self.cache.open(self._reading)
 
     async def alive(self) -> None:
-        """Go on, unless killed: then never."""
+        """Continue, unless the worker was killed: then never."""
         if self._killed:
             await self.world.never.wait()
 
     def kill(self) -> None:
-        """Stop at once, wherever it is; a commit under way may be done or not."""
+        """Stop at once; a commit under way may be done or not."""
         self._killed = True
         for session in list(self.sessions):
             if session.committing and session.index < 0 and self.world.chance.random() < 0.5:
@@ -541,6 +541,6 @@ class Worker:
     async def read(self, look: Callable[[Rows], T]) -> T:
         """Run one statement: it sees one state."""
         await self.world.delay(0.01)
-        found = look(self.world.rows)
+        result = look(self.world.rows)
         await self.world.delay(0.03)
-        return found
+        return result

@@ -1,4 +1,4 @@
-"""The cache over HTTP: seen to work, never seen to be old; and what it costs."""
+"""The cache over HTTP: hits, misses, no stale reads, and the cost of reads."""
 
 import asyncio
 import random
@@ -30,14 +30,14 @@ HIT, MISS, BYPASS = "Octavo; hit", "Octavo; fwd=miss", "Octavo; fwd=bypass"
 
 @contextmanager
 def statements(site: Site) -> Iterator[list[str]]:
-    """Note every statement that reads."""
+    """Note every statement of reads."""
     seen: list[str] = []
 
     def note(connection: Any, cursor: Any, statement: str, *rest: Any) -> None:
         seen.append(statement)
 
     engine, access = site.database.reader.sync_engine, cache_of(site).access
-    sampled, access.sampled = access.sampled, 0  # a sample is a reading as well
+    sampled, access.sampled = access.sampled, 0  # a sample reads as well
     event.listen(engine, "before_cursor_execute", note)
     try:
         yield seen
@@ -47,20 +47,20 @@ def statements(site: Site) -> Iterator[list[str]]:
 
 
 def cache_of(site: Site) -> Cache:
-    """Give the cache of an application."""
+    """Return the cache of an application."""
     cache: Cache = site.app.extensions["cache"]
     return cache
 
 
-async def status(client: httpx.AsyncClient, path: str, **words: Any) -> str:
-    """Ask, and give the Cache-Status of the answer."""
-    answer = await client.get(path, **words)
-    return answer.headers["Cache-Status"]
+async def status(client: httpx.AsyncClient, path: str, **options: Any) -> str:
+    """Send a GET, and return the Cache-Status of the response."""
+    response = await client.get(path, **options)
+    return response.headers["Cache-Status"]
 
 
 @asynccontextmanager
 async def another(site: Site, folder: Path) -> AsyncIterator[httpx.AsyncClient]:
-    """A second worker on the same database and Redis; memory has one: the same again."""
+    """A second worker on the same database and Redis. With memory the only worker serves again."""
     url = site.database.url.render_as_string(hide_password=False)
     if site.database.url.get_backend_name() == "sqlite":
         async with patient_client(site) as client:
@@ -75,11 +75,11 @@ async def another(site: Site, folder: Path) -> AsyncIterator[httpx.AsyncClient]:
 
 @pytest.fixture
 async def owner(make: Factory) -> Member:
-    """Somebody with books."""
+    """A user with books."""
     return await make.member()
 
 
-async def test_how_an_answer_was_come_by_is_said(
+async def test_cache_status_says_hit_miss_or_bypass(
     client: httpx.AsyncClient, make: Factory, owner: Member
 ) -> None:
     book = await make.book(owner)
@@ -99,7 +99,7 @@ async def test_how_an_answer_was_come_by_is_said(
     assert await status(client, "/api/books", headers={"If-None-Match": tag}) == HIT
 
 
-async def test_what_comes_from_the_cache_is_what_comes_past_it(
+async def test_responses_from_the_cache_equal_responses_past_it(
     client: httpx.AsyncClient, make: Factory, owner: Member
 ) -> None:
     for n in range(25):
@@ -113,14 +113,14 @@ async def test_what_comes_from_the_cache_is_what_comes_past_it(
         cold, warm = await client.get(path), await client.get(path)
         assert cold.content == warm.content
         assert cold.headers["ETag"] == warm.headers["ETag"]
-        found, wanted = warm.json(), past.json()
-        for answer in (found, wanted):
-            if isinstance(answer, dict):
-                answer.pop("links", None)  # which say nocache
-        assert found == wanted
+        cached, expected = warm.json(), past.json()
+        for body in (cached, expected):
+            if isinstance(body, dict):
+                body.pop("links", None)  # they contain nocache
+        assert cached == expected
 
 
-async def test_total_is_exact_at_once(
+async def test_the_total_is_exact_directly_after_a_write(
     site: Site, folder: Path, client: httpx.AsyncClient, make: Factory, owner: Member
 ) -> None:
     async with another(site, folder) as other:
@@ -136,7 +136,7 @@ async def test_total_is_exact_at_once(
             assert mine.headers["X-Total-Count"] == str(n + 1)
 
 
-async def test_a_change_is_seen_at_once_everywhere(
+async def test_a_change_is_visible_in_every_worker_directly_after_the_write(
     site: Site, folder: Path, client: httpx.AsyncClient, make: Factory, owner: Member
 ) -> None:
     book = await make.book(owner, genre="Fiction")
@@ -149,15 +149,15 @@ async def test_a_change_is_seen_at_once_everywhere(
             changed = await here.patch(path, json={"genre": genre}, headers=owner.headers)
             assert (await there.get(path)).content == changed.content
             for shelf in ("History", "Fiction"):
-                found = (await there.get("/api/books", params={"genre": shelf})).json()["items"]
-                assert [one["id"] for one in found] == ([book.id] if shelf == genre else [])
+                books = (await there.get("/api/books", params={"genre": shelf})).json()["items"]
+                assert [each["id"] for each in books] == ([book.id] if shelf == genre else [])
         await client.delete(path, headers=owner.headers)
-        for one in (client, other):
-            assert (await one.get(path)).status_code == 404
-            assert (await one.get("/api/books")).json()["total"] == 0
+        for reader in (client, other):
+            assert (await reader.get(path)).status_code == 404
+            assert (await reader.get("/api/books")).json()["total"] == 0
 
 
-async def test_that_there_is_none_is_known_as_well(
+async def test_a_missing_book_is_cached_until_it_is_created(
     client: httpx.AsyncClient, make: Factory, owner: Member
 ) -> None:
     book = await make.book(owner)
@@ -167,7 +167,7 @@ async def test_that_there_is_none_is_known_as_well(
     assert (await client.get(coming)).status_code == 200
 
 
-async def test_a_user_deleted_with_their_books_is_gone(
+async def test_a_deleted_user_and_their_books_are_not_found(
     client: httpx.AsyncClient, make: Factory
 ) -> None:
     admin, gone = await make.admin(), await make.member()
@@ -176,15 +176,15 @@ async def test_a_user_deleted_with_their_books_is_gone(
     for path in paths:
         await status(client, path)
     assert (await client.get("/api/profile", headers=gone.headers)).status_code == 200
-    answer = await client.delete(f"/admin/users/{gone.id}", headers=admin.headers)
-    assert answer.status_code == 204
+    response = await client.delete(f"/admin/users/{gone.id}", headers=admin.headers)
+    assert response.status_code == 204
     assert (await client.get("/api/books")).json()["total"] == 0
     for path in paths[1:]:
         assert (await client.get(path)).status_code == 404
     assert (await client.get("/api/profile", headers=gone.headers)).status_code == 401
 
 
-async def test_a_changed_account_is_shown_at_once(
+async def test_a_changed_account_is_visible_directly_after_the_write(
     site: Site, folder: Path, client: httpx.AsyncClient, make: Factory
 ) -> None:
     admin, member = await make.admin(), await make.member()
@@ -195,14 +195,14 @@ async def test_a_changed_account_is_shown_at_once(
             for path in (public, "/api/profile"):
                 await there.get(path, headers=member.headers)
             name = f"renamed{n}"
-            answer = await here.patch(
+            response = await here.patch(
                 "/api/profile", json={"username": name}, headers=member.headers
             )
-            assert answer.status_code == 200
+            assert response.status_code == 200
             shown = (await there.get("/api/profile", headers=member.headers)).json()
             past = await there.get("/api/profile?nocache=1", headers=member.headers)
             assert past.headers["Cache-Status"] == BYPASS
-            assert shown == answer.json() == past.json()
+            assert shown == response.json() == past.json()
             assert (await there.get(public)).json()["username"] == name
         await client.delete(f"/admin/users/{member.id}", headers=admin.headers)
         assert (await other.get(public)).status_code == 404
@@ -228,7 +228,7 @@ async def test_a_deleted_user_without_books_ends_lists_of_theirs(
     assert await status(client, path) == MISS
 
 
-async def test_a_write_of_nothing_marks_nothing(
+async def test_a_write_without_a_change_sets_no_mark(
     site: Site, client: httpx.AsyncClient, make: Factory, owner: Member
 ) -> None:
     book = await make.book(owner, title="The same")
@@ -241,10 +241,10 @@ async def test_a_write_of_nothing_marks_nothing(
     assert await status(client, path) == await status(client, "/api/books") == HIT
 
 
-async def test_what_a_read_may_cost(
+async def test_a_read_sends_sql_only_for_changes(
     site: Site, client: httpx.AsyncClient, make: Factory, owner: Member
 ) -> None:
-    """No SQL where nothing changed; after one change, one query of ids and one of that book."""
+    """Without a change: no SQL. After a change of a book: a query of ids, and one of that book."""
     books = [await make.book(owner) for _ in range(20)]
     item = f"/api/books/{books[3].id}"
     for path in (item, "/api/books", "/api/books?per_page=5"):
@@ -254,7 +254,7 @@ async def test_what_a_read_may_cost(
         for path in (item, "/api/books", "/api/books?per_page=5"):
             assert await status(client, path) == HIT
         assert seen == []
-        # The account was read to check the token: it is what is shown.
+        # The account was read to check the token: the same entry is shown.
         await client.get("/api/profile", headers=owner.headers)
         assert await status(client, f"/api/users/{owner.id}") == HIT
         assert seen == []
@@ -263,7 +263,7 @@ async def test_what_a_read_may_cost(
     await client.patch(item, json={"price": 3}, headers=owner.headers)
     with statements(site) as seen:
         assert await status(client, "/api/books") == MISS
-        assert len(seen) == 2, "ids with their total, and the one book"
+        assert len(seen) == 2, "ids with their total, and the changed book"
         assert "title" not in seen[0]
         assert await status(client, "/api/books?per_page=5") == MISS
         assert len(seen) == 3, "ids: the total is known"
@@ -271,42 +271,42 @@ async def test_what_a_read_may_cost(
         assert await status(client, item) == HIT
 
 
-async def test_what_a_read_may_cost_of_redis(
+async def test_a_cached_read_sends_one_command_to_redis(
     site: Site,
     client: httpx.AsyncClient,
     make: Factory,
     owner: Member,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The fast path and the ordinary one."""
+    """On the fast path; on the ordinary path a list sends two."""
     url = site.app.extensions["settings"].redis_url
     if url is None:
         pytest.skip("memory has no round trips")
     books = [await make.book(owner) for _ in range(20)]
     item = f"/api/books/{books[3].id}"
-    redis: Any = Redis.from_url(url)
+    redis: Any
 
     async def commands(path: str) -> dict[str, int]:
         await redis.config_resetstat()
         assert await status(client, path) == HIT
-        found = await redis.info("commandstats")
+        statistics = await redis.info("commandstats")
         return {
-            name.removeprefix("cmdstat_"): one["calls"]
-            for name, one in found.items()
+            name.removeprefix("cmdstat_"): values["calls"]
+            for name, values in statistics.items()
             if name.startswith(("cmdstat_get", "cmdstat_mget", "cmdstat_eval"))
         }
 
-    for path in (item, "/api/books"):
-        await status(client, path)
-    assert await commands(item) == {"mget": 1}
-    assert await commands("/api/books") == {"mget": 1}
-    monkeypatch.setattr(site.app.extensions["fast_path"], "look", lambda *args: False)
-    assert await commands(item) == {"mget": 1}
-    assert await commands("/api/books") == {"mget": 2}
-    await redis.aclose()
+    async with Redis.from_url(url) as redis:
+        for path in (item, "/api/books"):
+            await status(client, path)
+        assert await commands(item) == {"mget": 1}
+        assert await commands("/api/books") == {"mget": 1}
+        monkeypatch.setattr(site.app.extensions["fast_path"], "look", lambda *args: False)
+        assert await commands(item) == {"mget": 1}
+        assert await commands("/api/books") == {"mget": 2}
 
 
-async def test_who_asks_is_read_together_with_their_limit(
+async def test_the_account_of_a_request_is_read_together_with_its_limit(
     site: Site, folder: Path, make: Factory, owner: Member, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     book = await make.book(owner)
@@ -316,9 +316,9 @@ async def test_who_asks_is_read_together_with_their_limit(
     sent: list[set[Any]] = []
     send = RedisConnection.send
 
-    def note(line: RedisConnection, asked: Any, **more: Any) -> None:
-        sent.append(set(asked))
-        send(line, asked, **more)
+    def note(connection: RedisConnection, requests: Any, **options: Any) -> None:
+        sent.append(set(requests))
+        send(connection, requests, **options)
 
     settings = settings_for(site.another_url, folder, redis_url=url)
     async with serving(settings) as served, patient_client(served) as client:
@@ -332,60 +332,61 @@ async def test_who_asks_is_read_together_with_their_limit(
             assert sent == [{GET_MANY, DECIDING}], path
 
 
-SPOILT: dict[str, Callable[[Prefetch], None]] = {
-    "by another Redis": lambda prefetch: setattr(
+INVALID: dict[str, Callable[[Prefetch], None]] = {
+    "from another Redis": lambda prefetch: setattr(
         prefetch, "state", replace(prefetch.state, run_id="another")
     ),
-    "in another epoch": lambda prefetch: setattr(
+    "from another epoch": lambda prefetch: setattr(
         prefetch, "state", replace(prefetch.state, token="over")
     ),
     "of another row": lambda prefetch: prefetch.receive(
         (prefetch.state.run_id, [Entry(b"1", b"made up").write(USERS.own_key(0))])
     ),
-    "not yet": lambda prefetch: setattr(prefetch, "reply", None),
-    "by an error": lambda prefetch: prefetch.receive(RedisError()),
+    "without a reply": lambda prefetch: setattr(prefetch, "reply", None),
+    "with an error": lambda prefetch: prefetch.receive(RedisError()),
 }
 
 
-@pytest.mark.parametrize("how", ["well", *SPOILT])
-async def test_what_was_asked_for_beforehand_is_taken_if_it_still_holds(
-    site: Site, client: httpx.AsyncClient, owner: Member, how: str
+@pytest.mark.parametrize("case", ["valid", *INVALID])
+async def test_a_prefetched_entry_is_used_only_while_it_is_valid(
+    site: Site, client: httpx.AsyncClient, owner: Member, case: str
 ) -> None:
     cache = cache_of(site)
     true, _ = await cache.items.read(USERS, owner.id)
-    if cache.access.under_way:  # it is filled behind the answer
+    if cache.access.under_way:  # it is filled after the response
         await asyncio.wait(set(cache.access.under_way))
     state = cache.access.enter()
     assert state is not None
     prefetch = cache.items.prefetch(USERS, owner.id)
     assert prefetch is not None
-    while prefetch.reply is None:
-        await asyncio.sleep(0.001)
+    async with asyncio.timeout(30):
+        while prefetch.reply is None:
+            await asyncio.sleep(0.001)
     assert cache.items.take(prefetch, USERS, owner.id) == true
     false = Entry(true.stamp, b"made up")
     prefetch.receive((state.run_id, [false.write(USERS.own_key(owner.id))]))
-    if how in SPOILT:
-        SPOILT[how](prefetch)
+    if case in INVALID:
+        INVALID[case](prefetch)
     entry = cache.items.take(prefetch, USERS, owner.id)
-    assert entry == (false if how == "well" else None)
+    assert entry == (false if case == "valid" else None)
 
 
-async def test_clearing_takes_the_cache_alone(
+async def test_an_administrator_clears_the_cache(
     site: Site, client: httpx.AsyncClient, make: Factory, owner: Member
 ) -> None:
     admin, book = await make.admin(), await make.book(owner)
     path = f"/api/books/{book.id}"
     assert [await status(client, path) for _ in range(2)] == [MISS, HIT]
     assert (await client.post("/admin/clear-cache", headers=owner.headers)).status_code == 403
-    answer = await client.post("/admin/clear-cache", headers=admin.headers)
-    assert (answer.status_code, answer.json()) == (200, {"message": "Cache cleared"})
+    response = await client.post("/admin/clear-cache", headers=admin.headers)
+    assert (response.status_code, response.json()) == (200, {"message": "Cache cleared"})
     assert [await status(client, path) for _ in range(2)] == [MISS, HIT]
 
 
-async def test_one_cold_book_is_read_once_at_a_time(
+async def test_concurrent_readers_of_a_cold_book_share_its_reads(
     site: Site, folder: Path, make: Factory, owner: Member
 ) -> None:
-    """Fifty readers in each of four workers (of one, where memory is the cache)."""
+    """Fifty readers in each of four workers. With the cache in memory there is one worker."""
     book = await make.book(owner)
     url = site.database.url.render_as_string(hide_password=False)
     workers = 1 if site.database.url.get_backend_name() == "sqlite" else 4
@@ -399,27 +400,31 @@ async def test_one_cold_book_is_read_once_at_a_time(
             under_way[n] += 1
             count[n] += 1
             most[n] = max(most[n], under_way[n])
-            async with service() as db:
-                await asyncio.sleep(0.02)
-                yield db
-            under_way[n] -= 1
+            try:
+                async with service() as db:
+                    await asyncio.sleep(0.02)
+                    yield db
+            finally:
+                under_way[n] -= 1
 
         cache_of(served).access.session = slow
-        cache_of(served).access.sampled = 0  # a sample is a reading as well
+        cache_of(served).access.sampled = 0  # a sample reads as well
 
     async with asyncio.TaskGroup() as group, _several(site, url, folder, workers) as sites:
         for n, served in enumerate(sites):
             watch(served, n)
-        clients = [httpx.AsyncClient(base_url=served.url) for served in sites]
-        asked = [
-            group.create_task(one.get(f"/api/books/{book.id}"))
-            for one in clients
-            for _ in range(50)
-        ]
-        answers = [await one for one in asked]
-        for one in clients:
-            await one.aclose()
-    assert {answer.json()["version"] for answer in answers} == {1}
+        clients = [httpx.AsyncClient(base_url=served.url, timeout=60) for served in sites]
+        try:
+            requests = [
+                group.create_task(client.get(f"/api/books/{book.id}"))
+                for client in clients
+                for _ in range(50)
+            ]
+            responses = [await request for request in requests]
+        finally:
+            for client in clients:
+                await client.aclose()
+    assert {response.json()["version"] for response in responses} == {1}
     assert most == [1] * workers
     assert sum(count) < 50 * workers / 4
 
@@ -427,10 +432,12 @@ async def test_one_cold_book_is_read_once_at_a_time(
 @asynccontextmanager
 async def _several(site: Site, url: str, folder: Path, workers: int) -> AsyncIterator[list[Site]]:
     if workers == 1:
-        session = cache_of(site).access.session
-        yield [site]
-        cache_of(site).access.session = session
-        cache_of(site).access.sampled = 0.001
+        access = cache_of(site).access
+        session, sampled = access.session, access.sampled
+        try:
+            yield [site]
+        finally:
+            access.session, access.sampled = session, sampled
         return
     async with (
         serving(settings_for(url, folder)) as a,
@@ -442,10 +449,10 @@ async def _several(site: Site, url: str, folder: Path, workers: int) -> AsyncIte
 
 
 @pytest.mark.parametrize("keeping", ["none", "ttl"])
-async def test_pages_may_be_kept_otherwise(
+async def test_pages_are_kept_as_the_setting_says(
     site: Site, folder: Path, make: Factory, owner: Member, keeping: str
 ) -> None:
-    """The guide's matrix: no pages at all, or pages for their life."""
+    """`none`: pages are not cached. `ttl`: they are cached for their seconds, also if stale."""
     await make.book(owner)
     settings = settings_for(site.another_url, folder, cache_pages=keeping, cache_page_seconds=60)
     async with serving(settings) as served, patient_client(served) as client:
@@ -453,12 +460,12 @@ async def test_pages_may_be_kept_otherwise(
         assert first == ([MISS, MISS] if keeping == "none" else [MISS, HIT])
         body = {"title": "New", "author": "A"}
         await client.post("/api/books", json=body, headers=owner.headers)
-        answer = (await client.get("/api/books")).json()
-        assert answer["total"] == 2, "exact in any case"
-        assert len(answer["items"]) == (2 if keeping == "none" else 1)
+        response = (await client.get("/api/books")).json()
+        assert response["total"] == 2, "exact with each setting"
+        assert len(response["items"]) == (2 if keeping == "none" else 1)
 
 
-async def test_nothing_is_kept_for_no_seconds(
+async def test_a_lifetime_of_zero_seconds_caches_nothing(
     site: Site, folder: Path, make: Factory, owner: Member
 ) -> None:
     book = await make.book(owner)
@@ -479,18 +486,18 @@ async def test_a_row_that_comes_and_goes_during_a_sample_is_not_stale(
     row = Entry(b"1", b"{}")
     for rows, stale in (([{7000: row}, {}], 0), ([{7000: row}, {7000: row}], 1)):
         kind = replace(BOOKS, load=AsyncMock(side_effect=rows))
-        await cache.items._compare(kind, 7000, entries.NONE)
+        await cache.items._compare(kind, 7000, entries.NONE)  # private: a sample is random
         assert counted.stale == stale
 
 
-async def test_the_sampler_finds_what_is_stale(
+async def test_the_sampler_counts_stale_entries(
     site: Site,
     client: httpx.AsyncClient,
     make: Factory,
     owner: Member,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    cache, counted = cache_of(site), Counters()  # those of the site never fall
+    cache, counted = cache_of(site), Counters()  # the counters of the site never fall
     monkeypatch.setattr(cache.access, "counters", counted)
     monkeypatch.setattr(cache.access, "sampled", 1.0)
     monkeypatch.setattr(cache.access, "sampling_seconds", 0.0)
@@ -501,7 +508,7 @@ async def test_the_sampler_finds_what_is_stale(
         for expected in (MISS, HIT, HIT):
             assert await status(client, f"/api/books?{query}") == expected
     assert counted.stale == 0
-    async with site.database.writer.begin() as connection:  # behind the cache's back
+    async with site.database.writer.begin() as connection:  # a write that the cache does not see
         await connection.exec_driver_sql(
             f"UPDATE books SET title = 'Other', version = 2 WHERE id = {book.id}"
         )
@@ -509,14 +516,14 @@ async def test_the_sampler_finds_what_is_stale(
     assert counted.stale == 1
     shelf = f"/api/users/{owner.id}/books"
     assert await status(client, shelf) == HIT
-    assert counted.stale == 2, "its row was known"
+    assert counted.stale == 2, "the stale row of the page was counted before"
     monkeypatch.setattr(cache.access, "sampling_seconds", 60.0)
     assert await status(client, shelf) == HIT
     assert counted.stale == 2, "it was compared just now"
 
 
 @pytest.mark.parametrize("is_checked", [True, False])
-async def test_another_releases_entry_is_not_taken(
+async def test_an_entry_of_another_release_is_not_used(
     site: Site,
     client: httpx.AsyncClient,
     make: Factory,
@@ -524,7 +531,7 @@ async def test_another_releases_entry_is_not_taken(
     monkeypatch: pytest.MonkeyPatch,
     is_checked: bool,
 ) -> None:
-    """Without the key in the entry it would be: then this test would fail."""
+    """Without the key in the entry it would be used: then this test would fail."""
     book = await make.book(owner)
     cache, path = cache_of(site), f"/api/books/{book.id}"
     state = cache.lease.lease()
@@ -533,12 +540,12 @@ async def test_another_releases_entry_is_not_taken(
     await cache.store.fill([(key, Entry(b"1", b'{"old": 1}').write(f"old:book:{book.id}"), 30.0)])
     if not is_checked:
 
-        def read(found: bytes | None, key: str) -> Entry | None:
-            return entries.read(found, (found or b"V\n\n").split(b"\n")[1].decode())
+        def read(value: bytes | None, key: str) -> Entry | None:
+            return entries.read(value, (value or b"V\n\n").split(b"\n")[1].decode())
 
         monkeypatch.setattr(items, "read", read)
         assert (await client.get(path)).content == b'{"old": 1}'
         documented_violations.clear()
         return
     assert (await client.get(path)).json()["title"] == book.title
-    assert await status(client, path) == HIT, "it was taken over"
+    assert await status(client, path) == HIT, "the entry was replaced"

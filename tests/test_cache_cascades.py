@@ -1,6 +1,7 @@
-"""Which cached rows and lists a write changes, also by what the database deletes by itself.
+"""The cached rows and lists that a write changes, also by cascades of the database.
 
-The models are in a metadata of their own: that of the service is compared with the migrations.
+The models have a metadata of their own: the metadata of the service is compared with the
+migrations.
 """
 
 import asyncio
@@ -38,7 +39,7 @@ class Base(DeclarativeBase):
 
 
 class Publisher(Base):
-    """A row that no cache holds, with cached rows that hang on it by its name."""
+    """A row that is not cached, with cached rows that refer to its name."""
 
     __tablename__ = "test_publishers"
 
@@ -57,7 +58,7 @@ class Series(Base):
 
 
 class Volume(Base):
-    """A child of a series, which no cache holds."""
+    """A child of a series, which is not cached."""
 
     __tablename__ = "test_volumes"
 
@@ -87,7 +88,7 @@ class Leaf(Base):
 
 @cached("reader")
 class Reader(Base):
-    """Somebody whose favourite series may be deleted. No list of readers is cached."""
+    """A reader whose favourite series may be deleted. No list of readers is cached."""
 
     __tablename__ = "test_readers"
 
@@ -97,7 +98,7 @@ class Reader(Base):
 
 @cached("loan", lists=True)
 class Loan(Base):
-    """A row that keeps its reader from being deleted."""
+    """A row whose foreign key prevents that its reader is deleted."""
 
     __tablename__ = "test_loans"
 
@@ -118,7 +119,7 @@ class Branch(Base):
 
 
 class Rack(Base):
-    """A row that no cache holds, and whose bottles the ORM deletes."""
+    """A row that is not cached, and whose bottles the ORM deletes."""
 
     __tablename__ = "test_racks"
 
@@ -128,7 +129,7 @@ class Rack(Base):
 
 @cached("bottle", lists=True)
 class Bottle(Base):
-    """A row that the ORM deletes when its rack gives it away."""
+    """A row that the ORM deletes when its rack loses it."""
 
     __tablename__ = "test_bottles"
 
@@ -137,7 +138,7 @@ class Bottle(Base):
 
 
 class Stamp(Base):
-    """A row that no cached row hangs on."""
+    """A row to which no cached row refers."""
 
     __tablename__ = "test_stamps"
     __table_args__ = (UniqueConstraint("id"),)
@@ -147,10 +148,20 @@ class Stamp(Base):
 
 @pytest.fixture
 async def library(site: Site) -> AsyncIterator[Site]:
-    """An application in whose database these models have tables, with two series in them."""
+    """An application whose database has tables of these models, with rows."""
     engine = site.database.writer
     async with engine.begin() as connection:
         await connection.run_sync(Base.metadata.create_all)
+    try:
+        await fill(site)
+        yield site
+    finally:
+        async with engine.begin() as connection:
+            await connection.run_sync(Base.metadata.drop_all)
+
+
+async def fill(site: Site) -> None:
+    """Add two publishers with three series, and the rows that refer to them."""
     await changes(
         site,
         *(Publisher(id=number, name=name) for number, name in enumerate("AB", 1)),
@@ -165,13 +176,10 @@ async def library(site: Site) -> AsyncIterator[Site]:
         Reader(id=2, favourite=3),
         Loan(id=1, reader_id=1),
     )
-    yield site
-    async with engine.begin() as connection:
-        await connection.run_sync(Base.metadata.drop_all)
 
 
 async def changes(site: Site, *work: Any) -> Changes:
-    """Do work in a write, or add rows, and give what its session tracked."""
+    """Do work in a write, or add rows, and return the changes that its session tracked."""
     tracked: list[Changes] = []
 
     async def tracking(db: Any) -> None:
@@ -207,14 +215,14 @@ async def test_a_cascade_is_followed_over_tables_that_are_not_cached(library: Si
 
 
 async def test_a_cascade_ends_at_a_row_that_stays(library: Site) -> None:
-    """SET NULL changes a row; what hangs on that row does not change."""
+    """SET NULL changes a row; rows that refer to that row do not change."""
     tracked = await changes(library, deletion(Series, 3))
     assert tracked.keys == {"series:3", "leaf:3", "reader:2"}
     assert tracked.lists == {"series", "leaf"}
 
 
-async def test_lists_of_dependent_rows_end_where_there_is_no_such_row(library: Site) -> None:
-    """An empty list of a row that is gone must not stay, whatever the action of the foreign key."""
+async def test_lists_of_dependent_rows_end_also_without_such_rows(library: Site) -> None:
+    """An empty list of a deleted row must not stay, with each action of the foreign key."""
     tracked = await changes(library, deletion(Series, 2))
     assert (tracked.keys, tracked.lists) == ({"series:2"}, {"series", "leaf"})
     tracked = await changes(library, deletion(Reader, 2))
@@ -236,15 +244,15 @@ async def test_a_cascade_within_a_table_ends(library: Site) -> None:
         assert [*await db.scalars(select(Branch.id))] == [9]
 
 
-async def test_what_the_orm_deletes_is_tracked(library: Site) -> None:
+async def test_rows_that_the_orm_deletes_are_tracked(library: Site) -> None:
     await changes(library, Rack(id=1, bottles=[Bottle(id=1), Bottle(id=2), Bottle(id=3)]))
 
-    async def give_away(db: Any) -> None:
+    async def remove_bottle(db: Any) -> None:
         query = select(Rack).options(selectinload(Rack.bottles))
         rack = await db.scalar(query)
         rack.bottles.remove(await db.get(Bottle, 2))
 
-    assert (await changes(library, give_away)).keys == {"bottle:2"}
+    assert (await changes(library, remove_bottle)).keys == {"bottle:2"}
 
     async def delete_rack(db: Any) -> None:
         await db.delete(await db.scalar(select(Rack).options(selectinload(Rack.bottles))))
@@ -254,7 +262,7 @@ async def test_what_the_orm_deletes_is_tracked(library: Site) -> None:
 
 
 @pytest.mark.parametrize(("most", "is_many"), [(1, True), (7, True), (8, False)])
-async def test_more_rows_than_can_be_named_are_many(
+async def test_more_rows_than_the_limit_count_as_many(
     library: Site, monkeypatch: pytest.MonkeyPatch, most: int, is_many: bool
 ) -> None:
     """A publisher, two series, two volumes, two leaves and a reader make eight rows."""
@@ -285,7 +293,9 @@ async def test_more_rows_than_can_be_named_are_many(
         (delete(Stamp), False),
     ],
 )
-async def test_a_statement_about_many_rows(library: Site, statement: Any, is_many: bool) -> None:
+async def test_a_statement_on_a_table_changes_many_rows_if_cached_rows_depend_on_it(
+    library: Site, statement: Any, is_many: bool
+) -> None:
     async def undone(db: Any) -> None:
         await db.execute(statement)
         assert changes_of(db).many == is_many
@@ -302,7 +312,7 @@ async def test_a_statement_about_many_rows(library: Site, statement: Any, is_man
         (Leaf, {"id": 7, "series_id": 1, "volume": 1}, "leaf:7"),
     ],
 )
-async def test_a_child_that_comes_in_meanwhile_is_marked(
+async def test_a_child_that_is_added_during_a_deletion_is_marked(
     library: Site, model: Any, values: dict[str, Any], key: str
 ) -> None:
     """The deletion waits for the child's write, and selects the children after that."""
@@ -317,18 +327,22 @@ async def test_a_child_that_comes_in_meanwhile_is_marked(
         await go_on.wait()
 
     adding = asyncio.create_task(library.database.write(add))
-    await is_inserted.wait()
-    deleting = asyncio.create_task(changes(library, deletion(Publisher, 1)))
-    await asyncio.sleep(0.3)
-    assert not deleting.done()
-    go_on.set()
-    await adding
+    try:
+        await is_inserted.wait()
+        deleting = asyncio.create_task(changes(library, deletion(Publisher, 1)))
+        await asyncio.sleep(0.3)
+        assert not deleting.done()
+    finally:
+        go_on.set()
+        await adding
     assert key in (await deleting).keys
 
 
 @pytest.mark.parametrize(("model", "selects"), [(Book, 0), (User, 2)])
-async def test_what_a_deletion_costs(site: Site, make: Factory, model: Any, selects: int) -> None:
-    """No statement for a row on which no cached row hangs; else its lock, and one for children."""
+async def test_a_deletion_selects_rows_only_for_cascades(
+    site: Site, make: Factory, model: Any, selects: int
+) -> None:
+    """Without cached rows that refer to the row: no SELECT. Else its lock and its children: two."""
     owner = await make.member()
     row_id = (await make.book(owner)).id if model is Book else owner.id
     statements: list[str] = []
@@ -339,16 +353,18 @@ async def test_what_a_deletion_costs(site: Site, make: Factory, model: Any, sele
     async def work(db: Any) -> None:
         row = await db.get(model, row_id)
         event.listen(site.database.writer.sync_engine, "before_cursor_execute", note)
-        await db.delete(row)
-        await db.flush()
-        event.remove(site.database.writer.sync_engine, "before_cursor_execute", note)
+        try:
+            await db.delete(row)
+            await db.flush()
+        finally:
+            event.remove(site.database.writer.sync_engine, "before_cursor_execute", note)
 
     await site.database.write(work)
     assert [statement.split()[0] for statement in statements] == ["SELECT"] * selects + ["DELETE"]
 
 
 async def load_leaves(db: Any, ids: Any) -> dict[int, Entry]:
-    """Give the entries of leaves."""
+    """Return the entries of leaves."""
     rows = await db.scalars(select(Leaf).where(Leaf.id.in_(ids)))
     return {row.id: Entry(b"1", b"%d" % row.volume) for row in rows}
 
@@ -376,8 +392,8 @@ def leaves_of(series_id: int) -> ListQuery:
     return ListQuery(LEAVES, {"series": series_id}, [], counted=True, find=find, read_all=read_all)
 
 
-async def test_a_second_resource_is_cached_and_never_old(library: Site, make: Factory) -> None:
-    """Its lists stay when a book changes, and end with a row that they hang on."""
+async def test_a_second_resource_is_cached_and_never_stale(library: Site, make: Factory) -> None:
+    """Its lists stay when a book changes, and end with a row to which they refer."""
     cache: Cache = library.app.extensions["cache"]
 
     async def read(series_id: int) -> tuple[int, Status]:
@@ -401,7 +417,7 @@ async def test_a_second_resource_is_cached_and_never_old(library: Site, make: Fa
     assert (await cache.items.read(LEAVES, 8))[0].body == b""
 
 
-async def test_the_sampler_looks_for_a_list_that_should_be_gone(
+async def test_the_sampler_finds_a_list_of_a_deleted_row(
     library: Site, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     cache: Cache = library.app.extensions["cache"]
@@ -418,13 +434,13 @@ async def test_the_sampler_looks_for_a_list_that_should_be_gone(
     for _ in range(2):
         await read()
     assert not stale
-    async with library.database.writer.begin() as connection:  # behind the cache's back
+    async with library.database.writer.begin() as connection:  # a write that the cache does not see
         await connection.execute(delete(Series).where(Series.id == 2))
     await read()
     assert stale == [leaves_of(2).page]
 
 
-async def test_rows_that_change_by_other_means_can_be_named(library: Site) -> None:
+async def test_a_write_can_name_rows_that_raw_sql_changes(library: Site) -> None:
     async def work(db: Any) -> None:
         touch_rows(db, Reader, [1, 2])
         touch_rows(db, Loan, [5])
@@ -433,7 +449,7 @@ async def test_rows_that_change_by_other_means_can_be_named(library: Site) -> No
     assert (tracked.keys, tracked.lists) == ({"reader:1", "reader:2", "loan:5"}, {"loan"})
 
 
-def test_what_no_write_would_invalidate_is_refused() -> None:
+def test_a_kind_that_no_write_would_invalidate_is_refused() -> None:
     with pytest.raises(LookupError, match="No model is registered as 'stamp'"):
         Kind("stamp", "1", load_leaves, lambda row: b"")
     with pytest.raises(LookupError, match=r"@cached\('user', lists=True\)"):

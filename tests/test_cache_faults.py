@@ -71,7 +71,7 @@ def note_commands(patch: pytest.MonkeyPatch, hurt: Hurt) -> list[Any]:
     return note_calls(patch, store.batcher, "submit")
 
 
-async def test_redis_is_killed_and_started_again(
+async def test_a_killed_redis_causes_no_error_and_no_stale_read(
     hurt: Hurt, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Reads soon skip a dead Redis; the first write turns the cache off, and the next sets no mark.
@@ -118,7 +118,9 @@ async def test_redis_is_killed_and_started_again(
 
 
 @pytest.mark.timeout(180)
-async def test_redis_hangs(hurt: Hurt, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_hung_redis_causes_no_error_and_no_stale_read(
+    hurt: Hurt, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """`make soak` judges the latency; beside other tests, the number of commands is judged."""
     client, owner = hurt.client, await hurt.make.member()
     book = await hurt.make.book(owner)
@@ -146,7 +148,9 @@ async def test_redis_hangs(hurt: Hurt, monkeypatch: pytest.MonkeyPatch) -> None:
         assert not SOAK or write < 3
         assert (await client.get(path)).json()["price"] == 1
     await asyncio.sleep(1.5)
-    assert (await client.get(path)).json()["price"] == 1, "off, whatever Redis still holds"
+    assert (await client.get(path)).json()["price"] == 1, (
+        "the cache is off: Redis still holds the old entry"
+    )
 
 
 async def test_a_request_waits_for_a_hung_redis_once(
@@ -166,7 +170,7 @@ async def test_a_request_waits_for_a_hung_redis_once(
 
 
 @pytest.mark.parametrize("is_checked", [True, False])
-async def test_redis_from_an_old_dump(
+async def test_a_redis_from_an_old_dump_is_not_used(
     hurt: Hurt, monkeypatch: pytest.MonkeyPatch, is_checked: bool
 ) -> None:
     """Without a check of the run id, reads would use the old dump: then this test would fail."""

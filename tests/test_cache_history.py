@@ -1,4 +1,4 @@
-"""Over real processes: no read is older than a response before it, whatever fails.
+"""Over real processes: no read is older than a response before it, also during faults.
 
 Four workers on one PostgreSQL, each with its own proxy to one Redis. SEED=... chooses the same
 faults again; SOAK=1 runs 200,000 operations.
@@ -117,7 +117,7 @@ class Clients(Recorder):
         """Read until `going` is false."""
         count = partial(self.read_total, "clara")
         actions: list[Action] = [
-            self._read_one, self._read_list, count, self._read_as_dora, self._read_leaver,
+            self._read_row, self._read_list, count, self._read_as_dora, self._read_leaver,
         ]  # fmt: skip
         while self.going:
             await self.chance.choices(actions, (76, 12, 6, 3, 3))[0]()
@@ -132,7 +132,7 @@ class Clients(Recorder):
                 await self.chance.choices(actions, (74, 17, 4, 3, 2))[0]()
             await asyncio.sleep(0.01)
 
-    async def _read_one(self) -> None:
+    async def _read_row(self) -> None:
         hot = (self.chance.choice(self._hot), 0)
         doomed = (self.chance.choice(self._doomed[: self._deleted + 1][-2:]), GONE)
         new = (self.newest + self.chance.randrange(3), 0)

@@ -1,6 +1,6 @@
 """Seeded interleavings of the real cache, and defects that they must find.
 
-A failing seed is printed: `run(seed)` does the same again. `make soak` runs 10,000.
+A failing seed is printed: `run(seed)` repeats its history. `make soak` runs 10,000.
 """
 
 import asyncio
@@ -49,18 +49,18 @@ from tests.simulation import (
     virtual_time,
 )
 
-pytestmark = pytest.mark.no_cover  # what it runs, others cover, and it is far faster without
+pytestmark = pytest.mark.no_cover  # other tests cover the same code, and coverage makes it slow
 
 SEEDS = 10_000 if os.environ.get("SOAK") else 200
-MOST_SEEDS = 600  # until a defect has to be found
+MOST_SEEDS = 600  # in which the test must detect a defect
 WORKERS, CLIENTS = 3, 3
-HOT = 2  # the newest rows of a kind, which clients read and write by their ids
+HOT = 2  # number of newest rows of a kind, which clients read and write by their ids
 GONE = 1 << 30  # the version of a row that was deleted: ids are never used twice
 
 
 @dataclass
 class Write:
-    """A write of some rows, from when it began to its answer, if there is one."""
+    """A write of some rows, from its begin to its response (inf: there is none)."""
 
     rows: set[str]
     start: float
@@ -69,11 +69,11 @@ class Write:
 
 @dataclass
 class History:
-    """What clients saw, and whether it can be true.
+    """The responses that clients saw, and whether they are linear.
 
-    Every answer shows what was so at one moment since the last write that was answered, and no
-    reader goes back behind another one. Where keys vanished during a write, its rows are unsure
-    until it answers: a reader may see each of them as it was or as it is, whatever others saw.
+    Every response shows the state at a moment since the last write with a response, and no reader
+    sees an older version than a reader before it. Where keys vanished during a write, its rows are
+    unsure until its response: a reader may see the old or the new version of each of them.
     """
 
     world: World
@@ -91,7 +91,7 @@ class History:
         return write
 
     def wrote(self, write: Write, index: int) -> None:
-        """Note that a write, which made a state, was answered now."""
+        """Note that a write, which made a state, has its response now."""
         write.end = self.world.loop.now
         self.acknowledged.append((write.end, index, write.rows))
 
@@ -143,11 +143,11 @@ class History:
         self.reads += 1
         self.hits += status == "hit"
 
-    def _violated(self, start: float, what: str) -> None:
-        self.violations.append(f"{start:.4f} {what}, now {self.world.rows}")
+    def _violated(self, start: float, text: str) -> None:
+        self.violations.append(f"{start:.4f} {text}, now {self.world.rows}")
 
     def _least(self, start: float, key: str | None = None) -> int:
-        """Give the last state that was answered when a read began, by a write of a row."""
+        """Return the last state whose write, of a row, had its response before a read began."""
         return max(
             (index for end, index, rows in self.acknowledged
              if end < start and (key is None or key in rows)),
@@ -155,12 +155,12 @@ class History:
         )  # fmt: skip
 
     def _versions(self, start: float, key: str, unsure: set[str]) -> list[Row | None]:
-        """Give what a row may be seen as."""
+        """Return the versions of a row that a reader may see."""
         least = self._least(start, key if key in unsure else None)
         return [state.get(key) for state in self.world.commits[least:]]
 
     def unsure(self, start: float, end: float) -> set[str]:
-        """Name the rows of the writes without an answer while a read ran, if keys vanished."""
+        """Return the rows of writes without a response during a read, if keys vanished."""
         return {
             key
             for write in self.writes
@@ -170,7 +170,7 @@ class History:
         }  # fmt: skip
 
     def saw(self, start: float, key: str, row: Row | None) -> None:
-        """Check that no reader goes back behind another one."""
+        """Check that no reader sees an older version than a reader before it."""
         if key in self.unsure(start, self.world.loop.now):
             return
         ever = any(key in state for state in self.world.commits)
@@ -183,7 +183,7 @@ class History:
 
 
 def write_row(key: str, row: Row) -> bytes:
-    """Give the body of a row."""
+    """Return the body of a row."""
     return f"{key} {row.version} {row.shelf}".encode()
 
 
@@ -194,7 +194,7 @@ def read_row(body: bytes) -> tuple[str, Row]:
 
 
 def kind_of(name: str) -> Kind:
-    """Make a kind whose rows are the world's."""
+    """Make a kind whose rows are rows of the world."""
 
     async def load(db: Any, ids: Any) -> dict[int, Entry]:
         keys = {row_id: f"{name}:{row_id}" for row_id in ids}
@@ -248,14 +248,14 @@ def change(db: Any, key: str, row: Row) -> None:
 
 async def create(db: Any, given: Sequence[tuple[str, str]], apart: bool) -> list[Session]:
     """Add novels, all in one transaction."""
-    assert not apart, "none of them can be refused"
+    assert not apart, "no novel can be refused"
     for key, name in given:
         change(db, key, Row(1, name))
     return [db] * len(given)
 
 
 class Client:
-    """Reads and writes through one place of a worker, whoever works there."""
+    """Reads and writes through a place, in which a killed worker is replaced."""
 
     def __init__(self, places: list[Worker], place: int, history: History, think: float) -> None:
         self._places, self._place = places, place
@@ -265,7 +265,7 @@ class Client:
         self._chance = history.world.chance
 
     async def run(self, until: float) -> None:
-        """Ask one thing after another."""
+        """Send a request after another."""
         loop = asyncio.get_running_loop()
         while loop.time() < until:
             await asyncio.sleep(self._chance.expovariate(1 / self._think))
@@ -279,17 +279,17 @@ class Client:
                 self.delete,
             )
             do = self._chance.choices(ways, self._weights)[0]
-            asking = asyncio.create_task(do(worker))
-            await asyncio.wait({asking}, timeout=15)
-            asking.cancel()
-            await asyncio.wait({asking})
-            if not asking.cancelled() and not isinstance(
-                asking.exception(), TimeoutError | OSError | type(None)
+            request = asyncio.create_task(do(worker))
+            await asyncio.wait({request}, timeout=15)
+            request.cancel()
+            await asyncio.wait({request})
+            if not request.cancelled() and not isinstance(
+                request.exception(), TimeoutError | OSError | type(None)
             ):
-                await asking  # no answer is an error but that the database is away
+                await request  # the only errors are those of a database that does not reply
 
     def _key(self, kind: str, beyond: int = 0) -> str:
-        """Choose a row of the newest, which may be gone, or of `beyond` that may come next."""
+        """Choose one of the newest rows, which may be deleted, or of the next `beyond` rows."""
         after = self._history.world.next_id[kind]
         return f"{kind}:{self._chance.randrange(max(1, after - HOT), after + beyond)}"
 
@@ -305,7 +305,7 @@ class Client:
         items, entry, status = worker.cache.items, None, "hit"
         if self._chance.random() < 0.3:
             prefetch = items.prefetch(kind, _number(key))
-            await self._history.world.delay(0.02)  # it is let in meanwhile
+            await self._history.world.delay(0.02)  # its admission takes a while
             entry = items.take(prefetch, kind, _number(key))
         if entry is None:
             entry, status = await items.read(kind, _number(key))
@@ -320,8 +320,8 @@ class Client:
         except ResourceNotFoundError:
             self._history.read_shelf(start, name, "miss", None, 0)
             return
-        answer = dict(read_row(body) for body in rows.bodies)
-        self._history.read_shelf(start, name, rows.status, answer, rows.total)
+        shown = dict(read_row(body) for body in rows.bodies)
+        self._history.read_shelf(start, name, rows.status, shown, rows.total)
 
     async def write_twice(self, worker: Worker) -> None:
         await asyncio.gather(self.write(worker), self.write(worker))
@@ -352,7 +352,7 @@ class Client:
         await self._write(worker, key, work)
 
     async def delete(self, worker: Worker) -> None:
-        """Delete a row, while somebody may write a note on it."""
+        """Delete a row while another write may add a note to it."""
         key = self._key(self._chance.choice(("novel", "novel", "note")))
         await asyncio.gather(
             self._write(worker, key, lambda db: db.delete(key)), self.write(worker)
@@ -372,7 +372,7 @@ class Client:
 
 
 async def nemesis(world: World, places: list[Worker], horizon: float) -> None:
-    """Hurt the store, the wires and the workers."""
+    """Cause faults of the store, the wires and the workers."""
     chance, dump = world.chance, dict[str, bytes]()
     while True:
         await asyncio.sleep(chance.random() * horizon / 3)
@@ -380,7 +380,7 @@ async def nemesis(world: World, places: list[Worker], horizon: float) -> None:
         faults = ("dump", "restart", "down", "cut", "slow", "kill", "stale", "forget", "forget")
         match chance.choice(faults):
             case "dump":
-                dump = dict(world.server.aio._cache)
+                dump = dict(world.server.aio._cache)  # private: aiocache has no list of keys
             case "restart":
                 await world.restart({})
             case "stale":
@@ -409,29 +409,29 @@ async def nemesis(world: World, places: list[Worker], horizon: float) -> None:
 
 
 async def history_of(chance: random.Random, loop: VirtualLoop, weather: Weather) -> History:
-    """Let clients and the nemesis at it, and give what was seen."""
+    """Run the clients and the nemesis, and return the history."""
     world = World(chance, loop, weather)
     history = History(world)
     places = [Worker(world) for _ in range(WORKERS)]
     for worker in places:
         await worker.start()
     horizon = chance.choice((0.5, 0.5, 1.0, 1.0, 1.0, 30.0))
-    hurting = asyncio.create_task(nemesis(world, places, horizon)) if weather.faults else None
+    faults = asyncio.create_task(nemesis(world, places, horizon)) if weather.faults else None
     clients = [
         Client(places, place, history, horizon / 60)
         for place in range(WORKERS)
         for _ in range(CLIENTS)
     ]
     await asyncio.gather(*(client.run(horizon) for client in clients))
-    if hurting is not None:
-        assert not hurting.done() or not hurting.exception()
+    if faults is not None:
+        assert not faults.done() or not faults.exception()
     history.check_samples()
     world.row.close()
     return history
 
 
 def run(seed: int, weather: Weather | None = None) -> History:
-    """Run one history, in some weather."""
+    """Run a history in some weather."""
     random.seed(seed)
     chance = random.Random(seed)
     weather = weather or Weather.some(chance)
@@ -443,7 +443,7 @@ def run(seed: int, weather: Weather | None = None) -> History:
 
 
 def stop(loop: VirtualLoop) -> None:
-    """End whatever is still under way."""
+    """End all tasks that are still under way."""
     for task in asyncio.all_tasks(loop):
         task.cancel()
     loop._selector.select = lambda timeout=None: []
@@ -459,7 +459,7 @@ def test_a_write_ends_the_lists_of_its_kinds_alone(monkeypatch: pytest.MonkeyPat
     names = ("A", "novel:1", "novel:2")
 
     async def statuses(worker: Worker) -> list[str]:
-        """Read each list, and wait until it is filled in."""
+        """Read each list, and wait until it is filled."""
         seen: list[str] = []
         for name in names:
             try:
@@ -511,7 +511,7 @@ def test_every_interleaving_is_linear(monkeypatch: pytest.MonkeyPatch) -> None:
         losses += len(history.world.losses)
     print(f"{SEEDS} seeds, {reads} reads, {hits} of them hits; keys vanished {losses} times")
     assert losses > SEEDS
-    assert hits > reads / 6, "a cache that is never asked is never stale"
+    assert hits > reads / 6, "the cache is used: a cache without hits is never stale"
 
 
 class _Any(bytes):
@@ -527,7 +527,7 @@ class _Any(bytes):
 
 
 def without_token(patch: pytest.MonkeyPatch) -> None:
-    """Fill whatever stands there now."""
+    """Fill a key without regard to its present value."""
 
     async def fill(self: Items, key: str, value: bytes, is_row: bool, lease: bytes) -> None:
         await self._reader.store.fill([(key, value, 300.0)])
@@ -540,7 +540,7 @@ def without_token(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_mark(patch: pytest.MonkeyPatch) -> None:
-    """Commit without a mark; what is kept is deleted afterwards."""
+    """Commit without a mark, and delete the entries afterwards."""
 
     async def mark(self: Any, state: Any, changed: Any) -> Any:
         return invalidation.Mark(state.prefix, tuple(changed.keys), "none", tuple(changed.lists))
@@ -555,20 +555,20 @@ def without_wait(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_run_id(patch: pytest.MonkeyPatch) -> None:
-    """Take whoever answers for the store."""
+    """Take any Redis that replies for the store."""
     patch.setattr(store, "run_of", lambda key: _Any())
 
 
-def without_way_round(patch: pytest.MonkeyPatch) -> None:
+def without_mark_check(patch: pytest.MonkeyPatch) -> None:
     """Fill where a write is under way."""
-    patch.setattr(items, "may_be_filled", lambda found: not (found or b"").startswith(LEASE))
+    patch.setattr(items, "may_be_filled", lambda value: not (value or b"").startswith(LEASE))
 
 
 def without_generation(patch: pytest.MonkeyPatch) -> None:
-    """Take a list of any generation."""
+    """Use a list of any generation."""
 
-    def read(found: bytes | None, key: str) -> Entry | None:
-        entry = entries.read(found, key)
+    def read(value: bytes | None, key: str) -> Entry | None:
+        entry = entries.read(value, key)
         return entry and Entry(_Any(entry.stamp), entry.body)
 
     patch.setattr(lists, "read", read)
@@ -588,7 +588,7 @@ def without_writers(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_new_generation(patch: pytest.MonkeyPatch) -> None:
-    """Begin a generation only where the own mark was found."""
+    """Begin a generation only where the write's own mark is left."""
     unmark = MemoryStore.unmark
 
     async def mine(self: MemoryStore, prefix: str, keys: Any, token: str, lists: Any) -> None:
@@ -603,7 +603,7 @@ def without_new_generation(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_confirmation(patch: pytest.MonkeyPatch) -> None:
-    """Answer a write although nobody knows that its marks were cleared."""
+    """Respond to a write although it is unknown whether its marks were cleared."""
 
     async def after_commit(self: invalidation.Invalidation, mark: invalidation.Mark | None) -> None:
         if mark is not None and self._store is not None:
@@ -615,7 +615,7 @@ def without_confirmation(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_cascade(patch: pytest.MonkeyPatch) -> None:
-    """Mark the row that is deleted, and none that the database deletes with it."""
+    """Mark a deleted row, but no row that the database deletes with it."""
     patch.setattr(change_tracking, "dependent_rows", lambda *_: {})
 
 
@@ -625,7 +625,7 @@ def without_dependent_lists(patch: pytest.MonkeyPatch) -> None:
 
 
 def without_parent_lock(patch: pytest.MonkeyPatch) -> None:
-    """Select the children of a row that may still get more."""
+    """Select the children of a row without a lock: another write may add a child."""
     patch.setattr(Select, "with_for_update", lambda query: query)
 
 
@@ -637,11 +637,11 @@ def without_own_generation(patch: pytest.MonkeyPatch) -> None:
 FORGETFUL = Weather(False, 0.003, 0.001, 0.5, 0.0, 5)
 BUSY = Weather(False, 0.0, 0.001, 0.0, 0.0, 20)
 LATE = Weather(False, 0.0, 0.001, 0.0, 0.1, 20)
-WEATHERS = {  # in which what was left out matters more often; else any
+WEATHERS = {  # weather in which the defect matters more often; else any weather
     without_writers: LATE,
     without_new_generation: FORGETFUL,
     without_confirmation: FORGETFUL,
-    without_way_round: LATE,
+    without_mark_check: LATE,
     without_parent_lock: BUSY,
 }
 
@@ -653,7 +653,7 @@ WEATHERS = {  # in which what was left out matters more often; else any
         without_mark,
         without_wait,
         without_run_id,
-        without_way_round,
+        without_mark_check,
         without_generation,
         without_writers,
         without_new_generation,
@@ -664,10 +664,10 @@ WEATHERS = {  # in which what was left out matters more often; else any
         without_own_generation,
     ],
 )
-def test_a_defect_is_found(monkeypatch: pytest.MonkeyPatch, defect: Any) -> None:
+def test_a_defect_is_detected(monkeypatch: pytest.MonkeyPatch, defect: Any) -> None:
     virtual_time(monkeypatch)
     defect(monkeypatch)
     weather = WEATHERS.get(defect)
     seed = next((seed for seed in range(MOST_SEEDS) if run(seed, weather).violations), None)
     assert seed is not None
-    print(f"found by seed {seed}")
+    print(f"detected by seed {seed}")

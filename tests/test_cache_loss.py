@@ -1,6 +1,7 @@
 """Redis that loses keys while a write is under way: FLUSHALL, DEL, eviction.
 
-What readers fill in before the commit must be gone when the write answers, whatever was lost.
+Values that readers store before the commit are gone at the response to the write, whatever was
+lost.
 """
 
 import asyncio
@@ -19,7 +20,7 @@ from tests.conftest import Hurt
 
 
 class Gate:
-    """Where a write waits that has made its marks and not committed."""
+    """Holds a write between its marks and its commit."""
 
     def __init__(self) -> None:
         self.reached = asyncio.Event()
@@ -27,7 +28,7 @@ class Gate:
 
 
 class Commits:
-    """Lets a test stop one write after the other before its commit."""
+    """Lets a test hold writes before their commit."""
 
     def __init__(self, writes: Invalidation, patch: pytest.MonkeyPatch) -> None:
         self._before_commit = writes.before_commit
@@ -44,27 +45,27 @@ class Commits:
 
     @asynccontextmanager
     async def held(self, request: Awaitable[httpx.Response]) -> AsyncIterator[None]:
-        """Hold the commit of a request within; at the end it has answered."""
+        """Hold the commit of a request within. At the end the request has its response."""
         gate = self._gate = Gate()
-        answering = asyncio.ensure_future(request)
+        sending = asyncio.ensure_future(request)
         try:
             async with asyncio.timeout(30):
                 await gate.reached.wait()
             yield
         finally:
             gate.opened.set()
-            response = await answering
+            response = await sending
         assert response.status_code < 300, response.text
 
 
 @pytest.fixture
 def commits(hurt: Hurt, monkeypatch: pytest.MonkeyPatch) -> Commits:
-    """Hold commits of the application whose Redis loses keys."""
+    """Holds commits of the application whose Redis loses keys."""
     return Commits(hurt.cache.writes, monkeypatch)
 
 
 async def lose(hurt: Hurt, *names: str) -> None:
-    """Delete keys of the epoch; none named: all that Redis has."""
+    """Delete keys of the epoch. Without names: all keys in Redis."""
     redis: Any = Redis.from_url(f"redis://127.0.0.1:{hurt.port}/0")
     try:
         if names:
@@ -77,7 +78,7 @@ async def lose(hurt: Hurt, *names: str) -> None:
 
 
 async def seen(hurt: Hurt, book: Book) -> tuple[str, list[int], int]:
-    """Read the genre of a book, the books of its shelf, and the total; each also from the cache."""
+    """Read a book's genre, the books in History, and the total; each also from the cache."""
     for _ in range(2):
         item = (await hurt.client.get(f"/api/books/{book.id}")).json()
         shelf = (await hurt.client.get("/api/books?genre=History")).json()
@@ -88,7 +89,7 @@ async def seen(hurt: Hurt, book: Book) -> tuple[str, list[int], int]:
 @pytest.mark.parametrize(
     "lost", ["", "gen", "writers", "book", "gen writers", "gen book", "writers book"]
 )
-async def test_keys_are_lost_between_mark_and_commit(
+async def test_reads_stay_exact_when_keys_are_lost_between_mark_and_commit(
     hurt: Hurt, commits: Commits, lost: str
 ) -> None:
     """A change of a book and a new book, each held while keys vanish and readers fill."""
@@ -115,10 +116,10 @@ async def test_keys_are_lost_between_mark_and_commit(
 
 
 @pytest.mark.parametrize("first_marks_before_the_loss", [True, False])
-async def test_two_writes_overlap_and_their_marks_are_lost(
+async def test_reads_stay_exact_when_overlapping_writes_lose_their_marks(
     hurt: Hurt, commits: Commits, first_marks_before_the_loss: bool
 ) -> None:
-    """The write that ends first does not know of the other one any more."""
+    """The write that ends first cannot see the other write in Redis any more."""
     owner = await hurt.make.member()
     books = [await hurt.make.book(owner, genre="Fiction") for _ in range(2)]
     for book in books:
@@ -139,10 +140,10 @@ async def test_two_writes_overlap_and_their_marks_are_lost(
     assert await seen(hurt, books[0]) == ("History", [books[1].id, books[0].id], 2)
 
 
-async def test_lost_marks_and_a_clearing_that_is_not_confirmed(
+async def test_lost_marks_and_an_unconfirmed_clearing_turn_the_cache_off(
     hurt: Hurt, commits: Commits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The write turns the cache off before it answers: no mark keeps readers from old entries."""
+    """The write turns the cache off before its response: no mark keeps readers from old entries."""
     owner = await hurt.make.member()
     book = await hurt.make.book(owner, genre="Fiction")
     path, change = f"/api/books/{book.id}", {"genre": "History"}

@@ -1,4 +1,4 @@
-"""What the protocol asks of a store, of Redis and of memory alike."""
+"""The protocol of a store, which Redis and memory both follow."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,7 +8,6 @@ from uuid import uuid4
 import pytest
 from redis.asyncio import Redis
 
-from service.cache import redis_store
 from service.cache.entries import (
     Entry,
     generation_key,
@@ -17,27 +16,36 @@ from service.cache.entries import (
     read,
     writers_key,
 )
-from service.cache.redis_store import RedisStore
+from service.cache.redis_store import MARK, UNMARK, RedisStore
 from service.cache.store import AnotherStoreError, MemoryStore, Store
 
 GEN, WRITERS = generation_key("book"), writers_key("book")
+SECONDS = 30.0  # of a value or a lease: no key expires during a test
 
 
 @pytest.fixture(params=["memory", "redis"])
 async def store(request: pytest.FixtureRequest) -> AsyncIterator[Store]:
-    """A store that is expected to be itself."""
-    found: Store = (
+    """A store of each kind."""
+    store: Store = (
         MemoryStore(1_000)
         if request.param == "memory"
         else RedisStore(request.getfixturevalue("redis_url"))
     )
-    yield found
-    await found.close()
+    yield store
+    await store.close()
+
+
+@pytest.fixture
+async def redis_store(redis_url: str) -> AsyncIterator[RedisStore]:
+    """A store in Redis."""
+    store = RedisStore(redis_url)
+    yield store
+    await store.close()
 
 
 @pytest.fixture
 async def prefix(request: pytest.FixtureRequest, redis_url: str) -> str:
-    """Keys that no other test has, of the store that is asked."""
+    """A prefix of keys that no other test uses, with the run id of the store."""
     if "store" in request.fixturenames:
         run_id = await request.getfixturevalue("store").identify()
     else:
@@ -47,64 +55,64 @@ async def prefix(request: pytest.FixtureRequest, redis_url: str) -> str:
     return f"octavo:cache:{run_id}:{uuid4().hex}:"
 
 
-async def test_a_reader_fills_what_it_has_leased(store: Store, prefix: str) -> None:
+async def test_a_reader_fills_a_key_under_its_lease(store: Store, prefix: str) -> None:
     key, lease = f"{prefix}book:1", new_lease()
     assert await store.get(key) is None
-    assert await store.add(key, lease, 3.0)
-    assert not await store.add(key, new_lease(), 3.0)
+    assert await store.add(key, lease, SECONDS)
+    assert not await store.add(key, new_lease(), SECONDS)
     assert not await store.replace(key, b"of another", 3.0, new_lease())
     assert await store.replace(key, b"mine", 3.0, lease)
     assert await store.get(key) == b"mine"
 
 
-async def test_several_are_leased_and_filled_in_one_step(store: Store, prefix: str) -> None:
+async def test_several_keys_are_leased_and_filled_in_one_step(store: Store, prefix: str) -> None:
     keys, lease = [f"{prefix}book:{n}" for n in range(3)], new_lease()
-    assert await store.add(keys[1], b"taken", 3.0)
-    assert await store.lease(keys, lease, 3.0) == [True, False, True]
-    values = [(key, b"new", 3.0) for key in keys]
+    assert await store.add(keys[1], b"taken", SECONDS)
+    assert await store.lease(keys, lease, SECONDS) == [True, False, True]
+    values = [(key, b"new", SECONDS) for key in keys]
     assert await store.fill(values, lease) == 2
     assert await store.get_many(keys) == [b"new", b"taken", b"new"]
     assert await store.fill(values) == 3
     assert await store.get_many(keys) == [b"new"] * 3
 
 
-async def test_a_mark_takes_the_lease_away(store: Store, prefix: str) -> None:
+async def test_a_mark_ends_a_lease(store: Store, prefix: str) -> None:
     key, lease = f"{prefix}book:1", new_lease()
-    await store.add(key, lease, 3.0)
+    await store.add(key, lease, SECONDS)
     await store.mark(prefix, ["book:1"], "writer", lists=[])
     assert not await store.replace(key, b"old", 3.0, lease)
     await store.unmark(prefix, ["book:1"], "writer", lists=[])
     assert await store.get(key) is None
-    assert not await store.replace(key, b"old", 3.0, lease), "nor afterwards"
+    assert not await store.replace(key, b"old", 3.0, lease), "also after the write"
 
 
-async def test_anothers_mark_stays(store: Store, prefix: str) -> None:
+async def test_the_mark_of_another_write_stays(store: Store, prefix: str) -> None:
     await store.mark(prefix, ["book:1"], "first", lists=[])
     await store.mark(prefix, ["book:1"], "second", lists=[])
     await store.unmark(prefix, ["book:1"], "first", lists=[])
     assert await store.get(f"{prefix}book:1") == b"W:second"
 
 
-async def test_whatever_is_no_mark_goes(store: Store, prefix: str) -> None:
-    await store.add(f"{prefix}book:1", b"V\nof a mark that was lost", 3.0)
+async def test_clearing_deletes_a_value_without_a_mark(store: Store, prefix: str) -> None:
+    await store.add(f"{prefix}book:1", b"V\nof a mark that was lost", SECONDS)
     await store.unmark(prefix, ["book:1"], "writer", lists=[])
     assert await store.get(f"{prefix}book:1") is None
 
 
-async def test_there_is_no_generation_while_anybody_writes(store: Store, prefix: str) -> None:
+async def test_there_is_no_generation_during_a_write(store: Store, prefix: str) -> None:
     key = prefix + GEN
-    await store.add(key, new_generation(), 3.0)
+    await store.add(key, new_generation(), SECONDS)
     await store.mark(prefix, [], "first", lists=["book"])
     await store.mark(prefix, [], "second", lists=["book"])
     await store.unmark(prefix, [], "second", lists=["book"])
-    assert await store.get(key) == b"W", "the first one is under way"
+    assert await store.get(key) == b"W", "the first write is under way"
     await store.unmark(prefix, [], "first", lists=["book"])
-    one = await store.get(key)
-    assert one is not None
-    assert one.startswith(b"G:")
+    generation = await store.get(key)
+    assert generation is not None
+    assert generation.startswith(b"G:")
     await store.mark(prefix, [], "third", lists=["book"])
     await store.unmark(prefix, [], "third", lists=["book"])
-    assert await store.get(key) != one
+    assert await store.get(key) != generation
 
 
 async def test_each_kind_has_a_generation_of_its_own(store: Store, prefix: str) -> None:
@@ -135,30 +143,29 @@ async def test_each_kind_has_a_generation_of_its_own(store: Store, prefix: str) 
 
 
 async def test_all_kinds_are_marked_and_cleared_in_one_step(
-    redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+    redis_store: RedisStore, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    store, scripts = RedisStore(redis_url), []
-    call = store._call
+    scripts: list[Any] = []
+    submit = redis_store.batcher.submit
 
-    async def note(script: Any, *values: Any) -> Any:
-        scripts.append(script)
-        return await call(script, *values)
+    def note(kind: Any, request: Any, callback: Any) -> None:
+        scripts.append(kind)
+        submit(kind, request, callback)
 
-    monkeypatch.setattr(store, "_call", note)
+    monkeypatch.setattr(redis_store.batcher, "submit", note)
     for kinds in (["book"], ["book", "review", "user"]):
-        await store.mark(prefix, ["book:1"], "writer", lists=kinds)
-        await store.unmark(prefix, ["book:1"], "writer", lists=kinds)
-    await store.close()
-    assert scripts == [redis_store.MARK, redis_store.UNMARK] * 2
+        await redis_store.mark(prefix, ["book:1"], "writer", lists=kinds)
+        await redis_store.unmark(prefix, ["book:1"], "writer", lists=kinds)
+    assert scripts == [MARK, UNMARK] * 2
 
 
-async def test_a_sweep_takes_values_alone(store: Store, prefix: str) -> None:
+async def test_a_sweep_deletes_only_values(store: Store, prefix: str) -> None:
     for name in ("book:1", "list:1"):
-        await store.add(prefix + name, Entry(b"1", b"{}").write(name), 3.0)
-    await store.add(f"{prefix}book:2", new_lease(), 3.0)
+        await store.add(prefix + name, Entry(b"1", b"{}").write(name), SECONDS)
+    await store.add(f"{prefix}book:2", new_lease(), SECONDS)
     await store.mark(prefix, ["book:3"], "writer", lists=["book"])
     await store.generation(prefix, "review")
-    await store.aio.add("octavo:limit:somebody", b"V\nof somebody else", ttl=3.0)
+    await store.aio.add("octavo:limit:somebody", b"V\nof another user", ttl=SECONDS)
     assert await store.sweep(prefix) == 2
     names = ("book:1", "book:2", "book:3", GEN, generation_key("review"))
     left = await store.get_many([prefix + name for name in names])
@@ -167,20 +174,18 @@ async def test_a_sweep_takes_values_alone(store: Store, prefix: str) -> None:
     await store.aio.delete("octavo:limit:somebody")
 
 
-async def test_everything_ends_by_itself(redis_url: str, prefix: str) -> None:
-    store = RedisStore(redis_url)
-    await store.mark(prefix, ["book:1"], "writer", lists=["book"])
-    await store.fill([(f"{prefix}list:1", b"V", 3.0)])
-    await store.lease([f"{prefix}book:2"], new_lease(), 3.0)
-    redis: Any = Redis.from_url(redis_url)
-    keys = [key async for key in redis.scan_iter(f"{prefix}*")]
-    assert len(keys) == 5
-    assert all([0 < await redis.pttl(key) <= 30_000 for key in keys])
-    await redis.aclose()
-    await store.close()
+async def test_every_key_expires(redis_url: str, redis_store: RedisStore, prefix: str) -> None:
+    await redis_store.mark(prefix, ["book:1"], "writer", lists=["book"])
+    await redis_store.fill([(f"{prefix}list:1", b"V", SECONDS)])
+    await redis_store.lease([f"{prefix}book:2"], new_lease(), SECONDS)
+    redis: Any
+    async with Redis.from_url(redis_url) as redis:
+        keys = [key async for key in redis.scan_iter(f"{prefix}*")]
+        assert len(keys) == 5
+        assert all([0 < await redis.pttl(key) <= 30_000 for key in keys])
 
 
-async def test_memory_keeps_what_is_used(prefix: str) -> None:
+async def test_memory_keeps_the_values_that_are_used(prefix: str) -> None:
     store = MemoryStore(100)
     for n in range(150):
         await store.add(f"{n}", b"V\n", 30.0)
@@ -190,8 +195,8 @@ async def test_memory_keeps_what_is_used(prefix: str) -> None:
     ]  # fmt: skip
 
 
-async def test_only_the_run_that_is_meant_is_spoken_to(redis_url: str, prefix: str) -> None:
-    store = RedisStore(redis_url)
+async def test_a_command_for_another_redis_is_refused(redis_store: RedisStore, prefix: str) -> None:
+    store = redis_store
     assert await store.get(f"{prefix}book:1") is None
     for _ in range(2):
         with pytest.raises(AnotherStoreError):
@@ -199,15 +204,14 @@ async def test_only_the_run_that_is_meant_is_spoken_to(redis_url: str, prefix: s
         with pytest.raises(AnotherStoreError):
             await store.mark("octavo:cache:another:1:", ["book:1"], "writer", lists=["book"])
         assert await store.get(f"{prefix}book:1") is None
-    await store.close()
 
 
-async def test_a_command_that_is_repeated_brings_no_generation_back(
-    redis_url: str, prefix: str, monkeypatch: pytest.MonkeyPatch
+async def test_a_repeated_command_does_not_restore_a_generation(
+    redis_store: RedisStore, prefix: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A command whose reply was lost is sent again as it was: another write may have come since."""
-    monkeypatch.setattr(redis_store, "new_generation", lambda: b"G:the same")
-    store = RedisStore(redis_url)
+    """A command whose reply was lost is sent again unchanged, perhaps after another write."""
+    monkeypatch.setattr("service.cache.redis_store.new_generation", lambda: b"G:the same")
+    store = redis_store
     seen = {await store.generation(prefix, "book")}
     for number in range(1, 100):
         await store.unmark(prefix, [], "first", lists=["book"])
@@ -216,19 +220,20 @@ async def test_a_command_that_is_repeated_brings_no_generation_back(
         await store.aio.delete(prefix + GEN)
         seen.add(await store.generation(prefix, "book"))
         assert len(seen) == 2 * number + 1
-    await store.close()
 
 
 @pytest.mark.parametrize("lost", [{GEN}, {WRITERS}, {GEN, WRITERS}])
-async def test_clearing_begins_a_generation_whatever_was_lost(
+async def test_clearing_begins_a_generation_also_after_a_loss(
     store: Store, prefix: str, lost: set[str]
 ) -> None:
-    """Also where another one has begun since the marks were lost."""
+    """Also if another generation has begun since the marks were lost."""
     before = await store.generation(prefix, "book")
     await store.mark(prefix, [], "writer", lists=["book"])
     await lose(store, prefix, lost)
     meanwhile = await store.generation(prefix, "book")
-    assert meanwhile.startswith(b"G:") == (lost == {GEN, WRITERS}), "a write is known"
+    assert meanwhile.startswith(b"G:") == (lost == {GEN, WRITERS}), (
+        "a lost generation does not hide the write"
+    )
     await store.unmark(prefix, [], "writer", lists=["book"])
     after = await store.generation(prefix, "book")
     assert after.startswith(b"G:")
@@ -240,7 +245,7 @@ async def lose(store: Store, prefix: str, names: set[str]) -> None:
     for name in names:
         await store.aio.delete(prefix + name)
     if isinstance(store, MemoryStore) and WRITERS in names:
-        store._writers.clear()
+        store._writers.clear()  # private: no public method loses the writers of memory
 
 
 async def test_a_generation_that_was_evicted_does_not_come_back_early(
@@ -251,19 +256,19 @@ async def test_a_generation_that_was_evicted_does_not_come_back_early(
     await store.aio.delete(prefix + GEN)
     await store.add(prefix + GEN, new_generation(), 30.0)
     await store.unmark(prefix, [], "first", lists=["book"])
-    assert await store.get(prefix + GEN) == b"W", "the second one is under way"
+    assert await store.get(prefix + GEN) == b"W", "the second write is under way"
     await store.unmark(prefix, [], "second", lists=["book"])
     assert (await store.get(prefix + GEN) or b"").startswith(b"G:")
 
 
-async def test_many_at_once_wait_for_a_connection(redis_url: str, prefix: str) -> None:
-    store = RedisStore(redis_url)
-    found = await asyncio.gather(*(store.get(f"{prefix}{n}") for n in range(200)))
-    assert found == [None] * 200
-    await store.close()
+async def test_many_concurrent_commands_wait_for_a_connection(
+    redis_store: RedisStore, prefix: str
+) -> None:
+    values = await asyncio.gather(*(redis_store.get(f"{prefix}{n}") for n in range(200)))
+    assert values == [None] * 200
 
 
-def test_an_entry_is_of_its_own_key() -> None:
+def test_an_entry_is_read_only_under_its_own_key() -> None:
     kept = Entry(b"3", b'{"title":"a\\nb"}')
     assert read(kept.write("1:book:7"), "1:book:7") == kept
     assert read(kept.write("1:book:7"), "1:book:8") is None

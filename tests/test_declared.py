@@ -1,4 +1,4 @@
-"""What every operation declares, holds: its rights and its limits, also of one that is added."""
+"""The rights and limits that every operation declares are enforced, also of an added operation."""
 
 import asyncio
 import random
@@ -31,7 +31,7 @@ async def extended(site: Site, folder: Path) -> AsyncIterator[Site]:
         app.extensions["additions"].accept()
 
     rates = dict.fromkeys(RATES, f"{LIMIT} per hour")
-    rates["ratelimit_login_failures"] = "1000 per hour"  # of an account, which is another limit
+    rates["ratelimit_login_failures"] = "1000 per hour"  # the limit of an account
     settings = settings_for(site.another_url, folder, trusted_proxy_hops=1, **rates)
     with Reviews.added() as reviews:
         async with serving(settings, prepare) as served:
@@ -43,7 +43,7 @@ async def extended(site: Site, folder: Path) -> AsyncIterator[Site]:
 
 
 class Caller:
-    """Sends requests to an application, each as somebody who has not sent one before."""
+    """Sends requests to an application, each time from a new address."""
 
     def __init__(self, site: Site, client: httpx.AsyncClient, member: Member) -> None:
         self._client = client
@@ -52,9 +52,9 @@ class Caller:
         self._requests.member = member
 
     async def send(
-        self, declared: Declared, times: int, headers: dict[str, str]
+        self, declared: Declared, number: int, headers: dict[str, str]
     ) -> list[httpx.Response]:
-        """Send a good request of an operation so many times at once, from a new address."""
+        """Send `number` equal, valid requests of an operation at once, from a new address."""
         self._addresses += 1
         address = f"172.16.{self._addresses // 256}.{self._addresses % 256}"
         path = self._requests.path(declared)
@@ -67,47 +67,49 @@ class Caller:
                     json=body,
                     headers={"X-Forwarded-For": address, **headers},
                 )
-                for _ in range(times)
+                for _ in range(number)
             )
         )
 
 
 @pytest.fixture
 async def caller(extended: Site) -> AsyncIterator[Caller]:
-    """A client of it."""
+    """A caller of that application."""
     most = httpx.Limits(max_connections=50)
     async with httpx.AsyncClient(base_url=extended.url, limits=most, timeout=60) as client:
         yield Caller(extended, client, await Factory(extended.app).member())
 
 
-async def test_limits_are_exact(extended: Site, caller: Caller) -> None:
+async def test_every_operation_admits_exactly_its_limit(extended: Site, caller: Caller) -> None:
     make = Factory(extended.app)
     for declared in declarations(extended.app):
         for headers in ({}, (await make.member()).headers):
             if headers and declared.method != "GET":
-                continue  # a change may end the token, and then the address pays
+                continue  # a change may end the token; then the address counts
             (first,) = await caller.send(declared, 1, headers)
             if "RateLimit-Limit" not in first.headers:
-                assert declared.endpoint == "limits.rate_limits", "it shows limits, and has none"
+                assert declared.endpoint == "limits.rate_limits", (
+                    "the operation that shows limits has none"
+                )
                 continue
             limit = int(first.headers["RateLimit-Limit"])
             responses = await caller.send(declared, limit + BEYOND, headers or {})
             statuses = Counter(response.status_code for response in responses)
-            spent = 1 if headers else 0  # an address is a new one each time
+            spent = 1 if headers else 0  # the address is new each time
             assert statuses.pop(429) == BEYOND + spent, (declared.endpoint, statuses)
             assert sum(statuses.values()) == limit - spent
             assert max(statuses) < 500
 
 
-async def test_rights_are_as_declared(extended: Site, caller: Caller) -> None:
+async def test_every_operation_enforces_its_declared_rights(extended: Site, caller: Caller) -> None:
     make = Factory(extended.app)
     for declared in declarations(extended.app):
         gone, member, admin = await make.member(), await make.member(), await make.admin()
-        async with httpx.AsyncClient(base_url=extended.url) as client:
+        async with httpx.AsyncClient(base_url=extended.url, timeout=60) as client:
             path = f"/admin/users/{gone.id}"
             assert (await client.delete(path, headers=admin.headers)).status_code == 204
         senders: dict[str, Any] = {
-            "nobody": {},
+            "anonymous": {},
             "expired": expired(member),
             "gone": gone.headers,
             "member": member.headers,
@@ -119,8 +121,8 @@ async def test_rights_are_as_declared(extended: Site, caller: Caller) -> None:
             statuses[name] = response.status_code
         assert statuses["expired"] == statuses["gone"] == 401, declared.endpoint
         is_public = {"/api/auth/refresh", "/api/auth/login"} & {declared.path}
-        if not is_public:  # these refuse what the body says
-            assert (statuses["nobody"] == 401) is declared.is_secured, declared.endpoint
+        if not is_public:  # these refuse the credentials in the body
+            assert (statuses["anonymous"] == 401) is declared.is_secured, declared.endpoint
             assert statuses["member"] != 401
             assert statuses["admin"] not in {401, 403}
         assert (statuses["member"] == 403) is declared.path.startswith("/admin/")

@@ -59,7 +59,7 @@ async def get(site: Site, folder: Path, redis_url: str, kind: str) -> Any:
 
 
 @KINDS
-async def test_only_ours_admits_exactly_ten_concurrent_requests(get: Any, kind: str) -> None:
+async def test_only_octavo_admits_exactly_ten_concurrent_requests(get: Any, kind: str) -> None:
     responses = await asyncio.gather(*(get("/hour") for _ in range(100)))
     admitted = sum(response.status_code == 200 for response in responses)
     if kind == "stock":
@@ -69,7 +69,7 @@ async def test_only_ours_admits_exactly_ten_concurrent_requests(get: Any, kind: 
 
 
 @KINDS
-async def test_only_ours_ignores_a_forged_address(get: Any, kind: str) -> None:
+async def test_only_octavo_ignores_a_forged_address(get: Any, kind: str) -> None:
     for _ in range(10):
         await get("/hour")
     statuses = {
@@ -79,7 +79,7 @@ async def test_only_ours_ignores_a_forged_address(get: Any, kind: str) -> None:
 
 
 @KINDS
-async def test_only_keys_of_ours_expire(get: Any, kind: str, redis_url: str) -> None:
+async def test_only_keys_of_octavo_expire(get: Any, kind: str, redis_url: str) -> None:
     await get("/hour")
     server: Any
     with redis.Redis.from_url(redis_url) as server:
@@ -89,7 +89,7 @@ async def test_only_keys_of_ours_expire(get: Any, kind: str, redis_url: str) -> 
 
 
 @KINDS
-async def test_only_ours_admits_ten_in_every_window(get: Any, kind: str) -> None:
+async def test_only_octavo_admits_ten_in_every_window(get: Any, kind: str) -> None:
     """The package gives units back within the window."""
     begun = time.monotonic()
     admitted: list[tuple[float, float]] = []  # from request to response
@@ -104,7 +104,7 @@ async def test_only_ours_admits_ten_in_every_window(get: Any, kind: str) -> None
 
 
 @KINDS
-async def test_only_a_refusal_of_ours_is_complete(get: Any, kind: str) -> None:
+async def test_only_a_refusal_of_octavo_is_complete(get: Any, kind: str) -> None:
     for _ in range(11):
         refused = await get("/hour")
     assert refused.status_code == 429

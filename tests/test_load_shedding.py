@@ -453,7 +453,9 @@ BURSTS: list[tuple[Kind, int]] = [
 
 @pytest.mark.skipif(not SOAK, reason="make soak: needs two cores of its own")
 @pytest.mark.timeout(3_000)
-async def test_load_at_default_settings(tmp_path: Path, empty_url: str, redis_url: str) -> None:
+async def test_default_settings_sustain_bursts_and_overload(
+    tmp_path: Path, empty_url: str, redis_url: str
+) -> None:
     seconds = float(os.environ.get("LOAD_SECONDS", "60"))
     async with loaded_server(tmp_path, empty_url, redis_url) as server:
         rates: dict[str, float] = {}  # responses a second, by kind
