@@ -96,7 +96,7 @@ async def test_requests_beyond_a_limit_are_refused(site: Site, folder: Path, sto
         plain = await client.get("/api/books", headers=SHOP)
         assert await statuses(client, 49, "/api/books", headers=SHOP) == [200] * 9 + [429] * 40
         response = await client.get("/api/books", headers=SHOP | {"X-Request-ID": "mine"})
-        is_problem(response, 429, "Rate limit exceeded")
+        assert_problem(response, 429, "Rate limit exceeded")
         assert response.json()["message"] == "10 per 1 minute"
         assert response.json()["retry_after"] == int(response.headers["Retry-After"])
         assert begun + 59 - time.monotonic() <= response.json()["retry_after"] <= 60
