@@ -1,16 +1,17 @@
-"""Measurements: what is fast, and why.
+"""Benchmarks.
 
-run.py        beside the peers: every contestant does every kind of work, one at a time
-  stage.py    what all of them stand on: PostgreSQL, Redis, the same books and users
+run.py        Octavo and its peers: each server runs every kind of work, one server at a time
+  stage.py    what all servers share: PostgreSQL, Redis, the same books and users
   contestants.py, peers/
-              who they are, and how each is started
-  work.py     what they are asked for
-  same.py     that all do the same, before anybody is measured
+              the servers, and the command that starts each of them
+  work.py     the requests of each kind of work
+  same.py     checks that all servers do the same work, before the measurement
   wrk.py, load.lua, server.py
-              the load, and what a server has spent on it
+              the load, and the CPU and memory that a server uses for it
   report.py, plot.py
-              the table, where Octavo loses, the picture
-sizes.py      Octavo alone, at ten thousand books and at a million
+              the tables, where Octavo loses, the chart
+turns.py      two checkouts of Octavo, measured in turns
+sizes.py      Octavo alone, at 10,000 books and at 1,000,000 books
 limits.py, cache.py, plans.py
-              parts: a limit, a cached read, the plans of lists
+              parts: the cost of a rate limit, the cost of a cached read, the query plans of lists
 """

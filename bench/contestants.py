@@ -1,4 +1,4 @@
-"""Who is measured, and how each is started. Another one is an entry more."""
+"""The servers that are measured, and the command that starts each. Add an entry to add a server."""
 
 import sys
 from collections.abc import Mapping
@@ -26,9 +26,9 @@ OCTAVO, DOCUMENTED, TUNED, CEILING = "Octavo", "as documented", "tuned", "ceilin
 
 @dataclass(frozen=True)
 class Contestant:
-    """A server: its name, its group, its command, and settings that are not the default.
+    """A server: its name, its group, its command, and its settings that differ from the default.
 
-    `{port}` in the command stands for a port.
+    `{port}` in the command is replaced by the port.
     """
 
     name: str
@@ -38,11 +38,11 @@ class Contestant:
 
     @property
     def does_work(self) -> bool:
-        """Whether it works for its answers: a ceiling repeats those it was given."""
+        """False for a ceiling: it repeats recorded responses."""
         return self.group != CEILING
 
     def command_on(self, port: int) -> list[str]:
-        """Give the command that listens on a port."""
+        """Return the command that listens on a port."""
         program, *others = (word.format(port=port) for word in self.command)
         return [str(BIN / program), *others]
 

@@ -1,10 +1,11 @@
-"""What a limit costs: CPU of this process per request, 32 in flight, beside quart-rate-limiter.
+"""The cost of a rate limit of Octavo and of quart-rate-limiter: CPU per request, 32 in flight.
 
-    python -m bench.limits            # with a Redis of its own; REDIS_URL names another
+    python -m bench.limits            # starts its own Redis; REDIS_URL selects another one
 
-Each answer is asked of the ASGI application itself, in turns, so that what else the machine does
-falls on all alike; the least of the turns counts, to which nothing else has added. Prints a table
-in Markdown.
+Requests go directly to the ASGI application, without a server. The applications are measured in
+turns, so that other load on the machine affects all of them equally. The minimum of the turns
+counts, because other load only adds time. CPU is the CPU time of this process. The script prints a
+table in Markdown.
 """
 
 import asyncio
@@ -32,13 +33,13 @@ Send = Callable[[Any], Awaitable[None]]
 
 
 async def bare(scope: Any, receive: Any, send: Send) -> None:
-    """Answer as little as there is."""
+    """Send the smallest response."""
     await send({"type": "http.response.start", "status": 200, "headers": []})
     await send({"type": "http.response.body", "body": b"hello"})
 
 
 def hello(redis_url: str | None, *, stock: bool) -> Quart:
-    """Make Octavo with some greetings, limited by its gate, or by the package as installed."""
+    """Make Octavo with test routes, limited by Octavo or by the package itself (stock)."""
     app = create_app(Testing(redis_url=redis_url, ratelimit_enabled=not stock, log_dir=None))
 
     @app.get("/free")
@@ -46,9 +47,9 @@ def hello(redis_url: str | None, *, stock: bool) -> Quart:
     async def free() -> str:
         return "hello"
 
-    @app.get("/one")
+    @app.get("/single")
     @rate_limit(10**9, HOUR)
-    async def one() -> str:
+    async def single() -> str:
         return "hello"
 
     @app.get("/three")
@@ -66,8 +67,8 @@ def hello(redis_url: str | None, *, stock: bool) -> Quart:
     return app
 
 
-async def ask(app: Any, path: str) -> int:
-    """Ask an ASGI application; give the status."""
+async def get_status(app: Any, path: str) -> int:
+    """Send a GET to an ASGI application; return the status of the response."""
     status = 0
     ended = asyncio.Event()
     path, _, query = path.partition("?")
@@ -95,16 +96,16 @@ async def ask(app: Any, path: str) -> int:
     return status
 
 
-async def cost(app: Any, wanted: int, *paths: str) -> float:
-    """Give the microseconds of CPU that a request takes, asked of all paths in turn."""
+async def cost(app: Any, status: int, *paths: str) -> float:
+    """Return the microseconds of CPU per request; the requests cycle through the paths."""
     left = REQUESTS
-    asked = itertools.cycle(paths)
+    next_paths = itertools.cycle(paths)
 
     async def client() -> None:
         nonlocal left
         while left > 0:
             left -= 1
-            assert await ask(app, next(asked)) == wanted
+            assert await get_status(app, next(next_paths)) == status
 
     begun = time.process_time()
     await asyncio.gather(*(client() for _ in range(IN_FLIGHT)))
@@ -112,7 +113,7 @@ async def cost(app: Any, wanted: int, *paths: str) -> float:
 
 
 async def measure(redis_url: str) -> None:
-    """Measure everything in one run, and print it."""
+    """Measure everything in one run, and print the table."""
     apps = {
         (kind, store): hello(redis_url if store == "Redis" else None, stock=kind == "stock")
         for kind in ("Octavo", "stock")
@@ -120,55 +121,58 @@ async def measure(redis_url: str) -> None:
     }
     rows: dict[tuple[str, ...], tuple[Any, int, str]] = {("bare", "", ""): (bare, 200, "/")}
     for (kind, store), app in apps.items():
-        for path, status in (("/free", 200), ("/one", 200), ("/three", 200), ("/refused", 429)):
+        for path, status in (("/free", 200), ("/single", 200), ("/three", 200), ("/refused", 429)):
             rows[kind, store, path] = (app, status, path)
-    found: dict[tuple[str, ...], list[float]] = {key: [] for key in rows}
+    costs: dict[tuple[str, ...], list[float]] = {key: [] for key in rows}
     async with asyncio.TaskGroup() as group:
         stop = asyncio.Event()
         for app in apps.values():
             started = asyncio.Event()
             group.create_task(alive(app, started, stop))
             await started.wait()
-            await ask(app, "/refused")
+            await get_status(app, "/refused")
         for _ in range(TURNS):
             for key, row in rows.items():
-                found[key].append(await cost(*row))
+                costs[key].append(await cost(*row))
         stop.set()
-    least = {key: min(values) for key, values in found.items()}
-    print("| limiter | store | one policy, more than none | three | a 429 beyond a bare answer |")
+    least = {key: min(values) for key, values in costs.items()}
+    print("| limiter | store | cost of one policy | cost of three policies | a 429 beyond bare ASGI |")
     print("|---|---|---|---|---|")
     for key in apps:
         free = least[*key, "/free"]
-        more = [least[*key, path] - free for path in ("/one", "/three")]
+        more = [least[*key, path] - free for path in ("/single", "/three")]
         refused = least[*key, "/refused"] - least["bare", "", ""]
         print(f"| {' | '.join(key)} | {more[0]:.0f} us | {more[1]:.0f} us | {refused:.0f} us |")
-    for n, path in (("one", "/one"), ("three", "/three")):
+    for n, path in (("one policy", "/single"), ("three policies", "/three")):
         ours, stock = (
             least[kind, "Redis", path] - least[kind, "Redis", "/free"]
             for kind in ("Octavo", "stock")
         )
-        print(f"\n{n}, on Redis, beside stock: {ours / stock:.2f}", end="")
+        print(f"\n{n}, on Redis, ratio to stock: {ours / stock:.2f}", end="")
     for store in ("memory", "Redis"):
         beyond = least["bare", "", ""]
         share = (least["Octavo", store, "/refused"] - beyond) / (
             least["Octavo", store, "/free"] - beyond
         )
-        print(f"\na 429 beside the cheapest 200, both beyond bare, {store}: {share:.2f}", end="")
+        print(
+            f"\na 429, ratio to the cheapest 200 (both beyond bare ASGI), {store}: {share:.2f}",
+            end="",
+        )
     print()
 
 
 async def alive(app: Quart, started: asyncio.Event, stop: asyncio.Event) -> None:
-    """Keep an application open."""
+    """Keep an application running until `stop` is set."""
     async with app.test_app():
         started.set()
         await stop.wait()
 
 
 def main() -> None:
-    """Run with the Redis that is named, or with one of its own."""
-    given = os.environ.get("REDIS_URL")
-    if given:
-        uvloop.run(measure(given))
+    """Run with the Redis at REDIS_URL, or start a Redis."""
+    url = os.environ.get("REDIS_URL")
+    if url:
+        uvloop.run(measure(url))
         return
     with ValkeyServer() as server:
         uvloop.run(measure(f"redis://127.0.0.1:{server.port}/0"))

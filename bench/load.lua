@@ -1,5 +1,5 @@
--- Sends requests as they stand in a file, one after the other, over and over: each a line with its
--- length, and its bytes. Argument: the file.
+-- Sends the requests of a file in order, and starts again at the end of the file. The file holds for
+-- each request a line with its length in bytes, and then its bytes. Argument: the path of the file.
 local requests, place = {}, 0
 
 function init(args)

@@ -1,4 +1,4 @@
-"""Where it was measured, and with what."""
+"""The machine and the versions of a measurement."""
 
 import os
 import platform
@@ -17,7 +17,7 @@ PACKAGES = (
 
 
 def describe(postgresql: str, redis: str) -> dict[str, str]:
-    """Give the date, the machine, the interpreter and every version."""
+    """Return the date, the machine, the interpreter and all versions."""
     return {
         "date": f"{datetime.now(UTC):%Y-%m-%d}",
         "machine": f"{_processor()}, {os.cpu_count()} cores, {_memory()} GB",
@@ -29,9 +29,9 @@ def describe(postgresql: str, redis: str) -> dict[str, str]:
 
 
 def _processor() -> str:
-    told = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    found = re.search(r"^model name\s*:\s*(.+)$", told, re.MULTILINE)
-    return found[1] if found else platform.machine()
+    cpuinfo = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    model = re.search(r"^model name\s*:\s*(.+)$", cpuinfo, re.MULTILINE)
+    return model[1] if model else platform.machine()
 
 
 def _memory() -> int:
@@ -39,6 +39,6 @@ def _memory() -> int:
 
 
 def _wrk() -> str:
-    told = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False)  # noqa: S607  (found by PATH)
-    found = re.search(r"wrk (?:debian/)?(\S+)", told.stdout + told.stderr)
-    return f"wrk {found[1]}" if found else sys.exit("wrk does not say its version")
+    result = subprocess.run(["wrk", "-v"], capture_output=True, text=True, check=False)  # noqa: S607  (from PATH)
+    release = re.search(r"wrk (?:debian/)?(\S+)", result.stdout + result.stderr)
+    return f"wrk {release[1]}" if release else sys.exit("wrk -v prints no version")

@@ -1,9 +1,9 @@
-"""How PostgreSQL answers each list: its plan and its time, of the statements that Octavo sends.
+"""The plan and the time of PostgreSQL for the statements that Octavo sends for each list.
 
     DATABASE_URL=postgresql://... python -m bench.plans
 
 For every filter and every sort: the first page with its total, and a cursor page from the
-middle. Prints a table in Markdown; ends with 1 if any of them reads the whole table.
+middle. The script prints a table in Markdown. Its exit code is 1 if a plan reads the whole table.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ SORT_NAMES = [*SORTS, *("-" + name for name in SORTS)]
 
 @dataclass(frozen=True)
 class Plan:
-    """One statement: what was asked for, how it is answered, and in how many milliseconds."""
+    """One statement: its page, filter and sort, the nodes of its plan, and its milliseconds."""
 
     page: str
     filter: str
@@ -42,32 +42,38 @@ class Plan:
 
     @property
     def reads_everything(self) -> bool:
-        """Whether it goes through the table of books from one end to the other."""
+        """Whether the plan scans the whole table of books."""
         return "Seq Scan on books" in self.nodes
 
 
 async def plans(database: Database, filters: list[dict[str, Any]]) -> AsyncIterator[Plan]:
-    """Give the plan of each statement behind every list."""
+    """Yield the plan of each statement of every list."""
     async with database.session() as db:
         for sort in SORT_NAMES:
             middle = await _middle(db, sort)
             for conditions in filters:
-                found = BookFilters.model_validate({k: str(v) for k, v in conditions.items()})
+                book_filters = BookFilters.model_validate(
+                    {k: str(v) for k, v in conditions.items()}
+                )
                 named = " ".join(f"{name}={value}" for name, value in conditions.items()) or "-"
                 for page, listing, wanted in (
-                    ("first", list_books(found, sort, Page(1, PAGE)), (True, True)),
-                    ("deep cursor", list_books_after(found, sort, middle, PAGE), (True, False)),
+                    ("first", list_books(book_filters, sort, Page(1, PAGE)), (True, True)),
+                    (
+                        "deep cursor",
+                        list_books_after(book_filters, sort, middle, PAGE),
+                        (True, False),
+                    ),
                 ):
-                    for what, work in (
+                    for query, work in (
                         ("rows", partial(listing.read_all, db)),
                         ("ids", partial(listing.find, db, wanted)),
                     ):
                         async for nodes, ms in _explained(database, db, work):
-                            yield Plan(f"{page}, {what}", named, sort, nodes, ms)
+                            yield Plan(f"{page}, {query}", named, sort, nodes, ms)
 
 
 async def every_filter(db: AsyncSession) -> list[dict[str, Any]]:
-    """Give no filter, and each of them with a value that some books have."""
+    """Return no filter, and each filter with a value that some books have."""
     known = select(Book).where(Book.isbn.is_not(None), Book.genre.is_not(None)).order_by(Book.id)
     book = (await db.scalars(known.offset(1_000).limit(1))).one()
     return [
@@ -79,7 +85,7 @@ async def every_filter(db: AsyncSession) -> list[dict[str, Any]]:
 
 
 async def _middle(db: AsyncSession, sort: str) -> tuple[Any, int]:
-    """Give the key and id of the row in the middle of an order."""
+    """Return the key and the id of the row in the middle of an order."""
     order = LIST_DEFINITION.order(sort)
     last = (await db.scalars(select(Book.id).order_by(Book.id.desc()).limit(1))).one()
     half = order.apply(select(order.key, Book.id)).offset(last // 2).limit(1)
@@ -95,7 +101,7 @@ async def _explained(
     def note(_c: Any, _cursor: Any, statement: str, parameters: Any, *_: Any) -> None:
         sent.append((statement, parameters))
 
-    await work()  # its pages are in memory then
+    await work()  # loads the pages of the database into memory
     event.listen(database.writer.sync_engine, "before_cursor_execute", note)
     began = time.perf_counter()
     await work()
@@ -103,15 +109,15 @@ async def _explained(
     ms = (time.perf_counter() - began) * 1_000
     connection = await db.connection()
     for statement, parameters in sent:
-        answer = await connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters)
-        plan = answer.scalar_one()
+        result = await connection.exec_driver_sql(f"EXPLAIN (FORMAT JSON) {statement}", parameters)
+        plan = result.scalar_one()
         plan = json.loads(plan) if isinstance(plan, str) else plan
         yield tuple(_nodes(plan[0]["Plan"])), ms
 
 
 def _nodes(plan: dict[str, Any]) -> Iterator[str]:
-    what = plan.get("Index Name") or plan.get("Relation Name")
-    yield plan["Node Type"] + (f" on {what}" if what else "")
+    target = plan.get("Index Name") or plan.get("Relation Name")
+    yield plan["Node Type"] + (f" on {target}" if target else "")
     for part in plan.get("Plans", ()):
         yield from _nodes(part)
 

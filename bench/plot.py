@@ -1,4 +1,4 @@
-"""The picture: requests per second of every server at every kind of work and connections."""
+"""The chart: requests per second of every server at every kind of work and connections."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from bench.results import Cell, Results
 
 COLOURS = {OCTAVO: "#1f5fa8", DOCUMENTED: "#e0a458", TUNED: "#b5532a", CEILING: "#b9bec4"}
 COLUMNS = 4
-SHADES = (1.0, 0.5)  # of the bars of each number of connections
+SHADES = (1.0, 0.5)  # opacity of the bars, for each number of connections
 
 
 def draw(results: Results, path: Path) -> None:
-    """Draw a panel for each kind of work. The same results make the same file."""
+    """Draw a panel for each kind of work. The same results give the same bytes."""
     matplotlib.rcParams.update(
         {"svg.fonttype": "none", "svg.hashsalt": "octavo", "font.size": 8, "font.family": "sans"}
     )

@@ -1,6 +1,6 @@
-"""The report of a run: all figures, as ratios to Octavo, and where Octavo loses.
+"""The report of a run: all figures, their ratios to Octavo, and where Octavo loses.
 
-python -m bench.report   # from docs/bench.json: docs/benchmark.md, docs/bench.svg, README's figures
+python -m bench.report   # reads docs/bench.json; writes docs/benchmark.md, docs/bench.svg, README
 """
 
 import re
@@ -17,7 +17,7 @@ from bench.work import KINDS
 
 OUTPUT = ROOT / "docs"
 US = "Octavo"
-EVEN = 1.05  # up to this ratio nobody wins: as much lies between two rounds
+EVEN = 1.05  # up to this ratio there is no winner: two rounds differ as much
 HEADLINE = {  # the kinds of work that README.md shows
     "item": "a cached book",
     "page": "a cached page",
@@ -26,7 +26,9 @@ HEADLINE = {  # the kinds of work that README.md shows
 }
 MARKED = re.compile(r"(<!-- bench -->\n).*?(<!-- /bench -->)", re.DOTALL)
 
-FIGURES: dict[str, tuple[Callable[[Cell], float], bool]] = {  # how it is read; whether more is good
+FIGURES: dict[
+    str, tuple[Callable[[Cell], float], bool]
+] = {  # the function that reads it; whether more is better
     "requests per second": (lambda cell: cell.rate, True),
     "CPU": (lambda cell: cell.cpu, False),
     "p99": (lambda cell: cell.p99, False),
@@ -34,52 +36,56 @@ FIGURES: dict[str, tuple[Callable[[Cell], float], bool]] = {  # how it is read; 
 
 
 def percentage(errors: float) -> str:
-    """Write a share of errors: any share above 0 is seen."""
+    """Write a share of errors: a share above 0 is never shown as 0 %."""
     return "under 1 %" if 0 < errors < 0.01 else f"{errors:.0%}".replace("%", " %")
 
 
 def failure(cell: Cell) -> str:
-    """Say why a cell has no figure."""
-    return f"{percentage(cell.errors)} errors" if cell.rate else "no answer in time"
+    """Return the reason why a cell has no figure."""
+    return f"{percentage(cell.errors)} errors" if cell.rate else "no response in time"
 
 
 def outcome(cell: Cell) -> str:
-    """Give the rate and the CPU of a cell, or why it has no figure."""
+    """Return the rate and the CPU of a cell, or why it has no figure."""
     if cell.errors:
         return f"no figure: {failure(cell)}"
     return f"{cell.rate:,.0f}/s, {cell.cpu:,.0f} us"
 
 
 def ratio(results: Results, cell: Cell, figure: str = "requests per second") -> float | None:
-    """Give how many times as good as Octavo's a figure of a cell is: over 1, Octavo loses.
+    """Return the ratio of a cell's figure to Octavo's; above 1 Octavo loses.
 
-    None if the cell has errors, or Octavo has some at the same work.
+    None if the cell has errors, or if Octavo has errors at the same work.
     """
     reference = results.of(US, cell.kind, cell.connections)
     if cell.errors or reference.errors:
         return None
-    read, more_is_good = FIGURES[figure]
+    read, more_is_better = FIGURES[figure]
     theirs, ours = read(cell), read(reference)
-    return theirs / ours if more_is_good else ours / theirs
+    return theirs / ours if more_is_better else ours / theirs
 
 
 def losses(results: Results, figure: str, connections: int) -> dict[str, list[tuple[str, float]]]:
-    """Give for each kind of work which servers beat Octavo at a figure, and by how many times.
+    """Return, for each kind of work, the servers that beat Octavo at a figure, and the ratios.
 
-    The ceilings are left out: they do no work. A server with errors beats nobody.
+    The ceilings are left out, because they do no work. A server with errors does not count.
     """
-    found: dict[str, list[tuple[str, float]]] = {}
+    winners: dict[str, list[tuple[str, float]]] = {}
     for cell in results.cells:
         if cell.group in {OCTAVO, CEILING} or cell.connections != connections:
             continue
         times = ratio(results, cell, figure)
         if times is not None and times > EVEN:
-            found.setdefault(cell.kind, []).append((cell.contestant, times))
-    return {kind: sorted(found[kind], key=lambda one: -one[1]) for kind in KINDS if kind in found}
+            winners.setdefault(cell.kind, []).append((cell.contestant, times))
+    return {
+        kind: sorted(winners[kind], key=lambda winner: -winner[1])
+        for kind in KINDS
+        if kind in winners
+    }
 
 
 def loses(results: Results) -> str:
-    """Say where Octavo has errors, where it loses, and where it is beaten by nobody."""
+    """List where Octavo has errors, where it loses, and at which figures it loses nowhere."""
     failed = [
         f"{cell.kind} at {cell.connections} connections ({failure(cell)})"
         for cell in results.cells
@@ -92,18 +98,18 @@ def loses(results: Results) -> str:
         )
     for figure, connections in product(FIGURES, results.connections):
         by_kind = losses(results, figure, connections)
-        told = [
-            f"{kind} ({', '.join(f'{name} {times:.1f}' for name, times in who)})"
-            for kind, who in by_kind.items()
+        kinds = [
+            f"{kind} ({', '.join(f'{name} {times:.1f}' for name, times in winners)})"
+            for kind, winners in by_kind.items()
         ]
-        lines.append(f"- **{figure}, {connections} connections:** {'; '.join(told) or 'nowhere'}")
+        lines.append(f"- **{figure}, {connections} connections:** {'; '.join(kinds) or 'nowhere'}")
     lighter = sorted(
         (held, name)
         for name, held in results.memory.items()
         if held * EVEN < results.memory[US] and _group(results, name) not in {OCTAVO, CEILING}
     )
-    told = [f"{name} {results.memory[US] / held:.1f}" for held, name in lighter]
-    lines.append(f"- **memory:** {', '.join(told) or 'nowhere'}")
+    servers = [f"{name} {results.memory[US] / held:.1f}" for held, name in lighter]
+    lines.append(f"- **memory:** {', '.join(servers) or 'nowhere'}")
     return "\n".join(lines)
 
 
@@ -112,7 +118,7 @@ def _group(results: Results, contestant: str) -> str:
 
 
 def short_table(results: Results, connections: int) -> str:
-    """Give requests per second and CPU of all, with the ratio to Octavo's, and memory."""
+    """Return the table of requests per second, CPU and memory, with the ratios to Octavo."""
     rows = [
         [
             name,
@@ -132,14 +138,14 @@ def _short(results: Results, cell: Cell) -> str:
 
 
 def _beside(results: Results, cell: Cell, figure: str) -> str:
-    """Write a figure divided by Octavo's; a dash if Octavo has errors there."""
+    """Return a figure divided by Octavo's; a dash if Octavo has errors at this work."""
     reference = results.of(US, cell.kind, cell.connections)
     read, _ = FIGURES[figure]
     return "-" if reference.errors else f"{read(cell) / read(reference):.2f}"
 
 
 def whole_table(results: Results) -> str:
-    """Give every figure of every contestant at every kind of work."""
+    """Return the table of all figures: every server, every kind of work."""
     rows = [
         [
             kind,
@@ -171,13 +177,13 @@ def _figures(results: Results, cell: Cell) -> list[str]:
 
 
 def table(head: list[str], rows: Iterable[list[str]]) -> str:
-    """Write a table in Markdown, numbers to the right."""
+    """Return a table in Markdown, with the numbers right-aligned."""
     lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def conditions(results: Results) -> str:
-    """Say when, where and how it was measured."""
+    """Describe when, where and how the run was measured."""
     about = results.machine
     return (
         f"Measured on {about['date']}: {about['machine']}, {about['kernel']}, "
@@ -198,7 +204,7 @@ def conditions(results: Results) -> str:
 
 
 def headline(results: Results) -> str:
-    """Give a few rates of Octavo, and their ratios to the fastest tuned peer: for README.md."""
+    """Return README's text: a few rates of Octavo, and their ratios to the fastest tuned peer."""
     connections = results.connections[0]
     figures = []
     for kind, text in HEADLINE.items():
@@ -225,7 +231,7 @@ def headline(results: Results) -> str:
 
 
 def summary(results: Results) -> str:
-    """Give the short tables and where Octavo loses: what is printed."""
+    """Return the text to print: the short tables, and where Octavo loses."""
     tables = "\n\n".join(short_table(results, number) for number in results.connections)
     return (
         f"{conditions(results)}\n\nEach cell shows requests per second, and the CPU time of the "
@@ -237,7 +243,7 @@ def summary(results: Results) -> str:
 
 
 def page(results: Results) -> str:
-    """Give docs/benchmark.md."""
+    """Return the text of docs/benchmark.md."""
     kinds = "\n".join(f"- **{kind}:** {text}" for kind, text in KINDS.items())
     return (
         "# Benchmark\n\n"
@@ -288,14 +294,14 @@ def in_readme(readme: str, results: Results) -> str:
 
 
 def write(results: Results) -> str:
-    """Write the page, the picture, and README's block; return the text to print."""
-    from bench.plot import draw  # matplotlib is not among what the tests need
+    """Write the page, the chart, and README's block; return the text to print."""
+    from bench.plot import draw  # the tests run without matplotlib
 
     draw(results, OUTPUT / "bench.svg")
     (OUTPUT / "benchmark.md").write_text(page(results), encoding="utf-8")
     readme = ROOT / "README.md"
     readme.write_text(in_readme(readme.read_text(encoding="utf-8"), results), encoding="utf-8")
-    return f"{summary(results)}\nThe full report is docs/benchmark.md, the picture docs/bench.svg"
+    return f"{summary(results)}\nThe full report is docs/benchmark.md, the chart docs/bench.svg"
 
 
 @click.command()

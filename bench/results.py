@@ -1,4 +1,4 @@
-"""What was measured, as it is kept."""
+"""The results of a run, and how they are stored as JSON."""
 
 import json
 from collections.abc import Iterable
@@ -8,11 +8,11 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Cell:
-    """One contestant at one kind of work over so many connections, in one round.
+    """The figures of one server: one kind of work, one number of connections, one round.
 
-    errors: share of the requests that failed; with any, the other values are no figures.
-    rate: requests per second. cpu: microseconds of the server per request. p50, p99: milliseconds.
-    busy: part of its core that the server used; where it is far from 1, something else was slower.
+    errors: share of the requests that failed; above 0, the other values are not valid.
+    rate: requests per second. cpu: microseconds of CPU per request. p50, p99: milliseconds.
+    busy: share of its core that the server used; far below 1, another part was the bottleneck.
     """
 
     contestant: str
@@ -28,13 +28,13 @@ class Cell:
 
     @property
     def place(self) -> tuple[str, str, int]:
-        """Contestant, kind of work and connections."""
+        """Server, kind of work and connections."""
         return self.contestant, self.kind, self.connections
 
 
 @dataclass(frozen=True)
 class Results:
-    """A whole run. memory: megabytes that each server's processes held at most."""
+    """The results of a run. memory: peak megabytes of each server, all its processes together."""
 
     books: int
     seconds: int
@@ -50,7 +50,7 @@ class Results:
 
     @property
     def contestants(self) -> list[str]:
-        """The contestants, in order."""
+        """The servers, in order."""
         return list(dict.fromkeys(cell.contestant for cell in self.cells))
 
     @property
@@ -59,31 +59,32 @@ class Results:
         return list(dict.fromkeys(cell.connections for cell in self.cells))
 
     def of(self, contestant: str, kind: str, connections: int) -> Cell:
-        """Give a cell. Raises KeyError if it was not measured."""
+        """Return a cell. Raises KeyError if it was not measured."""
         for cell in self.cells:
             if cell.place == (contestant, kind, connections):
                 return cell
         raise KeyError((contestant, kind, connections))
 
     def save(self, path: Path) -> None:
-        """Write them down."""
+        """Write the results to a file."""
         path.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, path: Path) -> "Results":
-        """Read what was written."""
-        told = json.loads(path.read_text(encoding="utf-8"))
-        return cls(**{**told, "cells": [Cell(**cell) for cell in told["cells"]]})
+        """Read results from a file that `save` wrote."""
+        data = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**{**data, "cells": [Cell(**cell) for cell in data["cells"]]})
 
 
 def best(cells: Iterable[Cell]) -> list[Cell]:
-    """Give the best round of each place, as a whole: the fewest errors, then the highest rate.
+    """Return the best round of each place: the fewest errors, then the highest rate.
 
-    What else the machine does can only take from a round, and adds to none.
+    All figures of a cell come from the same round. Other load on the machine only makes a round
+    slower.
     """
     rounds: dict[tuple[str, str, int], Cell] = {}
     for cell in cells:
-        kept = rounds.setdefault(cell.place, cell)
-        if (-cell.errors, cell.rate) > (-kept.errors, kept.rate):
+        best_cell = rounds.setdefault(cell.place, cell)
+        if (-cell.errors, cell.rate) > (-best_cell.errors, best_cell.rate):
             rounds[cell.place] = cell
     return list(rounds.values())

@@ -1,9 +1,9 @@
-"""Octavo beside its peers: requests per second, CPU, latency and memory, in one run.
+"""Benchmark Octavo and its peers: requests per second, CPU, latency and memory, in one run.
 
     python -m bench.run --books 10000 --seconds 2 --rounds 2
 
 Needs wrk, and the packages of requirements-bench.lock. One server runs at a time, alone on one
-core; PostgreSQL, Redis and wrk have the others. Of the rounds without errors the best counts.
+core; PostgreSQL, Redis and wrk use the other cores. The best round without errors counts.
 """
 
 import sys
@@ -20,7 +20,7 @@ from bench import machine, wrk
 from bench.contestants import ALL, Contestant
 from bench.report import OUTPUT, outcome, write
 from bench.results import Cell, Results, best
-from bench.same import Examiner, UnequalWorkError, keep
+from bench.same import Examiner, UnequalWorkError, save
 from bench.server import DidNotStartError, Server, pin_everything_else, serving
 from bench.stage import Facts, Stage, free_port, standing
 from bench.work import KINDS, item_path, requests_of
@@ -29,27 +29,27 @@ WARM_SECONDS = 0.5
 
 
 class Run:
-    """One run over all contestants, round by round."""
+    """One run over all servers, round by round."""
 
     def __init__(self, stage: Stage, facts: Facts, seconds: int, folder: Path) -> None:
         self._stage = stage
         self._facts = facts
         self._seconds = seconds
         self._requests = folder / "requests"
-        self._answers = folder / "answers"
+        self._responses = folder / "responses"
         self._reference: dict[str, Any] = {}
         self._examined: set[str] = set()
         self.memory: dict[str, float] = {}
 
-    def ask_octavo(self) -> None:
-        """Keep what Octavo answers: the others are held to it, and the ceilings repeat it."""
+    def record_octavo(self) -> None:
+        """Record Octavo's responses: peers are compared with them, and the ceilings repeat them."""
         with self._served(ALL[0]) as server:
             examiner = Examiner("Octavo", server.url, self._facts)
-            self._reference = keep(examiner.answers(), self._answers)
+            self._reference = save(examiner.responses(), self._responses)
             examiner.close()
 
     def visit(self, contestant: Contestant) -> Iterator[Cell]:
-        """Measure one contestant at every kind of work, on a database and a Redis of its own."""
+        """Measure one server at every kind of work, with a new database and an empty Redis."""
         with self._served(contestant) as server:
             examiner = Examiner(contestant.name, server.url, self._facts)
             if contestant.does_work and contestant.name not in self._examined:
@@ -67,7 +67,7 @@ class Run:
         port = free_port()
         environment = self._stage.environment(self._stage.renew(), port)
         environment |= contestant.environment
-        environment["ANSWERS"] = str(self._answers) if self._reference else ""
+        environment["RESPONSES"] = str(self._responses) if self._reference else ""
         command, path = contestant.command_on(port), item_path(self._facts, 0)
         with serving(contestant.name, command, port, environment, path) as server:
             yield server
@@ -100,21 +100,21 @@ class Run:
         )
 
 
-def turned(contestants: list[Contestant], number: int) -> list[Contestant]:
-    """Give the order of a round: another one begins each time."""
+def rotated(contestants: list[Contestant], number: int) -> list[Contestant]:
+    """Return the order of the servers in a round: each round starts with another server."""
     first = number * (len(contestants) // 2 + 1) % len(contestants)
     return contestants[first:] + contestants[:first]
 
 
 def measure(books: int, seconds: int, rounds: int, contestants: list[Contestant]) -> Results:
-    """Measure everything, and say how far it is."""
+    """Measure all servers, and print the progress."""
     with standing() as stage, tempfile.TemporaryDirectory() as folder:
         run = Run(stage, stage.prepare(books), seconds, Path(folder))
-        run.ask_octavo()
+        run.record_octavo()
         cells: list[Cell] = []
         steps = rounds * len(contestants) * len(KINDS) * len(wrk.CONNECTIONS)
         for number in range(rounds):
-            for contestant in turned(contestants, number):
+            for contestant in rotated(contestants, number):
                 for cell in run.visit(contestant):
                     cells.append(cell)
                     click.echo(
@@ -132,15 +132,19 @@ def measure(books: int, seconds: int, rounds: int, contestants: list[Contestant]
 @click.option("--books", type=click.IntRange(1_000), default=10_000, show_default=True)
 @click.option("--seconds", type=click.IntRange(1, 60), default=2, show_default=True)
 @click.option("--rounds", type=click.IntRange(1, 20), default=2, show_default=True)
-@click.option("--only", multiple=True, help="Contestants with this in their name; repeatable.")
+@click.option(
+    "--only", multiple=True, help="Only servers whose name contains this text; repeatable."
+)
 def main(books: int, seconds: int, rounds: int, only: tuple[str, ...]) -> None:
-    """Measure Octavo beside its peers: so many seconds for each work, connections and round."""
-    wrk.look_for_wrk()
+    """Measure Octavo and its peers: SECONDS for each kind of work, connections and round."""
+    wrk.require_wrk()
     contestants = [
-        one for one in ALL if not only or any(part.lower() in one.name.lower() for part in only)
+        contestant
+        for contestant in ALL
+        if not only or any(part.lower() in contestant.name.lower() for part in only)
     ]
     if not contestants:
-        sys.exit(f"Nobody is called so: {', '.join(one.name for one in ALL)}")
+        sys.exit(f"No server has such a name: {', '.join(contestant.name for contestant in ALL)}")
     pin_everything_else()
     try:
         results = measure(books, seconds, rounds, contestants)

@@ -1,4 +1,4 @@
-"""A server that is being measured: one core to itself, and what its processes have spent there."""
+"""Starts the measured server on its own core, and measures its CPU time and memory."""
 
 import os
 import signal
@@ -19,15 +19,15 @@ from loadtest.stand import inherited_environment
 CORE = 0
 ROOT = Path(__file__).resolve().parent.parent
 START_SECONDS, REST_SECONDS, STOP_SECONDS = 30.0, 10.0, 10.0
-PAUSE, IDLE_SHARE = 0.1, 0.2  # of a core; the clock of CPU time ticks a hundred times a second
+PAUSE, IDLE_SHARE = 0.1, 0.2  # IDLE_SHARE: of a core; CPU time is counted in steps of 10 ms
 
 
 class DidNotStartError(Exception):
-    """A contestant does not answer."""
+    """A server sends no response after its start."""
 
 
 def pin_everything_else() -> None:
-    """Leave the server's core: this process, and all that it starts from now on, but servers."""
+    """Keep this process and its later child processes, except servers, off the server's core."""
     cores = os.sched_getaffinity(0)
     if len(cores) < 2 or CORE not in cores:
         sys.exit("The benchmark needs two cores: one for the server, the other for the load")
@@ -36,17 +36,17 @@ def pin_everything_else() -> None:
 
 @dataclass(frozen=True)
 class Server:
-    """A server, and all processes that it has started."""
+    """A server and all processes that it has started."""
 
     process: psutil.Process
     url: str
 
     def cpu_seconds(self) -> float:
-        """Give the time that its processes have had, user and system."""
+        """Return the CPU time of its processes, user and system."""
         return cpu_seconds(self.process)
 
     def rest(self) -> None:
-        """Wait until it has done what nobody waits for any more."""
+        """Wait until the server has finished the work whose clients have disconnected."""
         until = time.monotonic() + REST_SECONDS
         before, now = -1.0, self.cpu_seconds()
         while now - before > IDLE_SHARE * PAUSE and time.monotonic() < until:
@@ -54,16 +54,17 @@ class Server:
             before, now = now, self.cpu_seconds()
 
     def peak_bytes(self) -> int:
-        """Give the most memory that its processes have held, each at its worst."""
-        return sum(_peak_bytes(one) for one in _tree(self.process))
+        """Return the sum of the peak memory of its processes."""
+        return sum(_peak_bytes(process) for process in _tree(self.process))
 
 
 def cpu_seconds(root: psutil.Process) -> float:
-    """Give the time that a process and all that it has started have had, user and system.
+    """Return the CPU time of a process and all its child processes, user and system.
 
-    Also those that have ended: a pool lets connections go, and PostgreSQL's processes with them.
+    Child processes that have ended are included: when a pool closes a connection, the process of
+    PostgreSQL for it ends.
     """
-    return sum(sum(one.cpu_times()[:4]) for one in _tree(root))
+    return sum(sum(process.cpu_times()[:4]) for process in _tree(root))
 
 
 def _tree(root: psutil.Process) -> list[psutil.Process]:
@@ -76,39 +77,42 @@ def _peak_bytes(process: psutil.Process) -> int:
         name, _, value = line.partition(":")
         if name == "VmHWM":
             return int(value.split()[0]) * 1_024
-    return 0  # it is ending, and holds nothing any more
+    return 0  # the process is ending, and has no memory any more
 
 
 @contextmanager
 def serving(
     name: str, command: Sequence[str], port: int, environment: Mapping[str, str], path: str
 ) -> Iterator[Server]:
-    """Start a server on its core, wait until it answers `path`, and end it. Raises DidNotStart.
+    """Start a server on its core, wait until `path` returns 200, and stop the server at the end.
 
-    It runs in an empty folder that is removed afterwards: without a `.env`, and for its log.
+    The server runs in an empty folder, without a `.env`; its log goes there. The folder is removed
+    afterwards. Raises DidNotStartError.
     """
-    with tempfile.TemporaryFile() as said, tempfile.TemporaryDirectory() as folder:
-        process = subprocess.Popen(  # noqa: S603  (a contestant's own command)
+    with tempfile.TemporaryFile() as output, tempfile.TemporaryDirectory() as folder:
+        process = subprocess.Popen(  # noqa: S603  (a fixed command)
             command,
             env={**inherited_environment(), "PYTHONPATH": str(ROOT), **environment},
             cwd=folder,
-            stdout=said,
+            stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        os.sched_setaffinity(process.pid, {CORE})  # what it starts from now on is there as well
+        os.sched_setaffinity(process.pid, {CORE})  # its later child processes use this core too
         url = f"http://127.0.0.1:{port}"
         try:
-            if not _answers(process, url + path):
-                said.seek(0)
-                told = said.read().decode(errors="replace")
-                raise DidNotStartError(f"{name} does not answer {path}; it said:\n{told}")
+            if not _is_ready(process, url + path):
+                output.seek(0)
+                text = output.read().decode(errors="replace")
+                raise DidNotStartError(
+                    f"{name} does not return 200 for {path}; its output:\n{text}"
+                )
             yield Server(psutil.Process(process.pid), url)
         finally:
             _end(process)
 
 
-def _answers(process: subprocess.Popen[bytes], url: str) -> bool:
+def _is_ready(process: subprocess.Popen[bytes], url: str) -> bool:
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until and process.poll() is None:
         try:
@@ -121,7 +125,7 @@ def _answers(process: subprocess.Popen[bytes], url: str) -> bool:
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:
-    """End a server and all that it has started."""
+    """Stop a server and all processes that it has started."""
     process.send_signal(signal.SIGTERM)
     try:
         process.wait(STOP_SECONDS)

@@ -1,9 +1,10 @@
-"""What a read costs at ten thousand books and at a million: of the server, and of PostgreSQL.
+"""The cost of a read at 10,000 and at 1,000,000 books: CPU of the server, and of PostgreSQL.
 
     python -m bench.sizes --sizes 10000,100000,1000000
 
-Octavo alone, from the cache and with the cache turned off, where every read is SQL. Ends with 1 if
-the cost of any grows with the catalogue. A million books take some minutes to make.
+Measures Octavo alone: from the cache, and with the cache turned off, so that every read is SQL. The
+exit code is 1 if the cost of a read grows with the catalogue. The script needs some minutes to
+create a million books.
 """
 
 import sys
@@ -22,10 +23,10 @@ from bench.work import CALLERS, cursor_path, get, item_path
 
 WARM_SECONDS = 0.5
 CONNECTIONS = wrk.CONNECTIONS[0]
-TURNS = 3  # of each read; the best of each figure counts, to which nothing else has added
-GROWTH = 1.5  # of the cost, from the smallest catalogue to the largest: less than that is noise
+TURNS = 3  # of each read; the best of each figure counts, because other load only adds time
+GROWTH = 1.5  # allowed ratio of costs, largest to smallest catalogue; less is noise
 READS = ("item", "first page", "deep cursor", "total")
-WAYS = {
+CACHE_SETTINGS = {
     "from the cache": {},
     "without a cache": {
         "CACHE_ITEM_SECONDS": "0",
@@ -33,12 +34,12 @@ WAYS = {
         "CACHE_PAGES": "none",
     },
 }
-Cost = tuple[float, float, float]  # requests per second; microseconds of server, of PostgreSQL
+Cost = tuple[float, float, float]  # requests per second; CPU microseconds: server, PostgreSQL
 Costs = dict[tuple[str, str], list[Cost]]
 
 
 def path_of(read: str, facts: Facts, number: int) -> str:
-    """Give the path of a read."""
+    """Return the path of a read."""
     match read:
         case "item":
             return item_path(facts, number)
@@ -53,7 +54,7 @@ def path_of(read: str, facts: Facts, number: int) -> str:
 def measure(
     stage: Stage, server: Server, read: str, facts: Facts, seconds: int, folder: Path
 ) -> Cost:
-    """Give what a read costs, measured once. Raises NotMeasuredError if any request failed."""
+    """Measure a read once; return its cost. Raises NotMeasuredError if a request failed."""
     requests = folder / "requests"
     wrk.write_requests([get(path_of(read, facts, n), n) for n in range(CALLERS)], requests)
     wrk.warm(server.url, requests, WARM_SECONDS, CONNECTIONS)
@@ -68,9 +69,9 @@ def measure(
     return load.rate, spent[0], spent[1]
 
 
-def visit(stage: Stage, facts: Facts, seconds: int, found: Costs) -> None:
-    """Measure all reads of a catalogue, and add what they cost."""
-    for way, settings in WAYS.items():
+def visit(stage: Stage, facts: Facts, seconds: int, costs: Costs) -> None:
+    """Measure all reads of a catalogue, and add their costs to `costs`."""
+    for cache, settings in CACHE_SETTINGS.items():
         port = free_port()
         environment = stage.environment(TEMPLATE, port) | settings
         command = ALL[0].command_on(port)
@@ -84,45 +85,45 @@ def visit(stage: Stage, facts: Facts, seconds: int, found: Costs) -> None:
             ]
             for read in READS:
                 rate, ours, sql = best([turn[read] for turn in turns])
-                found.setdefault((read, way), []).append((rate, ours, sql))
+                costs.setdefault((read, cache), []).append((rate, ours, sql))
                 click.echo(
-                    f"{facts.books:,} books, {read} {way}: {rate:,.0f}/s, "
+                    f"{facts.books:,} books, {read} {cache}: {rate:,.0f}/s, "
                     f"{ours:.0f} us, PostgreSQL {sql:.0f} us",
                     err=True,
                 )
 
 
 def best(turns: list[Cost]) -> Cost:
-    """Give the best of each figure."""
+    """Return the best value of each figure."""
     rates, ours, sql = zip(*turns, strict=True)
     return max(rates), min(ours), min(sql)
 
 
 def growth(costs: list[Cost]) -> float:
-    """Give how many times as much a read costs in the largest catalogue as in the smallest."""
+    """Return the ratio of the cost in the largest catalogue to the cost in the smallest."""
     (_, ours, sql), (_, ours_then, sql_then) = costs[0], costs[-1]
     return (ours_then + sql_then) / (ours + sql)
 
 
-def page(sizes: list[int], found: Costs, about: dict[str, str]) -> str:
-    """Give docs/bench-sizes.md."""
+def page(sizes: list[int], all_costs: Costs, about: dict[str, str]) -> str:
+    """Return the text of docs/bench-sizes.md."""
     rows = [
         [
-            f"{read}, {way}",
+            f"{read}, {cache}",
             *(f"{rate:,.0f}/s: {ours:,.0f} + {sql:,.0f} us" for rate, ours, sql in costs),
             f"{growth(costs):.2f}",
         ]
-        for (read, way), costs in found.items()
+        for (read, cache), costs in all_costs.items()
     ]
     head = ["books", *(f"{size:,}" for size in sizes), "growth"]
     return (
-        "# What a read costs as the catalogue grows\n\n"
+        "# The cost of a read as the catalogue grows\n\n"
         f"Made by `make bench-sizes` on {about['date']}: {about['machine']}, {about['kernel']}, "
-        f"{about['interpreter']}; {about['servers']}. Octavo alone at its default "
-        f"settings, over {CONNECTIONS} connections, without an error: requests per second, and CPU "
-        f"per request of the server + of PostgreSQL, the best of {TURNS} turns; growth is that of "
-        "their sum, from the smallest catalogue to the largest, and more than "
-        f"{GROWTH} is a failure.\n\n{table(head, rows)}\n"
+        f"{about['interpreter']}; {about['servers']}. Octavo runs alone with its default "
+        f"settings, over {CONNECTIONS} connections, without an error. Each cell shows requests per "
+        "second, and the CPU time per request of the server + of PostgreSQL, the best of "
+        f"{TURNS} turns. Growth is the ratio of the summed CPU time in the largest catalogue to "
+        f"that in the smallest; a growth above {GROWTH} is a failure.\n\n{table(head, rows)}\n"
     )
 
 
@@ -130,9 +131,9 @@ def _sizes(_: click.Context, __: click.Parameter, value: str) -> list[int]:
     try:
         sizes = sorted({int(part) for part in value.split(",")})
     except ValueError:
-        raise click.BadParameter("write numbers, as 10000,100000") from None
+        raise click.BadParameter("expected numbers, for example 10000,100000") from None
     if len(sizes) < 2 or sizes[0] < 1_000:
-        raise click.BadParameter("two or more sizes, each of 1000 or more")
+        raise click.BadParameter("expected two or more sizes, each 1000 or more")
     return sizes
 
 
@@ -140,21 +141,23 @@ def _sizes(_: click.Context, __: click.Parameter, value: str) -> list[int]:
 @click.option("--sizes", callback=_sizes, default="10000,100000,1000000", show_default=True)
 @click.option("--seconds", type=click.IntRange(1, 60), default=1, show_default=True)
 def main(sizes: list[int], seconds: int) -> None:
-    """Measure what a read costs at each size, one after the other in the same database."""
-    wrk.look_for_wrk()
+    """Measure the cost of reads at each size. The sizes follow each other in the same database."""
+    wrk.require_wrk()
     pin_everything_else()
-    found: Costs = {}
+    all_costs: Costs = {}
     try:
         with standing() as stage:
             for size in sizes:
-                visit(stage, stage.prepare(size), seconds, found)
+                visit(stage, stage.prepare(size), seconds, all_costs)
             about = machine.describe(stage.postgresql_version(), stage.redis_version())
     except (DidNotStartError, wrk.NotMeasuredError) as error:
         sys.exit(str(error))
-    text = page(sizes, found, about)
+    text = page(sizes, all_costs, about)
     (OUTPUT / "bench-sizes.md").write_text(text, encoding="utf-8")
     click.echo(f"\n{text}")
-    grown = [f"{read} {way}" for (read, way), costs in found.items() if growth(costs) > GROWTH]
+    grown = [
+        f"{read} {cache}" for (read, cache), costs in all_costs.items() if growth(costs) > GROWTH
+    ]
     if grown:
         sys.exit(f"The cost grows with the catalogue: {', '.join(grown)}")
 

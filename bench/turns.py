@@ -1,10 +1,10 @@
-"""Two checkouts of Octavo, measured in turns: how many times as fast this one is as another.
+"""Compare two checkouts of Octavo: the ratio of their requests per second, measured in turns.
 
     python -m bench.turns --before ../octavo-before --rounds 10
 
-Both are served at once, on the same core, each with a copy of the same database. They take turns of
-a second, and each pair of turns gives one ratio. The median of the ratios is what counts: the speed
-of a shared machine changes from second to second, and changes both.
+Both servers run at the same time, on the same core, each with a copy of the same database. They get
+load in turns of one second (`--seconds`), and each pair of turns gives one ratio. The result is the
+median of the ratios: the speed of a shared machine changes from second to second, for both servers.
 """
 
 import asyncio
@@ -27,17 +27,17 @@ from bench.stage import COPY, TEMPLATE, Facts, Stage, free_port, standing
 from bench.work import CALLERS, caller, get, item_path, requests_of
 
 CONNECTIONS = 32
-DELETES = 1_500  # of a turn, at most
+DELETES = 1_500  # per turn, at most
 WARM_SECONDS = 0.5
 KINDS = (
     "item", "304", "page", "filtered", "create", "update", "delete", "profile", "user", "401",
     "404",
 )  # fmt: skip
-REFUSED = {"401", "404"}  # whose answers are errors
+ERRORS = {"401", "404"}  # kinds whose responses are errors
 
 
 def requests(kind: str, facts: Facts, tags: dict[str, str], series: int) -> list[bytes]:
-    """Give the requests of a kind of work. series: numbers the measurements of one server."""
+    """Return the requests of a kind of work. series: number of the measurement of a server."""
     token = {"Authorization": f"Bearer {facts.tokens[0]}"}
     match kind:
         case "update":
@@ -67,7 +67,7 @@ def _write(method: str, path: str, number: int, token: dict[str, str], cents: in
 
 
 class Turns:
-    """Measures checkouts, each on a copy of the same database."""
+    """Measures checkouts, each with a copy of the same database."""
 
     def __init__(self, stage: Stage, facts: Facts, seconds: int, folder: Path) -> None:
         self._stage = stage
@@ -76,7 +76,7 @@ class Turns:
         self._requests = folder / "requests"
 
     def rates(self, kind: str, checkouts: Sequence[Path], rounds: int) -> Iterator[list[float]]:
-        """Give the requests per second of each checkout at a kind of work, round by round."""
+        """Yield for each round the requests per second of each checkout at a kind of work."""
         self._stage.clear()
         with ExitStack() as stack:
             servers = [
@@ -84,8 +84,8 @@ class Turns:
                 for number, checkout in enumerate(checkouts)
             ]
             tags = [_tags(server, self._facts) if kind == "304" else {} for server in servers]
-            for server, known in zip(servers, tags, strict=True):
-                wrk.write_requests(requests(kind, self._facts, known, 0), self._requests)
+            for server, server_tags in zip(servers, tags, strict=True):
+                wrk.write_requests(requests(kind, self._facts, server_tags, 0), self._requests)
                 wrk.warm(server.url, self._requests, WARM_SECONDS, CONNECTIONS)
             for number in range(rounds):
                 pairs = [*zip(servers, tags, strict=True)][:: 1 if number % 2 else -1]
@@ -103,7 +103,7 @@ class Turns:
         wrk.write_requests(requests(kind, self._facts, tags, series), self._requests)
         server.rest()
         load = wrk.send(server.url, self._requests, self._seconds, CONNECTIONS)
-        if load.errors and kind not in REFUSED:
+        if load.errors and kind not in ERRORS:
             raise wrk.NotMeasuredError(f"{kind}: {load.errors:.1%} of the requests failed")
         return load.rate
 
@@ -113,8 +113,8 @@ def _tags(server: Server, facts: Facts) -> dict[str, str]:
     return {path: httpx.get(server.url + path).headers["ETag"] for path in paths}
 
 
-async def _give_to_the_first(stage: Stage) -> None:
-    """Give all books to the user of the first token, who changes them."""
+async def _assign_owner(stage: Stage) -> None:
+    """Make the user of the first token the owner of all books, so that the user can change them."""
     db = await asyncpg.connect(stage.url(TEMPLATE))
     await db.execute("UPDATE books SET user_id = (SELECT min(id) FROM users)")
     await db.execute("VACUUM (ANALYZE)")
@@ -128,8 +128,8 @@ async def _give_to_the_first(stage: Stage) -> None:
 @click.option("--rounds", type=click.IntRange(1, 50), default=10, show_default=True)
 @click.option("--kind", "kinds", type=click.Choice(KINDS), multiple=True, default=KINDS)
 def main(before: Path, books: int, seconds: int, rounds: int, kinds: tuple[str, ...]) -> None:
-    """Measure this checkout and the one in the folder BEFORE, in turns."""
-    wrk.look_for_wrk()
+    """Measure this checkout and the checkout in the folder BEFORE, in turns."""
+    wrk.require_wrk()
     pin_everything_else()
     now = Path(__file__).resolve().parent.parent
     ratios: dict[str, list[float]] = {kind: [] for kind in kinds}
@@ -137,7 +137,7 @@ def main(before: Path, books: int, seconds: int, rounds: int, kinds: tuple[str, 
     try:
         with standing() as stage, tempfile.TemporaryDirectory() as folder:
             turns = Turns(stage, stage.prepare(books), seconds, Path(folder))
-            asyncio.run(_give_to_the_first(stage))
+            asyncio.run(_assign_owner(stage))
             for kind in kinds:
                 for number, (rate, other) in enumerate(
                     turns.rates(kind, (now, before.resolve()), rounds)

@@ -1,7 +1,7 @@
-"""The kinds of work: the requests of each, as they go over the wire.
+"""The kinds of work, and the bytes of their requests.
 
-They come from a thousand callers behind one proxy, as in production: a limit that is counted
-caller by caller is not asked to count one who asks a thousand times a second.
+The requests come from 1,000 clients behind one proxy, as in production. A rate limit counts each
+client separately, so no server has to count 1,000 requests a second for a single client.
 """
 
 import json
@@ -12,8 +12,8 @@ from bench.stage import Facts
 
 CALLERS = 1_000
 PAGES = 10
-UNSEEN = 6_000  # cold requests a second that nobody reaches
-WARMING = 1_000_000  # cold requests of the warming begin here, beyond all others
+UNSEEN = 6_000  # cold requests a second: more than any server can process
+WARMING = 1_000_000  # number of the first cold request of the warm-up, after all others
 
 KINDS = {
     "item": "a book, from the cache",
@@ -27,12 +27,12 @@ KINDS = {
 
 
 def caller(number: int) -> str:
-    """Give the address of a caller, as a proxy tells it."""
+    """Return the address of a client, as the proxy sends it in X-Forwarded-For."""
     return f"10.0.{number % CALLERS // 250}.{number % 250 + 1}"
 
 
 def new_book(number: int) -> bytes:
-    """Give the body of a book to create."""
+    """Return the body of a request that creates a book."""
     book = {
         "title": f"A Book about the Number {number}",
         "author": f"Author {number % 97}",
@@ -45,24 +45,24 @@ def new_book(number: int) -> bytes:
 
 
 def filtered_path(number: int) -> str:
-    """Give one of a million filters, each of some three hundred in ten thousand books."""
-    least = 5 + number * 787 % 2_000 / 100  # those that follow each other have other books
+    """Return one of a million filters; each matches about 300 of 10,000 books."""
+    least = 5 + number * 787 % 2_000 / 100  # filters that follow each other match different books
     most = least + 1 + number // 2_000 / 100
     return f"/api/books?genre=Fiction&price_min={least:.2f}&price_max={most:.2f}"
 
 
 def item_path(facts: Facts, number: int) -> str:
-    """Give one of the books that are asked for."""
+    """Return the path of one of the requested books."""
     return f"/api/books/{facts.ids[number % len(facts.ids)]}"
 
 
 def page_path(number: int) -> str:
-    """Give one of the first pages."""
+    """Return the path of one of the first pages."""
     return f"/api/books?page={number % PAGES + 1}"
 
 
 def cursor_path(facts: Facts, number: int) -> str:
-    """Give one of the pages in the middle."""
+    """Return the path of one of the cursor pages in the middle."""
     return f"/api/books?cursor={facts.middle + number % PAGES * 20}&limit=20"
 
 
@@ -75,9 +75,9 @@ def requests_of(
     series: int = 0,
     warming: bool = False,
 ) -> list[bytes]:
-    """Give the requests of a kind of work. `tags`: of each path, what the client has.
+    """Return the requests of a kind of work. tags: for each path, the ETag that the client has.
 
-    series: numbers the measurements of one server; each has filters of its own.
+    series: number of the measurement of a server; each measurement uses other filters.
     """
     if kind == "filtered":
         number = UNSEEN * seconds
@@ -103,16 +103,18 @@ def _requests(kind: str, facts: Facts, tags: Mapping[str, str]) -> Iterator[byte
             case "create":
                 yield create(facts, n)
             case _:
-                raise ValueError(f"Unknown work {kind!r}: one of {', '.join(KINDS)}")
+                raise ValueError(
+                    f"Unknown kind of work {kind!r}. Expected one of {', '.join(KINDS)}"
+                )
 
 
 def get(path: str, number: int, headers: Mapping[str, str] | None = None) -> bytes:
-    """Write a GET of one caller."""
+    """Return a GET of one client."""
     return _write("GET", path, number, headers or {}, b"")
 
 
 def create(facts: Facts, number: int) -> bytes:
-    """Write the POST of a new book."""
+    """Return the POST that creates a book."""
     body = new_book(number)
     headers = {
         "Authorization": f"Bearer {facts.tokens[number % len(facts.tokens)]}",
@@ -123,6 +125,6 @@ def create(facts: Facts, number: int) -> bytes:
 
 
 def _write(method: str, path: str, number: int, headers: Mapping[str, str], body: bytes) -> bytes:
-    told = {"Host": "127.0.0.1", "X-Forwarded-For": caller(number), **headers}
-    lines = "".join(f"{name}: {value}\r\n" for name, value in told.items())
+    all_headers = {"Host": "127.0.0.1", "X-Forwarded-For": caller(number), **headers}
+    lines = "".join(f"{name}: {value}\r\n" for name, value in all_headers.items())
     return f"{method} {path} HTTP/1.1\r\n{lines}\r\n".encode() + body

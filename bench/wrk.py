@@ -1,4 +1,4 @@
-"""The load: wrk, one thread, as many connections as are said, requests from a file."""
+"""The load: wrk with one thread, a number of connections, and requests from a file."""
 
 import re
 import shutil
@@ -10,7 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-CONNECTIONS = (32, 256)  # each kind of work is measured with so many at once
+CONNECTIONS = (32, 256)  # each kind of work is measured with each of these numbers
 TIMEOUT_SECONDS = 10
 SCRIPT = Path(__file__).with_name("load.lua")
 MEASURED = re.compile(
@@ -20,14 +20,15 @@ MEASURED = re.compile(
 
 
 class NotMeasuredError(Exception):
-    """There is no figure: wrk did not run, or requests failed where none may."""
+    """There is no figure: wrk did not run, or a request failed where none may fail."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What wrk has seen. requests: with an answer. errors: share of all requests that failed.
+    """The result of wrk. requests: number with a response. errors: share that failed.
 
-    Latencies in milliseconds. An error is a status of 400 or more, a broken connection, a timeout.
+    p50 and p99 are in milliseconds. Errors: a status of 400 or more, a broken connection, a
+    timeout.
     """
 
     requests: int
@@ -42,31 +43,31 @@ class Load:
         return self.requests / self.seconds
 
 
-def look_for_wrk() -> None:
-    """End with a sentence if there is none."""
+def require_wrk() -> None:
+    """Exit with a message if wrk is not installed."""
     if shutil.which("wrk") is None:
         sys.exit("The benchmark needs wrk: install it (Debian: apt install wrk; brew install wrk)")
 
 
 def write_requests(requests: Iterable[bytes], path: Path) -> None:
-    """Write requests, as they go over the wire, where load.lua reads them."""
-    path.write_bytes(b"".join(b"%d\n%b" % (len(one), one) for one in requests))
+    """Write the bytes of requests in the format that load.lua reads."""
+    path.write_bytes(b"".join(b"%d\n%b" % (len(request), request) for request in requests))
 
 
 def warm(url: str, requests: Path, seconds: float, connections: int) -> None:
-    """Send requests for a while, and do not measure."""
+    """Send requests for some seconds without measuring them."""
     command = _command(url, requests, 60, connections)
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603  (our own command)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL)  # noqa: S603  (a fixed command)
     time.sleep(seconds)
-    process.send_signal(signal.SIGINT)  # wrk ends well by it
+    process.send_signal(signal.SIGINT)  # wrk exits cleanly on SIGINT
     process.wait(30)
 
 
 def send(url: str, requests: Path, seconds: int, connections: int) -> Load:
-    """Send requests for so many seconds. Raises NotMeasuredError."""
+    """Send requests for `seconds` and measure them. Raises NotMeasuredError."""
     command = _command(url, requests, seconds, connections)
-    found = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  (our own command)
-    return read(found.stdout + found.stderr)
+    result = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603  (a fixed command)
+    return read(result.stdout + result.stderr)
 
 
 def _command(url: str, requests: Path, seconds: int, connections: int) -> list[str]:
@@ -77,12 +78,14 @@ def _command(url: str, requests: Path, seconds: int, connections: int) -> list[s
     ]  # fmt: skip
 
 
-def read(told: str) -> Load:
-    """Read what wrk says. Raises NotMeasuredError if it did not run."""
-    line = MEASURED.search(told)
+def read(output: str) -> Load:
+    """Parse the output of wrk. Raises NotMeasuredError if it contains no result."""
+    line = MEASURED.search(output)
     if line is None:
-        raise NotMeasuredError(f"wrk measured nothing:\n{told}")
+        raise NotMeasuredError(f"The output of wrk contains no result:\n{output}")
     requests, microseconds, p50, p99, refused, broken = map(int, line.groups())
     sent = requests + broken
-    errors = (refused + broken) / sent if requests else 1.0  # without an answer all have failed
+    errors = (
+        (refused + broken) / sent if requests else 1.0
+    )  # without a response all requests have failed
     return Load(requests, microseconds / 1e6, errors, p50 / 1e3, p99 / 1e3)

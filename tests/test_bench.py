@@ -12,7 +12,7 @@ from redis.asyncio import Redis
 
 from bench import wrk
 from bench.contestants import ALL
-from bench.limits import ask
+from bench.limits import get_status
 from bench.peers import bare, derived
 from bench.report import (
     OUTPUT,
@@ -28,7 +28,7 @@ from bench.report import (
     whole_table,
 )
 from bench.results import Cell, Results, best
-from bench.run import turned
+from bench.run import rotated
 from bench.same import UnequalWorkError, normal, remaining
 from bench.server import ROOT
 from bench.sizes import best as best_cost
@@ -39,7 +39,7 @@ from loadtest.stand import inherited_environment
 from service.config import Production
 from service.models import Book
 
-LUA = Path(bare.__file__).with_name("ask.lua").read_text(encoding="utf-8")
+LUA = Path(bare.__file__).with_name("limit_and_get.lua").read_text(encoding="utf-8")
 FACTS = Facts(books=1_000, ids=(1, 2, 3), middle=500, tokens=("a.b.c", "d.e.f"))
 TAGS = {f"/api/books/{n}": f'"{n}"' for n in FACTS.ids}
 OUTPUT_OF_WRK = """Running 1s test @ http://127.0.0.1:1
@@ -126,7 +126,7 @@ def test_a_round_with_errors_is_never_the_best(shares: Sequence[float], kept: in
 
 def test_each_round_begins_with_another_contestant() -> None:
     contestants: list[Any] = ["a", "b", "c", "d"]
-    first, second = (turned(contestants, n) for n in range(2))
+    first, second = (rotated(contestants, n) for n in range(2))
     assert first == contestants
     assert second == [*contestants[3:], *contestants[:3]]
 
@@ -166,7 +166,7 @@ def test_a_server_with_errors_has_no_figure_and_no_ratio(results: Results) -> No
     assert "| Fast | no figure: 12 % errors | no figure: 12 % errors | 99 MB |" in few
     assert "errors" not in many
     silent = replace(results.of("Fast", "page", 32), errors=1, rate=0)
-    assert outcome(silent) == "no figure: no answer in time"
+    assert outcome(silent) == "no figure: no response in time"
     row = "| page | 32 | Fast | 12 % | - | - | - | - | - | - | 100% | 99 |"
     assert row in whole_table(failing)
 
@@ -338,14 +338,14 @@ async def test_a_ceiling_repeats_its_recorded_responses(
 ) -> None:
     kept = {kind: (200 + n, [("x-kind", kind)], kind) for n, kind in enumerate(KINDS)}
     (tmp_path / "answers").write_text(json.dumps(kept))
-    monkeypatch.setattr(bare, "answers", bare.load(tmp_path / "answers"))
+    monkeypatch.setattr(bare, "responses", bare.load(tmp_path / "answers"))
     for path, kind in {
         "/api/books/7": "item",
         "/api/books?page=1": "page",
         "/api/books?cursor=5&limit=20": "cursor",
         "/api/books?genre=Fiction&price_min=5": "filtered",
     }.items():
-        assert await ask(bare.app, path) == kept[kind][0]
+        assert await get_status(bare.app, path) == kept[kind][0]
     assert bare.kind_of("POST", "/api/books", b"", []) == "create"
     assert bare.kind_of("GET", "/api/books/7", b"", [(b"if-none-match", b'"1"')]) == "304"
 

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from quart import Quart, Response, request
 
-from bench.same import Answers, Examiner, UnequalWorkError, keep
+from bench.same import Examiner, Responses, UnequalWorkError, save
 from bench.stage import Facts
 from service.cache import Cache
 from tests.conftest import Site, fresh_catalogue, serving, settings_for
@@ -43,14 +43,13 @@ async def filled(tested: pytest.FixtureRequest, folder: Path) -> AsyncIterator[t
 async def reference_of(url: str, facts: Facts, path: Path) -> dict[str, Any]:
     """Save the responses of a server."""
 
-    def examined() -> Answers:
+    def ask() -> Responses:
         examiner = Examiner("Octavo", url, facts)
-        try:
-            return examiner.answers()
-        finally:
-            examiner.close()
+        found = examiner.responses()
+        examiner.close()
+        return found
 
-    return keep(await asyncio.to_thread(examined), path)
+    return save(await asyncio.to_thread(ask), path)
 
 
 async def examine(url: str, facts: Facts, reference: dict[str, Any]) -> None:
@@ -89,14 +88,14 @@ def with_another_price(app: Quart) -> None:
     ("changed", "prepare", "message"),
     [
         ({}, None, None),
-        ({"ratelimit_enabled": False}, None, "No limit is told of"),
-        ({"trusted_proxy_hops": 0}, None, "another caller has a limit of their own"),
-        ({"cache_pages": "ttl"}, None, "a new book is seen at once"),
-        ({"secret_key": "another secret, as long as it has to be"}, None, r"\{\} is refused"),
-        # Hooks of the framework
+        ({"ratelimit_enabled": False}, None, "No rate limit header"),
+        ({"trusted_proxy_hops": 0}, None, "another client has its own limit"),
+        ({"cache_pages": "ttl"}, None, "a new book is on the page at once"),
+        ({"secret_key": "another secret, as long as it has to be"}, None, r"\{\} is rejected"),
+        # Hooks of the framework's.
         ({"fast_path": False}, without("ETag"), "has an ETag"),
         ({"fast_path": False}, without("Cache-Control"), "is revalidated"),
-        ({"fast_path": False}, with_another_price, "item answers"),
+        ({"fast_path": False}, with_another_price, "item returns"),
     ],
 )
 async def test_a_server_that_does_less_is_detected(

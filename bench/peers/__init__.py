@@ -1,13 +1,14 @@
-"""The peers: the same service as its framework's documentation writes it, and as its fans tune it.
+"""The peers: the same service in other frameworks, as documented and as tuned by an expert.
 
-`*_documented` holds to the documentation of the framework and of the packages that it or its
-users name for limits and caches: an ORM, models in and out, the package's own limiter.
+`*_documented` follows the documentation of the framework, and of the packages that the framework or
+its users recommend for rate limits and caches: an ORM, models for requests and responses, the rate
+limiter of the package.
 
-`*_tuned` is what an expert makes of the same framework: one call to Redis for limit and answer,
-answers cached as the bytes that are sent, no ORM, no model on the way out, no access log, and
-garbage collected seldom. Totals are exact all the same: cached pages belong to a generation, which
-ends with each new book.
+`*_tuned` is the same framework as an expert writes it: one call to Redis for rate limit and
+response, responses cached as the bytes that are sent, no ORM, no model for responses, no access
+log, and rare garbage collection. Totals are exact too: a cached page belongs to a generation, and
+each new book starts a new generation.
 
-All of them use Octavo's schema with its indexes and triggers, so that a query that is fast there is
-fast here, and the total that is kept there.
+All peers use Octavo's schema with its indexes and triggers. So a query that is fast in Octavo is
+fast in a peer, and the peers use the total that the schema stores.
 """

@@ -1,6 +1,6 @@
-"""The ceilings: an ASGI application that repeats Octavo's answers, byte for byte.
+"""The ceilings: an ASGI application that repeats Octavo's responses, byte for byte.
 
-`ANSWERS` names the file in which bench.same has kept them.
+`RESPONSES` is the path of the file that bench.same.save has written.
 """
 
 import json
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def kind_of(method: str, path: str, query: bytes, headers: list[tuple[bytes, bytes]]) -> str:
-    """Tell which answer is asked for."""
+    """Return the kind of the requested response."""
     if method == "POST":
         return "create"
     if path != "/api/books":
@@ -21,22 +21,22 @@ def kind_of(method: str, path: str, query: bytes, headers: list[tuple[bytes, byt
 
 
 def load(path: Path) -> dict[str, tuple[dict[str, Any], dict[str, Any]]]:
-    """Read the answers, as the messages that are sent."""
-    found = {}
+    """Read the responses, as the ASGI messages to send."""
+    messages = {}
     for kind, (status, headers, body) in json.loads(path.read_text(encoding="utf-8")).items():
         pairs = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
-        found[kind] = (
+        messages[kind] = (
             {"type": "http.response.start", "status": status, "headers": pairs},
             {"type": "http.response.body", "body": body.encode()},
         )
-    return found
+    return messages
 
 
-answers = load(Path(os.environ["ANSWERS"])) if "ANSWERS" in os.environ else {}
+responses = load(Path(os.environ["RESPONSES"])) if "RESPONSES" in os.environ else {}
 
 
 async def app(scope: Any, receive: Any, send: Any) -> None:
-    """Answer."""
+    """Handle a request."""
     if scope["type"] == "lifespan":
         for done in ("startup", "shutdown"):
             await receive()
@@ -46,6 +46,6 @@ async def app(scope: Any, receive: Any, send: Any) -> None:
     if kind == "create":
         while (await receive()).get("more_body"):
             pass
-    start, body = answers[kind]
-    await send({**start})  # servers may add to it
+    start, body = responses[kind]
+    await send({**start})  # a copy, because servers may add headers
     await send({**body})

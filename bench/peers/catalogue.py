@@ -1,6 +1,6 @@
 """The catalogue of the tuned asynchronous peers: asyncpg, and one call to Redis for each request.
 
-What is asked of Redis in the same moment goes out together, on one connection.
+Commands of the same moment are sent to Redis together, on one connection.
 """
 
 import asyncio
@@ -13,8 +13,8 @@ from redis.asyncio import Redis
 from bench.peers import listing, settings, wire
 
 
-class Answer(NamedTuple):
-    """An answer, ready to be sent."""
+class BookResponse(NamedTuple):
+    """A response, ready to be sent."""
 
     status: int
     body: bytes
@@ -22,7 +22,7 @@ class Answer(NamedTuple):
 
 
 class Pipeline:
-    """Sends the commands of many requests together, as soon as those before are answered."""
+    """Sends the commands of many requests together, when the previous batch has its replies."""
 
     def __init__(self, redis: Redis) -> None:
         self._redis = redis
@@ -30,12 +30,12 @@ class Pipeline:
         self._sending: asyncio.Task[None] | None = None
 
     def send(self, *command: Any) -> asyncio.Future[Any]:
-        """Send a command; its answer may be waited for."""
-        answer: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        self._waiting.append((command, answer))
+        """Send a command; return a future for its reply."""
+        reply: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self._waiting.append((command, reply))
         if self._sending is None or self._sending.done():
             self._sending = asyncio.create_task(self._send())
-        return answer
+        return reply
 
     async def _send(self) -> None:
         while self._waiting:
@@ -44,29 +44,29 @@ class Pipeline:
             for command, _ in batch:
                 pipe.execute_command(*command)
             try:
-                found = await pipe.execute(raise_on_error=False)
+                results = await pipe.execute(raise_on_error=False)
             except Exception as error:
-                found = [error] * len(batch)
-            for (_, answer), one in zip(batch, found, strict=True):
-                if answer.done():
+                results = [error] * len(batch)
+            for (_, reply), result in zip(batch, results, strict=True):
+                if reply.done():
                     continue
-                if isinstance(one, Exception):
-                    answer.set_exception(one)
+                if isinstance(result, Exception):
+                    reply.set_exception(result)
                 else:
-                    answer.set_result(one)
+                    reply.set_result(result)
 
 
 class Catalogue:
-    """Books, as bytes."""
+    """The catalogue: returns books as bytes."""
 
     async def open(self) -> None:
         """Connect."""
         self._redis: Redis = Redis.from_url(settings.REDIS_URL)
-        self._ask = await self._redis.script_load(wire.ASK)
+        self._script = await self._redis.script_load(wire.LIMIT_AND_GET)
         self._pipeline = Pipeline(self._redis)
         self._pages = wire.Pages()
         self._pool = await asyncpg.create_pool(
-            settings.DATABASE_URL, min_size=16, max_size=16, reset=_leave_as_it_is
+            settings.DATABASE_URL, min_size=16, max_size=16, reset=_no_reset
         )
         wire.collect_seldom()
 
@@ -75,41 +75,41 @@ class Catalogue:
         await self._pool.close()
         await self._redis.aclose()
 
-    async def item(self, book_id: int, caller: str, known: str | None) -> Answer:
-        """Give a book. `known`: the tag that the client has."""
+    async def item(self, book_id: int, caller: str, known: str | None) -> BookResponse:
+        """Return a book. known: the ETag that the client has."""
         key = f"tuned:book:{book_id}"
-        refused, headers, (found,) = await self._admit(caller, key)
+        refused, headers, (cached,) = await self._admit(caller, key)
         if refused is not None:
             return refused
-        if found is None:
+        if cached is None:
             statement = listing.Statement(listing.ITEM, (book_id,))
             row = await self._pool.fetchrow(statement.numbered(), *statement.values)
             if row is None:
                 return _error(404, "Not Found", headers)
-            found = wire.pack(wire.book_body(row))
-            self._pipeline.send("SET", key, found, "EX", settings.ITEM_SECONDS)
-        return _tagged(found, headers, known)
+            cached = wire.pack(wire.book_body(row))
+            self._pipeline.send("SET", key, cached, "EX", settings.ITEM_SECONDS)
+        return _tagged(cached, headers, known)
 
-    async def page(self, query: str, caller: str, known: str | None) -> Answer:
-        """Give a list of books: of the present generation, however it was come by."""
+    async def page(self, query: str, caller: str, known: str | None) -> BookResponse:
+        """Return a list of books of the current generation, cached or read from PostgreSQL."""
         key, held = f"tuned:page:{query}", self._pages.get(query)
         keys = () if held else (key,)
         refused, headers, (generation, *others) = await self._admit(caller, wire.GENERATION, *keys)
         if refused is not None:
             return refused
-        generation, found = generation or b"0", held or others[0]
-        if found is None or wire.unpack(found)[0] != generation:
+        generation, cached = generation or b"0", held or others[0]
+        if cached is None or wire.unpack(cached)[0] != generation:
             try:
-                asked = listing.read(query)
+                parsed = listing.read(query)
             except listing.BadRequestError as error:
                 return _error(400, str(error), headers)
-            found = wire.pack(await self._read(asked), generation)
-            self._pipeline.send("SET", key, found, "EX", settings.PAGE_SECONDS)
-        self._pages.keep(query, found)
-        return _tagged(found, headers, known)
+            cached = wire.pack(await self._read(parsed), generation)
+            self._pipeline.send("SET", key, cached, "EX", settings.PAGE_SECONDS)
+        self._pages.keep(query, cached)
+        return _tagged(cached, headers, known)
 
-    async def create(self, body: bytes, authorization: str | None) -> Answer:
-        """Add a book; pages end with their generation, before this is answered."""
+    async def create(self, body: bytes, authorization: str | None) -> BookResponse:
+        """Create a book; a new generation invalidates the cached pages before the response."""
         try:
             user_id, version = wire.user_of(authorization)
         except wire.UnauthorizedError as error:
@@ -119,7 +119,7 @@ class Catalogue:
             return refused
         try:
             book = wire.read_book(body)
-        except ValueError as error:  # msgspec's own are such
+        except ValueError as error:  # the exceptions of msgspec are ValueErrors
             return _error(400, str(error), headers)
         statement = wire.new_values(book, user_id, version)
         row = await self._pool.fetchrow(statement.numbered(), *statement.values)
@@ -127,46 +127,52 @@ class Catalogue:
             return _error(401, "Invalid or expired token", headers)
         await self._pipeline.send("INCR", wire.GENERATION)
         location = f"{settings.PUBLIC_URL}/api/books/{row['id']}"
-        return Answer(201, wire.book_body(row), [*headers, ("Location", location)])
+        return BookResponse(201, wire.book_body(row), [*headers, ("Location", location)])
 
-    async def _read(self, asked: listing.Listing) -> bytes:
-        rows = await self._pool.fetch(asked.rows.numbered(), *asked.rows.values)
-        if asked.page is None:
-            return asked.body(rows, 0)
+    async def _read(self, books: listing.Listing) -> bytes:
+        rows = await self._pool.fetch(books.rows.numbered(), *books.rows.values)
+        if books.page is None:
+            return books.body(rows, 0)
         if not rows:
-            total = await self._pool.fetchval(asked.total.numbered(), *asked.total.values)
-            return asked.body([], total)
-        return asked.body([without_total(row) for row in rows], rows[0]["total"])
+            total = await self._pool.fetchval(books.total.numbered(), *books.total.values)
+            return books.body([], total)
+        return books.body([without_total(row) for row in rows], rows[0]["total"])
 
     async def _admit(
         self, caller: str, *keys: str
-    ) -> tuple[Answer | None, list[tuple[str, str]], list[bytes | None]]:
-        """Count a request and read `keys`; gives a refusal, the limit's headers, the values."""
-        left, reset, *found = await self._pipeline.send(
-            "EVALSHA", self._ask, 1 + len(keys), f"tuned:limit:{caller}", *keys, settings.RATE, 60
+    ) -> tuple[BookResponse | None, list[tuple[str, str]], list[bytes | None]]:
+        """Count a request and read `keys`. Return a rejection or None, the headers, the values."""
+        left, reset, *values = await self._pipeline.send(
+            "EVALSHA",
+            self._script,
+            1 + len(keys),
+            f"tuned:limit:{caller}",
+            *keys,
+            settings.RATE,
+            60,
         )
         headers = wire.limit_headers(left, reset)
         if left < 0:
             return _error(429, "Rate limit exceeded", headers), headers, [None] * len(keys)
-        return None, headers, found
+        return None, headers, values
 
 
-async def _leave_as_it_is(_: Any) -> None:
-    """Save the round trip by which asyncpg cleans a session: nothing here changes one."""
+async def _no_reset(_: Any) -> None:
+    """Skip the round trip in which asyncpg resets a session: no statement changes a session."""
 
 
 def without_total(row: Any) -> dict[str, Any]:
-    """Give a book out of a row that has the total beside it."""
+    """Return the book of a row that also has the total."""
     book = dict(row)
     del book["total"]
     return book
 
 
-def _tagged(found: bytes, headers: list[tuple[str, str]], known: str | None) -> Answer:
-    _, tag, body = wire.unpack(found)
+def _tagged(cached: bytes, headers: list[tuple[str, str]], known: str | None) -> BookResponse:
+    _, tag, body = wire.unpack(cached)
     headers += [("ETag", tag), ("Cache-Control", "no-cache")]
-    return Answer(304, b"", headers) if known == tag else Answer(200, body, headers)
+    return BookResponse(304, b"", headers) if known == tag else BookResponse(200, body, headers)
 
 
-def _error(status: int, message: str, headers: list[tuple[str, str]]) -> Answer:
-    return Answer(status, listing.to_json({"error": message}), headers)
+def _error(status: int, message: str, headers: list[tuple[str, str]]) -> BookResponse:
+    return BookResponse(status, listing.to_json({"error": message}), headers)

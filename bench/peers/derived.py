@@ -1,4 +1,4 @@
-"""The columns of a book that follow from others, as Octavo's schema wants them."""
+"""The derived columns of a book, as Octavo's schema requires them."""
 
 import re
 import unicodedata
@@ -7,15 +7,15 @@ WORD = re.compile("[a-z0-9]+")
 
 
 def author_key(author: str) -> str:
-    """Give the form in which authors are compared without case."""
+    """Return the form of an author for case-insensitive comparison."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", author).casefold())
 
 
 def search_words(title: str, author: str) -> str:
-    """Give the words that a book is found by, as a tsvector is written."""
+    """Return the search words of a book, in the text form of a tsvector."""
     text = f"{title} {author}"
     if text.isascii():
         return " ".join(WORD.findall(text.lower()))
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
-    kept = "".join(c for c in text if not unicodedata.combining(c))
-    return " ".join("".join(c if c.isalnum() else " " for c in kept).split())
+    letters = "".join(c for c in text if not unicodedata.combining(c))
+    return " ".join("".join(c if c.isalnum() else " " for c in letters).split())

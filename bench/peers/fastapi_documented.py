@@ -1,7 +1,7 @@
 """FastAPI as its documentation writes it: dependencies, response models, a session of SQLAlchemy.
 
-Limits are slowapi's. Books and the count are kept in Redis, as JSON, by redis-py, beside the
-database as its documentation shows; a new book takes the count away.
+slowapi enforces the rate limits. redis-py caches books and the count in Redis, as JSON, as its
+documentation shows; a new book deletes the cached count.
 """
 
 from collections.abc import AsyncIterator
@@ -43,7 +43,7 @@ app.add_exception_handler(RateLimitExceeded, _rate_limit_exceeded_handler)
 
 
 class BookCreate(BaseModel):
-    """A book to be made."""
+    """The body of a request that creates a book."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -56,7 +56,7 @@ class BookCreate(BaseModel):
 
 
 class BookOut(BaseModel):
-    """A book as clients see it."""
+    """A book in a response."""
 
     model_config = ConfigDict(from_attributes=True)
 
@@ -74,7 +74,7 @@ class BookOut(BaseModel):
 
 
 class Pagination(BaseModel):
-    """Where a page stands."""
+    """The position of a page."""
 
     page: int
     per_page: int
@@ -96,7 +96,7 @@ class BookPage(BaseModel):
 
 
 class BookSlice(BaseModel):
-    """Books behind a cursor."""
+    """Books after a cursor."""
 
     items: list[BookOut]
     has_more: bool
@@ -104,7 +104,7 @@ class BookSlice(BaseModel):
 
 
 class BookQuery(BaseModel):
-    """Which books."""
+    """The query parameters of a list."""
 
     model_config = ConfigDict(extra="forbid")
 
@@ -117,19 +117,19 @@ class BookQuery(BaseModel):
     price_max: Decimal | None = None
 
     def conditions(self) -> list[ColumnElement[bool]]:
-        """Give the filters that were asked for."""
-        found: list[ColumnElement[bool]] = []
+        """Return the conditions of the requested filters."""
+        clauses: list[ColumnElement[bool]] = []
         if self.genre is not None:
-            found.append(Book.genre == self.genre)
+            clauses.append(Book.genre == self.genre)
         if self.price_min is not None:
-            found.append(price_key(Book) >= max(self.price_min, Decimal(0)))
+            clauses.append(price_key(Book) >= max(self.price_min, Decimal(0)))
         if self.price_max is not None:
-            found.append(price_key(Book).between(0, self.price_max))
-        return found
+            clauses.append(price_key(Book).between(0, self.price_max))
+        return clauses
 
 
 async def get_session() -> AsyncIterator[AsyncSession]:
-    """Give a session for one request."""
+    """Provide a session for one request."""
     async with session_maker() as session:
         yield session
 
@@ -138,7 +138,7 @@ Session = Annotated[AsyncSession, Depends(get_session)]
 
 
 async def get_current_user(token: Annotated[str, Depends(oauth2_scheme)], session: Session) -> User:
-    """Give whose token it is."""
+    """Return the user of the token."""
     try:
         claims = jwt.decode(
             token,
@@ -156,7 +156,7 @@ async def get_current_user(token: Annotated[str, Depends(oauth2_scheme)], sessio
 
 
 def is_known(request: Request, response: Response, *parts: Any) -> bool:
-    """Set the headers of a public answer; tell whether the client has it already."""
+    """Set the headers of a public response; return whether the client has it already."""
     tag = f'"{md5(repr(parts).encode(), usedforsecurity=False).hexdigest()}"'
     response.headers["ETag"] = tag
     response.headers["Cache-Control"] = "no-cache"
@@ -165,14 +165,14 @@ def is_known(request: Request, response: Response, *parts: Any) -> bool:
 
 
 def not_modified(response: Response) -> Response:
-    """Answer that the client has it."""
+    """Return 304: the client has the response already."""
     return Response(status_code=304, headers=dict(response.headers))
 
 
 @app.get("/api/books/{book_id}", response_model=BookOut)
 @limiter.limit(LIMIT)
 async def get_book(request: Request, response: Response, book_id: int, session: Session) -> Any:
-    """Give a book."""
+    """Return a book."""
     key = f"fastapi:book:{book_id}"
     cached = await redis.get(key)
     if cached is not None:
@@ -193,26 +193,26 @@ async def get_book(request: Request, response: Response, book_id: int, session: 
 async def list_books(
     request: Request, response: Response, query: Annotated[BookQuery, Query()], session: Session
 ) -> Any:
-    """Give a page, or what follows a cursor."""
+    """Return a page, or the books after a cursor."""
     if query.cursor is not None or query.limit is not None:
-        answer: BookPage | BookSlice = await list_by_cursor(query, session)
-        parts: list[Any] = [answer.model_dump(include={"has_more"})]
+        result: BookPage | BookSlice = await list_by_cursor(query, session)
+        parts: list[Any] = [result.model_dump(include={"has_more"})]
     else:
-        answer = await list_by_page(request, query, session)
-        parts = [answer.total]
-    versions = [(book.id, book.version) for book in answer.items]
+        result = await list_by_page(request, query, session)
+        parts = [result.total]
+    versions = [(book.id, book.version) for book in result.items]
     if is_known(request, response, str(request.url), parts, versions):
         return not_modified(response)
-    return answer
+    return result
 
 
 async def list_by_cursor(query: BookQuery, session: AsyncSession) -> BookSlice:
-    """Give the books behind an id."""
+    """Return the books after an id."""
     limit = min(query.limit or 20, 100)
-    found = select(Book).where(*query.conditions()).order_by(Book.id).limit(limit + 1)
+    statement = select(Book).where(*query.conditions()).order_by(Book.id).limit(limit + 1)
     if query.cursor is not None:
-        found = found.where(Book.id > query.cursor)
-    books = (await session.scalars(found)).all()
+        statement = statement.where(Book.id > query.cursor)
+    books = (await session.scalars(statement)).all()
     items = [BookOut.model_validate(book) for book in books[:limit]]
     if len(books) > limit:
         return BookSlice(items=items, has_more=True, next_cursor=items[-1].id)
@@ -220,10 +220,10 @@ async def list_by_cursor(query: BookQuery, session: AsyncSession) -> BookSlice:
 
 
 async def list_by_page(request: Request, query: BookQuery, session: AsyncSession) -> BookPage:
-    """Give a page, newest first."""
+    """Return a page, newest books first."""
     size, where = min(query.per_page, 100), query.conditions()
-    found = select(Book).where(*where).order_by(Book.created_at.desc(), Book.id.desc())
-    books = (await session.scalars(found.limit(size).offset((query.page - 1) * size))).all()
+    statement = select(Book).where(*where).order_by(Book.created_at.desc(), Book.id.desc())
+    books = (await session.scalars(statement.limit(size).offset((query.page - 1) * size))).all()
     total = await count_books(session, where)
     last = -(-total // size)
     has_next, has_prev = query.page < last, query.page > 1
@@ -270,7 +270,7 @@ async def create_book(
     user: Annotated[User, Depends(get_current_user)],
     session: Session,
 ) -> Any:
-    """Add a book, owned by the caller."""
+    """Create a book, owned by the user of the token."""
     book = Book(
         **data.model_dump(),
         user_id=user.id,

@@ -1,7 +1,7 @@
 """Flask as the guide writes it: Flask-SQLAlchemy, Flask-Limiter, Flask-Caching, Marshmallow, jose.
 
-The guide's "production pattern": books and the count are memoized, pages are not. Unlike there, a
-new book takes the memoized count away, so that the guide's own test of totals passes.
+This is the guide's "production pattern": books and the count are memoized, pages are not. Unlike in
+the guide, a new book deletes the memoized count, so that the guide's own test of totals passes.
 """
 
 from collections.abc import Callable
@@ -29,21 +29,21 @@ limiter = Limiter(key_func=get_remote_address)
 cache = Cache()
 
 
-class User(UserColumns, db.Model):  # type: ignore[name-defined]  # the extension makes it
-    """Somebody who may sign in."""
+class User(UserColumns, db.Model):  # type: ignore[name-defined]  # the extension creates it
+    """A user account."""
 
     __tablename__ = "users"
-    __table_args__ = {"extend_existing": True}  # noqa: RUF012  (SQLAlchemy reads it as it is)
+    __table_args__ = {"extend_existing": True}  # noqa: RUF012  (SQLAlchemy expects this form)
 
 
-class Book(BookColumns, db.Model):  # type: ignore[name-defined]  # the extension makes it
+class Book(BookColumns, db.Model):  # type: ignore[name-defined]  # the extension creates it
     """A book."""
 
     __tablename__ = "books"
     __table_args__ = {"extend_existing": True}  # noqa: RUF012  (read only)
 
     def to_dict(self) -> dict[str, Any]:
-        """Give a book as clients see it."""
+        """Return a book as it is in a response."""
         return {
             "id": self.id,
             "title": self.title,
@@ -60,7 +60,7 @@ class Book(BookColumns, db.Model):  # type: ignore[name-defined]  # the extensio
 
 
 class BookSchema(Schema):
-    """A book to be made."""
+    """The body of a request that creates a book."""
 
     title = fields.Str(required=True, validate=validate.Length(min=1, max=200))
     author = fields.Str(required=True, validate=validate.Length(min=1, max=100))
@@ -75,19 +75,19 @@ book_schema = BookSchema()
 
 @cache.memoize(timeout=settings.ITEM_SECONDS)
 def get_book_details(book_id: int) -> dict[str, Any] | None:
-    """Give a book."""
+    """Return a book."""
     book = db.session.get(Book, book_id)
     return None if book is None else book.to_dict()
 
 
 @cache.memoize(timeout=settings.COUNT_SECONDS)
 def get_books_count() -> int:
-    """Give the number of all books."""
+    """Return the number of all books."""
     return db.session.scalar(select(func.count()).select_from(Book)) or 0
 
 
 def token_required(handler: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a route be called with a valid token only; it gets `current_user`."""
+    """Require a valid token for a route; the route gets `current_user`."""
 
     @wraps(handler)
     def decorated(*args: Any, **kwargs: Any) -> Any:
@@ -113,19 +113,19 @@ def token_required(handler: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def conditions() -> list[ColumnElement[bool]]:
-    """Give the filters that were asked for."""
-    found: list[ColumnElement[bool]] = []
+    """Return the conditions of the requested filters."""
+    clauses: list[ColumnElement[bool]] = []
     if genre := request.args.get("genre"):
-        found.append(Book.genre == genre)
+        clauses.append(Book.genre == genre)
     if (least := request.args.get("price_min", type=price)) is not None:
-        found.append(price_key(Book) >= max(least, 0))
+        clauses.append(price_key(Book) >= max(least, 0))
     if (most := request.args.get("price_max", type=price)) is not None:
-        found.append(price_key(Book).between(0, most))
-    return found
+        clauses.append(price_key(Book).between(0, most))
+    return clauses
 
 
 def price(value: str) -> Decimal:
-    """Read a price. Raises ValueError, which Flask takes for none."""
+    """Parse a price. Raises ValueError, which Flask treats as a missing parameter."""
     try:
         return Decimal(value)
     except ArithmeticError:
@@ -133,14 +133,14 @@ def price(value: str) -> Decimal:
 
 
 def revalidated(response: Response) -> Any:
-    """Answer 304 to who has it already."""
+    """Return 304 if the client has the response already."""
     response.cache_control.no_cache = True
     response.add_etag()
     return response.make_conditional(request)
 
 
 def build_links(page: int, last: int) -> dict[str, str]:
-    """Give the links of a page."""
+    """Return the links of a page."""
 
     def build_url(number: int) -> str:
         return f"{request.base_url}?{urlencode({**request.args, 'page': number})}"
@@ -154,7 +154,7 @@ def build_links(page: int, last: int) -> dict[str, str]:
 
 
 def list_by_cursor() -> Any:
-    """Give the books behind an id."""
+    """Return the books after an id."""
     cursor = request.args.get("cursor", type=int)
     limit = min(request.args.get("limit", 20, type=int), 100)
     query = select(Book).order_by(Book.id)
@@ -169,7 +169,7 @@ def list_by_cursor() -> Any:
 
 
 def list_by_page() -> Any:
-    """Give a page: its ids are fresh, its books and the count are memoized."""
+    """Return a page: its ids are read, its books and the count are memoized."""
     page = request.args.get("page", 1, type=int)
     per_page = min(request.args.get("per_page", 20, type=int), 100)
     where = conditions()
@@ -203,7 +203,7 @@ def list_by_page() -> Any:
 
 
 def create_app() -> Flask:
-    """Make the application."""
+    """Create the application."""
     app = Flask(__name__)
     app.config.update(
         SQLALCHEMY_DATABASE_URI=settings.DATABASE_URL,
@@ -215,7 +215,7 @@ def create_app() -> Flask:
         RATELIMIT_HEADERS_ENABLED=True,
         RATELIMIT_DEFAULT=f"{settings.RATE} per minute",
     )
-    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1)  # type: ignore[method-assign]  # Flask's way in
+    app.wsgi_app = ProxyFix(app.wsgi_app, x_for=1)  # type: ignore[method-assign]  # the entry point of Flask
     db.init_app(app)
     limiter.init_app(app)
     cache.init_app(app)

@@ -1,4 +1,4 @@
-"""Flask as an expert tunes it: threads that share a pool of connections, bytes, no ORM."""
+"""Flask as an expert tunes it: threads with a connection pool, responses as bytes, no ORM."""
 
 from typing import Any
 
@@ -10,17 +10,17 @@ from redis import BlockingConnectionPool, Redis
 from bench.peers import listing, settings, wire
 from bench.peers.catalogue import without_total
 
-THREADS = 16  # of gunicorn: with 8 too few wait for PostgreSQL, 32 get in each other's way
+THREADS = 16  # of gunicorn: 8 keep PostgreSQL too idle, 32 compete with each other
 Admitted = tuple[Response | None, list[tuple[str, str]], list[Any]]
 
 
 class Catalogue:
-    """Books, as bytes: what catalogue.py is for threads."""
+    """The catalogue for threads, as catalogue.py for asyncio: returns books as bytes."""
 
     def __init__(self) -> None:
         connections = BlockingConnectionPool.from_url(settings.REDIS_URL, max_connections=THREADS)
         self._redis: Any = Redis(connection_pool=connections)
-        self._ask = self._redis.script_load(wire.ASK)
+        self._script = self._redis.script_load(wire.LIMIT_AND_GET)
         self._pool: Any = ConnectionPool(
             settings.DATABASE_URL,
             min_size=THREADS,
@@ -31,50 +31,50 @@ class Catalogue:
         wire.collect_seldom()
 
     def item(self, book_id: int, caller: str) -> Response:
-        """Give a book."""
+        """Return a book."""
         key = f"tuned:book:{book_id}"
-        refused, headers, found = self._admit(caller, key)
+        refused, headers, values = self._admit(caller, key)
         if refused is not None:
             return refused
-        if found[0] is None:
+        if values[0] is None:
             rows = self._fetch(listing.Statement(listing.ITEM, (book_id,)))
             if not rows:
                 return error(404, "Not Found", headers)
-            found[0] = wire.pack(wire.book_body(rows[0]))
-            self._redis.set(key, found[0], ex=settings.ITEM_SECONDS)
-        return tagged(found[0], headers)
+            values[0] = wire.pack(wire.book_body(rows[0]))
+            self._redis.set(key, values[0], ex=settings.ITEM_SECONDS)
+        return tagged(values[0], headers)
 
     def page(self, query: str, caller: str) -> Response:
-        """Give a list of books, of the present generation."""
+        """Return a list of books of the current generation."""
         key, held = f"tuned:page:{query}", self._pages.get(query)
         keys = () if held else (key,)
         refused, headers, values = self._admit(caller, wire.GENERATION, *keys)
         if refused is not None:
             return refused
-        generation, found = values[0] or b"0", held or values[1]
-        if found is None or wire.unpack(found)[0] != generation:
+        generation, cached = values[0] or b"0", held or values[1]
+        if cached is None or wire.unpack(cached)[0] != generation:
             try:
-                asked = listing.read(query)
-            except listing.BadRequestError as wrong:
-                return error(400, str(wrong), headers)
-            found = wire.pack(self._read(asked), generation)
-            self._redis.set(key, found, ex=settings.PAGE_SECONDS)
-        self._pages.keep(query, found)
-        return tagged(found, headers)
+                parsed = listing.read(query)
+            except listing.BadRequestError as exc:
+                return error(400, str(exc), headers)
+            cached = wire.pack(self._read(parsed), generation)
+            self._redis.set(key, cached, ex=settings.PAGE_SECONDS)
+        self._pages.keep(query, cached)
+        return tagged(cached, headers)
 
     def create(self, body: bytes, authorization: str | None) -> Response:
-        """Add a book; pages end with their generation, before this is answered."""
+        """Create a book; a new generation invalidates the cached pages before the response."""
         try:
             user_id, version = wire.user_of(authorization)
-        except wire.UnauthorizedError as wrong:
-            return error(401, str(wrong), [])
+        except wire.UnauthorizedError as exc:
+            return error(401, str(exc), [])
         refused, headers, _ = self._admit(f"user:{user_id}")
         if refused is not None:
             return refused
         try:
             book = wire.read_book(body)
-        except ValueError as wrong:  # msgspec's own are such
-            return error(400, str(wrong), headers)
+        except ValueError as exc:  # the exceptions of msgspec are ValueErrors
+            return error(400, str(exc), headers)
         rows = self._fetch(wire.new_values(book, user_id, version))
         if not rows:
             return error(401, "Invalid or expired token", headers)
@@ -82,44 +82,44 @@ class Catalogue:
         location = f"{settings.PUBLIC_URL}/api/books/{rows[0]['id']}"
         return respond(201, wire.book_body(rows[0]), [*headers, ("Location", location)])
 
-    def _read(self, asked: listing.Listing) -> bytes:
-        rows = self._fetch(asked.rows)
-        if asked.page is None:
-            return asked.body(rows, 0)
+    def _read(self, books: listing.Listing) -> bytes:
+        rows = self._fetch(books.rows)
+        if books.page is None:
+            return books.body(rows, 0)
         if not rows:
-            ((total,),) = (row.values() for row in self._fetch(asked.total))
-            return asked.body([], total)
-        return asked.body([without_total(row) for row in rows], rows[0]["total"])
+            ((total,),) = (row.values() for row in self._fetch(books.total))
+            return books.body([], total)
+        return books.body([without_total(row) for row in rows], rows[0]["total"])
 
     def _fetch(self, statement: listing.Statement) -> list[dict[str, Any]]:
         with self._pool.connection() as connection:
-            found: list[dict[str, Any]] = connection.execute(
+            rows: list[dict[str, Any]] = connection.execute(
                 statement.unnamed(), statement.values
             ).fetchall()
-        return found
+        return rows
 
     def _admit(self, caller: str, *keys: str) -> Admitted:
-        """Count a request and read `keys`, in one call."""
-        left, reset, *found = self._redis.evalsha(
-            self._ask, 1 + len(keys), f"tuned:limit:{caller}", *keys, settings.RATE, 60
+        """Count a request and read `keys`, in one call to Redis."""
+        left, reset, *values = self._redis.evalsha(
+            self._script, 1 + len(keys), f"tuned:limit:{caller}", *keys, settings.RATE, 60
         )
         headers = wire.limit_headers(left, reset)
-        return error(429, "Rate limit exceeded", headers) if left < 0 else None, headers, found
+        return error(429, "Rate limit exceeded", headers) if left < 0 else None, headers, values
 
 
 def respond(status: int, body: bytes, headers: list[tuple[str, str]]) -> Response:
-    """Send an answer as it is."""
+    """Return a response."""
     return Response(body, status, headers, content_type="application/json")
 
 
 def error(status: int, message: str, headers: list[tuple[str, str]]) -> Response:
-    """Say what is wrong."""
+    """Return an error response."""
     return respond(status, listing.to_json({"error": message}), headers)
 
 
-def tagged(found: bytes, headers: list[tuple[str, str]]) -> Response:
-    """Answer by what is cached, or that the client has it."""
-    _, tag, body = wire.unpack(found)
+def tagged(cached: bytes, headers: list[tuple[str, str]]) -> Response:
+    """Return the cached body, or 304 if the client has it."""
+    _, tag, body = wire.unpack(cached)
     headers += [("ETag", tag), ("Cache-Control", "no-cache")]
     if request.environ.get("HTTP_IF_NONE_MATCH") == tag:
         return Response(b"", 304, headers)
@@ -127,13 +127,13 @@ def tagged(found: bytes, headers: list[tuple[str, str]]) -> Response:
 
 
 def caller() -> str:
-    """Give the address of who asks."""
+    """Return the address of the client."""
     environ = request.environ
     return wire.address_of(environ.get("HTTP_X_FORWARDED_FOR"), environ.get("REMOTE_ADDR", ""))
 
 
 def create_app() -> Flask:
-    """Make the application."""
+    """Create the application."""
     app = Flask(__name__, static_folder=None)
     catalogue = Catalogue()
 

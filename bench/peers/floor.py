@@ -1,11 +1,11 @@
-"""The floor: sockets and Redis alone, and nothing that an answer is made of.
+"""The floor: sockets and Redis alone, without HTTP.
 
     python -m bench.peers.floor PORT
 
-Whatever comes in one piece is taken for a request. A limit is decided and a key is read for it, as
-Octavo does, over Octavo's own line to Redis; then the bytes that Octavo once sent are sent again.
-No HTTP is read, no caller recognised, nothing is told of the limit or looked at: what Octavo costs
-beyond this is its own, and what this costs nobody in Python saves.
+Each chunk that arrives counts as one request. For each request the server decides a rate limit and
+reads a key, as Octavo does, over Octavo's Redis client. Then it sends a recorded response. The
+server parses no HTTP, identifies no client, and neither sends nor checks the result of the limit.
+The cost of Octavo above this floor is Octavo's own. No Python server can avoid the floor.
 """
 
 import asyncio
@@ -29,22 +29,22 @@ KEYS = [(f"floor:{n}",) for n in range(100)]
 CLAIMS = [(Charge(f"floor:caller:{n}", (Policy(RATE, 60),)),) for n in range(CALLERS)]
 
 
-class Asker(asyncio.Protocol):
+class FloorProtocol(asyncio.Protocol):
     """A connection."""
 
     number = 0  # of requests, over all connections
 
-    def __init__(self, batcher: RedisBatcher, answers: dict[str, bytes]) -> None:
+    def __init__(self, batcher: RedisBatcher, responses: dict[str, bytes]) -> None:
         self._batcher = batcher
-        self._answers = answers
+        self._responses = responses
 
     def connection_made(self, transport: Any) -> None:
-        """Begin."""
+        """Store the transport."""
         self._transport = transport
 
     def data_received(self, data: bytes) -> None:
-        """Ask for a limit and a key."""
-        number = Asker.number = Asker.number + 1
+        """Decide a limit and read a key."""
+        number = FloorProtocol.number = FloorProtocol.number + 1
         method, target, _ = data.split(b" ", 2)
         path, _, query = target.partition(b"?")
         tag = [(b"if-none-match", b"")] if b"\r\nIf-None-Match: " in data else []
@@ -55,12 +55,12 @@ class Asker(asyncio.Protocol):
     def _decided(self, decision: Any) -> None:
         self._is_admitted = decision.admitted
 
-    def _read(self, found: Any) -> None:
-        self._transport.write(self._answers[self._kind])
+    def _read(self, values: Any) -> None:
+        self._transport.write(self._responses[self._kind])
 
 
 def written(start: dict[str, Any], body: dict[str, Any]) -> bytes:
-    """Give an answer as it goes over the wire."""
+    """Return the bytes of a response."""
     status = HTTPStatus(start["status"])
     lines = [f"HTTP/1.1 {status.value} {status.phrase}".encode()]
     lines += [b"%b: %b" % header for header in start["headers"]]
@@ -68,13 +68,13 @@ def written(start: dict[str, Any], body: dict[str, Any]) -> bytes:
 
 
 async def main(port: int) -> None:
-    """Serve until it is ended."""
+    """Serve until the process ends."""
     pool = BlockingConnectionPool.from_url(os.environ["REDIS_URL"])
     batcher = RedisBatcher(pool, deadline=1.0)
-    known = load(Path(os.environ["ANSWERS"])) if os.environ.get("ANSWERS") else {}
-    answers = {kind: written(*messages) for kind, messages in known.items()}
+    known = load(Path(os.environ["RESPONSES"])) if os.environ.get("RESPONSES") else {}
+    responses = {kind: written(*messages) for kind, messages in known.items()}
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(lambda: Asker(batcher, answers), "127.0.0.1", port)
+    server = await loop.create_server(lambda: FloorProtocol(batcher, responses), "127.0.0.1", port)
     await server.serve_forever()
 
 

@@ -1,6 +1,6 @@
-"""The SQL of the tuned peers, and what a list looks like.
+"""The SQL of the tuned peers, and the body of a list.
 
-Statements are written with `{}` for a value: asyncpg numbers them, psycopg names none.
+A statement has `{}` for each value: `numbered` formats them for asyncpg, `unnamed` for psycopg.
 """
 
 from collections.abc import Mapping, Sequence
@@ -18,18 +18,18 @@ COLUMNS = (
     "created_at, updated_at"
 )
 ITEM = f"SELECT {COLUMNS} FROM books WHERE id = {{}}"  # noqa: S608  (no input)
-KEPT_TOTAL = "SELECT coalesce(sum(n), 0)::int8 FROM book_counts"
+STORED_TOTAL = "SELECT coalesce(sum(n), 0)::int8 FROM book_counts"
 MAX_ROWS = 100
 PARAMETERS = {"page", "per_page", "cursor", "limit", "genre", "price_min", "price_max"}
 GENRES = ("Fiction", "Non-Fiction", "Science", "History")
 
 
 class BadRequestError(Exception):
-    """The request cannot be answered as it is."""
+    """The query of the request is invalid."""
 
 
 def to_json(value: Any) -> bytes:
-    """Write JSON."""
+    """Return JSON."""
     written: bytes = orjson.dumps(value, option=orjson.OPT_UTC_Z)
     return written
 
@@ -42,17 +42,17 @@ class Statement:
     values: tuple[Any, ...]
 
     def numbered(self) -> str:
-        """Write the places of values as asyncpg wants them."""
+        """Return the SQL with the placeholders of asyncpg."""
         return self.sql.format(*(f"${n}" for n in range(1, len(self.values) + 1)))
 
     def unnamed(self) -> str:
-        """Write the places of values as psycopg wants them."""
+        """Return the SQL with the placeholders of psycopg."""
         return self.sql.format(*["%s"] * len(self.values))
 
 
 @dataclass(frozen=True)
 class Listing:
-    """A list that was asked for: `page` is None in cursor mode, where `size + 1` rows are read."""
+    """A requested list. `page` is None in cursor mode, in which `size + 1` rows are read."""
 
     rows: Statement
     total: Statement
@@ -61,14 +61,14 @@ class Listing:
     query: Sequence[tuple[str, str]]
 
     def body(self, rows: Sequence[Any], total: int) -> bytes:
-        """Write the answer."""
+        """Return the body of the response."""
         if self.page is None:
             kept = [dict(row) for row in rows[: self.size]]
             more = len(rows) > self.size
-            found: dict[str, Any] = {"items": kept, "has_more": more}
+            result: dict[str, Any] = {"items": kept, "has_more": more}
             if more:
-                found["next_cursor"] = kept[-1]["id"]
-            return to_json(found)
+                result["next_cursor"] = kept[-1]["id"]
+            return to_json(result)
         last = -(-total // self.size)
         has_next, has_prev = self.page < last, self.page > 1
         links = {"self": self._to(self.page), "first": self._to(1), "last": self._to(max(1, last))}
@@ -76,7 +76,7 @@ class Listing:
             links["next"] = self._to(self.page + 1)
         if has_prev:
             links["prev"] = self._to(self.page - 1)
-        found = {
+        result = {
             "items": [dict(row) for row in rows],
             "total": total,
             "pagination": {
@@ -91,7 +91,7 @@ class Listing:
             },
             "links": links,
         }
-        return to_json(found)
+        return to_json(result)
 
     def _to(self, number: int) -> str:
         others = [(name, value) for name, value in self.query if name != "page"]
@@ -99,7 +99,7 @@ class Listing:
 
 
 def read(query: str) -> Listing:
-    """Read a query. Raises BadRequestError."""
+    """Parse a query string. Raises BadRequestError."""
     pairs = parse_qsl(query, keep_blank_values=True)
     given = dict(pairs)
     if len(given) < len(pairs) or given.keys() - PARAMETERS:
@@ -115,13 +115,13 @@ def read(query: str) -> Listing:
         return Listing(rows, Statement("SELECT 0", ()), size, None, pairs)
     size = min(_number(given, "per_page", 20), MAX_ROWS)
     page = _number(given, "page", 1)
-    total = f"SELECT count(*) FROM books{_where(where)}" if where else KEPT_TOTAL  # noqa: S608  (no input)
+    total = f"SELECT count(*) FROM books{_where(where)}" if where else STORED_TOTAL  # noqa: S608  (no input)
     sql = (
-        f"SELECT {COLUMNS}, (SELECT total FROM found) AS total FROM books{_where(where)} "  # noqa: S608  (no input)
+        f"SELECT {COLUMNS}, (SELECT total FROM counted) AS total FROM books{_where(where)} "  # noqa: S608  (no input)
         "ORDER BY created_at DESC, id DESC LIMIT {} OFFSET {}"
     )
     rows = Statement(
-        f"WITH found (total) AS ({total}) {sql}", (*values, *values, size, (page - 1) * size)
+        f"WITH counted (total) AS ({total}) {sql}", (*values, *values, size, (page - 1) * size)
     )
     return Listing(rows, Statement(total, tuple(values)), size, page, pairs)
 
@@ -136,7 +136,7 @@ def _conditions(given: Mapping[str, str]) -> tuple[list[str], list[Any]]:
         values.append(given["genre"])
     for name, compared in (("price_min", ">="), ("price_max", "<=")):
         if name in given:
-            # The schema has its index on this expression.
+            # The schema has an index on this expression.
             where.append(f"coalesce(price, -1) {compared} {{}}")
             values.append(max(_price(given[name]), Decimal(0)))
     if where and "price_max" in given and "price_min" not in given:

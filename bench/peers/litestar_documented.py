@@ -1,7 +1,8 @@
 """Litestar as its documentation writes it: its rate limit and stores on Redis, msgspec's structs.
 
-Books and the count are kept in a store; its cache of whole responses knows no conditional
-requests, and not when a book is new. The session is SQLAlchemy's own, made in a dependency.
+A store caches books and the count. Litestar's cache of whole responses is not used: it supports no
+conditional requests, and a new book does not invalidate it. The session is SQLAlchemy's, created in
+a dependency.
 """
 
 from collections.abc import AsyncIterator
@@ -31,12 +32,12 @@ from bench.peers.derived import author_key, search_words
 from bench.peers.models import Book, User, price_key
 
 Genre = Literal["Fiction", "Non-Fiction", "Science", "History"]
-Ask: TypeAlias = Request[Any, Any, State]
+AnyRequest: TypeAlias = Request[Any, Any, State]
 Positive = Annotated[int, Parameter(ge=1)]
 
 
 class BookCreate(msgspec.Struct, forbid_unknown_fields=True):  # type: ignore[call-arg]  # no types when absent
-    """A book to be made."""
+    """The body of a request that creates a book."""
 
     title: Annotated[str, msgspec.Meta(min_length=1, max_length=200)]
     author: Annotated[str, msgspec.Meta(min_length=1, max_length=100)]
@@ -47,7 +48,7 @@ class BookCreate(msgspec.Struct, forbid_unknown_fields=True):  # type: ignore[ca
 
 
 class BookOut(msgspec.Struct):
-    """A book as clients see it."""
+    """A book in a response."""
 
     id: int
     title: str
@@ -63,7 +64,7 @@ class BookOut(msgspec.Struct):
 
     @classmethod
     def of(cls, book: Book) -> "BookOut":
-        """Make it of a row."""
+        """Create it from a row."""
         return cls(
             id=book.id,
             title=book.title,
@@ -80,7 +81,7 @@ class BookOut(msgspec.Struct):
 
 
 class Pagination(msgspec.Struct):
-    """Where a page stands."""
+    """The position of a page."""
 
     page: int
     per_page: int
@@ -102,7 +103,7 @@ class BookPage(msgspec.Struct):
 
 
 class BookSlice(msgspec.Struct, omit_defaults=True):  # type: ignore[call-arg]  # no types when absent
-    """Books behind a cursor."""
+    """Books after a cursor."""
 
     items: list[BookOut]
     has_more: bool
@@ -111,7 +112,7 @@ class BookSlice(msgspec.Struct, omit_defaults=True):  # type: ignore[call-arg]  
 
 @asynccontextmanager
 async def database(app: Litestar) -> AsyncIterator[None]:
-    """Connect for as long as the application runs."""
+    """Connect while the application runs."""
     url = settings.DATABASE_URL.replace("postgresql://", "postgresql+asyncpg://", 1)
     app.state.engine = engine = create_async_engine(url, **settings.POOL)
     app.state.sessions = async_sessionmaker(engine, expire_on_commit=False)
@@ -120,7 +121,7 @@ async def database(app: Litestar) -> AsyncIterator[None]:
 
 
 async def provide_session(state: State) -> AsyncIterator[AsyncSession]:
-    """Give a session for one request."""
+    """Provide a session for one request."""
     async with state.sessions() as session:
         yield session
 
@@ -128,7 +129,7 @@ async def provide_session(state: State) -> AsyncIterator[AsyncSession]:
 async def token_required(
     connection: ASGIConnection[Any, Any, Any, Any], _: BaseRouteHandler
 ) -> None:
-    """Let in who has a valid token, and remember their id."""
+    """Admit a request with a valid token, and store its claims."""
     token = connection.headers.get("authorization", "").removeprefix("Bearer ")
     try:
         claims = jwt.decode(
@@ -143,7 +144,7 @@ async def token_required(
     connection.state.claims = claims
 
 
-def revalidated(request: Ask, content: Any, *parts: Any) -> Response[Any]:
+def revalidated(request: AnyRequest, content: Any, *parts: Any) -> Response[Any]:
     """Answer, or say that the client has it already."""
     tag = f'"{md5(repr(parts).encode(), usedforsecurity=False).hexdigest()}"'
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
@@ -153,8 +154,8 @@ def revalidated(request: Ask, content: Any, *parts: Any) -> Response[Any]:
 
 
 @get("/api/books/{book_id:int}")
-async def get_book(book_id: int, request: Ask, session: AsyncSession) -> Response[Any]:
-    """Give a book."""
+async def get_book(book_id: int, request: AnyRequest, session: AsyncSession) -> Response[Any]:
+    """Return a book."""
     store = request.app.stores.get("books")
     cached = await store.get(str(book_id))
     if cached is not None:
@@ -170,7 +171,7 @@ async def get_book(book_id: int, request: Ask, session: AsyncSession) -> Respons
 
 @get("/api/books")
 async def list_books(
-    request: Ask,
+    request: AnyRequest,
     session: AsyncSession,
     page: Positive = 1,
     per_page: Positive = 20,
@@ -180,14 +181,14 @@ async def list_books(
     price_min: Decimal | None = None,
     price_max: Decimal | None = None,
 ) -> Response[Any]:
-    """Give a page, or what follows a cursor."""
+    """Return a page, or the books after a cursor."""
     where = conditions(genre, price_min, price_max)
     if cursor is not None or limit is not None:
         listed = await list_by_cursor(session, where, cursor, min(limit or 20, 100))
         parts: list[Any] = [listed.has_more]
     else:
-        found = await list_by_page(request, session, where, page, min(per_page, 100))
-        listed, parts = found, [found.total]
+        result = await list_by_page(request, session, where, page, min(per_page, 100))
+        listed, parts = result, [result.total]
     versions = [(book.id, book.version) for book in listed.items]
     return revalidated(request, listed, str(request.url), parts, versions)
 
@@ -195,21 +196,21 @@ async def list_books(
 def conditions(
     genre: str | None, price_min: Decimal | None, price_max: Decimal | None
 ) -> list[ColumnElement[bool]]:
-    """Give the filters that were asked for."""
-    found: list[ColumnElement[bool]] = []
+    """Return the conditions of the requested filters."""
+    clauses: list[ColumnElement[bool]] = []
     if genre is not None:
-        found.append(Book.genre == genre)
+        clauses.append(Book.genre == genre)
     if price_min is not None:
-        found.append(price_key(Book) >= max(price_min, 0))
+        clauses.append(price_key(Book) >= max(price_min, 0))
     if price_max is not None:
-        found.append(price_key(Book).between(0, price_max))
-    return found
+        clauses.append(price_key(Book).between(0, price_max))
+    return clauses
 
 
 async def list_by_cursor(
     session: AsyncSession, where: list[ColumnElement[bool]], cursor: int | None, limit: int
 ) -> Any:
-    """Give the books behind an id."""
+    """Return the books after an id."""
     query = select(Book).where(*where).order_by(Book.id).limit(limit + 1)
     if cursor is not None:
         query = query.where(Book.id > cursor)
@@ -221,9 +222,13 @@ async def list_by_cursor(
 
 
 async def list_by_page(
-    request: Ask, session: AsyncSession, where: list[ColumnElement[bool]], page: int, size: int
+    request: AnyRequest,
+    session: AsyncSession,
+    where: list[ColumnElement[bool]],
+    page: int,
+    size: int,
 ) -> BookPage:
-    """Give a page, newest first."""
+    """Return a page, newest books first."""
     query = select(Book).where(*where).order_by(Book.created_at.desc(), Book.id.desc())
     books = (await session.scalars(query.limit(size).offset((page - 1) * size))).all()
     total = await count_books(request, session, where)
@@ -254,11 +259,13 @@ async def list_by_page(
     )
 
 
-def _query(request: Ask, page: int) -> str:
+def _query(request: AnyRequest, page: int) -> str:
     return urlencode({**request.query_params, "page": page})
 
 
-async def count_books(request: Ask, session: AsyncSession, where: list[ColumnElement[bool]]) -> int:
+async def count_books(
+    request: AnyRequest, session: AsyncSession, where: list[ColumnElement[bool]]
+) -> int:
     """Count books; the number of all of them is cached."""
     store = request.app.stores.get("books")
     if not where and (cached := await store.get("count")) is not None:
@@ -270,8 +277,10 @@ async def count_books(request: Ask, session: AsyncSession, where: list[ColumnEle
 
 
 @post("/api/books", guards=[token_required])
-async def create_book(data: BookCreate, request: Ask, session: AsyncSession) -> Response[BookOut]:
-    """Add a book, owned by the caller."""
+async def create_book(
+    data: BookCreate, request: AnyRequest, session: AsyncSession
+) -> Response[BookOut]:
+    """Create a book, owned by the user of the token."""
     claims = request.state.claims
     user = await session.get(User, claims["user_id"])
     if user is None or user.token_version != claims["ver"]:

@@ -1,4 +1,4 @@
-"""The tables as an application with an ORM declares them: Octavo's, as far as peers use them."""
+"""The tables of Octavo as ORM models, with the columns that the peers use."""
 
 from datetime import datetime
 from decimal import Decimal
@@ -10,11 +10,11 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 
 class Base(DeclarativeBase):
-    """What the models share."""
+    """The base class of the models."""
 
 
 class UserColumns:
-    """Somebody who may sign in."""
+    """A user account."""
 
     id: Mapped[int] = mapped_column(BigInteger, primary_key=True)
     username: Mapped[str] = mapped_column(String(50))
@@ -42,11 +42,11 @@ class BookColumns:
         DateTime(timezone=True), server_default=func.statement_timestamp()
     )
 
-    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012  (SQLAlchemy reads it as it is)
+    __mapper_args__ = {"eager_defaults": True}  # noqa: RUF012  (SQLAlchemy expects this form)
 
 
 class User(UserColumns, Base):
-    """Somebody who may sign in."""
+    """A user account."""
 
     __tablename__ = "users"
 
@@ -58,5 +58,5 @@ class Book(BookColumns, Base):
 
 
 def price_key(model: Any) -> Any:
-    """Give the price as the schema has its index on it: NULL is below all."""
+    """Return the expression that the schema has an index on: NULL sorts below all prices."""
     return func.coalesce(model.price, text("-1"))

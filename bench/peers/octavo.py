@@ -1,4 +1,4 @@
-"""Octavo itself, for another server than its own."""
+"""Octavo, for another server than its own."""
 
 import gc
 
@@ -10,7 +10,7 @@ from service.server.worker import GENERATIONS
 
 
 def create_app() -> Quart:
-    """Make Octavo, with garbage collected as its own server has it."""
+    """Create Octavo, with the garbage collection settings of its own server."""
     app = create(load_from_environment())
     gc.collect()
     gc.freeze()

@@ -1,4 +1,4 @@
-"""What the tuned peers share: their bytes, and who may come in. No ORM, no models."""
+"""Shared by the tuned peers: bodies, cached bytes, tokens and headers. No ORM, no models."""
 
 import gc
 from hashlib import blake2b
@@ -12,9 +12,11 @@ from bench.peers import settings
 from bench.peers.derived import author_key, search_words
 from bench.peers.listing import COLUMNS, Statement, to_json
 
-ASK = Path(__file__).with_name("ask.lua").read_text(encoding="utf-8")
-GENERATION = "tuned:generation"  # counts the writes: a page is of the generation it was read in
-# One statement looks whether the token is still good, and adds the book.
+LIMIT_AND_GET = Path(__file__).with_name("limit_and_get.lua").read_text(encoding="utf-8")
+GENERATION = (
+    "tuned:generation"  # counts the writes; a page belongs to the generation in which it was read
+)
+# One statement checks that the token is still valid, and adds the book.
 CREATE = (
     "INSERT INTO books (title, author, isbn, published_year, genre, price, author_key, search, "  # noqa: S608  (no input)
     "user_id) SELECT {}::text, {}::text, {}::text, {}::int4, {}::text, {}::float8::numeric(13, 2), "
@@ -24,11 +26,11 @@ CREATE = (
 
 
 class UnauthorizedError(Exception):
-    """Nobody is let in by this token."""
+    """The token is missing or invalid."""
 
 
 class NewBook(msgspec.Struct, forbid_unknown_fields=True):  # type: ignore[call-arg]  # no types when absent
-    """A book to be made."""
+    """The body of a request that creates a book."""
 
     title: Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"\S")]
     author: Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=r"\S")]
@@ -42,12 +44,12 @@ read_book = msgspec.json.Decoder(NewBook).decode
 
 
 def book_body(row: Any) -> bytes:
-    """Write a book, of a row by the names of its columns."""
+    """Return the JSON of a book from a row with named columns."""
     return to_json(dict(row))
 
 
 def new_values(book: NewBook, user_id: int, version: int) -> Statement:
-    """Give the statement that adds a book for a user whose token is of this version."""
+    """Return the statement that adds a book, if the user's token version is still `version`."""
     return Statement(
         CREATE,
         (
@@ -58,31 +60,31 @@ def new_values(book: NewBook, user_id: int, version: int) -> Statement:
 
 
 class Pages(dict[str, bytes]):
-    """The last pages of this process, each with its generation: Redis then need not send them."""
+    """A cache of pages, with their generations, in this process: Redis need not send them."""
 
     most = 512
 
-    def keep(self, query: str, found: bytes) -> None:
-        """Keep a page, in place of the one that has been here the longest."""
+    def keep(self, query: str, page: bytes) -> None:
+        """Store a page; if the cache is full, evict the oldest page."""
         if query not in self and len(self) >= self.most:
             self.pop(next(iter(self)), None)
-        self[query] = found
+        self[query] = page
 
 
 def pack(body: bytes, generation: bytes = b"") -> bytes:
-    """Give what is cached of an answer: its generation, its tag, its bytes."""
+    """Return the cached form of a response: its generation, its ETag, its body."""
     tag = blake2b(body, digest_size=12).hexdigest().encode()
     return b'%b\n"%b"\n%b' % (generation, tag, body)
 
 
-def unpack(found: bytes) -> tuple[bytes, str, bytes]:
-    """Give generation, tag and body."""
-    generation, tag, body = found.split(b"\n", 2)
+def unpack(cached: bytes) -> tuple[bytes, str, bytes]:
+    """Return generation, ETag and body."""
+    generation, tag, body = cached.split(b"\n", 2)
     return generation, tag.decode(), body
 
 
 def user_of(authorization: str | None) -> tuple[int, int]:
-    """Give a token's user and version. Raises UnauthorizedError."""
+    """Return the user id and the version of a token. Raises UnauthorizedError."""
     if authorization is None or not authorization.startswith("Bearer "):
         raise UnauthorizedError("Token is missing")
     try:
@@ -100,12 +102,12 @@ def user_of(authorization: str | None) -> tuple[int, int]:
 
 
 def address_of(forwarded: str | None, client: str) -> str:
-    """Give the address that the proxy in front saw."""
+    """Return the client address that the proxy sent, or the address of the connection."""
     return forwarded.rpartition(",")[2].strip() if forwarded else client
 
 
 def limit_headers(left: int, reset: int) -> list[tuple[str, str]]:
-    """Say how a caller stands."""
+    """Return the rate limit headers of a client."""
     return [
         ("RateLimit-Limit", str(settings.RATE)),
         ("RateLimit-Remaining", str(max(0, left))),
@@ -114,7 +116,7 @@ def limit_headers(left: int, reset: int) -> list[tuple[str, str]]:
 
 
 def collect_seldom() -> None:
-    """Keep what is loaded out of garbage collection, and look through the rest seldom."""
+    """Exclude loaded objects from garbage collection, and collect the rest rarely."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(50_000, 20, 100)
