@@ -136,7 +136,7 @@ async def measure(redis_url: str) -> None:
                 costs[key].append(await cost(*row))
         stop.set()
     least = {key: min(values) for key, values in costs.items()}
-    print("| limiter | store | cost of one policy | cost of three policies | a 429 beyond bare ASGI |")
+    print("| limiter | store | cost of one policy | of three policies | a 429 beyond bare ASGI |")
     print("|---|---|---|---|---|")
     for key in apps:
         free = least[*key, "/free"]

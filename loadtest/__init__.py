@@ -1,15 +1,15 @@
-"""Load as a crowd makes it, and whether the service is fast enough under it: `make loadtest`.
+"""The load test: load of many clients, and the check of the objectives: `make loadtest`.
 
-    __main__     the command; run: everything starts, locust runs, everything ends
-    stand        PostgreSQL, Redis and Octavo, for one run; processes: how they start and end
-    delay        a network between locust and the server that takes its time
-    locustfile   what locust loads: its options, its progress, its figures
-    people       who reads; editor: who writes, and looks at once whether anything is stale
-    client       how one of them asks; crowd: what all of them have in common
-    demand       which books are asked for, and how often; what lists are filtered by
-    profiles     what tier they have, and how fast they are
-    promises     what a 429 or a 503 promised, and whether it held
-    objectives   what slo.toml allows; verdict: whether that was kept
+    __main__     the command line; run: starts all processes, runs locust, stops all processes
+    stand        PostgreSQL, Redis and Octavo for one run; processes: starts and stops a process
+    delay        a proxy between locust and the server that delays responses
+    locustfile   the file that locust loads: options, progress output, figures
+    people       clients that read; editor: a client that writes, and then checks for stale reads
+    client       the base class of clients; crowd: the state that all clients share
+    demand       the distribution of requested books; the filters of lists
+    profiles     the tier of the clients, and their pause between requests
+    retry_after  the check of Retry-After in a 429 or a 503
+    objectives   the objectives in slo.toml; verdict: whether they are met
 
-What needs no locust does not import it: the judging is tested like everything else.
+Modules that do not need locust do not import it, so that the tests can run without locust.
 """

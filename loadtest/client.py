@@ -1,4 +1,4 @@
-"""One client: how they sign in, how they ask, and what they make of the answer."""
+"""The base class of clients: sign-in, requests, and the check of responses."""
 
 import json
 import secrets
@@ -15,57 +15,57 @@ from locust.exception import StopUser
 
 from loadtest.crowd import JSON, Crowd
 from loadtest.demand import Query
-from loadtest.promises import Promises, limit_of, retry_after
+from loadtest.retry_after import RetryAfterTracker, limit_of, retry_after
 
-TRIES = 20  # at what has to succeed before a client can begin
+TRIES = 20  # of a request that must succeed before a client can start
 
 
 class Client(FastHttpUser):
-    """Somebody with an account, who asks one thing after the other."""
+    """A user with an account, which sends one request at a time."""
 
     abstract = True
-    patient = True  # does not ask again before the time that a 429 named
+    patient = True  # sends no request before the time of Retry-After
     network_timeout = connection_timeout = 10.0
     token = ""
 
     @property
     def crowd(self) -> Crowd:
-        """What all clients have in common."""
+        """The state that all clients share."""
         crowd: Crowd = self.environment.octavo
         return crowd
 
     def on_start(self) -> None:
-        """Make an account, get its tier, sign in."""
+        """Create an account, set its tier, sign in."""
         crowd = self.crowd
         number = next(crowd.numbers)
         self.chance = Random(f"client {crowd.seed} {number}")
-        self.promises = Promises(crowd.promises, allow_503=crowd.allow_503)
+        self.tracker = RetryAfterTracker(crowd.retry_after, allow_503=crowd.allow_503)
         name = f"load-{crowd.name}-{number}"
         account = {"email": f"{name}@example.org", "password": secrets.token_urlsafe(12)}
-        user = self._insist("POST", "/api/auth/register", {"username": name, **account}, 201)
+        user = self._send_until("POST", "/api/auth/register", {"username": name, **account}, 201)
         if crowd.profile.tier != user["tier"]:
             self.token, tier = crowd.admin, {"tier": crowd.profile.tier}
-            self._insist("PATCH", "/admin/users/{id}", tier, 200, user["id"])
+            self._send_until("PATCH", "/admin/users/{id}", tier, 200, user["id"])
         self.token = ""
-        self.token = self._insist("POST", "/api/auth/login", account, 200)["token"]
+        self.token = self._send_until("POST", "/api/auth/login", account, 200)["token"]
         self.id: int = user["id"]
         crowd.user_ids.append(self.id)
 
     def wait_time(self) -> float:
-        """Give the seconds until the next thing."""
+        """Return the seconds until the next request."""
         return self.chance.uniform(*self.crowd.profile.pause)
 
-    def _insist(self, method: str, route: str, body: Any, status: int, row_id: int = 0) -> Any:
+    def _send_until(self, method: str, route: str, body: Any, status: int, row_id: int = 0) -> Any:
         limit = limit_of(method, route)
         for _ in range(TRIES):
-            answer = self.ask(method, route, row_id, body=body, expected=(status,))
-            if answer is not None and answer.status_code == status:
-                return answer.json()
-            seconds = answer is not None and retry_after(answer.headers)
-            gevent.sleep(seconds or self.promises.wait(limit, monotonic()) or 1)
+            response = self.send(method, route, row_id, body=body, expected=(status,))
+            if response is not None and response.status_code == status:
+                return response.json()
+            seconds = response is not None and retry_after(response.headers)
+            gevent.sleep(seconds or self.tracker.wait(limit, monotonic()) or 1)
         raise StopUser
 
-    def ask(
+    def send(
         self,
         method: str,
         route: str,
@@ -78,13 +78,13 @@ class Client(FastHttpUser):
         note: str = "",
         check: Callable[[Any], str | None] | None = None,
     ) -> Any:
-        """Ask, and have it counted under its route; 304, 429 and 503 apart from the rest.
+        """Send a request; locust counts it under its route, and 304, 429 and 503 separately.
 
-        tag: of what one has already. check: says what is wrong with an expected answer. Gives the
-        answer; None if one had to wait for a limit, and did not ask.
+        tag: ETag that the client has. check: returns the failure of an expected response, or None.
+        Returns the response; None if the client must wait for a rate limit, and sent nothing.
         """
         limit = limit_of(method, route)
-        if self.patient and self.promises.wait(limit, monotonic()):
+        if self.patient and self.tracker.wait(limit, monotonic()):
             return None
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         if tag is not None:
@@ -96,24 +96,24 @@ class Client(FastHttpUser):
         begun = monotonic()
         with self.client.request(
             method, path, name=route + note, data=data, headers=headers, catch_response=True
-        ) as answer:
-            status = answer.status_code
+        ) as response:
+            status = response.status_code
             if status in expected or (status == 304 and tag is not None):
-                self.promises.admitted(limit, begun)
-                wrong = check(answer) if check else None
+                self.tracker.admitted(limit, begun)
+                failure = check(response) if check else None
             else:
-                seen = (limit, status, answer.headers, begun, monotonic())
-                wrong = self.promises.unexpected(*seen)
+                seen = (limit, status, response.headers, begun, monotonic())
+                failure = self.tracker.unexpected(*seen)
             if status in {304, 429, 503} and status not in expected:
-                answer.request_meta["name"] += f": {status}"
-            answer.failure(wrong) if wrong else answer.success()
-        return answer
+                response.request_meta["name"] += f": {status}"
+            response.failure(failure) if failure else response.success()
+        return response
 
 
-def body_of(answer: Any) -> Any:
-    """Give the JSON of an answer; None if there is none, or it was refused."""
-    if answer is None or not 200 <= answer.status_code < 300:
+def body_of(response: Any) -> Any:
+    """Return the JSON of a response; None if there is none, or the request failed."""
+    if response is None or not 200 <= response.status_code < 300:
         return None
     with suppress(ValueError):
-        return json.loads(answer.content)
+        return json.loads(response.content)
     return None

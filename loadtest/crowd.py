@@ -1,4 +1,4 @@
-"""What all clients of one run have in common, and how it is found out before they come."""
+"""The state that all clients of a run share, and its preparation before they start."""
 
 import json
 import secrets
@@ -17,12 +17,12 @@ from loadtest.demand import Filters, Zipf
 from loadtest.profiles import PROFILES, Profile
 
 JSON = {"Content-Type": "application/json"}
-SAMPLES, SAMPLED = 5, 100  # looks at the catalogue, and books that each of them shows
+SAMPLES, SAMPLED = 5, 100  # requests to the catalogue, and books that each of them returns
 
 
 @dataclass
 class Crowd:
-    """What the clients of one run have in common."""
+    """The state that all clients of a run share."""
 
     profile: Profile
     seed: int
@@ -31,41 +31,43 @@ class Crowd:
     popular: Zipf
     filters: Filters
     begun: float = field(default_factory=monotonic)
-    cpu: float = field(default_factory=process_time)  # seconds that locust had used before
+    cpu: float = field(
+        default_factory=process_time
+    )  # seconds of CPU that locust had used before the run
     name: str = field(default_factory=lambda: secrets.token_hex(3))
     numbers: Iterator[int] = field(default_factory=lambda: count(1))
     user_ids: list[int] = field(default_factory=list)
-    promises: Counter[str] = field(default_factory=Counter)
+    retry_after: Counter[str] = field(default_factory=Counter)
 
 
 def gather(host: str, options: Any) -> Crowd:
-    """Look at the catalogue, and sign the administrator in. None of this is measured."""
+    """Sample the catalogue, and sign in as the administrator. This is not measured."""
     session = FastHttpSession(host, EventHook(), None)
     profile = PROFILES[options.profile]
 
-    def ask(method: str, path: str, token: str = "", **body: Any) -> Any:
+    def send(method: str, path: str, token: str = "", **body: Any) -> Any:
         headers = JSON | ({"Authorization": f"Bearer {token}"} if token else {})
         data = json.dumps(body) if body else None
-        answer: Any = session.request(method, path, headers=headers, data=data)
-        if not 200 <= answer.status_code < 300:
-            raise SystemExit(f"{method} {path} was answered {answer.status_code}: {answer.text}")
-        return answer.json()
+        response: Any = session.request(method, path, headers=headers, data=data)
+        if not 200 <= response.status_code < 300:
+            raise SystemExit(f"{method} {path} has status {response.status_code}: {response.text}")
+        return response.json()
 
     def sign_in() -> str:
         account = {"email": options.admin_email, "password": options.admin_password}
-        token: str = ask("POST", "/api/auth/login", **account)["token"]
+        token: str = send("POST", "/api/auth/login", **account)["token"]
         return token
 
     token = sign_in()
-    if profile.tier != "free":  # else only 50 clients an hour would get their tier
-        admin_id = ask("GET", "/api/profile", token)["id"]
-        ask("PATCH", f"/admin/users/{admin_id}", token, tier=profile.tier)
+    if profile.tier != "free":  # otherwise the limit allows only 50 changes of a tier an hour
+        admin_id = send("GET", "/api/profile", token)["id"]
+        send("PATCH", f"/admin/users/{admin_id}", token, tier=profile.tier)
         token = sign_in()
     chance = Random(options.seed)
     books = []
     for _ in range(SAMPLES):
         start = chance.randrange(max(1, options.books - SAMPLED))
-        books += ask("GET", f"/api/books?limit={SAMPLED}&cursor={start}", token)["items"]
+        books += send("GET", f"/api/books?limit={SAMPLED}&cursor={start}", token)["items"]
     return Crowd(
         profile,
         options.seed,

@@ -1,4 +1,4 @@
-"""A network that takes its time: whatever the server says arrives later, and in order."""
+"""A proxy that simulates a slow network: it delays the server's bytes, in order."""
 
 import asyncio
 from asyncio import StreamReader, StreamWriter
@@ -10,68 +10,68 @@ HOST = "127.0.0.1"
 
 @asynccontextmanager
 async def delayed(port: int, seconds: float) -> AsyncIterator[int]:
-    """Give a port behind which is another one, so much later."""
-    carried: set[asyncio.Task[None]] = set()
+    """Yield the port of a proxy for `port` that delays responses by `seconds`."""
+    tasks: set[asyncio.Task[None]] = set()
 
     def accept(reader: StreamReader, writer: StreamWriter) -> None:
-        task = asyncio.create_task(_carry_both(reader, writer, port, seconds))
-        carried.add(task)
-        task.add_done_callback(carried.discard)
+        task = asyncio.create_task(_forward_both(reader, writer, port, seconds))
+        tasks.add(task)
+        task.add_done_callback(tasks.discard)
 
     server = await asyncio.start_server(accept, HOST, 0)
     try:
         yield server.sockets[0].getsockname()[1]
     finally:
         server.close()
-        for task in carried:
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*carried, return_exceptions=True)
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 
-async def _carry_both(
+async def _forward_both(
     reader: StreamReader, writer: StreamWriter, port: int, seconds: float
 ) -> None:
     try:
-        far, back = await asyncio.open_connection(HOST, port)
+        server_reader, server_writer = await asyncio.open_connection(HOST, port)
     except OSError:
         return writer.transport.abort()
-    ways = {
-        asyncio.create_task(_carry(reader, back, 0)),
-        asyncio.create_task(_carry(far, writer, seconds)),
+    directions = {
+        asyncio.create_task(_forward(reader, server_writer, 0)),
+        asyncio.create_task(_forward(server_reader, writer, seconds)),
     }
     try:
-        await asyncio.wait(ways, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(directions, return_when=asyncio.FIRST_COMPLETED)
     finally:
-        for way in ways:
-            way.cancel()
-        for end in (back, writer):
-            end.close()
+        for direction in directions:
+            direction.cancel()
+        for stream in (server_writer, writer):
+            stream.close()
 
 
-async def _carry(source: StreamReader, sink: StreamWriter, seconds: float) -> None:
-    """Carry chunks as they come, each so much later: what follows does not wait for it twice."""
+async def _forward(source: StreamReader, sink: StreamWriter, seconds: float) -> None:
+    """Forward each chunk after `seconds`. The delays of chunks overlap; they do not add up."""
     loop = asyncio.get_running_loop()
-    under_way: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
+    delayed_chunks: asyncio.Queue[tuple[float, bytes]] = asyncio.Queue()
 
-    async def arrive() -> None:
-        with suppress(OSError):  # whoever was there has gone
+    async def deliver() -> None:
+        with suppress(OSError):  # the other side has disconnected
             while True:
-                due, chunk = await under_way.get()
+                due, chunk = await delayed_chunks.get()
                 await asyncio.sleep(due - loop.time())
                 if not chunk:
                     return
                 sink.write(chunk)
                 await sink.drain()
 
-    arriving = asyncio.create_task(arrive())
+    delivering = asyncio.create_task(deliver())
     try:
-        while not arriving.done():
+        while not delivering.done():
             try:
                 chunk = await source.read(65_536)
             except OSError:
                 chunk = b""
-            under_way.put_nowait((loop.time() + seconds, chunk))
+            delayed_chunks.put_nowait((loop.time() + seconds, chunk))
             if not chunk:
-                await arriving
+                await delivering
     finally:
-        arriving.cancel()
+        delivering.cancel()

@@ -1,4 +1,4 @@
-"""What is asked for: books by Zipf's law, lists by what the catalogue holds."""
+"""The requested books, by Zipf's law, and the filters of lists, from the books of the catalogue."""
 
 import re
 from bisect import bisect_right
@@ -10,7 +10,7 @@ from typing import Any
 SORTS = [sign + key for key in ("id", "created_at", "title", "published_year", "price")
          for sign in ("", "-")]  # fmt: skip
 SEARCHED = re.compile(r"[^\W\d_]{3,}")
-PREFIX = 4  # letters that somebody has typed so far
+PREFIX = 4  # letters of a word that the user has typed
 
 Query = dict[str, str | int]
 
@@ -18,7 +18,7 @@ Query = dict[str, str | int]
 class Zipf:
     """Draws from 1 to `count`, the n-th most popular with a weight of 1 / n ** exponent.
 
-    Which number is how popular follows from `seed`: what is popular is not what is oldest.
+    `seed` determines the popularity of each number, so that age and popularity differ.
     """
 
     def __init__(self, count: int, seed: int, exponent: float = 1.0) -> None:
@@ -29,26 +29,26 @@ class Zipf:
         self._sums = list(accumulate(rank**-exponent for rank in range(1, count + 1)))
 
     def draw(self, chance: Random) -> int:
-        """Give one of the numbers."""
+        """Return one of the numbers."""
         rank = bisect_right(self._sums, chance.random() * self._sums[-1])
-        return self.by_rank[min(rank, len(self.by_rank) - 1)]  # a sum may be rounded up to
+        return self.by_rank[min(rank, len(self.by_rank) - 1)]  # rounding may give the full sum
 
 
 class Filters:
-    """Draws queries that find something: each takes after a book of the catalogue."""
+    """Draws queries with results: each query is made from a book of the catalogue."""
 
     def __init__(self, books: Sequence[dict[str, Any]]) -> None:
         if not books:
-            raise ValueError("no books to take after")
+            raise ValueError("no books to make queries from")
         self._books = books
 
     def draw(self, chance: Random) -> Query:
-        """Give one or two conditions and, half of the time, an order."""
+        """Return one or two conditions and, in half of the cases, a sort order."""
         book = chance.choice(self._books)
-        ways = (self._genre, self._author, self._years, self._prices, self._words)
+        conditions = (self._genre, self._author, self._years, self._prices, self._words)
         query: Query = {}
-        for way in chance.sample(ways, chance.choice((1, 1, 2))):
-            query |= way(book, chance)
+        for condition in chance.sample(conditions, chance.choice((1, 1, 2))):
+            query |= condition(book, chance)
         if chance.random() < 0.5:
             query["sort"] = chance.choice(SORTS)
         return query

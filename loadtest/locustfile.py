@@ -1,9 +1,9 @@
-"""Who asks, and for what. `make loadtest` starts this; it runs by itself, too:
+"""The locust file. `make loadtest` starts it; it also runs alone:
 
     OCTAVO_ADMIN_PASSWORD=... locust -f loadtest/locustfile.py --host http://127.0.0.1:8000 \\
         --profile service-tier --books 10000
 
-The catalogue is one that `octavo seed-db --books N` has filled.
+Fill the catalogue with `octavo seed-db --books N` before.
 """
 
 from pathlib import Path
@@ -19,33 +19,43 @@ from loadtest.people import Browser, Hasty, Returner, Searcher
 from loadtest.profiles import PROFILES
 from loadtest.verdict import Figures, Measured
 
-__all__ = ["Browser", "Editor", "Hasty", "Returner", "Searcher"]  # locust looks for them here
+__all__ = [
+    "Browser",
+    "Editor",
+    "Hasty",
+    "Returner",
+    "Searcher",
+]  # locust reads them from this module
 PROGRESS_SECONDS = 5
 
 
 @events.init_command_line_parser.add_listener
 def add_options(parser: Any) -> None:
-    """Say what there is to be chosen."""
+    """Add the options of the command line."""
     group = parser.add_argument_group("Octavo", "--profile: " + ", ".join(PROFILES))
-    group.add_argument("--books", type=int, default=10_000, help="Books that were filled in")
-    group.add_argument("--seed", type=int, default=1, help="Of all that is drawn")
-    group.add_argument("--allow-503", action="store_true", help="A 503 is no failure")
-    group.add_argument("--admin-email", default="admin@example.org", help="Who gives tiers")
+    group.add_argument("--books", type=int, default=10_000, help="Number of books in the catalogue")
+    group.add_argument("--seed", type=int, default=1, help="Seed of all random choices")
+    group.add_argument("--allow-503", action="store_true", help="Do not count a 503 as a failure")
+    group.add_argument(
+        "--admin-email", default="admin@example.org", help="Administrator that sets the tiers"
+    )
     parser.add_argument("--admin-password", env_var="OCTAVO_ADMIN_PASSWORD", is_secret=True)
-    group.add_argument("--figures", type=Path, help="Where to write what was measured, as JSON")
+    group.add_argument("--figures", type=Path, help="File for the measured figures, as JSON")
 
 
 @events.test_start.add_listener
 def begin(environment: Any, **_: Any) -> None:
-    """Prepare what the clients have in common, and say how it goes on."""
+    """Prepare the state that the clients share, and start the progress output."""
     options = environment.parsed_options
     if options.profile not in PROFILES:
-        raise SystemExit(f"--profile is {options.profile}: choose one of {', '.join(PROFILES)}")
+        raise SystemExit(
+            f"Unknown --profile {options.profile}. Choose one of {', '.join(PROFILES)}"
+        )
     environment.octavo = gather(environment.host, options)
-    gevent.spawn(_tell, environment)
+    gevent.spawn(_print_progress, environment)
 
 
-def _tell(environment: Any) -> None:
+def _print_progress(environment: Any) -> None:
     while True:
         gevent.sleep(PROGRESS_SECONDS)
         seconds = monotonic() - environment.octavo.begun
@@ -59,7 +69,7 @@ def _tell(environment: Any) -> None:
 
 @events.quitting.add_listener
 def end(environment: Any, **_: Any) -> None:
-    """Write down what was measured."""
+    """Write the measured figures to a file."""
     target: Path | None = environment.parsed_options.figures
     if target is None or not hasattr(environment, "octavo"):
         return
@@ -83,5 +93,5 @@ def end(environment: Any, **_: Any) -> None:
         users=environment.runner.target_user_count,
         core=(process_time() - crowd.cpu) / seconds,
         requests=requests,
-        promises=dict(crowd.promises),
+        retry_after=dict(crowd.retry_after),
     ).save(target)

@@ -1,4 +1,4 @@
-"""What is allowed: slo.toml, read strictly."""
+"""The objectives in slo.toml, with strict validation."""
 
 import tomllib
 from pathlib import Path
@@ -10,7 +10,7 @@ Milliseconds = Annotated[float, Field(gt=0, le=60_000)]
 
 
 class ObjectivesError(Exception):
-    """The file cannot be used: a sentence for each reason."""
+    """The file is invalid; the message has one line for each problem."""
 
 
 class _Table(BaseModel):
@@ -18,7 +18,7 @@ class _Table(BaseModel):
 
 
 class Objective(_Table):
-    """What is allowed of one kind of request. failure_ratio: of its requests."""
+    """The objective of one kind of request. failure_ratio: share of its requests that may fail."""
 
     p95_ms: Milliseconds
     p99_ms: Milliseconds
@@ -32,20 +32,20 @@ class Objective(_Table):
 
 
 class Objectives(_Table):
-    """What is allowed of a run.
+    """The objectives of a run.
 
-    allow_503: a 503 that says when to come back is no failure. kept_promises: so many 429s at
-    least must have come due within the run, and held.
+    allow_503: a 503 with a Retry-After is no failure. min_retry_after_honored: minimum number of
+    429s after which a client waited for Retry-After within the run, and was admitted.
     """
 
     stale_reads: int = Field(0, ge=0)
     allow_503: bool = False
-    kept_promises: int = Field(0, ge=0)
+    min_retry_after_honored: int = Field(0, ge=0)
     requests: dict[str, Objective] = Field(min_length=1)
 
 
 def read(path: Path, profile: str) -> Objectives:
-    """Read what is allowed of a profile. Raises ObjectivesError."""
+    """Read the objectives of a profile. Raises ObjectivesError."""
     try:
         tables = tomllib.loads(path.read_text("utf-8"))
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
@@ -57,8 +57,8 @@ def read(path: Path, profile: str) -> Objectives:
             f"  {'.'.join(map(str, each['loc']))}: {each['msg'].removeprefix('Value error, ')}"
             for each in error.errors(include_url=False)
         ]
-        raise ObjectivesError("\n".join([f"{path} is wrong:", *problems])) from None
+        raise ObjectivesError("\n".join([f"{path} is invalid:", *problems])) from None
     if profile not in profiles:
         known = ", ".join(profiles) or "nothing"
-        raise ObjectivesError(f"{path} says nothing about {profile}, only about {known}")
+        raise ObjectivesError(f"{path} has no objectives for {profile}, only for {known}")
     return profiles[profile]

@@ -1,4 +1,4 @@
-"""Who reads: browsing, asking again, searching."""
+"""The clients that read: they browse, revalidate and search."""
 
 from collections import OrderedDict
 
@@ -8,85 +8,85 @@ from loadtest.client import Client, body_of
 from loadtest.demand import Query
 
 BOOKS, BOOK, OF_USER = "/api/books", "/api/books/{id}", "/api/users/{id}/books"
-SHELVES = (None, "Fiction", "Non-Fiction", "Science", "History")
-REMEMBERED = 200  # tags
+GENRES = (None, "Fiction", "Non-Fiction", "Science", "History")
+MAX_TAGS = 200  # ETags
 
 
 class Browser(Client):
-    """Looks at pages and at books, mostly at those that everybody looks at."""
+    """Reads pages and books, mostly popular ones."""
 
     weight = 5
 
     @task(6)
-    def look_at_a_book(self) -> None:
+    def read_book(self) -> None:
         """Read a book."""
-        self.ask("GET", BOOK, self.crowd.popular.draw(self.chance))
+        self.send("GET", BOOK, self.crowd.popular.draw(self.chance))
 
     @task(2)
-    def look_at_a_page(self) -> None:
-        """Read a page: one of the first, mostly."""
-        self.ask("GET", BOOKS, query={"page": 1 + int(self.chance.expovariate(0.7))})
+    def read_page(self) -> None:
+        """Read a page, mostly one of the first pages."""
+        self.send("GET", BOOKS, query={"page": 1 + int(self.chance.expovariate(0.7))})
 
     @task(1)
-    def look_at_a_shelf(self) -> None:
+    def read_books_of_user(self) -> None:
         """Read the books of a user."""
-        self.ask("GET", OF_USER, self.chance.choice(self.crowd.user_ids))
+        self.send("GET", OF_USER, self.chance.choice(self.crowd.user_ids))
 
 
 class Hasty(Browser):
-    """Asks again and again, whatever a 429 says."""
+    """Ignores the Retry-After of a 429."""
 
     weight = 1
     patient = False
 
 
 class Returner(Client):
-    """Has seen it before, and asks whether it has changed."""
+    """Revalidates with the ETags of previous responses."""
 
     weight = 3
 
     def on_start(self) -> None:
-        """Begin without a memory."""
+        """Start without ETags."""
         super().on_start()
         self.tags: OrderedDict[str, str] = OrderedDict()
 
     @task(5)
-    def look_at_a_book_again(self) -> None:
-        """Read a book unless it is as it was."""
-        self._look(BOOK, self.crowd.popular.draw(self.chance))
+    def revalidate_book(self) -> None:
+        """Read a book, or get 304 if it has not changed."""
+        self._revalidate(BOOK, self.crowd.popular.draw(self.chance))
 
     @task(2)
-    def look_at_a_page_again(self) -> None:
-        """Read a page unless it is as it was: of a genre, or the newest books, where all appear."""
-        genre = self.chance.choice(SHELVES)
-        self._look(BOOKS, query={"genre": genre} if genre else {"page": 1})
+    def revalidate_page(self) -> None:
+        """Read a page of a genre or of the newest books, or get 304 if it has not changed."""
+        genre = self.chance.choice(GENRES)
+        self._revalidate(BOOKS, query={"genre": genre} if genre else {"page": 1})
 
-    def _look(self, route: str, row_id: int = 0, query: Query | None = None) -> None:
+    def _revalidate(self, route: str, row_id: int = 0, query: Query | None = None) -> None:
         key = f"{route} {row_id} {query}"
-        answer = self.ask("GET", route, row_id, query=query, tag=self.tags.get(key))
-        if answer is not None and (seen := (answer.headers or {}).get("ETag")):
-            self.tags[key] = seen
+        response = self.send("GET", route, row_id, query=query, tag=self.tags.get(key))
+        if response is not None and (etag := (response.headers or {}).get("ETag")):
+            self.tags[key] = etag
             self.tags.move_to_end(key)
-            if len(self.tags) > REMEMBERED:
+            if len(self.tags) > MAX_TAGS:
                 self.tags.popitem(last=False)
 
 
 class Searcher(Client):
-    """Filters and sorts, and sometimes goes on behind a cursor."""
+    """Filters and sorts lists, and sometimes follows a cursor."""
 
     weight = 2
 
     @task(2)
     def filter_a_page(self) -> None:
-        """Read the first page of what fits."""
-        self.ask("GET", BOOKS, query=self.crowd.filters.draw(self.chance))
+        """Read the first page of a filtered list."""
+        self.send("GET", BOOKS, query=self.crowd.filters.draw(self.chance))
 
     @task(1)
-    def walk(self) -> None:
-        """Read what fits, three times twenty at most."""
+    def follow_cursor(self) -> None:
+        """Read a filtered list with cursors: at most 3 pages of 20 books."""
         query = self.crowd.filters.draw(self.chance) | {"limit": 20}
         for _ in range(3):
-            body = body_of(self.ask("GET", BOOKS, query=query))
+            body = body_of(self.send("GET", BOOKS, query=query))
             if body is None or "next_cursor" not in body:
                 return
             query["cursor"] = body["next_cursor"]

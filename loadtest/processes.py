@@ -1,4 +1,4 @@
-"""Programs that a run starts. Each has a session of its own: Ctrl-C is ours to hand on."""
+"""Starts and stops processes. Each has its own session: Ctrl-C reaches only this process."""
 
 import asyncio
 import os
@@ -10,24 +10,24 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import IO
 
-ENDING_SECONDS = 40
+STOP_SECONDS = 40
 
 
 class StartError(Exception):
-    """Something did not start, or failed. The message says what, and where to look."""
+    """A process did not start, or failed. The message names the process and its log."""
 
 
 @asynccontextmanager
 async def started(
-    *words: str,
+    *arguments: str,
     environment: Mapping[str, str],
     out: IO[bytes] | int | None = None,
     err: IO[bytes] | None = None,
     cwd: Path | None = None,
 ) -> AsyncIterator[Process]:
-    """Run a Python module, and end it."""
+    """Run a Python module, and stop it at the end."""
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", *words,
+        sys.executable, "-m", *arguments,
         stdout=out, stderr=err, env=environment, cwd=cwd, start_new_session=True,
     )  # fmt: skip
     try:
@@ -36,16 +36,16 @@ async def started(
         if process.returncode is None:
             process.terminate()
             try:
-                await asyncio.wait_for(process.wait(), ENDING_SECONDS)
+                await asyncio.wait_for(process.wait(), STOP_SECONDS)
             except TimeoutError:
                 os.killpg(process.pid, signal.SIGKILL)
                 await process.wait()
 
 
-async def done(*words: str, environment: Mapping[str, str], cwd: Path) -> str:
-    """Run a Python module to its end: what it said. Its progress is shown. Raises StartError."""
-    async with started(*words, environment=environment, out=PIPE, cwd=cwd) as process:
-        said, _ = await process.communicate()
+async def run_module(*arguments: str, environment: Mapping[str, str], cwd: Path) -> str:
+    """Run a Python module to its end; return its stdout. Its stderr is shown. Raises StartError."""
+    async with started(*arguments, environment=environment, out=PIPE, cwd=cwd) as process:
+        output, _ = await process.communicate()
     if process.returncode:
-        raise StartError(f"{' '.join(words)} ended with {process.returncode}")
-    return said.decode()
+        raise StartError(f"{' '.join(arguments)} exited with code {process.returncode}")
+    return output.decode()

@@ -1,17 +1,17 @@
-"""How a crowd behaves, by the names that slo.toml and the command line use."""
+"""The profiles of clients; slo.toml and the command line use their names."""
 
 from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
 class Profile:
-    """What tier clients have. pause: seconds between what one does and the next, from and to."""
+    """The tier of clients. pause: minimum and maximum of the seconds between two requests."""
 
     tier: str
     pause: tuple[float, float]
 
 
 PROFILES = {
-    "service-tier": Profile("service", (0.1, 0.3)),  # the limits at work, in nobody's way
-    "limits-on": Profile("free", (0.5, 1.5)),  # a person's pace, which is soon too fast
+    "service-tier": Profile("service", (0.1, 0.3)),  # rate limits that count, and reject nothing
+    "limits-on": Profile("free", (0.5, 1.5)),  # the pace of a person, which soon exceeds the limits
 }

@@ -1,4 +1,4 @@
-"""One run: everything starts, clients come, everything ends, whatever happens."""
+"""One run: start all processes, run the clients, and stop all processes, also after an error."""
 
 import asyncio
 import os
@@ -11,18 +11,18 @@ from pathlib import Path
 
 from loadtest.delay import delayed
 from loadtest.processes import StartError, started
-from loadtest.stand import ADMIN, Say, stand
+from loadtest.stand import ADMIN, Print, stand
 from loadtest.verdict import Figures
 
 HERE = Path(__file__).parent
-# Part of a run in which clients come: each of them has its password hashed twice, so that all at
-# once would be a load of another kind.
-COMING = 0.25
+# Share of the run in which the clients start. The server hashes the password of each client twice,
+# so a start of all clients at once would be another kind of load.
+RAMP_UP = 0.25
 
 
 @dataclass(frozen=True)
-class Wanted:
-    """What is to be run."""
+class RunOptions:
+    """The options of a run."""
 
     profile: str
     users: int
@@ -34,34 +34,38 @@ class Wanted:
     folder: Path
 
 
-async def measure(wanted: Wanted, say: Say) -> Figures:
-    """Start everything, let the clients come, end everything. Raises StartError."""
+async def measure(options: RunOptions, show: Print) -> Figures:
+    """Start all processes, run the clients, stop all processes. Raises StartError."""
     task = asyncio.current_task()
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, _stop_once(task))
     password = secrets.token_urlsafe(12)
-    _say_if_busy(say)
+    _warn_if_busy(show)
     async with AsyncExitStack() as stack:
-        log = stack.enter_context((wanted.folder / "server.log").open("wb"))
+        log = stack.enter_context((options.folder / "server.log").open("wb"))
         port = await stack.enter_async_context(
-            stand(wanted.books, wanted.workers, log, password, say)
+            stand(options.books, options.workers, log, password, show)
         )
-        if wanted.delay_ms:
-            say(f"Every answer is {wanted.delay_ms} ms late")
-            port = await stack.enter_async_context(delayed(port, wanted.delay_ms / 1_000))
-        say(f"{wanted.users} clients come one after the other, for {wanted.seconds} s in all")
-        return await _let_loose(wanted, port, password)
+        if options.delay_ms:
+            show(f"A proxy delays every response by {options.delay_ms} ms")
+            port = await stack.enter_async_context(delayed(port, options.delay_ms / 1_000))
+        show(
+            f"{options.users} clients start one after the other; the run takes {options.seconds} s"
+        )
+        return await _run_locust(options, port, password)
 
 
-def _say_if_busy(say: Say) -> None:
-    at_work, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
-    if at_work > cores / 2:
-        say(f"Others are at work here (load {at_work:.1f}, {cores} cores): it will show")
+def _warn_if_busy(show: Print) -> None:
+    load, cores = os.getloadavg()[0], len(os.sched_getaffinity(0))
+    if load > cores / 2:
+        show(
+            f"Other processes use this machine (load {load:.1f}, {cores} cores): it affects results"
+        )
 
 
 def _stop_once(task: "asyncio.Task[Figures]") -> Callable[[], None]:
-    """Give what a signal does: to stop is told once, and ending is not interrupted."""
+    """Return a signal handler that cancels the task once; a second signal does nothing."""
     stopped = False
 
     def stop() -> None:
@@ -73,27 +77,29 @@ def _stop_once(task: "asyncio.Task[Figures]") -> Callable[[], None]:
     return stop
 
 
-async def _let_loose(wanted: Wanted, port: int, password: str) -> Figures:
-    folder = wanted.folder
+async def _run_locust(options: RunOptions, port: int, password: str) -> Figures:
+    folder = options.folder
     target = folder / "figures.json"
     target.unlink(missing_ok=True)
-    rate = wanted.users / wanted.seconds / COMING
+    rate = options.users / options.seconds / RAMP_UP
     words = [
         "locust", "--locustfile", str(HERE / "locustfile.py"), "--headless", "--only-summary",
-        "--host", f"http://127.0.0.1:{port}", "--profile", wanted.profile,
-        "--users", str(wanted.users), "--spawn-rate", f"{rate:.3f}",
-        "--run-time", f"{wanted.seconds}s", "--stop-timeout", "5", "--loglevel", "WARNING",
+        "--host", f"http://127.0.0.1:{port}", "--profile", options.profile,
+        "--users", str(options.users), "--spawn-rate", f"{rate:.3f}",
+        "--run-time", f"{options.seconds}s", "--stop-timeout", "5", "--loglevel", "WARNING",
         "--exit-code-on-error", "0", "--html", str(folder / "report.html"),
-        "--books", str(wanted.books), "--admin-email", ADMIN, "--figures", str(target),
-        *(["--allow-503"] if wanted.allow_503 else []),
+        "--books", str(options.books), "--admin-email", ADMIN, "--figures", str(target),
+        *(["--allow-503"] if options.allow_503 else []),
     ]  # fmt: skip
     environment = os.environ | {
         "OCTAVO_ADMIN_PASSWORD": password,
         "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
     }
-    with (folder / "locust.txt").open("wb") as told:
-        async with started(*words, environment=environment, err=told) as locust:
+    with (folder / "locust.txt").open("wb") as log_file:
+        async with started(*words, environment=environment, err=log_file) as locust:
             code = await locust.wait()
     if code or not target.exists():
-        raise StartError(f"locust ended with {code}, and measured nothing: {told.name} says why")
+        raise StartError(
+            f"locust exited with code {code} and measured nothing; see {log_file.name}"
+        )
     return Figures.load(target)

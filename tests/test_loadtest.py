@@ -11,7 +11,7 @@ import pytest
 
 from loadtest.objectives import Objective, Objectives, ObjectivesError, read
 from loadtest.profiles import PROFILES
-from loadtest.promises import KEPT, TOLD, limit_of
+from loadtest.retry_after import HONORED, SENT, limit_of
 from loadtest.verdict import STALE, Figures, Measured, judge, render
 from service import config
 from service.app import create_app
@@ -33,7 +33,7 @@ def figures(promises: dict[str, int] | None = None, core: float = 0.3, **changed
         users=5,
         core=core,
         requests={NAME: Measured.model_validate(measured)},
-        promises=promises or {},
+        retry_after=promises or {},
     )
 
 
@@ -45,8 +45,8 @@ def wrong(allowed: Objectives, seen: Figures) -> list[str]:
 
 def test_figures_at_the_objective_keep_it() -> None:
     verdict = judge(GOOD, figures(failures={"answered 500": 10}))
-    assert verdict.kept
-    assert render(verdict).splitlines()[-1] == "The objectives are kept"
+    assert verdict.met
+    assert render(verdict).splitlines()[-1] == "All objectives are met"
 
 
 def test_failures_stand_beside_requests_per_second() -> None:
@@ -69,16 +69,16 @@ def test_figures_beyond_the_objective_break_it(
     changed: dict[str, Any], violations: list[str]
 ) -> None:
     verdict = judge(GOOD, figures(**changed))
-    assert wrong(GOOD, verdict.figures) == violations
-    assert not verdict.kept
-    assert render(verdict).splitlines()[-1] == "The objectives are BROKEN"
+    assert wrong(GOOD, verdict.figures) == told
+    assert not verdict.met
+    assert render(verdict).splitlines()[-1] == "Objectives are MISSED"
 
 
 def test_an_objective_without_requests_is_broken() -> None:
     allowed = Objectives(requests={**GOOD.requests, OTHER: GOOD.requests[NAME]})
     verdict = judge(allowed, figures())
     assert {row.name: row.wrong for row in verdict.rows} == {NAME: [], OTHER: ["not measured"]}
-    assert not verdict.kept
+    assert not verdict.met
 
 
 def test_a_failure_without_an_objective_breaks_the_run() -> None:
@@ -87,22 +87,22 @@ def test_a_failure_without_an_objective_breaks_the_run() -> None:
     for failures, kept in (({}, True), ({"503, come again": 1}, False)):
         extra = {f"{NAME}: 503": refused.model_copy(update={"failures": failures})}
         more = seen.model_copy(update={"requests": seen.requests | extra})
-        assert judge(GOOD, more).kept is kept
+        assert judge(GOOD, more).met is kept
 
 
-def test_a_profile_about_limits_needs_a_retry_after_that_was_kept() -> None:
-    allowed = GOOD.model_copy(update={"kept_promises": 2})
-    assert "1 promises of a 429" in wrong(allowed, figures({TOLD: 9, KEPT: 1}))[0]
-    assert not wrong(allowed, figures({TOLD: 9, KEPT: 2}))
+def test_a_profile_about_limits_has_to_see_a_promise_come_due() -> None:
+    allowed = GOOD.model_copy(update={"min_retry_after_honored": 2})
+    assert "after the Retry-After of a 429: 1" in wrong(allowed, figures({SENT: 9, HONORED: 1}))[0]
+    assert not wrong(allowed, figures({SENT: 9, HONORED: 2}))
 
 
-def test_a_busy_locust_is_reported() -> None:
-    assert "short of a core" not in render(judge(GOOD, figures(core=0.5)))
-    assert "short of a core" in render(judge(GOOD, figures(core=0.95)))
+def test_a_busy_locust_is_told_of() -> None:
+    assert "too much of its core" not in render(judge(GOOD, figures(core=0.5)))
+    assert "too much of its core" in render(judge(GOOD, figures(core=0.95)))
 
 
 def test_figures_are_read_as_they_were_written(tmp_path: Path) -> None:
-    seen = figures({TOLD: 1}, failures={STALE: 2})
+    seen = figures({SENT: 1}, failures={STALE: 2})
     seen.save(tmp_path / "figures.json")
     assert Figures.load(tmp_path / "figures.json") == seen
 
@@ -149,7 +149,7 @@ def test_the_limits_are_those_of_the_service() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "says nothing about service-tier, only about nothing"),
+        ("", "has no objectives for service-tier, only for nothing"),
         ("a = ", "cannot be read"),
         ("[service-tier]\nallow_503 = true", "service-tier.requests: Field required"),
         ("[service-tier.requests]", "service-tier.requests: "),
@@ -159,7 +159,7 @@ def test_the_limits_are_those_of_the_service() -> None:
         ("[service-tier.requests]\na = {p95_ms = '9', p99_ms = 9}", "a.p95_ms: "),
         ("[service-tier.requests]\na = {p95_ms = 9, p99_ms = 9, p50_ms = 1}", "a.p50_ms: "),
         ("[service-tier]\nslow = 1\nrequests.a = {p95_ms = 9, p99_ms = 9}", "service-tier.slow: "),
-        ("[other.requests]\na = {p95_ms = 9, p99_ms = 9}", "nothing about service-tier"),
+        ("[other.requests]\na = {p95_ms = 9, p99_ms = 9}", "no objectives for service-tier"),
     ],
 )
 async def test_an_invalid_file_is_reported_before_the_load_starts(

@@ -10,7 +10,7 @@ import pytest
 
 from loadtest.delay import delayed
 from loadtest.demand import Filters, Zipf
-from loadtest.promises import KEPT, TOLD, Promises, retry_after
+from loadtest.retry_after import HONORED, SENT, RetryAfterTracker, retry_after
 from service.books.schemas import BookQuery
 from service.sample_data.generated import plausible_books
 
@@ -82,7 +82,7 @@ class Client:
 
     def __init__(self, *, allow_503: bool = False, limit: str = "books.list") -> None:
         self.tally: Counter[str] = Counter()
-        self.promises = Promises(self.tally, allow_503=allow_503)
+        self.promises = RetryAfterTracker(self.tally, allow_503=allow_503)
         self.limit = limit
 
     def receive(self, status: int, header: str | None, begun: float, ended: float) -> str | None:
@@ -113,8 +113,8 @@ def test_a_request_after_retry_after_is_admitted() -> None:
     )
     assert client.wait(111) == 0, "a request that was too early does not prolong the wait"
     client.promises.admitted("books.list", begun=111)
-    assert client.tally == {TOLD: 3, KEPT: 1}
-    assert client.receive(429, "60", begun=111.5, ended=112) is None, "a new Retry-After"
+    assert client.tally == {SENT: 3, HONORED: 1}
+    assert client.asked(429, "60", begun=111.5, ended=112) is None, "a new one"
 
 
 def test_a_429_after_the_wait_is_an_error() -> None:
@@ -122,8 +122,8 @@ def test_a_429_after_the_wait_is_an_error() -> None:
     client.receive(429, "10", begun=100, ended=101)
     assert client.receive(429, "5", begun=111, ended=112) is not None
     assert client.wait(112) == 5
-    assert client.receive(404, None, begun=118, ended=119) == "answered 404"
-    assert client.tally[KEPT] == 1, "a 404 shows that the request was admitted"
+    assert client.asked(404, None, begun=118, ended=119) == "status 404"
+    assert client.tally[HONORED] == 1, "whatever the answer was, it was let in"
 
 
 def test_an_admission_before_retry_after_does_not_count_as_kept() -> None:
@@ -131,7 +131,7 @@ def test_an_admission_before_retry_after_does_not_count_as_kept() -> None:
     client.receive(429, "10", begun=100, ended=101)
     for begun in (105, 120):
         client.promises.admitted("books.list", begun)
-    assert client.tally[KEPT] == 0
+    assert client.tally[HONORED] == 0
 
 
 @pytest.mark.parametrize(("status", "header"), [(0, None), (503, "1")])
@@ -152,10 +152,10 @@ def test_a_limit_of_an_address_causes_no_wait() -> None:
 def test_a_503_is_no_error_if_it_is_allowed_and_has_a_retry_after() -> None:
     for allowed in (False, True):
         client = Client(allow_503=allowed)
-        assert (client.receive(503, "1", 0, 1) is None) is allowed
-        assert client.receive(503, None, 0, 1) == "answered 503"
-        assert client.receive(500, "1", 0, 1) == "answered 500"
-        assert client.receive(0, None, 0, 1) == "no answer"
+        assert (client.asked(503, "1", 0, 1) is None) is allowed
+        assert client.asked(503, None, 0, 1) == "status 503"
+        assert client.asked(500, "1", 0, 1) == "status 500"
+        assert client.asked(0, None, 0, 1) == "no response"
 
 
 async def test_a_response_is_delayed_once_and_kept_in_order() -> None:
