@@ -1,4 +1,4 @@
-# `make help` lists the commands. README.md says where to read on.
+# `make help` lists the commands. README.md lists the documentation.
 PORT ?= 8000
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
@@ -10,7 +10,7 @@ PIP = $(BIN)/python -m pip install $(PIP_OPTIONS)
 .DEFAULT_GOAL := help
 .PHONY: help run install dev test test-all fuzz soak mutants bench bench-sizes bench-parts loadtest audit check lint lock clean
 
-help:  ## list these commands
+help:  ## list the commands
 	@sed -n 's/^\([a-z-]*\):.*##/\1\t/p' Makefile | expand -t 12
 
 run: install  ## serve the catalogue on http://127.0.0.1:8000 (PORT=8001 for another port)
@@ -44,9 +44,9 @@ $(VENV)-bench/.installed: $(VENV)/.installed requirements-bench.lock
 	@$(VENV)-bench/bin/python -m pip install $(PIP_OPTIONS) --no-deps --no-build-isolation -e .
 	@touch $@
 
-# The tests start many processes: their modules are compiled once, whatever the environment says.
+# The tests start many processes. With this variable empty, Python compiles each module only once.
 test soak: export PYTHONDONTWRITEBYTECODE =
-test: dev  ## the whole suite, on SQLite and on PostgreSQL (which the tests bring along)
+test: dev  ## the whole suite, on SQLite and on PostgreSQL (the packages of the tests include it)
 	@status=0; \
 	$(BIN)/python -m pytest -m "not alone" --numprocesses auto --maxprocesses 4 --dist worksteal \
 		--cov --cov-report=term || status=1; \
