@@ -35,7 +35,7 @@ PATHS = {  # many paths of each kind, so that reads without the cache do not sha
 
 
 def application(redis_url: str | None, item_seconds: int) -> Quart:
-    """Make Octavo, with or without a cache of items."""
+    """Create Octavo, with or without a cache of items."""
     settings: Settings = Testing.model_validate(
         {
             "redis_url": redis_url,

@@ -39,7 +39,7 @@ async def bare(scope: Any, receive: Any, send: Send) -> None:
 
 
 def hello(redis_url: str | None, *, stock: bool) -> Quart:
-    """Make Octavo with test routes, limited by Octavo or by the package itself (stock)."""
+    """Create Octavo with test routes, limited by Octavo or by the package itself (stock)."""
     app = create_app(Testing(redis_url=redis_url, ratelimit_enabled=not stock, log_dir=None))
 
     @app.get("/free")

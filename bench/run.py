@@ -20,9 +20,9 @@ from bench import machine, wrk
 from bench.contestants import ALL, Contestant
 from bench.report import OUTPUT, outcome, write
 from bench.results import Cell, Results, best
-from bench.same import Examiner, UnequalWorkError, save
+from bench.same import ResponseChecker, UnequalWorkError, save
 from bench.server import DidNotStartError, Server, pin_everything_else, serving
-from bench.stage import Facts, Stage, free_port, standing
+from bench.stage import Facts, Stage, free_port, running_stage
 from bench.work import KINDS, item_path, requests_of
 
 WARM_SECONDS = 0.5
@@ -44,14 +44,14 @@ class Run:
     def record_octavo(self) -> None:
         """Record Octavo's responses: peers are compared with them, and the ceilings repeat them."""
         with self._served(ALL[0]) as server:
-            examiner = Examiner("Octavo", server.url, self._facts)
+            examiner = ResponseChecker("Octavo", server.url, self._facts)
             self._reference = save(examiner.responses(), self._responses)
             examiner.close()
 
     def visit(self, contestant: Contestant) -> Iterator[Cell]:
         """Measure one server at every kind of work, with a new database and an empty Redis."""
         with self._served(contestant) as server:
-            examiner = Examiner(contestant.name, server.url, self._facts)
+            examiner = ResponseChecker(contestant.name, server.url, self._facts)
             if contestant.does_work and contestant.name not in self._examined:
                 examiner.compare(self._reference)
                 self._examined.add(contestant.name)
@@ -108,7 +108,7 @@ def rotated(contestants: list[Contestant], number: int) -> list[Contestant]:
 
 def measure(books: int, seconds: int, rounds: int, contestants: list[Contestant]) -> Results:
     """Measure all servers, and print the progress."""
-    with standing() as stage, tempfile.TemporaryDirectory() as folder:
+    with running_stage() as stage, tempfile.TemporaryDirectory() as folder:
         run = Run(stage, stage.prepare(books), seconds, Path(folder))
         run.record_octavo()
         cells: list[Cell] = []

@@ -45,7 +45,7 @@ class UnequalWorkError(Exception):
     """A server does other work than Octavo, so its figures could not be compared."""
 
 
-class Examiner:
+class ResponseChecker:
     """Checks the responses of one server. Every method raises UnequalWorkError."""
 
     def __init__(self, name: str, url: str, facts: Facts) -> None:

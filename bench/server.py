@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import psutil
 
-from loadtest.stand import inherited_environment
+from loadtest.services import inherited_environment
 
 CORE = 0
 ROOT = Path(__file__).resolve().parent.parent

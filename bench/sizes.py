@@ -18,7 +18,7 @@ from bench import machine, wrk
 from bench.contestants import ALL
 from bench.report import OUTPUT, percentage, table
 from bench.server import DidNotStartError, Server, cpu_seconds, pin_everything_else, serving
-from bench.stage import TEMPLATE, Facts, Stage, free_port, standing
+from bench.stage import TEMPLATE, Facts, Stage, free_port, running_stage
 from bench.work import CALLERS, cursor_path, get, item_path
 
 WARM_SECONDS = 0.5
@@ -146,7 +146,7 @@ def main(sizes: list[int], seconds: int) -> None:
     pin_everything_else()
     all_costs: Costs = {}
     try:
-        with standing() as stage:
+        with running_stage() as stage:
             for size in sizes:
                 visit(stage, stage.prepare(size), seconds, all_costs)
             about = machine.describe(stage.postgresql_version(), stage.redis_version())

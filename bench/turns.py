@@ -23,7 +23,7 @@ import httpx
 from bench import wrk
 from bench.contestants import ALL
 from bench.server import DidNotStartError, Server, pin_everything_else, serving
-from bench.stage import COPY, TEMPLATE, Facts, Stage, free_port, standing
+from bench.stage import COPY, TEMPLATE, Facts, Stage, free_port, running_stage
 from bench.work import CALLERS, caller, get, item_path, requests_of
 
 CONNECTIONS = 32
@@ -135,7 +135,7 @@ def main(before: Path, books: int, seconds: int, rounds: int, kinds: tuple[str, 
     ratios: dict[str, list[float]] = {kind: [] for kind in kinds}
     rates: dict[str, float] = {}
     try:
-        with standing() as stage, tempfile.TemporaryDirectory() as folder:
+        with running_stage() as stage, tempfile.TemporaryDirectory() as folder:
             turns = Turns(stage, stage.prepare(books), seconds, Path(folder))
             asyncio.run(_assign_owner(stage))
             for kind in kinds:

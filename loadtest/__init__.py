@@ -1,11 +1,11 @@
 """The load test: load of many clients, and the check of the objectives: `make loadtest`.
 
     __main__     the command line; run: starts all processes, runs locust, stops all processes
-    stand        PostgreSQL, Redis and Octavo for one run; processes: starts and stops a process
+    services     PostgreSQL, Redis and Octavo for one run; processes: starts and stops a process
     delay        a proxy between locust and the server that delays responses
     locustfile   the file that locust loads: options, progress output, figures
-    people       clients that read; editor: a client that writes, and then checks for stale reads
-    client       the base class of clients; crowd: the state that all clients share
+    readers      clients that read; editor: a client that writes, and then checks for stale reads
+    client       the base class of clients; shared_state: the state that they share
     demand       the distribution of requested books; the filters of lists
     profiles     the tier of the clients, and their pause between requests
     retry_after  the check of Retry-After in a 429 or a 503

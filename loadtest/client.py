@@ -13,9 +13,9 @@ import gevent
 from locust import FastHttpUser
 from locust.exception import StopUser
 
-from loadtest.crowd import JSON, Crowd
 from loadtest.demand import Query
 from loadtest.retry_after import RetryAfterTracker, limit_of, retry_after
+from loadtest.shared_state import JSON, SharedState
 
 TRIES = 20  # of a request that must succeed before a client can start
 
@@ -29,31 +29,31 @@ class Client(FastHttpUser):
     token = ""
 
     @property
-    def crowd(self) -> Crowd:
+    def shared(self) -> SharedState:
         """The state that all clients share."""
-        crowd: Crowd = self.environment.octavo
-        return crowd
+        shared: SharedState = self.environment.octavo
+        return shared
 
     def on_start(self) -> None:
         """Create an account, set its tier, sign in."""
-        crowd = self.crowd
-        number = next(crowd.numbers)
-        self.chance = Random(f"client {crowd.seed} {number}")
-        self.tracker = RetryAfterTracker(crowd.retry_after, allow_503=crowd.allow_503)
-        name = f"load-{crowd.name}-{number}"
+        shared = self.shared
+        number = next(shared.numbers)
+        self.chance = Random(f"client {shared.seed} {number}")
+        self.tracker = RetryAfterTracker(shared.retry_after, allow_503=shared.allow_503)
+        name = f"load-{shared.name}-{number}"
         account = {"email": f"{name}@example.org", "password": secrets.token_urlsafe(12)}
         user = self._send_until("POST", "/api/auth/register", {"username": name, **account}, 201)
-        if crowd.profile.tier != user["tier"]:
-            self.token, tier = crowd.admin, {"tier": crowd.profile.tier}
+        if shared.profile.tier != user["tier"]:
+            self.token, tier = shared.admin, {"tier": shared.profile.tier}
             self._send_until("PATCH", "/admin/users/{id}", tier, 200, user["id"])
         self.token = ""
         self.token = self._send_until("POST", "/api/auth/login", account, 200)["token"]
         self.id: int = user["id"]
-        crowd.user_ids.append(self.id)
+        shared.user_ids.append(self.id)
 
     def wait_time(self) -> float:
         """Return the seconds until the next request."""
-        return self.chance.uniform(*self.crowd.profile.pause)
+        return self.chance.uniform(*self.shared.profile.pause)
 
     def _send_until(self, method: str, route: str, body: Any, status: int, row_id: int = 0) -> Any:
         limit = limit_of(method, route)

@@ -5,7 +5,7 @@ from typing import Any
 from locust import task
 
 from loadtest.client import Client
-from loadtest.people import BOOK, BOOKS, OF_USER
+from loadtest.readers import BOOK, BOOKS, OF_USER
 from loadtest.verdict import STALE
 
 AFTER_WRITE = " after a write"

@@ -13,17 +13,17 @@ from typing import Any
 import gevent
 from locust import events
 
-from loadtest.crowd import gather
 from loadtest.editor import Editor
-from loadtest.people import Browser, Hasty, Returner, Searcher
 from loadtest.profiles import PROFILES
+from loadtest.readers import Browser, ImpatientBrowser, ReturningClient, Searcher
+from loadtest.shared_state import prepare
 from loadtest.verdict import Figures, Measured
 
 __all__ = [
     "Browser",
     "Editor",
-    "Hasty",
-    "Returner",
+    "ImpatientBrowser",
+    "ReturningClient",
     "Searcher",
 ]  # locust reads them from this module
 PROGRESS_SECONDS = 5
@@ -51,7 +51,7 @@ def begin(environment: Any, **_: Any) -> None:
         raise SystemExit(
             f"Unknown --profile {options.profile}. Choose one of {', '.join(PROFILES)}"
         )
-    environment.octavo = gather(environment.host, options)
+    environment.octavo = prepare(environment.host, options)
     gevent.spawn(_print_progress, environment)
 
 
@@ -73,8 +73,8 @@ def end(environment: Any, **_: Any) -> None:
     target: Path | None = environment.parsed_options.figures
     if target is None or not hasattr(environment, "octavo"):
         return
-    crowd = environment.octavo
-    seconds = monotonic() - crowd.begun
+    shared = environment.octavo
+    seconds = monotonic() - shared.begun
     failures: dict[str, dict[str, int]] = {}
     for error in environment.stats.errors.values():
         kinds = failures.setdefault(f"{error.method} {error.name}", {})
@@ -91,7 +91,7 @@ def end(environment: Any, **_: Any) -> None:
     Figures(
         seconds=seconds,
         users=environment.runner.target_user_count,
-        core=(process_time() - crowd.cpu) / seconds,
+        core=(process_time() - shared.cpu) / seconds,
         requests=requests,
-        retry_after=dict(crowd.retry_after),
+        retry_after=dict(shared.retry_after),
     ).save(target)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from loadtest.delay import delayed
 from loadtest.processes import StartError, started
-from loadtest.stand import ADMIN, Print, stand
+from loadtest.services import ADMIN, Print, run_services
 from loadtest.verdict import Figures
 
 HERE = Path(__file__).parent
@@ -45,7 +45,7 @@ async def measure(options: RunOptions, show: Print) -> Figures:
     async with AsyncExitStack() as stack:
         log = stack.enter_context((options.folder / "server.log").open("wb"))
         port = await stack.enter_async_context(
-            stand(options.books, options.workers, log, password, show)
+            run_services(options.books, options.workers, log, password, show)
         )
         if options.delay_ms:
             show(f"A proxy delays every response by {options.delay_ms} ms")

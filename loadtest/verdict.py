@@ -112,7 +112,7 @@ def _wrong(measured: Measured, allowed: Objective | None) -> Iterator[str]:
 
 
 def render(verdict: Verdict) -> str:
-    """Give the table, what failed, and the verdict."""
+    """Return the table, the failures, and the verdict as text."""
     figures = verdict.figures
     width = max(len(row.name) for row in verdict.rows)
     rate = sum(each.requests for each in figures.requests.values()) / figures.seconds

@@ -35,7 +35,7 @@ from bench.sizes import best as best_cost
 from bench.sizes import growth
 from bench.stage import Facts, Stage
 from bench.work import CALLERS, KINDS, caller, filtered_path, requests_of
-from loadtest.stand import inherited_environment
+from loadtest.services import inherited_environment
 from service.config import Production
 from service.models import Book
 

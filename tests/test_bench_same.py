@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from quart import Quart, Response, request
 
-from bench.same import Examiner, Responses, UnequalWorkError, save
+from bench.same import ResponseChecker, Responses, UnequalWorkError, save
 from bench.stage import Facts
 from service.cache import Cache
 from tests.conftest import Site, fresh_catalogue, serving, settings_for
@@ -44,7 +44,7 @@ async def reference_of(url: str, facts: Facts, path: Path) -> dict[str, Any]:
     """Save the responses of a server."""
 
     def ask() -> Responses:
-        examiner = Examiner("Octavo", url, facts)
+        examiner = ResponseChecker("Octavo", url, facts)
         found = examiner.responses()
         examiner.close()
         return found
@@ -53,8 +53,8 @@ async def reference_of(url: str, facts: Facts, path: Path) -> dict[str, Any]:
 
 
 async def examine(url: str, facts: Facts, reference: dict[str, Any]) -> None:
-    """Compare a server with the saved responses."""
-    examiner = Examiner("the other", url, facts)
+    """Hold a server to what was kept."""
+    examiner = ResponseChecker("the other", url, facts)
     try:
         await asyncio.to_thread(examiner.compare, reference)
     finally:

@@ -145,7 +145,7 @@ async def token_required(
 
 
 def revalidated(request: AnyRequest, content: Any, *parts: Any) -> Response[Any]:
-    """Answer, or say that the client has it already."""
+    """Return the response, or 304 if the client has it already."""
     tag = f'"{md5(repr(parts).encode(), usedforsecurity=False).hexdigest()}"'
     headers = {"ETag": tag, "Cache-Control": "no-cache"}
     if request.headers.get("if-none-match") == tag:

@@ -20,7 +20,7 @@ class Browser(Client):
     @task(6)
     def read_book(self) -> None:
         """Read a book."""
-        self.send("GET", BOOK, self.crowd.popular.draw(self.chance))
+        self.send("GET", BOOK, self.shared.popular.draw(self.chance))
 
     @task(2)
     def read_page(self) -> None:
@@ -30,17 +30,17 @@ class Browser(Client):
     @task(1)
     def read_books_of_user(self) -> None:
         """Read the books of a user."""
-        self.send("GET", OF_USER, self.chance.choice(self.crowd.user_ids))
+        self.send("GET", OF_USER, self.chance.choice(self.shared.user_ids))
 
 
-class Hasty(Browser):
+class ImpatientBrowser(Browser):
     """Ignores the Retry-After of a 429."""
 
     weight = 1
     patient = False
 
 
-class Returner(Client):
+class ReturningClient(Client):
     """Revalidates with the ETags of previous responses."""
 
     weight = 3
@@ -53,7 +53,7 @@ class Returner(Client):
     @task(5)
     def revalidate_book(self) -> None:
         """Read a book, or get 304 if it has not changed."""
-        self._revalidate(BOOK, self.crowd.popular.draw(self.chance))
+        self._revalidate(BOOK, self.shared.popular.draw(self.chance))
 
     @task(2)
     def revalidate_page(self) -> None:
@@ -79,12 +79,12 @@ class Searcher(Client):
     @task(2)
     def filter_a_page(self) -> None:
         """Read the first page of a filtered list."""
-        self.send("GET", BOOKS, query=self.crowd.filters.draw(self.chance))
+        self.send("GET", BOOKS, query=self.shared.filters.draw(self.chance))
 
     @task(1)
     def follow_cursor(self) -> None:
         """Read a filtered list with cursors: at most 3 pages of 20 books."""
-        query = self.crowd.filters.draw(self.chance) | {"limit": 20}
+        query = self.shared.filters.draw(self.chance) | {"limit": 20}
         for _ in range(3):
             body = body_of(self.send("GET", BOOKS, query=query))
             if body is None or "next_cursor" not in body:

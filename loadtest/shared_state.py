@@ -21,7 +21,7 @@ SAMPLES, SAMPLED = 5, 100  # requests to the catalogue, and books that each of t
 
 
 @dataclass
-class Crowd:
+class SharedState:
     """The state that all clients of a run share."""
 
     profile: Profile
@@ -40,7 +40,7 @@ class Crowd:
     retry_after: Counter[str] = field(default_factory=Counter)
 
 
-def gather(host: str, options: Any) -> Crowd:
+def prepare(host: str, options: Any) -> SharedState:
     """Sample the catalogue, and sign in as the administrator. This is not measured."""
     session = FastHttpSession(host, EventHook(), None)
     profile = PROFILES[options.profile]
@@ -68,7 +68,7 @@ def gather(host: str, options: Any) -> Crowd:
     for _ in range(SAMPLES):
         start = chance.randrange(max(1, options.books - SAMPLED))
         books += send("GET", f"/api/books?limit={SAMPLED}&cursor={start}", token)["items"]
-    return Crowd(
+    return SharedState(
         profile,
         options.seed,
         options.allow_503,

@@ -25,7 +25,7 @@ Print = Callable[[str], None]
 
 
 @asynccontextmanager
-async def stand(
+async def run_services(
     books: int, workers: int, log: IO[bytes], password: str, show: Print
 ) -> AsyncIterator[int]:
     """Serve a new catalogue of `books` books, with the cache on; yield the port."""
