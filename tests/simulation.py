@@ -394,7 +394,7 @@ class Session:
     async def select(self, query: Any) -> list[tuple[int, ...]]:
         """Run a SELECT, which locks its rows if it has FOR UPDATE."""
         await self._world.delay()
-        if query._for_update_arg is not None:
+        if query._for_update_arg is not None:  # private: SQLAlchemy shows it nowhere else
             kind = query.get_final_froms()[0].name.removesuffix("s")
             for number, *_ in self._world.select(query):
                 await self.lock(f"{kind}:{number}")

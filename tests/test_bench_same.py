@@ -45,9 +45,9 @@ async def reference_of(url: str, facts: Facts, path: Path) -> dict[str, Any]:
 
     def ask() -> Responses:
         examiner = ResponseChecker("Octavo", url, facts)
-        found = examiner.responses()
+        responses = examiner.responses()
         examiner.close()
-        return found
+        return responses
 
     return save(await asyncio.to_thread(ask), path)
 

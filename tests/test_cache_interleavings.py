@@ -446,7 +446,7 @@ def stop(loop: VirtualLoop) -> None:
     """End all tasks that are still under way."""
     for task in asyncio.all_tasks(loop):
         task.cancel()
-    loop._selector.select = lambda timeout=None: []
+    loop._selector.select = lambda timeout=None: []  # private: the loop has no other seam
     for _ in range(20):
         loop.run_until_complete(asyncio.sleep(0))
     loop.close()

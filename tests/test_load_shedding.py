@@ -146,8 +146,8 @@ async def test_a_connection_stays_open_after_refusals(small: Site) -> None:
             async with saturated(small):
                 assert (await client.get("/api/users/1/books?nocache=1")).status_code == 503
                 assert (await client.head("/api/users/1/books?nocache=1")).content == b""
-        pool: Any = client._transport
-        assert len(pool._pool.connections) == 1
+        pool: Any = client._transport  # private: httpx shows its pool nowhere else
+        assert len(pool._pool.connections) == 1  # private: httpx shows its pool nowhere else
 
 
 async def test_a_connection_that_gets_only_refusals_is_not_idle(site: Site, folder: Path) -> None:

@@ -69,7 +69,7 @@ def test_figures_beyond_the_objective_break_it(
     changed: dict[str, Any], violations: list[str]
 ) -> None:
     verdict = judge(GOOD, figures(**changed))
-    assert wrong(GOOD, verdict.figures) == told
+    assert wrong(GOOD, verdict.figures) == violations
     assert not verdict.met
     assert render(verdict).splitlines()[-1] == "Objectives are MISSED"
 

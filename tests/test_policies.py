@@ -7,6 +7,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 from typing import get_args, get_type_hints
 
+import pytest
 from quart_schema.validation import (
     QUART_SCHEMA_QUERYSTRING_ATTRIBUTE,
     QUART_SCHEMA_REQUEST_ATTRIBUTE,
@@ -168,10 +169,23 @@ def names_bound_in(tree: ast.AST) -> set[str]:
     return {name.strip("_").lower() for name in names}
 
 
-def test_names_are_nouns_that_can_be_searched_for() -> None:
-    for path in ROOT.rglob("*.py"):
+@pytest.mark.parametrize("folder", ["service", "tests", "bench", "loadtest", "alembic"])
+def test_names_are_nouns_that_can_be_searched_for(folder: str) -> None:
+    for path in (ROOT.parent / folder).rglob("*.py"):
         names = names_bound_in(ast.parse(path.read_text(encoding="utf-8")))
         assert not names & NO_NAMES, path
+
+
+def test_tests_read_no_privates() -> None:
+    """But where a line says why: `# private: reason`."""
+    for path in (ROOT.parent / "tests").rglob("*.py"):
+        text = path.read_text(encoding="utf-8")
+        lines = text.splitlines()
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.Attribute) and re.match("_(?!_)", node.attr):
+                is_own = isinstance(node.value, ast.Name) and node.value.id in {"self", "cls"}
+                has_reason = "# private: " in lines[(node.end_lineno or node.lineno) - 1]
+                assert is_own or has_reason, f"{path}:{node.lineno}: {ast.unparse(node)}"
 
 
 def test_migrations_change_tables_by_alter_table() -> None:
@@ -250,15 +264,15 @@ def test_passwords_are_verified_where_wrong_ones_count() -> None:
 
 async def test_every_password_that_is_asked_for_is_verified(site: Site) -> None:
     """A route whose body holds a password that is no new one makes an attempt with it."""
-    found = set()
+    endpoints = set()
     for rule in site.app.url_map.iter_rules():
         view = site.app.view_functions[rule.endpoint]
         schema, _ = getattr(view, QUART_SCHEMA_REQUEST_ATTRIBUTE, (None, None))
         fields = {} if schema is None else get_type_hints(schema, include_extras=True)
         if any(GivenPassword in (kind, *get_args(kind)) for kind in fields.values()):
-            found.add(rule.endpoint)
+            endpoints.add(rule.endpoint)
             assert "password_attempt" in vars(inspect.getmodule(inspect.unwrap(view)))
-    assert found == {"auth.login", "users.update_profile"}
+    assert endpoints == {"auth.login", "users.update_profile"}
 
 
 def test_what_is_public_is_described() -> None:
@@ -274,11 +288,11 @@ def test_what_is_public_is_described() -> None:
 
 def test_every_exception_to_a_rule_has_its_reason() -> None:
     silent = re.compile(r"# (noqa(?!: [A-Z]+\d+  \(.)|type: ignore(?!\[[a-z, -]+\]  # .))")
-    found = [
+    lines = [
         f"{file}:{number}"
         for folder in ("service", "tests", "bench", "loadtest")
         for file in (ROOT.parent / folder).rglob("*.py")
         for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
         if silent.search(line)
     ]
-    assert not found
+    assert not lines

@@ -97,6 +97,7 @@ async def test_a_store_that_fails_is_bypassed(
         b"V\nshape:book:2\n1\nanother row",
         b"V\nanother shape:book:1\n1\nof another release",
     ],
+    ids=["a write", "a lease", "another key", "another release"],
 )
 async def test_a_value_that_is_not_the_row_is_not_used(value: bytes) -> None:
     catalogue = Catalogue()

@@ -29,7 +29,7 @@ class Reviews:
         reviews = cls()
         table, metadata = reviews.table, reviews.table.metadata
         if table.name not in metadata.tables:  # an earlier test has removed it
-            metadata._add_table(table.name, None, table)
+            metadata._add_table(table.name, None, table)  # private: as SQLAlchemy does
         try:
             yield reviews
         finally:

@@ -114,7 +114,7 @@ def test_a_request_after_retry_after_is_admitted() -> None:
     assert client.wait(111) == 0, "a request that was too early does not prolong the wait"
     client.promises.admitted("books.list", begun=111)
     assert client.tally == {SENT: 3, HONORED: 1}
-    assert client.asked(429, "60", begun=111.5, ended=112) is None, "a new one"
+    assert client.receive(429, "60", begun=111.5, ended=112) is None, "a new one"
 
 
 def test_a_429_after_the_wait_is_an_error() -> None:
@@ -122,7 +122,7 @@ def test_a_429_after_the_wait_is_an_error() -> None:
     client.receive(429, "10", begun=100, ended=101)
     assert client.receive(429, "5", begun=111, ended=112) is not None
     assert client.wait(112) == 5
-    assert client.asked(404, None, begun=118, ended=119) == "status 404"
+    assert client.receive(404, None, begun=118, ended=119) == "status 404"
     assert client.tally[HONORED] == 1, "whatever the answer was, it was let in"
 
 
@@ -152,10 +152,10 @@ def test_a_limit_of_an_address_causes_no_wait() -> None:
 def test_a_503_is_no_error_if_it_is_allowed_and_has_a_retry_after() -> None:
     for allowed in (False, True):
         client = Client(allow_503=allowed)
-        assert (client.asked(503, "1", 0, 1) is None) is allowed
-        assert client.asked(503, None, 0, 1) == "status 503"
-        assert client.asked(500, "1", 0, 1) == "status 500"
-        assert client.asked(0, None, 0, 1) == "no response"
+        assert (client.receive(503, "1", 0, 1) is None) is allowed
+        assert client.receive(503, None, 0, 1) == "status 503"
+        assert client.receive(500, "1", 0, 1) == "status 500"
+        assert client.receive(0, None, 0, 1) == "no response"
 
 
 async def test_a_response_is_delayed_once_and_kept_in_order() -> None:
