@@ -232,6 +232,35 @@ class Recorder:
         value = f"{book['title']}, {book['genre']}, {book['price']}"
         self.note(kind, f"book {book['id']}", response, book["version"], value)
 
+    def note_review(self, kind: Kind, response: Response, review: Any) -> None:
+        """Record an operation on a review, which never changes."""
+        value = f"{review['stars']}, {review['text']}"
+        self.note(kind, f"review {review['id']}", response, 1, value)
+
+    async def create_review(self, book_id: int, user: str) -> int:
+        """Review a book, and return the id of the review. -1: there was no response."""
+        body = {"stars": self.chance.randint(1, 5), "text": f"Text {next(self._number)}"}
+        response = await self.send("POST", f"/api/books/{book_id}/reviews", user, body)
+        if response is None:
+            return -1
+        self.note("create", f"reviews of {book_id}", response)
+        self.note_review("write", response, response.body)
+        review_id: int = response.body["id"]
+        return review_id
+
+    async def read_reviews(self, book_id: int) -> tuple[Response, set[int]] | None:
+        """Read the reviews of a book, at most 100; return their ids. None: there was no response.
+
+        A book that is gone has none.
+        """
+        response = await self.send("GET", f"/api/books/{book_id}/reviews?per_page=100")
+        if response is None:
+            return None
+        reviews = response.body["items"] if response.status == 200 else []
+        for review in reviews:
+            self.note_review("read", response, review)
+        return response, {review["id"] for review in reviews}
+
     async def read_book(self, book_id: int, absent: int) -> None:
         """Read a book; `absent`: its version if there is none."""
         response = await self.send("GET", f"/api/books/{book_id}")

@@ -27,6 +27,7 @@ Mode = Literal["pass", "delay", "hold", "mute", "lose", "drop", "cut"]
 STANDSTILL = "worker stopped"  # for up to 3 s: longer than a lease
 HARMLESS = ("proxy: delay", "worker killed", STANDSTILL)  # the cache stays on
 LOSSES = ("keys: all", "keys: some", "keys: evicted")  # keys that vanish: the cache stays on
+FACTORY = "tests.examples.catalogue:create_app"
 LOSING = 3.0  # seconds, at most
 DELAYS = (0.005, 0.06)  # of a chunk, in seconds
 
@@ -166,7 +167,7 @@ class Worker:
     async def start(self) -> None:
         """Serve, on another port each time."""
         self.process, self.url, _ = await self._stack.enter_async_context(
-            served(self._cwd, "--workers", "0", **self._environment)
+            served(self._cwd, "--workers", "0", "--app", FACTORY, **self._environment)
         )
 
     async def kill(self) -> None:

@@ -8,7 +8,7 @@ import asyncio
 import os
 import random
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
 from functools import partial
@@ -19,6 +19,7 @@ from sqlalchemy import text
 
 from service.db.database import Database
 from tests.conftest import SECRET, cache_on, fresh_catalogue
+from tests.examples.added import Reviews
 from tests.history import GENRES, GONE, Kind, Operation, Recorder, Response, violations
 from tests.proxies import STANDSTILL, Nemesis, OwnRedis, Proxy, Worker
 
@@ -89,7 +90,8 @@ class Clients(Recorder):
     """Sends requests of five users.
 
     Anna's books are changed. Ben's books are deleted in order. Clara creates books. Dora signs out
-    and in. Root deletes users, each with their only book.
+    and in. Root deletes users, each with their only book. Clara reviews the books of Anna and Ben.
+    Anna reviews a book of Dora's, and deletes her reviews in order.
     """
 
     async def prepare(self, database: Database) -> None:
@@ -105,6 +107,15 @@ class Clients(Recorder):
         self._hot = [await self.create("anna") for _ in range(HOT)]
         self._doomed = [await self.create("ben") for _ in range(DOOMED)]
         self.mixed: list[Response] = []  # lists with a book that is not of their genre
+        self._opinions = {book: await self.create_review(book, "clara") for book in self._doomed}
+        self._farewells = {}
+        for name in self._leavers:
+            book_id = await self.create("dora")
+            self._farewells[name] = book_id, await self.create_review(book_id, name)
+        self._reviewed = await self.create("dora")  # its reviews are deleted one by one
+        self._present: deque[int] = deque()  # the reviews that nobody deletes yet
+        self._known: deque[int] = deque(maxlen=30)  # the newest reviews of that book
+        self._retracted: set[int] = set()
         self._deleted = 0
         self._sessions = 1
         self.tokens["session 0"] = self.tokens["dora"]
@@ -118,18 +129,22 @@ class Clients(Recorder):
         count = partial(self.read_total, "clara")
         actions: list[Action] = [
             self._read_row, self._read_list, count, self._read_as_dora, self._read_leaver,
+            self._read_reviews,
         ]  # fmt: skip
         while self.going:
-            await self.chance.choices(actions, (76, 12, 6, 3, 3))[0]()
+            await self.chance.choices(actions, (68, 11, 6, 3, 4, 8))[0]()
             await asyncio.sleep(self.chance.uniform(0, 0.02))
 
     async def write(self) -> None:
         """Send a write for nine reads."""
         create = partial(self.create, "clara")
-        actions: list[Action] = [self._update, create, self._delete, self._sign_out, self._dismiss]
+        actions: list[Action] = [
+            self._update, create, self._delete, self._sign_out, self._dismiss, self._review,
+            self._retract,
+        ]  # fmt: skip
         while self.going:
             if self.counts["write"] * 9 < self.counts["read"]:
-                await self.chance.choices(actions, (74, 17, 4, 3, 2))[0]()
+                await self.chance.choices(actions, (62, 14, 4, 3, 2, 8, 7))[0]()
             await asyncio.sleep(0.01)
 
     async def _read_row(self) -> None:
@@ -167,7 +182,12 @@ class Clients(Recorder):
         """Read the account of a user who was deleted, or soon will be, their book, or its list."""
         name = self.chance.choice(self._leavers[: self._left + 2][-4:])
         book_id = self._last[name]
-        match self.chance.choice(("account", "book", "list")):
+        match self.chance.choice(("account", "book", "list", "review")):
+            case "review":
+                book, review_id = self._farewells[name]
+                result = await self.read_reviews(book)
+                if result is not None and review_id not in result[1]:
+                    self.note("read", f"review {review_id}", result[0], GONE)
             case "account":
                 if response := await self.send("GET", "/api/profile", name):
                     version = GONE if response.status == 401 else 0
@@ -192,6 +212,40 @@ class Clients(Recorder):
             assert response.status == 204, response
             self.note("write", f"account {name}", response, GONE)
             self.note("write", f"book {self._last[name]}", response, GONE)
+            self.note("write", f"review {self._farewells[name][1]}", response, GONE)
+
+    async def _read_reviews(self) -> None:
+        """Read the reviews of a book that has ever more, of one that is deleted, or of Dora's."""
+        doomed = self.chance.choice(self._doomed[: self._deleted + 1][-2:])
+        book_id = self.chance.choice((self.chance.choice(self._hot), doomed, self._reviewed))
+        if (result := await self.read_reviews(book_id)) is None:
+            return
+        response, ids = result
+        if book_id in self._hot:
+            self.note("total", f"reviews of {book_id}", response, response.body["total"])
+        elif book_id == doomed and self._opinions[doomed] not in ids:
+            self.note("read", f"review {self._opinions[doomed]}", response, GONE)
+        elif book_id == self._reviewed:
+            for review_id in {*self._known} - ids:
+                absent = GONE if review_id in self._retracted else 0
+                self.note("read", f"review {review_id}", response, absent)
+
+    async def _review(self) -> None:
+        await self.create_review(self.chance.choice(self._hot), "clara")
+
+    async def _retract(self) -> None:
+        """Add a review of Dora's book, or delete the oldest."""
+        if len(self._present) < self.chance.randrange(20):
+            review_id = await self.create_review(self._reviewed, "anna")
+            if review_id > 0:
+                self._present.append(review_id)
+                self._known.append(review_id)
+            return
+        review_id = self._present.popleft()
+        self._retracted.add(review_id)
+        path = f"/api/books/{self._reviewed}/reviews/{review_id}"
+        if response := await self.send("DELETE", path, "anna"):
+            self.note("write", f"review {review_id}", response, GONE)
 
     async def _update(self) -> None:
         path = f"/api/books/{self.chance.choice(self._hot)}"
@@ -207,6 +261,7 @@ class Clients(Recorder):
         self._deleted += 1
         if response := await self.send("DELETE", f"/api/books/{book_id}", "ben"):
             self.note("write", f"book {book_id}", response, GONE)
+            self.note("write", f"review {self._opinions[book_id]}", response, GONE)
 
     async def _sign_out(self) -> None:
         if self._leaving.locked():
@@ -225,12 +280,17 @@ class Clients(Recorder):
 async def four_workers(
     request: pytest.FixtureRequest, folder: Path, cwd: Path
 ) -> AsyncIterator[tuple[random.Random, OwnRedis, list[Worker], Database]]:
-    """Serve a new catalogue with four processes; the cache is on at once. Print the seed."""
+    """Serve a new catalogue, with reviews, with four processes; the cache is on at once.
+
+    Print the seed.
+    """
     seed = int(os.environ.get("SEED") or random.randrange(1 << 32))
     print(f"SEED={seed}")
     chance = random.Random(seed)
     async with AsyncExitStack() as stack:
         database = await stack.enter_async_context(fresh_catalogue("postgresql", request, folder))
+        reviews = stack.enter_context(Reviews.added())
+        await reviews.create_table(database)
         redis = OwnRedis(cwd)
         stack.callback(redis.kill)
         await cache_on(database, f"redis://127.0.0.1:{redis.port}/0")
@@ -238,6 +298,7 @@ async def four_workers(
             "OCTAVO_ENV": "testing",  # with a log in a file
             "TESTING_DATABASE_URL": database.url.render_as_string(hide_password=False),
             "SECRET_KEY": SECRET,
+            "PYTHONPATH": str(Path(__file__).parent.parent),
             "TOTAL_WORKERS": str(WORKERS),
             "RATELIMIT_ENABLED": "false",
             "LOG_LEVEL": "WARNING",
