@@ -22,7 +22,7 @@ from service.db.database import Database
 from service.importer.loader import add_new
 from service.models import Base, Book, BookViews, ImportedRecord
 from service.models.search import found_by, query_of
-from service.sample_data.generated import plausible_books
+from service.sample_data.generated import generated_books
 from service.users.service import create_user
 from tests.conftest import fresh_catalogue
 from tests.test_counts import counted, kept
@@ -98,7 +98,7 @@ async def filled(database: Database) -> int:
 
     async def fill(db: AsyncSession) -> int:
         user = await create_user(db, "owner", "owner@example.org", "x")
-        await add_new(db, list(plausible_books(50, 1)), user.id)
+        await add_new(db, list(generated_books(50, 1)), user.id)
         highest = await db.scalar(select(func.max(Book.id)))
         await db.execute(delete(Book).where(Book.id == highest))
         return int(highest or 0)

@@ -282,7 +282,7 @@ async def test_quart_serves_requests_below_a_root_path(site: Site) -> None:
     for root_path in ("", "/x"):
         scope["root_path"] = root_path
         is_looked_up = app.extensions["fast_path"].lookup(scope, lambda response: None)
-        operation = app.extensions["plain"].find(scope)
+        operation = app.extensions["direct"].find(scope)
         assert is_looked_up is (operation is not None) is (not root_path)
 
 

@@ -23,7 +23,7 @@ from service.importer.interrupt import Interrupt
 from service.importer.loader import BATCH, Loader
 from service.importer.sources import SourceError
 from service.models import Book, BookCount, ImportedRecord
-from service.sample_data.generated import plausible_books
+from service.sample_data.generated import generated_books
 from service.users.service import create_user
 from tests.conftest import fresh_catalogue, settings_for
 from tests.test_cli import CLEAN, environment_of, killed, octavo, start
@@ -284,12 +284,12 @@ async def test_generated_books_depend_on_the_seed_alone(
     again = await octavo(tmp_path, *words[:2], "1600", "--seed", "7", **settings)
     assert again[1].startswith("100 books added, 1500 there already")
     names = ("title", "author", "isbn", "published_year", "genre", "price")
-    made = [tuple(getattr(item.book, name) for name in names) for item in plausible_books(1600, 7)]
+    made = [tuple(getattr(item.book, name) for name in names) for item in generated_books(1600, 7)]
     added = await books(catalogue)
     assert [tuple(getattr(book, name) for name in names) for book in added] == made
     async with catalogue.session() as db:
         views = await db.execute(text("SELECT views FROM book_views ORDER BY book_id"))
-        assert [row[0] for row in views] == [item.views for item in plausible_books(1600, 7)]
+        assert [row[0] for row in views] == [item.views for item in generated_books(1600, 7)]
 
 
 async def test_an_import_ends_if_its_owner_is_deleted_meanwhile(
@@ -300,7 +300,7 @@ async def test_an_import_ends_if_its_owner_is_deleted_meanwhile(
 
     def load() -> None:
         with Loader(settings, "owner") as loader:
-            made = list(plausible_books(10, 1))
+            made = list(generated_books(10, 1))
             loader.put(made[:5])
             loader.finish()
             asyncio.run_coroutine_threadsafe(catalogue.write(forget), loop).result()

@@ -14,7 +14,7 @@ from service.db.database import Database
 from service.importer import columns, loader, normalise
 from service.importer.importer import open_reading
 from service.importer.loader import Loader
-from service.importer.normalise import Accepted, judge
+from service.importer.normalise import Accepted, validate_record
 from service.importer.records import FIELDS, Record
 from tests.conftest import fresh_catalogue, settings_for
 
@@ -72,7 +72,7 @@ async def load(
             open_reading(str(path), "csv", None, {}) as reading,
             Loader(settings, dry_run=dry_run) as target,
         ):
-            verdicts = [judge(record) for record in reading.records]
+            verdicts = [validate_record(record) for record in reading.records]
             target.put([verdict for verdict in verdicts if isinstance(verdict, Accepted)])
             target.finish()
             return target.added, target.known
@@ -99,7 +99,7 @@ async def load(
     ],
 )
 def test_digests_in_databases_do_not_change(fields: dict[str, Any], digest: str) -> None:
-    judged = judge(Record(1, None, {name: [value] for name, value in fields.items()}))
+    judged = validate_record(Record(1, None, {name: [value] for name, value in fields.items()}))
     assert isinstance(judged, Accepted)
     assert judged.digests[-1].hex() == digest, (
         "databases hold it: a repeated import would add the book again"

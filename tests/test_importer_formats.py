@@ -12,7 +12,7 @@ from pymarc import Record as MarcRecord
 from service.importer import csv_table, sources
 from service.importer.columns import parse_map
 from service.importer.importer import open_reading
-from service.importer.normalise import Accepted, Refused, judge
+from service.importer.normalise import Accepted, Refused, validate_record
 from service.importer.sources import SourceError
 
 DAMAGED = "quotes do not fit"
@@ -29,7 +29,7 @@ def read(
     path.write_bytes(data.encode() if isinstance(data, str) else data)
     given = parse_map(columns) if columns else {}
     with open_reading(str(path), None, encoding, given) as reading:
-        return [(record.number, judge(record)) for record in reading.records]
+        return [(record.number, validate_record(record)) for record in reading.records]
 
 
 def titles(verdicts: Verdicts) -> list[str]:

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from service.importer.normalise import Accepted, Refused, judge
+from service.importer.normalise import Accepted, Refused, validate_record
 from service.importer.records import Record
 
 
@@ -12,7 +12,7 @@ from service.importer.records import Record
 def test_lost_zeros_are_restored_in_tables_alone(isbn: str) -> None:
     fields = {"title": ["T"], "author": ["A"], "isbn": [isbn]}
     record = replace(Record(1, None, fields), from_table=True)
-    judged = judge(record)
+    judged = validate_record(record)
     assert isinstance(judged, Accepted)
     assert judged.book.isbn == isbn.zfill(10)
-    assert isinstance(judge(replace(record, from_table=False)), Refused)
+    assert isinstance(validate_record(replace(record, from_table=False)), Refused)

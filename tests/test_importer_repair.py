@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from service.importer.normalise import Accepted, Refused, judge
+from service.importer.normalise import Accepted, Refused, validate_record
 from service.importer.records import Record
 
 WHOLE: dict[str, Any] = {"title": "T", "author": "A"}
@@ -17,7 +17,7 @@ def verdict(strict_isbn: bool = False, **fields: Any) -> Accepted | Refused:
         name: value if isinstance(value, list) else [value]
         for name, value in (WHOLE | fields).items()
     }
-    return judge(Record(1, fields, values), strict_isbn=strict_isbn)
+    return validate_record(Record(1, fields, values), strict_isbn=strict_isbn)
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from loadtest.delay import delayed
 from loadtest.demand import Filters, Zipf
 from loadtest.retry_after import HONORED, SENT, RetryAfterTracker, retry_after
 from service.books.schemas import BookQuery
-from service.sample_data.generated import plausible_books
+from service.sample_data.generated import generated_books
 
 DELAY = 3.0  # seconds
 
@@ -54,7 +54,7 @@ def test_the_last_book_can_be_drawn() -> None:
 
 
 def test_every_drawn_filter_is_valid() -> None:
-    books = [item.book.model_dump(mode="python") for item in plausible_books(300, 3)]
+    books = [item.book.model_dump(mode="python") for item in generated_books(300, 3)]
     filters, chance = Filters(books), Random(4)
     seen: Counter[str] = Counter()
     for _ in range(2_000):

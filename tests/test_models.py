@@ -11,7 +11,7 @@ from sqlalchemy.exc import IntegrityError
 
 from service.books.schemas import BookFilters
 from service.books.service import list_books, list_books_after
-from service.db.errors import violated
+from service.db.errors import violated_constraint
 from service.db.list_queries import Page
 from service.models import Base, Book, User, fold
 from service.models.search import words
@@ -47,7 +47,9 @@ async def test_the_database_refuses_invalid_books(
     with pytest.raises(IntegrityError) as caught:
         await site.database.write(lambda db: db.execute(insert(Book).values(**BOOK | change)))
     sqlite = site.database.url.get_backend_name() == "sqlite"
-    assert violated(caught.value) == ("FOREIGN KEY" if sqlite and name[:2] == "fk" else name)
+    assert violated_constraint(caught.value) == (
+        "FOREIGN KEY" if sqlite and name[:2] == "fk" else name
+    )
 
 
 @pytest.mark.parametrize(
@@ -71,7 +73,7 @@ async def test_the_database_refuses_invalid_users(
     await add(USER)
     with pytest.raises(IntegrityError) as caught:
         await add(USER | change)
-    assert violated(caught.value) == name
+    assert violated_constraint(caught.value) == name
 
 
 async def test_every_constraint_and_index_of_the_models_is_in_the_database(site: Site) -> None:

@@ -11,7 +11,7 @@ from sqlalchemy import text
 
 from bench.plans import SORT_NAMES, every_filter, plans
 from service.importer.loader import Loader
-from service.sample_data.generated import plausible_books
+from service.sample_data.generated import generated_books
 from tests.conftest import fresh_catalogue, settings_for
 
 BOOKS = 12_000  # enough that a scan of the whole table is not the fastest plan
@@ -26,7 +26,7 @@ async def test_every_list_reads_an_index(
 
         def fill() -> None:
             with Loader(settings) as loader:
-                for _ in loader.load(plausible_books(BOOKS, 1)):
+                for _ in loader.load(generated_books(BOOKS, 1)):
                     pass
                 loader.finish()
 

@@ -7,11 +7,11 @@ from itertools import islice
 from stdnum import isbn
 
 from service.models import GENRES
-from service.sample_data.generated import plausible_books
+from service.sample_data.generated import generated_books
 
 
 def test_generated_books_have_realistic_proportions() -> None:
-    made = list(plausible_books(5_000, 1))
+    made = list(generated_books(5_000, 1))
     books = [item.book for item in made]
     genres = Counter(book.genre for book in books)
     assert set(genres) == {*GENRES, None}
@@ -37,7 +37,7 @@ def test_generated_books_have_realistic_proportions() -> None:
 
 def test_popularity_follows_zipf() -> None:
     """Views multiplied by the rank are about the same at every rank."""
-    views = sorted((item.views or 0 for item in plausible_books(20_000, 2)), reverse=True)
+    views = sorted((item.views or 0 for item in generated_books(20_000, 2)), reverse=True)
     ranks = (10, 30, 100, 300, 1_000, 3_000)
     slopes = [
         (math.log(views[a - 1]) - math.log(views[b - 1])) / (math.log(b) - math.log(a))
@@ -47,9 +47,9 @@ def test_popularity_follows_zipf() -> None:
 
 
 def test_a_seed_makes_the_same_books_and_another_makes_others() -> None:
-    few = list(plausible_books(300, 5))
-    assert list(islice(plausible_books(1_000, 5), 300)) == few
-    others = list(plausible_books(300, 6))
+    few = list(generated_books(300, 5))
+    assert list(islice(generated_books(1_000, 5), 300)) == few
+    others = list(generated_books(300, 6))
     assert not {item.digest for item in few} & {item.digest for item in others}
     assert len({item.book for item in few} & {item.book for item in others}) == 0
     # A catalogue may hold the books of two seeds.

@@ -314,7 +314,7 @@ async def test_newer_code_that_cannot_be_loaded_changes_nothing(
     )  # comes before the real module in the path
     service.supervisor.send_signal(signal.SIGHUP)
     await service.until_started(6)
-    assert "What serves cannot be loaded (exit code 3)" in service.log
+    assert "The application cannot be loaded (exit code 3)" in service.log
     async with service.client() as client:
         assert (await client.get("/api/books")).status_code == 200
     await service.until_replaced(before)

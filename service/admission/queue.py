@@ -108,7 +108,7 @@ class AdmissionQueue:
             self._timer.cancel()
             self._timer = None
             self.timeout.emptied()
-        self._quick.go_on(now)
+        self._quick.release_held(now)
 
     def resume(self) -> None:
         """Count a paused request as running again, even above the limit."""

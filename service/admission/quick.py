@@ -11,7 +11,7 @@ from typing import NamedTuple
 Start = Callable[[float], None]  # argument: seconds for which the request was held back
 
 
-class GivingWay(NamedTuple):
+class HeldRequest(NamedTuple):
     """A quick request that is held back. arrived: monotonic time."""
 
     arrived: float
@@ -29,7 +29,7 @@ class QuickRequests:
     def __init__(self, must_give_way: Callable[[float], bool], longest: float) -> None:
         self._must_give_way = must_give_way
         self._longest = longest
-        self._held: deque[GivingWay] = deque()
+        self._held: deque[HeldRequest] = deque()
         self._timer: asyncio.TimerHandle | None = None
 
     def submit(self, start: Start) -> None:
@@ -37,12 +37,12 @@ class QuickRequests:
         now = time.monotonic()
         if not self._must_give_way(now):
             return start(0.0)
-        self._held.append(GivingWay(now, start, copy_context()))
+        self._held.append(HeldRequest(now, start, copy_context()))
         if self._timer is None:
             self._set_timer(now)
         return None
 
-    def go_on(self, now: float) -> None:
+    def release_held(self, now: float) -> None:
         """Start the requests that need not be held back any more."""
         if not self._held:
             return
@@ -55,10 +55,10 @@ class QuickRequests:
     def _set_timer(self, now: float) -> None:
         """Set the timer to the time when the oldest request will have waited `longest` seconds."""
         seconds = self._held[0].arrived + self._longest - now
-        self._timer = asyncio.get_running_loop().call_later(seconds, self._look_again)
+        self._timer = asyncio.get_running_loop().call_later(seconds, self._on_timer)
 
-    def _look_again(self) -> None:
+    def _on_timer(self) -> None:
         self._timer, now = None, time.monotonic()
-        self.go_on(now)
+        self.release_held(now)
         if self._held:
             self._set_timer(now)

@@ -39,7 +39,7 @@ def seed_db(books: int | None, seed: int | None) -> None:
 
 def _seed_generated(count: int, seed: int) -> None:
     # Imported here, because the lists of names take a second to load.
-    from service.sample_data.generated import plausible_books
+    from service.sample_data.generated import generated_books
 
     stopped = False
     with (
@@ -48,7 +48,7 @@ def _seed_generated(count: int, seed: int) -> None:
         Interrupt() as interrupt,
     ):
         try:
-            for done in loader.load(plausible_books(count, seed)):
+            for done in loader.load(generated_books(count, seed)):
                 interrupt.check()
                 progress.show(done, done)
         except KeyboardInterrupt:

@@ -22,7 +22,7 @@ from service.cache import Cache, Counters, Epochs, Invalidation, Mark, RetryWrit
 from service.config import Settings
 from service.db import migrations
 from service.db.engines import Waits, make_engine
-from service.db.errors import may_be_tried_again
+from service.db.errors import is_retryable
 from service.db.group_commit import GroupCommit, In, Out, Together
 
 T = TypeVar("T")
@@ -147,7 +147,7 @@ class Database:
                 await self._writes.postponed(postponed, since)
             except DBAPIError as error:
                 undone += 1
-                if undone == ATTEMPTS or not may_be_tried_again(error):
+                if undone == ATTEMPTS or not is_retryable(error):
                     raise
             else:
                 await self._writes.after_commit(mark)

@@ -64,9 +64,9 @@ BUSY = ("55P03", "SQLITE_BUSY", "SQLITE_LOCKED")
 READ_ONLY = ("25006", "SQLITE_READONLY")
 # The column cannot store the value: too long, out of range, not a date, not text of the encoding,
 # or refused by a CHECK constraint.
-UNFIT_STATES = re.compile("22000|22001|22003|22007|22008|22021|22P02|22P05|23514")
+UNSTORABLE_STATES = re.compile("22000|22001|22003|22007|22008|22021|22P02|22P05|23514")
 MISSING_SQLITE = re.compile(r"no such (table|column)|table \w+ has no column")
-UNFIT_SQLITE = re.compile("SQLITE_(CONSTRAINT_CHECK|TOOBIG|MISMATCH)")
+UNSTORABLE_SQLITE = re.compile("SQLITE_(CONSTRAINT_CHECK|TOOBIG|MISMATCH)")
 RETRIED_STATES = {"40001", "40P01"}  # serialization failure, deadlock
 
 
@@ -101,7 +101,7 @@ def is_read_only(error: BaseException | None) -> bool:
     return state is not None and state.codes in READ_ONLY
 
 
-def may_be_tried_again(error: DBAPIError) -> bool:
+def is_retryable(error: DBAPIError) -> bool:
     """Whether a transaction that was rolled back can succeed if it is run again now.
 
     Causes: a serialization failure or deadlock; a migration that made a prepared statement invalid;
@@ -129,14 +129,16 @@ def is_busy(error: BaseException | None) -> bool:
     return state is not None and state.codes in BUSY
 
 
-def is_unfit(error: BaseException | None) -> bool:
+def is_unstorable(error: BaseException | None) -> bool:
     """Whether an error means that the database cannot store a value that validation accepted."""
     if not isinstance(error, DBAPIError):
         return False
     driver = driver_error(error)
     if isinstance(driver, sqlite3.Error):
-        return bool(UNFIT_SQLITE.match(getattr(driver, "sqlite_errorname", "")))
-    return isinstance(driver, OverflowError) or bool(UNFIT_STATES.match(sqlstate(driver) or ""))
+        return bool(UNSTORABLE_SQLITE.match(getattr(driver, "sqlite_errorname", "")))
+    return isinstance(driver, OverflowError) or bool(
+        UNSTORABLE_STATES.match(sqlstate(driver) or "")
+    )
 
 
 def lacks_tables(error: BaseException | None) -> bool:
@@ -147,7 +149,7 @@ def lacks_tables(error: BaseException | None) -> bool:
     return sqlstate(driver) in {"42P01", "42703"}
 
 
-def violated(error: IntegrityError) -> str:
+def violated_constraint(error: IntegrityError) -> str:
     """Return the name of the violated constraint.
 
     For a unique constraint SQLite reports only the columns: the name is looked up. For a foreign

@@ -84,7 +84,7 @@ class DirectConnection(Connection):
 
     async def answer(self, body: bytes, send: ASGISendCallable) -> None:
         """Respond to a complete request with the body `body`."""
-        responder: DirectResponder = self.app.extensions["plain"]
+        responder: DirectResponder = self.app.extensions["direct"]
         operation = responder.find(self.scope)
         if operation is None:
             return await super().answer(body, send)
@@ -97,5 +97,5 @@ class DirectConnection(Connection):
 
 def init_app(app: Quart, settings: Settings) -> None:
     """Set the connection class of Quart, inside the request edge and the limit middleware."""
-    app.extensions["plain"] = DirectResponder(app)
+    app.extensions["direct"] = DirectResponder(app)
     app.asgi_http_class = DirectConnection

@@ -9,7 +9,7 @@ from service.fast_path.lookup import Route
 from service.http.operations import Item, operation_of
 from service.http.parsing import ID
 from service.http.priority import CONSTANT
-from service.http.responses import PERSONAL
+from service.http.responses import AUTHENTICATED_PREFIXES
 from service.limits import Limiter
 
 LONGEST_ID = 18  # digits
@@ -59,7 +59,11 @@ class Routes:
             before, _, variable = path.partition("<")
             if operation is None or operation.item is None or "GET" not in (rule.methods or ()):
                 continue
-            if before.startswith(PERSONAL) and variable.endswith(">") and "<" not in variable:
+            if (
+                before.startswith(AUTHENTICATED_PREFIXES)
+                and variable.endswith(">")
+                and "<" not in variable
+            ):
                 self._items[before.encode()] = self.route(endpoint), operation.item
 
     def _find_item(self, raw_path: bytes) -> ItemRequest | None:

@@ -27,9 +27,9 @@ from service.http.cors import Origins
 from service.http.error_handler import error_response
 from service.http.headers import RequestHeaders, parse_headers
 from service.http.responses import (
+    AUTHENTICATED_PREFIXES,
     CACHE_STATUS,
     LIMITED_VARY,
-    PERSONAL,
     VARY,
     cache_status,
     content_headers,
@@ -45,7 +45,7 @@ from service.limits.identity import Caller
 from service.limits.middleware import complete
 from service.limits.types import Decision
 from service.logs import request_id
-from service.middleware.request_edge import NO_PAGE, RequestEdge, request_name
+from service.middleware.request_edge import DEFAULT_CSP, RequestEdge, request_id_of
 from service.security import Claims
 from service.server.http1.config import EarlyResponse
 
@@ -54,7 +54,7 @@ ALWAYS = [
     (b"cache-control", b"no-cache"),
     (b"cache-status", f"Octavo; {CACHE_STATUS['hit']}".encode()),
     (b"vary", LIMITED_VARY.encode()),
-    NO_PAGE,
+    DEFAULT_CSP,
 ]
 
 
@@ -79,8 +79,8 @@ class WarmResponder:
         self._read = lru_cache(KEPT)(self._read_item)
         self._routes = Routes(app, self._limiter, settings.ratelimit_enabled)
         self._always = header_lines([*ALWAYS, *self.edge.protection])
-        self._refused = header_lines([NO_PAGE, *self.edge.protection])
-        unlimited = [(b"cache-control", b"no-store"), (b"vary", VARY.encode()), NO_PAGE]
+        self._refused = header_lines([DEFAULT_CSP, *self.edge.protection])
+        unlimited = [(b"cache-control", b"no-store"), (b"vary", VARY.encode()), DEFAULT_CSP]
         self._constant = header_lines([*unlimited, *self.edge.protection])
 
     def lookup(self, scope: Any, callback: Callback) -> bool:
@@ -269,7 +269,7 @@ class WarmResponder:
         is_odd = (
             headers.is_special or headers.has_body or not headers.host or scope.get("root_path")
         )
-        if not is_odd and scope["path"].startswith(PERSONAL):
+        if not is_odd and scope["path"].startswith(AUTHENTICATED_PREFIXES):
             lines = header_lines([*content_headers(page.body), *encode_headers(page.headers)])
             prepared = self._prepare(page.tag, lines, page.body)
             route = self._routes.route(matched[0].endpoint)
@@ -285,6 +285,6 @@ class WarmResponder:
 
 def _id_line(headers: RequestHeaders) -> bytes:
     """Return the field line of X-Request-ID, and set the id for later log lines."""
-    name = request_name(headers)
+    name = request_id_of(headers)
     request_id.set(name)
     return f"x-request-id: {name}\r\n".encode()

@@ -10,7 +10,7 @@ from werkzeug.exceptions import HTTPException, NotFound
 from werkzeug.wrappers import Response as WerkzeugResponse
 
 from service.config import Settings
-from service.db.errors import is_unavailable, is_unfit, lacks_tables
+from service.db.errors import is_unavailable, is_unstorable, lacks_tables
 from service.errors import (
     MIMETYPE,
     APIError,
@@ -53,7 +53,7 @@ def as_api_error(error: Exception) -> APIError:
         return http_error(error.code, headers)
     if is_unavailable(error) or lacks_tables(error):
         return ServiceUnavailableError()
-    if is_unfit(error):
+    if is_unstorable(error):
         return APIError("The request holds a value that cannot be stored")
     return InternalError()
 
@@ -89,7 +89,7 @@ def render(error: Exception, method: str, path: str, logger: Logger) -> APIError
     """Convert an exception to an APIError. Log 5xx errors and values that the database refused."""
     rendered = as_api_error(error)
     about = f"{method} {path}: {rendered.error}"
-    if rendered.status_code == 500 or is_unfit(error):
+    if rendered.status_code == 500 or is_unstorable(error):
         logger.error("%s", about, exc_info=error)
         return rendered
     if rendered.status_code > 500:

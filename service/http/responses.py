@@ -20,7 +20,7 @@ HTML = "text/html; charset=utf-8"
 VARY = "Accept-Encoding, Origin"
 SEND_SECONDS = 60.0  # Quart's default response timeout; HTTP/2 servers may wait for a lost client
 LIMITED_VARY = f"{VARY}, Authorization"
-PERSONAL = ("/api/", "/admin/")  # below these paths every token is checked
+AUTHENTICATED_PREFIXES = ("/api/", "/admin/")  # below these paths every token is checked
 CACHE_STATUS = {"hit": "hit", "miss": "fwd=miss", "bypass": "fwd=bypass"}  # RFC 9211, section 2
 
 
@@ -103,7 +103,7 @@ def matches_etag(tag: str, lines: Sequence[str]) -> bool:
 def vary_of(scope: Any) -> str:
     """Return the Vary header. It has Authorization if limits or tokens were checked."""
     is_limited = context_of(scope).quotas is not None
-    return LIMITED_VARY if is_limited or scope["path"].startswith(PERSONAL) else VARY
+    return LIMITED_VARY if is_limited or scope["path"].startswith(AUTHENTICATED_PREFIXES) else VARY
 
 
 def cache_status(scope: Any, status: Status) -> dict[str, str]:

@@ -14,7 +14,7 @@ from service.importer.interrupt import Interrupt
 from service.importer.jsonl import read_lines
 from service.importer.loader import BATCH, Loader
 from service.importer.marc import read_marc
-from service.importer.normalise import Accepted, Refused, judge
+from service.importer.normalise import Accepted, Refused, validate_record
 from service.importer.progress import Progress
 from service.importer.records import Record, Records
 from service.importer.sources import BUFFER, Format, Source, SourceError, guess_format
@@ -163,7 +163,7 @@ def _read_all(
     batch: list[Accepted] = []
     try:
         for record in interrupt.items(reading.records):
-            verdict = judge(record, strict_isbn=strict_isbn)
+            verdict = validate_record(record, strict_isbn=strict_isbn)
             report.read += 1
             if isinstance(verdict, Refused):
                 report.refused[verdict.reason] += 1

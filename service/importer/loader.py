@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 from service.books.service import book_values
 from service.config import Settings
 from service.db.database import Database
-from service.db.errors import violated
+from service.db.errors import violated_constraint
 from service.http.parsing import FORBIDDEN
 from service.importer.normalise import Accepted
 from service.importer.sources import SourceError
@@ -167,7 +167,7 @@ class Loader:
             try:
                 added = await self._database.write(lambda db: add_new(db, batch, self._owner_id))
             except IntegrityError as error:
-                if violated(error) in OWNER_GONE:
+                if violated_constraint(error) in OWNER_GONE:
                     raise SourceError(f"The user {self._owner} was deleted meanwhile") from None
                 raise
             return added, len(batch) - added

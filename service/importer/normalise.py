@@ -64,7 +64,7 @@ class Refused:
     errors: Messages
 
 
-def judge(record: Record, *, strict_isbn: bool = False) -> Accepted | Refused:
+def validate_record(record: Record, *, strict_isbn: bool = False) -> Accepted | Refused:
     """Repair and validate a record."""
     if record.damage is not None:
         return Refused(record.damage, {"_record": [record.detail or record.damage]})

@@ -19,7 +19,7 @@ from service.http.auth import USERS, load_user
 from service.http.context import RequestContext, context_of
 from service.http.cors import Origins
 from service.http.error_handler import as_api_error
-from service.http.responses import LIMITED_VARY, PERSONAL
+from service.http.responses import AUTHENTICATED_PREFIXES, LIMITED_VARY
 from service.http.urls import LONGEST_PATH
 from service.limits.headers import headers
 from service.limits.identity import Credentials
@@ -86,7 +86,7 @@ class LimitMiddleware:
         in Quart's request cycle.
         """
         plan = UNKNOWN if endpoint is None else self._limiter.plan(self._app, endpoint)
-        if not (plan.is_limited or scope["path"].startswith(PERSONAL)):
+        if not (plan.is_limited or scope["path"].startswith(AUTHENTICATED_PREFIXES)):
             return
         refuse = (await self._check(scope, endpoint, plan, lookup_result)).refuse
         if refuse is not None and not (self._enabled and plan.custom):

@@ -30,7 +30,7 @@ from service.http.priority import COSTLY, NEVER_SHED
 from service.http.quart_app import is_complete
 from service.http.responses import VARY, send_response
 from service.logs import request_id
-from service.middleware.request_edge import END, NO_PAGE, RequestEdge, request_name
+from service.middleware.request_edge import DEFAULT_CSP, END, RequestEdge, request_id_of
 
 # Enough to keep the event loop and all database connections busy, and few enough that one
 # iteration of the loop takes milliseconds (docs/decisions.md).
@@ -58,7 +58,7 @@ class LoadShedding:
             (b"cache-control", b"no-store"),
             (b"vary", VARY.encode()),
             *edge.protection,
-            NO_PAGE,
+            DEFAULT_CSP,
         ]
 
     async def __call__(
@@ -140,7 +140,7 @@ class LoadShedding:
 
     def refusal(self, scope: Any) -> tuple[Headers, bytes]:
         """Return the headers and the body of a 503, and set its request id."""
-        request_id.set(request_name(parse_headers(scope["headers"])))
+        request_id.set(request_id_of(parse_headers(scope["headers"])))
         error = ServiceUnavailableError(OVERLOADED)
         body = problem(error)
         headers = {

@@ -36,7 +36,7 @@ class LoopLag:
 
 def init_app(app: Quart, settings: Settings) -> None:
     """Measure the lag while the application serves."""
-    lag = app.extensions["lag"] = LoopLag()
+    lag = app.extensions["loop_lag"] = LoopLag()
 
     @app.while_serving
     async def lifespan() -> AsyncGenerator[None, None]:

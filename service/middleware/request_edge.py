@@ -21,7 +21,7 @@ from service.ids import random_id
 from service.logs import request_id
 
 # For responses that are no HTML page.
-NO_PAGE = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
+DEFAULT_CSP = (b"content-security-policy", b"default-src 'none'; frame-ancestors 'none'")
 END = {"type": "http.request", "body": b"", "more_body": False}
 GONE = {"type": "http.disconnect"}
 
@@ -30,7 +30,7 @@ GONE = {"type": "http.disconnect"}
 Observe = Callable[[Any, int, float], None]
 
 
-def request_name(headers: RequestHeaders) -> str:
+def request_id_of(headers: RequestHeaders) -> str:
     """Return the request id: the client's X-Request-ID if it is valid, else a new id."""
     return headers.name or random_id()
 
@@ -59,7 +59,7 @@ class RequestEdge:
             return await self._inner(scope, receive, send)
         if scope["type"] == "websocket":  # websockets are not supported
             return await send({"type": "websocket.close", "code": 1000, "reason": ""})
-        name = request_name(parse_headers(scope["headers"]))
+        name = request_id_of(parse_headers(scope["headers"]))
         request_id.set(name)
         context = context_of(scope)
         begun, status = context.begun or time.perf_counter(), 0
@@ -72,7 +72,7 @@ class RequestEdge:
             if message["type"] == "http.response.start":
                 started, status = True, message["status"]
                 headers = message["headers"]
-                policy = [] if any(key == NO_PAGE[0] for key, _ in headers) else [NO_PAGE]
+                policy = [] if any(key == DEFAULT_CSP[0] for key, _ in headers) else [DEFAULT_CSP]
                 named = (b"x-request-id", name.encode())
                 message["headers"] = [*headers, named, *self.protection, *policy]
             await send(message)

@@ -38,7 +38,7 @@ from service.http.documentation import ERRORS, STATUSES, DocumentedStatus
 from service.http.error_handler import as_api_error
 from service.http.priority import NEVER_SHED
 from service.http.requests import IdConverter
-from service.http.responses import PERSONAL
+from service.http.responses import AUTHENTICATED_PREFIXES
 from service.models.types import INT64
 from service.openapi.headers import EVERYWHERE, HEADERS, LIMITED, STRICT_TRANSPORT
 
@@ -128,7 +128,9 @@ class Document(OpenAPIProvider):
                 kept = (name for name in headers if name not in ABSENT)
                 responses[304] = self._response(DocumentedStatus(304, (*kept,)), {})
         own = getattr(view, ERRORS, set()) | ({401, 429} if limited else set())
-        own |= {401} if rule.rule.startswith(PERSONAL) else set()  # every token is checked
+        own |= (
+            {401} if rule.rule.startswith(AUTHENTICATED_PREFIXES) else set()
+        )  # every token is checked
         own |= set() if hasattr(view, NEVER_SHED) else {503}
         for status in self._errors(operation, own):
             if status in responses:  # this status is either a health report or an error

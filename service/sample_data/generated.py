@@ -42,7 +42,7 @@ class _Author(NamedTuple):
     began: int
 
 
-def plausible_books(count: int, seed: int) -> Iterator[Accepted]:
+def generated_books(count: int, seed: int) -> Iterator[Accepted]:
     """Make `count` books with plausible years, genres and prices. `views` follow Zipf's law."""
     authors = _Authors(seed)
     first_isbn = Random(f"isbn {seed}").randrange(ISBN_GROUP)

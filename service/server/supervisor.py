@@ -186,7 +186,7 @@ class Supervisor:
             code = new.process.returncode or 0
             if code > 0 and not self._was_ready:
                 self._end(signal.SIGTERM, code)  # the reason is logged; a retry would also fail
-            self._logger.error("What serves cannot be loaded (exit code %d)", code)
+            self._logger.error("The application cannot be loaded (exit code %d)", code)
             return old
 
     def _send_count(self) -> None:

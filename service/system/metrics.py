@@ -96,7 +96,7 @@ class Metrics:
         limiter: Limiter = extensions["limiter"]
         passwords: Passwords = extensions["passwords"]
         edge: RequestEdge = extensions["request_edge"]
-        lag: LoopLag = extensions["lag"]
+        lag: LoopLag = extensions["loop_lag"]
         load_shedding: LoadShedding = extensions["load_shedding"]
         counted = asdict(cache.counters)
         totals: dict[tuple[str, str], float] = {

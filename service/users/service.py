@@ -12,7 +12,7 @@ from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import InstrumentedAttribute
 
-from service.db.errors import violated
+from service.db.errors import violated_constraint
 from service.errors import InvalidInputError, Messages, ResourceNotFoundError
 from service.http.auth import CurrentUser, recheck_user
 from service.models import RefreshToken, User, fold
@@ -124,7 +124,7 @@ async def _unique(
         async with db.begin_nested():
             yield
     except IntegrityError as error:
-        if violated(error) not in {"uq_users_username_key", "uq_users_email_key"}:
+        if violated_constraint(error) not in {"uq_users_username_key", "uq_users_email_key"}:
             raise
     else:
         return
