@@ -68,7 +68,7 @@ class Server:
 
     site: Site
     framework: int = 0  # requests that Quart has dispatched
-    sent: int = 0  # requests
+    sent: int = 0  # requests that reached the application
     logged: int = 0  # requests, in the access log
     lines: list[str] = field(default_factory=list)  # of the log
     members: list[Member] = field(default_factory=list)  # the senders of requests, in this order
@@ -93,7 +93,6 @@ class Server:
 
         Wait until the cache has stored the entries of the response.
         """
-        self.sent += 1
         reader, writer = await asyncio.open_connection("127.0.0.1", self.site.port)
         try:
             for begin, end in pairwise([0, *cuts, len(request)]):
@@ -109,7 +108,10 @@ class Server:
         first, *lines = head.decode("latin-1").split("\r\n")
         pairs = [line.split(": ", 1) for line in lines]
         headers = sorted((name.lower(), value) for name, value in pairs)
-        return Response(int(first.split()[1]), headers, body)
+        response = Response(int(first.split()[1]), headers, body)
+        # A request that the HTTP/1.1 server refuses itself does not reach the application.
+        self.sent += response.header("vary") is not None
+        return response
 
     async def until_logged(self) -> None:
         """Wait until every request is in the access log: its line follows the response."""

@@ -301,7 +301,7 @@ async def test_a_cached_read_sends_one_command_to_redis(
             await status(client, path)
         assert await commands(item) == {"mget": 1}
         assert await commands("/api/books") == {"mget": 1}
-        monkeypatch.setattr(site.app.extensions["fast_path"], "look", lambda *args: False)
+        monkeypatch.setattr(site.app.extensions["fast_path"], "lookup", lambda *args: False)
         assert await commands(item) == {"mget": 1}
         assert await commands("/api/books") == {"mget": 2}
 

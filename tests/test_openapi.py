@@ -220,7 +220,7 @@ async def test_responses_that_do_not_fit_the_document_are_reported(
     assert "GET /api/books/7: 410: not in the document" in reported
     assert "GET /api/books: 200: another Cache-Control" in reported
     assert "GET /api/books/8: 404: application/problem+json-seq is not described" in reported
-    assert "GET /api/books/9: 404: the body says another status or id" in reported
+    assert "GET /api/books/9: 404: status or id of the body differ" in reported
     assert "GET /api/hidden: 200: not in the document" in reported
     assert "GET /nowhere: 200: not in the document" in reported
     assert "PUT /api/books: 405: no Allow" in reported
