@@ -45,10 +45,11 @@ $(VENV)-bench/.installed: $(VENV)/.installed requirements-bench.lock
 	@touch $@
 
 # The tests start many processes. With this variable empty, Python compiles each module only once.
+# Four workers also on two cores: the tests mostly wait.
 test soak: export PYTHONDONTWRITEBYTECODE =
 test: dev  ## the whole suite, on SQLite and on PostgreSQL (the packages of the tests include it)
 	@status=0; \
-	$(BIN)/python -m pytest -m "not alone" --numprocesses auto --maxprocesses 4 --dist worksteal \
+	$(BIN)/python -m pytest -m "not alone" --numprocesses 4 --dist worksteal \
 		--cov --cov-report=term || status=1; \
 	$(BIN)/python -m pytest -m alone || status=1; \
 	exit $$status
