@@ -25,6 +25,7 @@ from hyperframe.frame import (
     SettingsFrame,
 )
 
+from service.http import responses
 from service.server.http1 import install
 from service.server.http1.h2 import BURST, PIECE_BYTES, Http2
 from tests.conftest import Site, serving, settings_for
@@ -138,8 +139,14 @@ def bomb(client: Client) -> bytes:
     ],
 )
 async def test_a_flood_ends_its_connection_and_others_are_served(
-    site: Site, folder: Path, attack: Callable[[Client], bytes], code: ErrorCodes
+    site: Site,
+    folder: Path,
+    attack: Callable[[Client], bytes],
+    code: ErrorCodes,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    """No request of the attack keeps its turn: without the release it would for an hour."""
+    monkeypatch.setattr(responses, "SEND_SECONDS", 3_600.0)
     async with encrypted(site, folder) as (served, trusted):
         client = await Client.connect(served, trusted)
         client.writer.write(attack(client))

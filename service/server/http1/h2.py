@@ -9,6 +9,7 @@ and headers that decode to more than 64 KiB.
 
 import asyncio
 import time
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -45,14 +46,17 @@ class Http2(H2Protocol):
     async def handle(self, event: Event) -> None:
         """Parse received data in pieces, so that other connections are served in between."""
         if not isinstance(event, RawData):
-            return await super().handle(event)
+            await super().handle(event)
+            if isinstance(event, Closed):
+                await self._discard_responses(list(self.stream_buffers))
+            return
         for first in range(0, len(event.data), PIECE_BYTES):
             if first:
                 await asyncio.sleep(0)
             if self.closed:
                 break
             await super().handle(RawData(event.data[first : first + PIECE_BYTES]))
-        return None
+        return
 
     async def _handle_events(self, events: list[FrameEvent]) -> None:
         number = sum(isinstance(event, COUNTED) for event in events)
@@ -69,7 +73,19 @@ class Http2(H2Protocol):
                 await self._flush()
             else:
                 await super()._handle_events([event])
+                if isinstance(event, StreamReset):
+                    await self._discard_responses([event.stream_id])
         return None
+
+    async def _discard_responses(self, stream_ids: Iterable[int]) -> None:
+        """Wake the applications that wait until the client reads more: it never will.
+
+        Hypercorn lets them wait. Each held its turn in the queue for 60 s, so that two connections
+        of a flooding client stopped a worker.
+        """
+        for stream_id in stream_ids:
+            if (buffer := self.stream_buffers.get(stream_id)) is not None:
+                await buffer.close()
 
     def _may_receive(self, number: int) -> bool:
         now = time.monotonic()
