@@ -9,6 +9,7 @@ from redis.exceptions import RedisError
 
 from service.cache import Counters, circuit_breaker
 from service.cache.circuit_breaker import TIMES, WITHIN, CircuitBreaker
+from tests.fake_clock import Clock
 
 PAUSE = 0.01
 
@@ -33,16 +34,6 @@ class Redis:
         async with asyncio.timeout(30):
             while self.probes < probes:
                 await asyncio.sleep(0.001)
-
-
-class Clock:
-    """A clock that the test sets."""
-
-    now = 1_000.0
-
-    def monotonic(self) -> float:
-        """Return the time."""
-        return self.now
 
 
 @pytest.fixture

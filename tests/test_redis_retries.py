@@ -11,6 +11,7 @@ from redis.exceptions import ConnectionError as RedisConnectionError
 from service.limits import failover
 from service.limits.failover import PAUSE, LimitStore
 from service.limits.types import SECOND, Charge, Decision, Policy
+from tests.fake_clock import Clock
 
 POLICY = (Policy(100, 60),)
 CHARGES = (Charge("k", POLICY),)
@@ -39,16 +40,6 @@ class Redis:
         self.refunds += 1
         if not self.is_reachable:
             raise RedisConnectionError
-
-
-class Clock:
-    """A clock that the test sets."""
-
-    now = 1_000.0
-
-    def monotonic(self) -> float:
-        """Return the time."""
-        return self.now
 
 
 @pytest.fixture

@@ -56,7 +56,6 @@ class Http2(H2Protocol):
             if self.closed:
                 break
             await super().handle(RawData(event.data[first : first + PIECE_BYTES]))
-        return
 
     async def _handle_events(self, events: list[FrameEvent]) -> None:
         number = sum(isinstance(event, COUNTED) for event in events)
