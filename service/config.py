@@ -32,7 +32,7 @@ PUBLISHED_SECRETS = {DEVELOPMENT_SECRET, "dev-secret-key", "your-secret-key-here
 MIN_SECRET_BYTES = 32  # RFC 7518, 3.2: an HS256 key is at least as long as the hash
 
 
-MOST_HOPS = 10
+MAX_HOPS = 10
 
 
 class ConfigurationError(Exception):
@@ -90,7 +90,7 @@ class LimitSettings(BaseSettings):
     trusted_proxy_hops: int = Field(
         0,
         ge=0,
-        le=MOST_HOPS,
+        le=MAX_HOPS,
         description="number of trusted proxies in front, whose `X-Forwarded-For` is used",
     )
     ratelimit_enabled: bool = Field(

@@ -23,7 +23,7 @@ ASYNC_DRIVERS = {
     "sqlite": "sqlite+aiosqlite",
     "sqlite+aiosqlite": "sqlite+aiosqlite",
 }
-MOST = 1_000_000_000  # of the amount and the seconds of a limit; doubles are exact for it
+MAX_LIMIT_NUMBER = 1_000_000_000  # amount or seconds of a limit; doubles are exact for it
 RETIRED = {
     "SHED_LAG_SECONDS": "set MAX_WAIT_SECONDS, the longest wait of a request",
     "POOL_TIMEOUT": "MAX_WAIT_SECONDS bounds the wait for a connection as well",
@@ -101,8 +101,8 @@ def parse_rates(value: str) -> list[tuple[int, int]]:
         raise ValueError("write limits as `10 per minute;100 per hour`") from None
     if not all(amount and seconds for amount, seconds in limits):
         raise ValueError("a limit is at least 1; RATELIMIT_ENABLED=false turns limits off")
-    if any(number > MOST for limit in limits for number in limit):
-        raise ValueError(f"a limit is at most {MOST:,} in as many seconds")
+    if any(number > MAX_LIMIT_NUMBER for limit in limits for number in limit):
+        raise ValueError(f"a limit is at most {MAX_LIMIT_NUMBER:,} in as many seconds")
     return limits
 
 

@@ -18,9 +18,9 @@ from service.logs import request_id
 ENCODER = json.JSONEncoder(ensure_ascii=False, separators=(",", ":"))
 MIMETYPE = "application/problem+json"
 SENTENCE = "The request holds fields that are not valid"
-MOST_FIELDS = 20
-MOST_NAME = 64  # characters of a field's name, which may come from the client
-ROOM = 3_500  # bytes of the messages as JSON: a body of at most 8 KiB contains them twice
+MAX_FIELDS = 20
+MAX_FIELD_NAME = 64  # characters of a field's name, which may come from the client
+MAX_MESSAGES_BYTES = 3_500  # as JSON: a body of at most 8 KiB contains the messages twice
 
 
 Messages = dict[str, list[str]]  # error messages by field
@@ -29,9 +29,9 @@ Messages = dict[str, list[str]]  # error messages by field
 def limit_messages(messages: Messages) -> tuple[Messages, str]:
     """Return the first messages, and a sentence with the number of omitted fields."""
     kept: Messages = {}
-    room = ROOM
-    for name, sentences in islice(messages.items(), MOST_FIELDS):
-        short = name if len(name) <= MOST_NAME else f"{name[:MOST_NAME]}…"
+    room = MAX_MESSAGES_BYTES
+    for name, sentences in islice(messages.items(), MAX_FIELDS):
+        short = name if len(name) <= MAX_FIELD_NAME else f"{name[:MAX_FIELD_NAME]}…"
         room -= len(json.dumps({short: sentences}))  # ASCII, which is never shorter than UTF-8
         if room < 0:
             break

@@ -36,8 +36,8 @@ MAX_BYTES = 10_240_000
 BACKUPS = 10
 REFUSAL_LINES, REFUSAL_SECONDS = 10, 10.0  # at most 10 lines about refused requests in 10 s
 REFUSAL = {"is_refusal": True}  # `extra` of a line about a refused request (429, 503)
-MOST_WAITING = 10_000  # the queue length from which records are dropped
-MOST_MESSAGES = 200  # the same for messages of workers, each of up to 100,000 characters
+MAX_WAITING_RECORDS = 10_000  # the queue length from which records are dropped
+MAX_WAITING_MESSAGES = 200  # the same for messages of workers, each of up to 100,000 characters
 GATHER_SECONDS = 0.05  # wait for more lines before a write; a killed process loses these lines
 FILE, STDERR = "app.log", "stderr"  # names of destinations
 # Control characters are escaped, so that text from a client cannot begin a new line.
@@ -211,13 +211,13 @@ class LogThread(threading.Thread):
 
     def put(self, record: logging.LogRecord) -> None:
         """Queue a record."""
-        self._put(record, MOST_WAITING, 1)
+        self._put(record, MAX_WAITING_RECORDS, 1)
         if record.levelno >= logging.WARNING:
             self._is_urgent.set()
 
     def put_lines(self, name: str, lines: list[str]) -> None:
         """Queue lines that a worker process has formatted for the destination `name`."""
-        self._put((name, lines), MOST_MESSAGES, len(lines))
+        self._put((name, lines), MAX_WAITING_MESSAGES, len(lines))
         self._is_urgent.set()
 
     def _put(self, item: Item, most: int, lines: int) -> None:

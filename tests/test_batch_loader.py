@@ -5,7 +5,7 @@ from collections.abc import Mapping, Sequence
 
 import pytest
 
-from service.cache.batch_loader import MOST, BatchLoader
+from service.cache.batch_loader import MAX_ROWS, BatchLoader
 
 
 class Table:
@@ -52,9 +52,9 @@ async def test_requests_of_one_tick_share_a_statement() -> None:
 async def test_a_statement_is_bounded() -> None:
     table = Table()
     loader = BatchLoader(table.load, (0, 0))
-    ids = range(1, 2 * MOST + 2)
+    ids = range(1, 2 * MAX_ROWS + 2)
     assert await asyncio.gather(*map(loader.read, ids)) == [(row_id, 1) for row_id in ids]
-    assert [len(statement) for statement in table.statements] == [MOST, MOST, 1]
+    assert [len(statement) for statement in table.statements] == [MAX_ROWS, MAX_ROWS, 1]
 
 
 async def test_a_request_during_a_statement_waits_for_the_next_statement() -> None:

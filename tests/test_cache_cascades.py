@@ -266,7 +266,7 @@ async def test_more_rows_than_the_limit_count_as_many(
     library: Site, monkeypatch: pytest.MonkeyPatch, most: int, is_many: bool
 ) -> None:
     """A publisher, two series, two volumes, two leaves and a reader make eight rows."""
-    monkeypatch.setattr(change_tracking, "MOST", most)
+    monkeypatch.setattr(change_tracking, "MAX_CHANGED_KEYS", most)
 
     async def undone(db: Any) -> None:
         await deletion(Publisher, 1)(db)

@@ -33,7 +33,7 @@ from service.cache.change_tracking import changes_of
 from service.cache.entries import LEASE, generation_key
 from service.cache.items import Items
 from service.cache.store import MemoryStore
-from service.db.group_commit import UNDER_WAY
+from service.db.group_commit import MAX_TRANSACTIONS
 from service.errors import ResourceNotFoundError
 from service.models.cached import cached_model
 from service.timeouts import LoopTimeout
@@ -52,7 +52,7 @@ from tests.simulation import (
 pytestmark = pytest.mark.no_cover  # other tests cover the same code, and coverage makes it slow
 
 SEEDS = 10_000 if os.environ.get("SOAK") else 200
-MOST_SEEDS = 600  # in which the test must detect a defect
+MAX_SEEDS = 600  # in which the test must detect a defect
 WORKERS, CLIENTS = 3, 3
 HOT = 2  # number of newest rows of a kind, which clients read and write by their ids
 GONE = 1 << 30  # the version of a row that was deleted: ids are never used twice
@@ -246,9 +246,9 @@ def change(db: Any, key: str, row: Row) -> None:
     changes_of(db).add(cached_model(key.partition(":")[0]), [_number(key)])
 
 
-async def create(db: Any, given: Sequence[tuple[str, str]], apart: bool) -> list[Session]:
+async def create(db: Any, given: Sequence[tuple[str, str]], alone: bool) -> list[Session]:
     """Add novels, all in one transaction."""
-    assert not apart, "no novel can be refused"
+    assert not alone, "no novel can be refused"
     for key, name in given:
         change(db, key, Row(1, name))
     return [db] * len(given)
@@ -327,7 +327,7 @@ class Client:
         await asyncio.gather(self.write(worker), self.write(worker))
 
     async def create_several(self, worker: Worker) -> None:
-        await asyncio.gather(*(self.create(worker) for _ in range(UNDER_WAY + 3)))
+        await asyncio.gather(*(self.create(worker) for _ in range(MAX_TRANSACTIONS + 3)))
 
     async def create(self, worker: Worker) -> None:
         given = self._new_key("novel"), self._chance.choice("AB")
@@ -668,6 +668,6 @@ def test_a_defect_is_detected(monkeypatch: pytest.MonkeyPatch, defect: Any) -> N
     virtual_time(monkeypatch)
     defect(monkeypatch)
     weather = WEATHERS.get(defect)
-    seed = next((seed for seed in range(MOST_SEEDS) if run(seed, weather).violations), None)
+    seed = next((seed for seed in range(MAX_SEEDS) if run(seed, weather).violations), None)
     assert seed is not None
     print(f"detected by seed {seed}")

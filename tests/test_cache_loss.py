@@ -16,7 +16,7 @@ from redis.asyncio import Redis
 from service.cache import Invalidation
 from service.cache.entries import generation_key, writers_key
 from service.models import Book
-from tests.conftest import Hurt
+from tests.conftest import IsolatedSite
 
 
 class Gate:
@@ -59,17 +59,17 @@ class Commits:
 
 
 @pytest.fixture
-def commits(hurt: Hurt, monkeypatch: pytest.MonkeyPatch) -> Commits:
+def commits(isolated: IsolatedSite, monkeypatch: pytest.MonkeyPatch) -> Commits:
     """Holds commits of the application whose Redis loses keys."""
-    return Commits(hurt.cache.writes, monkeypatch)
+    return Commits(isolated.cache.writes, monkeypatch)
 
 
-async def lose(hurt: Hurt, *names: str) -> None:
+async def lose(isolated: IsolatedSite, *names: str) -> None:
     """Delete keys of the epoch. Without names: all keys in Redis."""
-    redis: Any = Redis.from_url(f"redis://127.0.0.1:{hurt.port}/0")
+    redis: Any = Redis.from_url(f"redis://127.0.0.1:{isolated.port}/0")
     try:
         if names:
-            prefix = (await hurt.cache.epochs.read()).prefix
+            prefix = (await isolated.cache.epochs.read()).prefix
             await redis.delete(*(prefix + name for name in names))
         else:
             await redis.flushall()
@@ -77,12 +77,12 @@ async def lose(hurt: Hurt, *names: str) -> None:
         await redis.aclose()
 
 
-async def seen(hurt: Hurt, book: Book) -> tuple[str, list[int], int]:
+async def seen(isolated: IsolatedSite, book: Book) -> tuple[str, list[int], int]:
     """Read a book's genre, the books in History, and the total; each also from the cache."""
     for _ in range(2):
-        item = (await hurt.client.get(f"/api/books/{book.id}")).json()
-        shelf = (await hurt.client.get("/api/books?genre=History")).json()
-        total = (await hurt.client.get("/api/books")).json()["total"]
+        item = (await isolated.client.get(f"/api/books/{book.id}")).json()
+        shelf = (await isolated.client.get("/api/books?genre=History")).json()
+        total = (await isolated.client.get("/api/books")).json()["total"]
     return item["genre"], [row["id"] for row in shelf["items"]], total
 
 
@@ -90,12 +90,12 @@ async def seen(hurt: Hurt, book: Book) -> tuple[str, list[int], int]:
     "lost", ["", "gen", "writers", "book", "gen writers", "gen book", "writers book"]
 )
 async def test_reads_stay_exact_when_keys_are_lost_between_mark_and_commit(
-    hurt: Hurt, commits: Commits, lost: str
+    isolated: IsolatedSite, commits: Commits, lost: str
 ) -> None:
     """A change of a book and a new book, each held while keys vanish and readers fill."""
-    owner = await hurt.make.member()
-    book = await hurt.make.book(owner, genre="Fiction")
-    assert await seen(hurt, book) == ("Fiction", [], 1)
+    owner = await isolated.make.member()
+    book = await isolated.make.book(owner, genre="Fiction")
+    assert await seen(isolated, book) == ("Fiction", [], 1)
     names = {
         "gen": generation_key("book"),
         "writers": writers_key("book"),
@@ -103,57 +103,57 @@ async def test_reads_stay_exact_when_keys_are_lost_between_mark_and_commit(
     }
     keys = [names[name] for name in lost.split()]
     path, change = f"/api/books/{book.id}", {"genre": "History"}
-    async with commits.held(hurt.client.patch(path, json=change, headers=owner.headers)):
-        await lose(hurt, *keys)
-        assert await seen(hurt, book) == ("Fiction", [], 1)
-    assert await seen(hurt, book) == ("History", [book.id], 1)
+    async with commits.held(isolated.client.patch(path, json=change, headers=owner.headers)):
+        await lose(isolated, *keys)
+        assert await seen(isolated, book) == ("Fiction", [], 1)
+    assert await seen(isolated, book) == ("History", [book.id], 1)
     new = {"title": "New", "author": "A"}
-    async with commits.held(hurt.client.post("/api/books", json=new, headers=owner.headers)):
-        await lose(hurt, *keys)
-        assert await seen(hurt, book) == ("History", [book.id], 1)
-    assert await seen(hurt, book) == ("History", [book.id], 2)
-    assert (await hurt.cache.epochs.read()).on
+    async with commits.held(isolated.client.post("/api/books", json=new, headers=owner.headers)):
+        await lose(isolated, *keys)
+        assert await seen(isolated, book) == ("History", [book.id], 1)
+    assert await seen(isolated, book) == ("History", [book.id], 2)
+    assert (await isolated.cache.epochs.read()).on
 
 
 @pytest.mark.parametrize("first_marks_before_the_loss", [True, False])
 async def test_reads_stay_exact_when_overlapping_writes_lose_their_marks(
-    hurt: Hurt, commits: Commits, first_marks_before_the_loss: bool
+    isolated: IsolatedSite, commits: Commits, first_marks_before_the_loss: bool
 ) -> None:
     """The write that ends first cannot see the other write in Redis any more."""
-    owner = await hurt.make.member()
-    books = [await hurt.make.book(owner, genre="Fiction") for _ in range(2)]
+    owner = await isolated.make.member()
+    books = [await isolated.make.book(owner, genre="Fiction") for _ in range(2)]
     for book in books:
-        await seen(hurt, book)
+        await seen(isolated, book)
 
     def change(book: Book) -> Awaitable[httpx.Response]:
         path, body = f"/api/books/{book.id}", {"genre": "History"}
-        return hurt.client.patch(path, json=body, headers=owner.headers)
+        return isolated.client.patch(path, json=body, headers=owner.headers)
 
     async with commits.held(change(books[0])):
         if not first_marks_before_the_loss:
-            await lose(hurt)
+            await lose(isolated)
         async with commits.held(change(books[1])):
             if first_marks_before_the_loss:
-                await lose(hurt)
-            assert await seen(hurt, books[0]) == ("Fiction", [], 2)
-        assert await seen(hurt, books[1]) == ("History", [books[1].id], 2)
-    assert await seen(hurt, books[0]) == ("History", [books[1].id, books[0].id], 2)
+                await lose(isolated)
+            assert await seen(isolated, books[0]) == ("Fiction", [], 2)
+        assert await seen(isolated, books[1]) == ("History", [books[1].id], 2)
+    assert await seen(isolated, books[0]) == ("History", [books[1].id, books[0].id], 2)
 
 
 async def test_lost_marks_and_an_unconfirmed_clearing_turn_the_cache_off(
-    hurt: Hurt, commits: Commits, monkeypatch: pytest.MonkeyPatch
+    isolated: IsolatedSite, commits: Commits, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The write turns the cache off before its response: no mark keeps readers from old entries."""
-    owner = await hurt.make.member()
-    book = await hurt.make.book(owner, genre="Fiction")
+    owner = await isolated.make.member()
+    book = await isolated.make.book(owner, genre="Fiction")
     path, change = f"/api/books/{book.id}", {"genre": "History"}
 
     async def unanswered(*_: Any) -> None:
         raise TimeoutError
 
-    async with commits.held(hurt.client.patch(path, json=change, headers=owner.headers)):
-        await lose(hurt)
-        assert await seen(hurt, book) == ("Fiction", [], 1)
-        monkeypatch.setattr(hurt.cache.store, "unmark", unanswered)
-    assert await seen(hurt, book) == ("History", [book.id], 1)
-    assert not (await hurt.cache.epochs.read()).on
+    async with commits.held(isolated.client.patch(path, json=change, headers=owner.headers)):
+        await lose(isolated)
+        assert await seen(isolated, book) == ("Fiction", [], 1)
+        monkeypatch.setattr(isolated.cache.store, "unmark", unanswered)
+    assert await seen(isolated, book) == ("History", [book.id], 1)
+    assert not (await isolated.cache.epochs.read()).on

@@ -18,7 +18,7 @@ from service.cache.store import AnotherStoreError
 from service.db import migrations
 from service.db.database import Database
 from service.models import Book
-from tests.conftest import Hurt, free_port, fresh_database, settings_for
+from tests.conftest import IsolatedSite, free_port, fresh_database, settings_for
 
 BACK = 60  # seconds in which a short recovery comes, on a busy machine
 
@@ -31,89 +31,92 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @asynccontextmanager
-async def redis_of(hurt: Hurt) -> AsyncIterator[Any]:
+async def redis_of(isolated: IsolatedSite) -> AsyncIterator[Any]:
     """Return a client of its Redis."""
-    client: Any = Redis.from_url(f"redis://127.0.0.1:{hurt.port}/0")
+    client: Any = Redis.from_url(f"redis://127.0.0.1:{isolated.port}/0")
     try:
         yield client
     finally:
         await client.aclose()
 
 
-async def set_title(hurt: Hurt, book: Book, title: str) -> None:
+async def set_title(isolated: IsolatedSite, book: Book, title: str) -> None:
     """Change a book."""
 
     async def work(db: Any) -> None:
         (await db.get(Book, book.id)).title = title
 
-    await hurt.site.database.write(work)
+    await isolated.site.database.write(work)
 
 
-async def title_of(hurt: Hurt, book: Book) -> str:
+async def title_of(isolated: IsolatedSite, book: Book) -> str:
     """Read the title of a book over HTTP."""
-    title: str = (await hurt.client.get(f"/api/books/{book.id}")).json()["title"]
+    title: str = (await isolated.client.get(f"/api/books/{book.id}")).json()["title"]
     return title
 
 
-async def test_a_demoted_master_turns_the_cache_off(hurt: Hurt, short: None) -> None:
+async def test_a_demoted_master_turns_the_cache_off(isolated: IsolatedSite, short: None) -> None:
     """It replies under the same run id as before, and its data may be old."""
-    book = await hurt.make.book()
-    assert [await title_of(hurt, book) for _ in range(2)] == [book.title] * 2
-    before = await hurt.cache.epochs.read()
-    async with redis_of(hurt) as redis:
+    book = await isolated.make.book()
+    assert [await title_of(isolated, book) for _ in range(2)] == [book.title] * 2
+    before = await isolated.cache.epochs.read()
+    async with redis_of(isolated) as redis:
         await redis.replicaof("127.0.0.1", str(free_port()))
         async with asyncio.timeout(BACK):
-            while hurt.cache.lease.lease() is not None:  # there was no write: the lease has checked
+            # There was no write: the lease has checked.
+            while isolated.cache.lease.lease() is not None:
                 await asyncio.sleep(0.05)
-        await set_title(hurt, book, "New")
-        assert await title_of(hurt, book) == "New"
+        await set_title(isolated, book, "New")
+        assert await title_of(isolated, book) == "New"
         await redis.replicaof("NO", "ONE")
-    await hurt.until(on=True)
-    after = await hurt.cache.epochs.read()
+    await isolated.until(on=True)
+    after = await isolated.cache.epochs.read()
     assert after.run_id != before.run_id, "a history of its own"
-    assert await title_of(hurt, book) == "New"
+    assert await title_of(isolated, book) == "New"
 
 
-async def test_a_full_redis_keeps_the_cache_off_until_it_has_room(hurt: Hurt, short: None) -> None:
-    book = await hurt.make.book()
-    async with redis_of(hurt) as redis:
+async def test_a_full_redis_keeps_the_cache_off_until_it_has_room(
+    isolated: IsolatedSite, short: None
+) -> None:
+    book = await isolated.make.book()
+    async with redis_of(isolated) as redis:
         await redis.config_set("maxmemory", "1")
-        await set_title(hurt, book, "New")
-        assert await title_of(hurt, book) == "New"
-        assert not (await hurt.cache.epochs.read()).on
+        await set_title(isolated, book, "New")
+        assert await title_of(isolated, book) == "New"
+        assert not (await isolated.cache.epochs.read()).on
         await asyncio.sleep(2.5)  # five checks of a Redis that replies
-        assert not (await hurt.cache.epochs.read()).on
+        assert not (await isolated.cache.epochs.read()).on
         await redis.config_set("maxmemory", "0")
-    await hurt.until(on=True)
-    assert await title_of(hurt, book) == "New"
+    await isolated.until(on=True)
+    assert await title_of(isolated, book) == "New"
 
 
-async def test_recovery_waits_for_writes_without_marks(hurt: Hurt, short: None) -> None:
+async def test_recovery_waits_for_writes_without_marks(isolated: IsolatedSite, short: None) -> None:
     """It comes after the last such write, however many attempts have failed."""
-    async with hurt.site.database.writer.connect() as connection:
+    async with isolated.site.database.writer.connect() as connection:
         await connection.execute(text(f"SELECT pg_advisory_xact_lock_shared({UNMARKED_LOCK})"))
-        await hurt.cache.epochs.begin_epoch()
+        await isolated.cache.epochs.begin_epoch()
         await asyncio.sleep(2.5)
-        assert not (await hurt.cache.epochs.read()).on
+        assert not (await isolated.cache.epochs.read()).on
     async with asyncio.timeout(BACK):
-        while not (await hurt.cache.epochs.read()).on:
+        while not (await isolated.cache.epochs.read()).on:
             await asyncio.sleep(0.1)
 
 
 async def test_a_write_sets_marks_if_a_recovery_begins_under_it(
-    hurt: Hurt, monkeypatch: pytest.MonkeyPatch
+    isolated: IsolatedSite, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The write saw the cache off; before it held off recovery, the cache was on again."""
-    book = await hurt.make.book()
-    database, epochs = hurt.site.database, hurt.cache.epochs
+    book = await isolated.make.book()
+    database, epochs = isolated.site.database, isolated.cache.epochs
     await epochs.begin_epoch()
-    marks = hurt.cache.counters.marks
+    marks = isolated.cache.counters.marks
     recovered: list[bool] = []
 
     async def late(db: Any) -> None:
         if not recovered:
             state = await epochs.read()
-            recovered.append(await epochs.recover(state, await hurt.cache.store.identify()))
+            recovered.append(await epochs.recover(state, await isolated.cache.store.identify()))
         await hold_off_recovery(db)
 
     monkeypatch.setattr(invalidation, "hold_off_recovery", late)
@@ -124,26 +127,28 @@ async def test_a_write_sets_marks_if_a_recovery_begins_under_it(
     await epochs.settle()
     await database.write(work)
     assert recovered == [True]
-    assert hurt.cache.counters.marks == marks + 1
-    assert await title_of(hurt, book) == "New"
+    assert isolated.cache.counters.marks == marks + 1
+    assert await title_of(isolated, book) == "New"
 
 
-async def test_a_write_by_raw_sql_turns_the_cache_off(hurt: Hurt) -> None:
+async def test_a_write_by_raw_sql_turns_the_cache_off(isolated: IsolatedSite) -> None:
     """Octavo does not parse a statement to learn which rows it changes."""
-    book = await hurt.make.book()
-    assert [await title_of(hurt, book) for _ in range(2)] == [book.title] * 2
+    book = await isolated.make.book()
+    assert [await title_of(isolated, book) for _ in range(2)] == [book.title] * 2
 
     async def work(db: Any) -> None:
         await db.execute(text("UPDATE books SET title = 'New', version = version + 1"))
 
-    await hurt.site.database.write(work)
-    assert not (await hurt.cache.epochs.read()).on
-    assert await title_of(hurt, book) == "New"
+    await isolated.site.database.write(work)
+    assert not (await isolated.cache.epochs.read()).on
+    assert await title_of(isolated, book) == "New"
 
 
-async def test_the_isolation_of_writes_does_not_depend_on_the_database(hurt: Hurt) -> None:
+async def test_the_isolation_of_writes_does_not_depend_on_the_database(
+    isolated: IsolatedSite,
+) -> None:
     """In another isolation a write would read the row of the epoch as it was when it began."""
-    database = hurt.site.database
+    database = isolated.site.database
     async with database.writer.connect() as connection:
         name = (await connection.execute(text("SELECT current_database()"))).scalar()
         await connection.exec_driver_sql(
@@ -158,8 +163,8 @@ async def test_the_isolation_of_writes_does_not_depend_on_the_database(hurt: Hur
     assert await database.write(level) == "read committed"
 
 
-async def test_the_wait_for_the_epochs_connection_has_a_timeout(hurt: Hurt) -> None:
-    epochs = hurt.cache.epochs
+async def test_the_wait_for_the_epochs_connection_has_a_timeout(isolated: IsolatedSite) -> None:
+    epochs = isolated.cache.epochs
     async with epochs._turn:  # private: only a statement under way holds it
         with pytest.raises(TimeoutError):
             await epochs._query("SELECT 1", 0.1)  # private: public queries wait for 2 s

@@ -20,7 +20,7 @@ from service.cache.redis_store import MARK, UNMARK, RedisStore
 from service.cache.store import AnotherStoreError, MemoryStore, Store
 
 GEN, WRITERS = generation_key("book"), writers_key("book")
-SECONDS = 30.0  # of a value or a lease: no key expires during a test
+LIFETIME_SECONDS = 30.0  # of a value or a lease: no key expires during a test
 
 
 @pytest.fixture(params=["memory", "redis"])
@@ -58,8 +58,8 @@ async def prefix(request: pytest.FixtureRequest, redis_url: str) -> str:
 async def test_a_reader_fills_a_key_under_its_lease(store: Store, prefix: str) -> None:
     key, lease = f"{prefix}book:1", new_lease()
     assert await store.get(key) is None
-    assert await store.add(key, lease, SECONDS)
-    assert not await store.add(key, new_lease(), SECONDS)
+    assert await store.add(key, lease, LIFETIME_SECONDS)
+    assert not await store.add(key, new_lease(), LIFETIME_SECONDS)
     assert not await store.replace(key, b"of another", 3.0, new_lease())
     assert await store.replace(key, b"mine", 3.0, lease)
     assert await store.get(key) == b"mine"
@@ -67,9 +67,9 @@ async def test_a_reader_fills_a_key_under_its_lease(store: Store, prefix: str) -
 
 async def test_several_keys_are_leased_and_filled_in_one_step(store: Store, prefix: str) -> None:
     keys, lease = [f"{prefix}book:{n}" for n in range(3)], new_lease()
-    assert await store.add(keys[1], b"taken", SECONDS)
-    assert await store.lease(keys, lease, SECONDS) == [True, False, True]
-    values = [(key, b"new", SECONDS) for key in keys]
+    assert await store.add(keys[1], b"taken", LIFETIME_SECONDS)
+    assert await store.lease(keys, lease, LIFETIME_SECONDS) == [True, False, True]
+    values = [(key, b"new", LIFETIME_SECONDS) for key in keys]
     assert await store.fill(values, lease) == 2
     assert await store.get_many(keys) == [b"new", b"taken", b"new"]
     assert await store.fill(values) == 3
@@ -78,7 +78,7 @@ async def test_several_keys_are_leased_and_filled_in_one_step(store: Store, pref
 
 async def test_a_mark_ends_a_lease(store: Store, prefix: str) -> None:
     key, lease = f"{prefix}book:1", new_lease()
-    await store.add(key, lease, SECONDS)
+    await store.add(key, lease, LIFETIME_SECONDS)
     await store.mark(prefix, ["book:1"], "writer", lists=[])
     assert not await store.replace(key, b"old", 3.0, lease)
     await store.unmark(prefix, ["book:1"], "writer", lists=[])
@@ -94,14 +94,14 @@ async def test_the_mark_of_another_write_stays(store: Store, prefix: str) -> Non
 
 
 async def test_clearing_deletes_a_value_without_a_mark(store: Store, prefix: str) -> None:
-    await store.add(f"{prefix}book:1", b"V\nof a mark that was lost", SECONDS)
+    await store.add(f"{prefix}book:1", b"V\nof a mark that was lost", LIFETIME_SECONDS)
     await store.unmark(prefix, ["book:1"], "writer", lists=[])
     assert await store.get(f"{prefix}book:1") is None
 
 
 async def test_there_is_no_generation_during_a_write(store: Store, prefix: str) -> None:
     key = prefix + GEN
-    await store.add(key, new_generation(), SECONDS)
+    await store.add(key, new_generation(), LIFETIME_SECONDS)
     await store.mark(prefix, [], "first", lists=["book"])
     await store.mark(prefix, [], "second", lists=["book"])
     await store.unmark(prefix, [], "second", lists=["book"])
@@ -161,11 +161,11 @@ async def test_all_kinds_are_marked_and_cleared_in_one_step(
 
 async def test_a_sweep_deletes_only_values(store: Store, prefix: str) -> None:
     for name in ("book:1", "list:1"):
-        await store.add(prefix + name, Entry(b"1", b"{}").write(name), SECONDS)
-    await store.add(f"{prefix}book:2", new_lease(), SECONDS)
+        await store.add(prefix + name, Entry(b"1", b"{}").write(name), LIFETIME_SECONDS)
+    await store.add(f"{prefix}book:2", new_lease(), LIFETIME_SECONDS)
     await store.mark(prefix, ["book:3"], "writer", lists=["book"])
     await store.generation(prefix, "review")
-    await store.aio.add("octavo:limit:somebody", b"V\nof another user", ttl=SECONDS)
+    await store.aio.add("octavo:limit:somebody", b"V\nof another user", ttl=LIFETIME_SECONDS)
     assert await store.sweep(prefix) == 2
     names = ("book:1", "book:2", "book:3", GEN, generation_key("review"))
     left = await store.get_many([prefix + name for name in names])
@@ -176,8 +176,8 @@ async def test_a_sweep_deletes_only_values(store: Store, prefix: str) -> None:
 
 async def test_every_key_expires(redis_url: str, redis_store: RedisStore, prefix: str) -> None:
     await redis_store.mark(prefix, ["book:1"], "writer", lists=["book"])
-    await redis_store.fill([(f"{prefix}list:1", b"V", SECONDS)])
-    await redis_store.lease([f"{prefix}book:2"], new_lease(), SECONDS)
+    await redis_store.fill([(f"{prefix}list:1", b"V", LIFETIME_SECONDS)])
+    await redis_store.lease([f"{prefix}book:2"], new_lease(), LIFETIME_SECONDS)
     redis: Any
     async with Redis.from_url(redis_url) as redis:
         keys = [key async for key in redis.scan_iter(f"{prefix}*")]

@@ -11,7 +11,7 @@ from service.cache import Counters, circuit_breaker
 from service.cache.circuit_breaker import TIMES, WITHIN, CircuitBreaker
 from tests.fake_clock import Clock
 
-PAUSE = 0.01
+PROBE_INTERVAL_SECONDS = 0.01
 
 
 class Redis:
@@ -41,7 +41,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     """The clock of the circuit breaker, whose probes follow each other quickly."""
     clock = Clock()
     monkeypatch.setattr(circuit_breaker, "time", clock)
-    monkeypatch.setattr(circuit_breaker, "PAUSE", PAUSE)
+    monkeypatch.setattr(circuit_breaker, "PROBE_INTERVAL_SECONDS", PROBE_INTERVAL_SECONDS)
     monkeypatch.setattr(circuit_breaker, "PROBE_SECONDS", 30.0)
     return clock
 
@@ -107,7 +107,7 @@ async def test_it_stays_open_while_probes_fail_and_closes_after_one_that_succeed
     redis.error = None
     await until_closed(breaker)
     probes = redis.probes
-    await asyncio.sleep(5 * PAUSE)
+    await asyncio.sleep(5 * PROBE_INTERVAL_SECONDS)
     assert redis.probes == probes, "a closed circuit breaker sends no probe"
 
 

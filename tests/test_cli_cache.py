@@ -4,7 +4,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.conftest import Hurt
+from tests.conftest import IsolatedSite
 from tests.test_cache import HIT, cache_of, status
 from tests.test_cli import empty_url, octavo, served
 
@@ -46,45 +46,49 @@ async def test_without_redis_a_second_process_of_a_database_does_not_start(
         assert "set REDIS_URL" in message
 
 
-async def test_a_cache_in_redis_is_shown_cleared_and_bumped(hurt: Hurt, tmp_path: Path) -> None:
-    book = await hurt.make.book(await hurt.make.member())
+async def test_a_cache_in_redis_is_shown_cleared_and_bumped(
+    isolated: IsolatedSite, tmp_path: Path
+) -> None:
+    book = await isolated.make.book(await isolated.make.member())
     settings = {
-        "DEV_DATABASE_URL": hurt.site.database.url.render_as_string(hide_password=False),
-        "REDIS_URL": f"redis://127.0.0.1:{hurt.port}/0",
+        "DEV_DATABASE_URL": isolated.site.database.url.render_as_string(hide_password=False),
+        "REDIS_URL": f"redis://127.0.0.1:{isolated.port}/0",
     }
     path = f"/api/books/{book.id}"
     for target in (path, path, "/api/books", "/api/books"):
-        await status(hurt.client, target)
+        await status(isolated.client, target)
     code, out, _ = await octavo(tmp_path, "cache", "stats", **settings)
     assert (code, out.splitlines()[0]) == (0, "The cache is on, epoch 1")
     assert out.splitlines()[2:] == ["  book: 1", "  gen: 1", "  list: 2"]
     assert await octavo(tmp_path, "cache", "clear", **settings) == (0, "3 entries deleted\n", "")
     for target in (path, "/api/books"):
-        assert await status(hurt.client, target) != HIT
-    async with hurt.site.database.writer.begin() as connection:  # with another tool
+        assert await status(isolated.client, target) != HIT
+    async with isolated.site.database.writer.begin() as connection:  # with another tool
         await connection.exec_driver_sql("UPDATE books SET title = 'By hand'")
-    assert (await hurt.client.get(path)).json()["title"] == book.title
+    assert (await isolated.client.get(path)).json()["title"] == book.title
     code, out, err = await octavo(tmp_path, "cache", "bump", **settings)  # the old name
     assert (code, out) == (0, "The cache is off; its entries are never used again\n")
     assert err == "octavo cache bump is called octavo cache disable now\n"
-    assert (await hurt.client.get(path)).json()["title"] == "By hand"
-    hurt.server.stop()
+    assert (await isolated.client.get(path)).json()["title"] == "By hand"
+    isolated.server.stop()
     for words in (("clear",), ("stats",)):
         code, _, err = await octavo(tmp_path, "cache", *words, **settings)
         assert (code, err) == (0, ""), "the cache is off, so Redis is not needed"
 
 
-async def test_imported_books_are_seen_by_a_running_server(hurt: Hurt, tmp_path: Path) -> None:
+async def test_imported_books_are_seen_by_a_running_server(
+    isolated: IsolatedSite, tmp_path: Path
+) -> None:
     """Every write of the command line turns the cache off first."""
     settings = {
-        "DEV_DATABASE_URL": hurt.site.database.url.render_as_string(hide_password=False),
-        "REDIS_URL": f"redis://127.0.0.1:{hurt.port}/0",
+        "DEV_DATABASE_URL": isolated.site.database.url.render_as_string(hide_password=False),
+        "REDIS_URL": f"redis://127.0.0.1:{isolated.port}/0",
     }
-    await hurt.make.book(await hurt.make.member())
-    assert [await status(hurt.client, "/api/books") for _ in range(2)][-1] == HIT
+    await isolated.make.book(await isolated.make.member())
+    assert [await status(isolated.client, "/api/books") for _ in range(2)][-1] == HIT
     (tmp_path / "more.csv").write_text("title,author\nNew,A\n")
     code, out, err = await octavo(tmp_path, "import-books", "more.csv", **settings)
     assert code == 0, out + err
-    assert (await hurt.client.get("/api/books")).json()["total"] == 2
-    assert not (await hurt.cache.epochs.read()).on
-    assert cache_of(hurt.site).lease.lease() is None
+    assert (await isolated.client.get("/api/books")).json()["total"] == 2
+    assert not (await isolated.cache.epochs.read()).on
+    assert cache_of(isolated.site).lease.lease() is None

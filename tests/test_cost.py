@@ -27,9 +27,9 @@ pytestmark = pytest.mark.no_cover  # tracing multiplies the cost
 
 CASES = int(os.environ.get("FUZZ_CASES", "0"))
 EXAMPLES = max(5, CASES // 250)  # for each place of each operation
-MOST_MS = 5.0  # of CPU time for 64 KiB, on an idle machine
-MOST_RATIO = 3.0
-MOST_BYTES = 8_192
+MAX_CPU_MS = 5.0  # of CPU time for 64 KiB, on an idle machine
+MAX_RATIO = 3.0
+MAX_BYTES = 8_192
 N = 60_000
 
 
@@ -61,10 +61,10 @@ def test_the_most_expensive_request_of_every_operation_is_cheap(search: Search) 
             small = min(search.valid_ms(Case.of(operation), is_warm=False) for _ in range(5))
             excesses.append(search.measure(costliest.case, 10).per_unit - small)
         ratio = search.ratio(costliest.case, 5)
-        if ratio > MOST_RATIO:
+        if ratio > MAX_RATIO:
             ratio = search.ratio(costliest.case, 15)  # the first ratio may be noise
         ratios.append((ratio, str(costliest)))
-    worst = [search.measure(each.case, 10) for each in worst if each.per_unit > MOST_MS / 3]
+    worst = [search.measure(each.case, 10) for each in worst if each.per_unit > MAX_CPU_MS / 3]
     worst.sort(key=lambda each: each.per_unit, reverse=True)
     print(f"{search.requests} requests, the largest error {search.largest} bytes. The costliest:")
     print(*worst[:10], sep="\n")
@@ -72,9 +72,9 @@ def test_the_most_expensive_request_of_every_operation_is_cheap(search: Search) 
     print(
         *(f"{ratio:.2f} {result}" for ratio, result in sorted(ratios, reverse=True)[:10]), sep="\n"
     )
-    assert search.largest <= MOST_BYTES
-    assert max(ratios)[0] <= MOST_RATIO
-    assert not CASES or max(excesses) <= MOST_MS
+    assert search.largest <= MAX_BYTES
+    assert max(ratios)[0] <= MAX_RATIO
+    assert not CASES or max(excesses) <= MAX_CPU_MS
 
 
 def body(text: bytes) -> Callable[[Case], None]:
@@ -180,12 +180,12 @@ def test_a_shape_that_was_expensive_costs_no_more_than_an_ordinary_request(
     for mistake in mistakes:
         mistake(ordinary)
     cost = search.measure(case, 1).cost
-    assert len(cost.head) + len(cost.body) <= MOST_BYTES
+    assert len(cost.head) + len(cost.body) <= MAX_BYTES
     ratio = search.ratio(case, 5, ordinary)
-    if ratio > MOST_RATIO:
+    if ratio > MAX_RATIO:
         ratio = search.ratio(case, 25, ordinary)
     print(f"{cost.status} in {cost.ms:.2f} ms, {ratio:.2f} times an ordinary request")
-    assert ratio <= MOST_RATIO
+    assert ratio <= MAX_RATIO
 
 
 def test_a_head_in_single_bytes_costs_in_proportion_to_its_length(search: Search) -> None:

@@ -17,7 +17,7 @@ from quart_rate_limiter import rate_limit
 from sqlalchemy import text
 
 from service.limits import identity
-from service.limits.identity import MOST_REVOKED
+from service.limits.identity import REVOKED_CACHE_SIZE
 from tests.conftest import Site, patient_client, serving, settings_for
 from tests.factories import Factory
 from tests.http_client import assert_problem
@@ -229,13 +229,13 @@ async def test_a_bounded_number_of_revoked_tokens_is_remembered_for_a_while(
     monkeypatch.setattr(identity, "REVOKED_SECONDS", -1.0)
     revoked = identities._revoked  # private: no request shows its size
     revoked.clear()
-    revoked |= dict.fromkeys(range(MOST_REVOKED), (0.0, ""))
+    revoked |= dict.fromkeys(range(REVOKED_CACHE_SIZE), (0.0, ""))
     try:
         await cache.clear()
         for _ in range(5):
             assert (await client.get("/none", headers=member.headers)).status_code == 401
         assert reads > 1, "it is remembered no longer than REVOKED_SECONDS"
-        assert len(revoked) == MOST_REVOKED
+        assert len(revoked) == REVOKED_CACHE_SIZE
     finally:
         revoked.clear()
 

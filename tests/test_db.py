@@ -143,8 +143,8 @@ async def test_clients_that_disconnect_during_a_write_leave_whole_books_and_no_u
     assert response.status_code == 201
     listed = (await client.get("/api/books?per_page=100")).json()
     assert listed["total"] == len(listed["items"]) <= 81
-    while units := site.database._units:  # private: a write without a client shows nowhere else
-        await asyncio.wait(units)
+    while transactions := site.database.transactions:  # of clients that have gone
+        await asyncio.wait(transactions)
     async with asyncio.timeout(30):  # for the work of the server after its last response
         while site.database.in_use:
             await asyncio.sleep(0.01)

@@ -15,7 +15,7 @@ from tests.conftest import Site
 from tests.factories import PASSWORD
 
 DOCS = Path(__file__).parents[1] / "docs"
-MOST_LINES, MOST_WIDTH = 5, 100  # of a decision
+MAX_LINES, MAX_WIDTH = 5, 100  # of a decision
 TIMEOUT_MS = 60_000
 PHONE = {"width": 390, "height": 844}
 ALONE = (  # no sandbox, which root cannot have, and no requests of the browser itself
@@ -34,8 +34,8 @@ def test_decisions_are_short() -> None:
     for decision in decisions:
         title, *body = decision.partition("\n## ")[0].splitlines()
         lines = [line for line in body if line.strip()]
-        assert 1 <= len(lines) <= MOST_LINES, title
-        assert max(map(len, lines)) <= MOST_WIDTH, title
+        assert 1 <= len(lines) <= MAX_LINES, title
+        assert max(map(len, lines)) <= MAX_WIDTH, title
 
 
 def test_the_glossary_is_sorted() -> None:

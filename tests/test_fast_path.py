@@ -25,7 +25,7 @@ from service.cache import ListResult
 from service.cache.lists import Lists
 from service.errors import ServiceUnavailableError, UnauthorizedError
 from service.fast_path.lookup import PreparedResponse, Route
-from service.fast_path.remembered import LARGEST, MOST, RememberedList, RememberedLists
+from service.fast_path.remembered import MAX_BODY_BYTES, MAX_PAGES, RememberedList, RememberedLists
 from service.http import requests
 from service.http.context import KEY, RequestContext
 from tests.conftest import Site, settings_for, visiting
@@ -345,11 +345,11 @@ async def test_remembered_pages_are_bounded_in_number_size_and_age() -> None:
         ready = PreparedResponse("tag", b"", b"", b"x" * size)
         return RememberedList(Route("", "", None), ready, listing, ListResult((), 0, None, "hit"))
 
-    for n in range(MOST + 10):
+    for n in range(MAX_PAGES + 10):
         pages.put((b"%d" % n, b"", b""), page(1))
     assert pages.get((b"9", b"", b"")) is None
     assert pages.get((b"10", b"", b"")) is not None
-    pages.put((b"large", b"", b""), page(LARGEST + 1))
+    pages.put((b"large", b"", b""), page(MAX_BODY_BYTES + 1))
     assert pages.get((b"large", b"", b"")) is None
     expired = RememberedLists(-1)
     expired.put((b"", b"", b""), page(1))

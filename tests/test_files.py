@@ -17,7 +17,7 @@ import httpx
 import pytest
 
 from service import files, logs
-from service.logs import MOST_WAITING, written
+from service.logs import MAX_WAITING_RECORDS, written
 from tests.conftest import SECRET, settings_for
 from tests.http_client import TIMEOUT
 from tests.test_cli import octavo, served
@@ -206,9 +206,9 @@ def test_lines_that_cannot_be_written_are_bounded() -> None:
     logger = logging.Logger("test")
     with written(logger, {"stuck": Stuck(logging.Formatter())}) as thread:
         try:
-            for n in range(2 * MOST_WAITING):
+            for n in range(2 * MAX_WAITING_RECORDS):
                 logger.info("line %d", n)
-            assert thread.queue.qsize() <= MOST_WAITING
+            assert thread.queue.qsize() <= MAX_WAITING_RECORDS
         finally:
             release.set()
         while thread.queue.qsize():
@@ -217,4 +217,4 @@ def test_lines_that_cannot_be_written_are_bounded() -> None:
     assert lines[0] == "line 0"
     assert lines[-1] == "the last line"
     assert "lines were dropped" in lines[-2]
-    assert len(lines) < 2 * MOST_WAITING
+    assert len(lines) < 2 * MAX_WAITING_RECORDS

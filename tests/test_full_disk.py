@@ -213,7 +213,7 @@ def check_metrics_file(folder: Path, opened: ExitStack) -> None:
         values.write_value(f"a name of some length {n}" * 8, float(n), 0.0)
     status = path.stat()
     assert status.st_size == values._capacity  # private: the size that it has reserved
-    assert status.st_size > metrics_files.SIZE
+    assert status.st_size > metrics_files.NEW_FILE_BYTES
     assert status.st_blocks * 512 >= status.st_size, "not sparse"
     assert status.st_mode & 0o777 == 0o600
     with files_up_to(0):

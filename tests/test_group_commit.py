@@ -15,7 +15,7 @@ from sqlalchemy.exc import DBAPIError
 from service.books import service
 from service.books.service import book_values
 from service.db import engines, group_commit
-from service.db.group_commit import MOST, UNDER_WAY, GroupCommit, RetryAloneError
+from service.db.group_commit import MAX_GROUP_SIZE, MAX_TRANSACTIONS, GroupCommit, RetryAloneError
 from service.models import User
 from tests.conftest import Site, patient_client, serving, settings_for
 from tests.factories import Factory, Member
@@ -42,7 +42,7 @@ FIELDS: list[dict[str, Any]] = [
 class FakeDatabase:
     """Stands in for a database: records each transaction, and lets it wait or fail.
 
-    error: what each transaction raises, if it has several items or runs `apart`.
+    error: what each transaction raises, if it has several items or runs `alone`.
     """
 
     def __init__(self) -> None:
@@ -50,7 +50,7 @@ class FakeDatabase:
         self.may_end = asyncio.Event()
         self.refused: set[int] = set()
         self.error: DBAPIError | None = None
-        self.commit = GroupCommit[int, str](self.begin, self.together)
+        self.commit = GroupCommit[int, str](self.begin, self.write_group)
 
     def begin(self, work: Any) -> asyncio.Task[Any]:
         """Begin a transaction."""
@@ -59,10 +59,10 @@ class FakeDatabase:
     async def occupy(self) -> list[asyncio.Task[str]]:
         """Begin as many transactions of one item as may be under way."""
         writes = []
-        for n in range(UNDER_WAY):
+        for n in range(MAX_TRANSACTIONS):
             writes.append(asyncio.create_task(self.commit.write(n)))
             await self.has_groups(n + 1)
-        assert self.groups == [[n] for n in range(UNDER_WAY)]
+        assert self.groups == [[n] for n in range(MAX_TRANSACTIONS)]
         return writes
 
     async def has_groups(self, number: int) -> None:
@@ -71,14 +71,14 @@ class FakeDatabase:
             while len(self.groups) < number:
                 await asyncio.sleep(0)
 
-    async def together(self, _: Any, numbers: Sequence[int], apart: bool) -> list[str]:
+    async def write_group(self, _: Any, numbers: Sequence[int], alone: bool) -> list[str]:
         """Write numbers as text."""
         self.groups.append(list(numbers))
         await self.may_end.wait()
-        if self.error is not None and (len(numbers) > 1 or apart):
+        if self.error is not None and (len(numbers) > 1 or alone):
             raise self.error
         if refused := {place for place, n in enumerate(numbers) if n in self.refused}:
-            raise LookupError(numbers[0]) if apart else RetryAloneError(refused)
+            raise LookupError(numbers[0]) if alone else RetryAloneError(refused)
         return [str(n) for n in numbers]
 
 
@@ -164,7 +164,7 @@ async def test_a_user_who_signs_out_meanwhile_is_refused_alone(
     gone, busy = await make.member(), await make.member()
     others = [await make.member() for _ in range(8)]
     locked, arrived, go_on = asyncio.Event(), asyncio.Event(), asyncio.Event()
-    senders = [busy] * UNDER_WAY + [*others, gone, gone]
+    senders = [busy] * MAX_TRANSACTIONS + [*others, gone, gone]
     number = 0
     write = GroupCommit.write
 
@@ -193,10 +193,11 @@ async def test_a_user_who_signs_out_meanwhile_is_refused_alone(
         go_on.set()
     await signing_out
     responses = await asyncio.gather(*posts)
-    assert [response.status_code for response in responses] == [201] * (UNDER_WAY + 8) + [401] * 2
+    statuses = [response.status_code for response in responses]
+    assert statuses == [201] * (MAX_TRANSACTIONS + 8) + [401] * 2
     for member, response in zip(senders[:-2], responses, strict=False):
         assert response.json()["user_id"] == member.id
-    assert (await client.get("/api/books")).json()["total"] == UNDER_WAY + 8
+    assert (await client.get("/api/books")).json()["total"] == MAX_TRANSACTIONS + 8
 
 
 async def test_a_locked_user_delays_no_other_user(patient: Patient) -> None:
@@ -250,12 +251,17 @@ async def test_items_that_arrive_during_a_transaction_share_the_next_transaction
     monkeypatch.setattr(group_commit, "SLOW_SECONDS", 60.0)  # no further transaction begins
     database = FakeDatabase()
     writes = await database.occupy()
-    writes += [asyncio.create_task(database.commit.write(n)) for n in range(UNDER_WAY, 2 * MOST)]
+    writes += [
+        asyncio.create_task(database.commit.write(n))
+        for n in range(MAX_TRANSACTIONS, 2 * MAX_GROUP_SIZE)
+    ]
     await next_ticks()
-    assert len(database.groups) == UNDER_WAY
+    assert len(database.groups) == MAX_TRANSACTIONS
     database.may_end.set()
-    assert await asyncio.gather(*writes) == [str(n) for n in range(2 * MOST)]
-    assert database.groups[UNDER_WAY] == list(range(UNDER_WAY, UNDER_WAY + MOST))
+    assert await asyncio.gather(*writes) == [str(n) for n in range(2 * MAX_GROUP_SIZE)]
+    assert database.groups[MAX_TRANSACTIONS] == list(
+        range(MAX_TRANSACTIONS, MAX_TRANSACTIONS + MAX_GROUP_SIZE)
+    )
     assert all(group[-1] + 1 == following[0] for group, following in pairwise(database.groups))
 
 
@@ -268,9 +274,12 @@ async def next_ticks() -> None:
 async def test_items_of_one_tick_share_a_transaction() -> None:
     database = FakeDatabase()
     database.may_end.set()
-    writes = [asyncio.create_task(database.commit.write(n)) for n in range(MOST + 3)]
-    assert await asyncio.gather(*writes) == [str(n) for n in range(MOST + 3)]
-    assert database.groups == [list(range(MOST)), list(range(MOST, MOST + 3))]
+    writes = [asyncio.create_task(database.commit.write(n)) for n in range(MAX_GROUP_SIZE + 3)]
+    assert await asyncio.gather(*writes) == [str(n) for n in range(MAX_GROUP_SIZE + 3)]
+    assert database.groups == [
+        list(range(MAX_GROUP_SIZE)),
+        list(range(MAX_GROUP_SIZE, MAX_GROUP_SIZE + 3)),
+    ]
 
 
 async def test_a_further_transaction_begins_if_those_under_way_are_slow() -> None:
@@ -283,7 +292,7 @@ async def test_a_further_transaction_begins_if_those_under_way_are_slow() -> Non
             results = await asyncio.gather(database.commit.write(7), database.commit.write(8))
         assert list(results) == ["7", "8"]
         assert not any(write.done() for write in slow)
-        assert database.groups[UNDER_WAY:] == [[7, 8]]
+        assert database.groups[MAX_TRANSACTIONS:] == [[7, 8]]
     finally:
         slow_may_end.set()
     await asyncio.gather(*slow)
@@ -323,13 +332,13 @@ async def test_an_error_of_the_whole_group_is_not_retried_item_by_item(
 async def test_a_cancelled_caller_cancels_no_other_write() -> None:
     database = FakeDatabase()
     writes = await database.occupy()
-    writes += [asyncio.create_task(database.commit.write(UNDER_WAY + n)) for n in range(3)]
+    writes += [asyncio.create_task(database.commit.write(MAX_TRANSACTIONS + n)) for n in range(3)]
     await next_ticks()
     writes[0].cancel()
-    writes[UNDER_WAY].cancel()
+    writes[MAX_TRANSACTIONS].cancel()
     database.may_end.set()
     results = await asyncio.gather(*writes, return_exceptions=True)
-    cancelled = {0, UNDER_WAY}
+    cancelled = {0, MAX_TRANSACTIONS}
     assert [isinstance(result, asyncio.CancelledError) for result in results] == [
         n in cancelled for n in range(len(writes))
     ]

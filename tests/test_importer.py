@@ -20,7 +20,7 @@ from service.cli import cli
 from service.db import migrations
 from service.db.database import Database
 from service.importer.interrupt import Interrupt
-from service.importer.loader import BATCH, Loader
+from service.importer.loader import BATCH_SIZE, Loader
 from service.importer.sources import SourceError
 from service.models import Book, BookCount, ImportedRecord
 from service.sample_data.generated import generated_books
@@ -161,7 +161,7 @@ async def test_an_import_that_was_stopped_can_be_run_again(
     assert process.returncode == (130 if number == signal.SIGINT else -signal.SIGKILL)
     rows, records, kept = await counts(catalogue)
     assert 0 < rows < MANY
-    assert rows % BATCH == 0
+    assert rows % BATCH_SIZE == 0
     assert rows == records == kept
     if number == signal.SIGINT:
         assert f"{rows} books added" in out.decode()

@@ -24,7 +24,7 @@ START = 1_800_000_000 * SECOND
 class Backend(Protocol):
     """A limiter whose clock the test sets."""
 
-    def acquire(self, claims: Sequence[Charge], now: int) -> Decision: ...
+    def acquire(self, charges: Sequence[Charge], now: int) -> Decision: ...
     def refund(self, key: str, stamp: int) -> None: ...
     def state(self) -> object: ...
     def clear(self) -> None: ...
@@ -40,9 +40,9 @@ class InMemory:
         self._now = 0
         self._memory = MemoryLimits(lambda: self._now)
 
-    def acquire(self, claims: Sequence[Charge], now: int) -> Decision:
+    def acquire(self, charges: Sequence[Charge], now: int) -> Decision:
         self._now = now - START  # as on a machine that was just started
-        return self._memory.acquire(claims)
+        return self._memory.acquire(charges)
 
     def refund(self, key: str, stamp: int) -> None:
         self._memory.refund(key, stamp - START)
@@ -65,9 +65,9 @@ class InRedis:
     def clear(self) -> None:
         self._redis.flushdb()
 
-    def acquire(self, claims: Sequence[Charge], now: int) -> Decision:
-        (reply,) = self._script(*arguments([claims], now))
-        return decision(claims, reply)
+    def acquire(self, charges: Sequence[Charge], now: int) -> Decision:
+        (reply,) = self._script(*arguments([charges], now))
+        return decision(charges, reply)
 
     def refund(self, key: str, stamp: int) -> None:
         self._give_back([key], [stamp])
@@ -122,11 +122,11 @@ def test_a_decision_admits_exactly_the_limit_and_all_claims_or_none(
     def used(key: str, policy: Policy, at: int) -> int:
         return sum(1 for instant in taken[key] if instant + policy.period > at)
 
-    def has_room(claims: list[Charge], at: int) -> bool:
+    def has_room(charges: list[Charge], at: int) -> bool:
         return all(
-            used(claim.key, policy, at) + claim.cost <= policy.amount
-            for claim in claims
-            for policy in claim.policies
+            used(charge.key, policy, at) + charge.cost <= policy.amount
+            for charge in charges
+            for policy in charge.policies
         )
 
     for later, keys, cost, returned in steps:
@@ -135,24 +135,24 @@ def test_a_decision_admits_exactly_the_limit_and_all_claims_or_none(
             stamp = taken["a"].pop(-1 - returned)
             if any(stamp + policy.period > now for policy in first):
                 backend.refund("a", stamp)
-        claims = [Charge(key, policies[key], cost) for key in keys]
+        charges = [Charge(key, policies[key], cost) for key in keys]
         before = backend.state()
-        result = backend.acquire(claims, now)
-        assert result.admitted == has_room(claims, now)
+        result = backend.acquire(charges, now)
+        assert result.admitted == has_room(charges, now)
         if result.admitted:
             assert result.wait == 0
             for key in keys:
                 taken[key] += [now] * cost
         else:
             assert backend.state() == before, "a refusal spends nothing"
-            if all(0 < cost <= policy.amount for claim in claims for policy in claim.policies):
-                assert has_room(claims, now + result.retry_after * SECOND)
-                assert not has_room(claims, now + (result.retry_after - 1) * SECOND)
+            if all(0 < cost <= policy.amount for charge in charges for policy in charge.policies):
+                assert has_room(charges, now + result.retry_after * SECOND)
+                assert not has_room(charges, now + (result.retry_after - 1) * SECOND)
         quotas = iter(result.quotas)
-        for claim in claims:
-            for policy in claim.policies:
+        for charge in charges:
+            for policy in charge.policies:
                 quota = next(quotas)
-                within = [t for t in taken[claim.key] if t + policy.period > now]
+                within = [t for t in taken[charge.key] if t + policy.period > now]
                 assert quota.remaining == max(0, policy.amount - len(within))
                 assert quota.reset == (within[0] + policy.period - now if within else 0)
 
@@ -187,14 +187,14 @@ def test_a_key_with_a_larger_limit_keeps_its_used_units(backend: Backend) -> Non
 
 
 def test_a_clock_that_runs_back_admits_no_more(backend: Backend) -> None:
-    claim = [Charge("k", (Policy(2, 60),))]
-    assert backend.acquire(claim, START).admitted
-    assert backend.acquire(claim, START - 3_600 * SECOND).admitted
-    assert backend.acquire(claim, START - 3_600 * SECOND).retry_after == 60
+    charge = [Charge("k", (Policy(2, 60),))]
+    assert backend.acquire(charge, START).admitted
+    assert backend.acquire(charge, START - 3_600 * SECOND).admitted
+    assert backend.acquire(charge, START - 3_600 * SECOND).retry_after == 60
 
 
 def test_the_number_of_keys_in_memory_is_bounded() -> None:
-    memory = MemoryLimits(lambda: START, most_keys=100)
+    memory = MemoryLimits(lambda: START, max_keys=100)
     for n in range(1_000):
         assert memory.acquire([Charge(str(n), (Policy(1, 60),))]).admitted
     assert len(memory) == 100
@@ -205,9 +205,9 @@ async def admit(url: str, key: str, requests: int, amount: int) -> int:
     """Send requests at once, and return how many were admitted."""
     batcher = RedisBatcher(ConnectionPool.from_url(url), deadline=60)
     shared = RedisLimits(batcher)
-    claims = [Charge(key, (Policy(amount, 3_600),))]
+    charges = [Charge(key, (Policy(amount, 3_600),))]
     try:
-        decisions = await asyncio.gather(*(shared.acquire(claims) for _ in range(requests)))
+        decisions = await asyncio.gather(*(shared.acquire(charges) for _ in range(requests)))
     finally:
         await batcher.close()
     return sum(decision.admitted for decision in decisions)

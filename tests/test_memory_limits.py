@@ -5,16 +5,16 @@ import pytest
 from service.limits.memory_store import MemoryLimits
 from service.limits.types import SECOND, Charge, Decision, Policy
 
-MOST = 10
+MAX_KEYS = 10
 POLICY = (Policy(3, 3_600),)
 
 
 class Limits:
-    """A store of at most MOST keys, and its clock."""
+    """A store of at most MAX_KEYS keys, and its clock."""
 
     def __init__(self) -> None:
         self.now = 1_000 * SECOND
-        self.store = MemoryLimits(lambda: self.now, most_keys=MOST)
+        self.store = MemoryLimits(lambda: self.now, max_keys=MAX_KEYS)
 
     def acquire(self, *keys: str, cost: int = 1) -> Decision:
         """Charge keys in one request, a second after the request before."""
@@ -26,19 +26,19 @@ def test_a_caller_who_stays_active_keeps_the_count_while_others_come() -> None:
     limits = Limits()
     for n in range(3):
         assert limits.acquire("busy").admitted
-        for other in range(MOST - 1):
+        for other in range(MAX_KEYS - 1):
             assert limits.acquire(f"{n}-{other}").admitted
-    assert len(limits.store) == MOST
+    assert len(limits.store) == MAX_KEYS
     assert not limits.acquire("busy").admitted
 
 
 def test_the_idlest_caller_is_forgotten_first() -> None:
     limits = Limits()
-    for n in range(MOST):
+    for n in range(MAX_KEYS):
         assert limits.acquire(str(n), cost=3).admitted
     assert limits.acquire("new", cost=3).admitted
     # The newest first: the last of them, which is admitted, takes the place of another one.
-    admitted = [n for n in reversed(range(MOST)) if limits.acquire(str(n)).admitted]
+    admitted = [n for n in reversed(range(MAX_KEYS)) if limits.acquire(str(n)).admitted]
     assert admitted == [0]
 
 
@@ -47,7 +47,7 @@ def test_a_request_that_takes_no_unit_makes_no_key(cost: int) -> None:
     """A look at the quotas, and a refusal: neither of them may push out another caller."""
     limits = Limits()
     assert limits.acquire("known", cost=3).admitted
-    for n in range(2 * MOST):
+    for n in range(2 * MAX_KEYS):
         assert limits.acquire(f"look-{n}", cost=cost).admitted is (cost == 0)
     assert len(limits.store) == 1
     assert not limits.acquire("known").admitted

@@ -48,7 +48,7 @@ def add_routes(app: Quart) -> None:
     @validate_querystring(CachedQuery)
     @cached_item(books.BOOKS, lambda _: ResourceNotFoundError(), lambda body: b'{"book":%b}' % body)
     async def on_shelf(call: Call, book_id: int, query_args: CachedQuery) -> Reply:
-        entry, status = await call.cache.items.read(books.BOOKS, book_id, past=query_args.nocache)
+        entry, status = await call.cache.items.read(books.BOOKS, book_id, bypass=query_args.nocache)
         if not entry.body:
             raise ResourceNotFoundError(headers=cache_status(call.scope, status))
         return Reply(b'{"book":%b}' % entry.body, is_public=True, cached=status)

@@ -11,12 +11,12 @@ from redis.asyncio import ConnectionPool, Redis
 from redis.exceptions import RedisError
 
 from service.redis_client import GET_MANY, RedisBatcher, Script
-from service.redis_client.connection import UNDER_WAY
-from service.timeouts import SLEEP, LoopTimeout
+from service.redis_client.connection import MAX_UNANSWERED_BATCHES
+from service.timeouts import TIMER_SECONDS, LoopTimeout
 from tests.proxies import Proxy
 
 SHORT = 2.0  # the deadline in seconds where a request expires
-KEYS = [f"octavo:test:batcher:{n}" for n in range(3 * UNDER_WAY)]
+KEYS = [f"octavo:test:batcher:{n}" for n in range(3 * MAX_UNANSWERED_BATCHES)]
 
 
 @pytest.fixture
@@ -81,7 +81,7 @@ async def test_several_batches_are_under_way_at_once(batcher: Any, proxy: Proxy)
     await proxy.turn("hold")
     tasks = await request_all(batcher)
     batches = connection_of(batcher)._batches  # private: no public count of batches under way
-    assert len(batches) == UNDER_WAY
+    assert len(batches) == MAX_UNANSWERED_BATCHES
     assert not any(task.done() for task in tasks)
     await proxy.turn("pass")
     assert await outcomes(tasks) == KEYS
@@ -107,8 +107,8 @@ async def test_a_request_that_is_sent_again_keeps_its_deadline(batcher: Any, pro
     await batcher.request(GET_MANY, KEYS)
     await proxy.turn("hold")
     tasks = await request_all(batcher)
-    for _ in range(int(0.8 * SHORT / SLEEP)):
-        await asyncio.sleep(SLEEP)
+    for _ in range(int(0.8 * SHORT / TIMER_SECONDS)):
+        await asyncio.sleep(TIMER_SECONDS)
     assert not any(task.done() for task in tasks)
     await proxy.turn("mute")
     await proxy.sever()

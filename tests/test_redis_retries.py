@@ -9,7 +9,7 @@ import pytest
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.limits import failover
-from service.limits.failover import PAUSE, LimitStore
+from service.limits.failover import RETRY_INTERVAL_SECONDS, LimitStore
 from service.limits.types import SECOND, Charge, Decision, Policy
 from tests.fake_clock import Clock
 
@@ -61,7 +61,7 @@ async def test_only_one_request_tries_a_redis_that_is_away(clock: Clock) -> None
     redis.is_reachable = False
     await store.acquire(CHARGES)
     assert (store.is_away, store.lost, redis.attempts) == (True, 1, 1)
-    clock.now += PAUSE
+    clock.now += RETRY_INTERVAL_SECONDS
     redis.replies.clear()  # it hangs now
     trying = asyncio.ensure_future(store.acquire(CHARGES))
     try:
@@ -83,10 +83,10 @@ async def test_no_request_tries_redis_during_the_pause(clock: Clock) -> None:
     redis.is_reachable = False
     for n in range(1, 4):
         await store.acquire(CHARGES)
-        clock.now += PAUSE * 0.99
+        clock.now += RETRY_INTERVAL_SECONDS * 0.99
         await store.acquire(CHARGES)
         assert redis.attempts == n
-        clock.now += PAUSE * 0.02
+        clock.now += RETRY_INTERVAL_SECONDS * 0.02
     assert store.decided_locally == 6
     redis.is_reachable = True
     assert await store.acquire(CHARGES) is SHARED
@@ -102,7 +102,7 @@ async def test_a_second_outage_is_counted(clock: Clock) -> None:
     for _ in range(2):
         redis.is_reachable = False
         await store.acquire(CHARGES)
-        clock.now += 2 * PAUSE
+        clock.now += 2 * RETRY_INTERVAL_SECONDS
         redis.is_reachable = True
         await store.acquire(CHARGES)
     assert store.lost == 2

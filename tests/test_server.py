@@ -11,7 +11,7 @@ import pytest
 from hypercorn.protocol.h11 import H11Protocol
 
 from service.server.http1 import Http1, install
-from service.server.worker import ACCEPTED_AT_ONCE, Loop
+from service.server.worker import LISTENERS_PER_SOCKET, Loop
 from tests.conftest import Site
 from tests.http_client import TIMEOUT, send_raw
 
@@ -87,7 +87,7 @@ async def test_only_hypercorns_own_protocol_is_replaced() -> None:
 
 
 async def test_a_busy_worker_accepts_many_connections_in_one_turn() -> None:
-    """libuv alone accepts 1 connection in a turn of the loop: new connections would wait."""
+    """libuv alone accepts 1 connection in a tick: new connections would wait."""
     turn, accepted = 0, Counter[int]()
 
     class Accepted(asyncio.Protocol):
@@ -105,7 +105,7 @@ async def test_a_busy_worker_accepts_many_connections_in_one_turn() -> None:
         await loop.create_server(Accepted, sock=listener, backlog=1_000)
         clients: list[socket.socket] = []
         try:
-            clients += (socket.create_connection(address) for _ in range(10 * ACCEPTED_AT_ONCE))
+            clients += (socket.create_connection(address) for _ in range(10 * LISTENERS_PER_SOCKET))
             while accepted.total() < len(clients):
                 turn += 1
                 await asyncio.sleep(0)
@@ -122,4 +122,4 @@ async def test_a_busy_worker_accepts_many_connections_in_one_turn() -> None:
             runner.run(listen())
 
     await asyncio.to_thread(run)  # a loop of its own needs a thread of its own
-    assert max(accepted.values()) == ACCEPTED_AT_ONCE
+    assert max(accepted.values()) == LISTENERS_PER_SOCKET

@@ -12,7 +12,7 @@ from service.books.schemas import BookCreate
 from service.books.service import new_book
 from service.db import migrations
 from service.db.database import Database
-from service.db.group_commit import UNDER_WAY
+from service.db.group_commit import MAX_TRANSACTIONS
 from service.models import Book
 from tests.conftest import fresh_database, settings_for
 
@@ -55,7 +55,7 @@ class Writes:
         """Add a book."""
         await self.several(db, [DATA], False)
 
-    async def several(self, db: Any, given: Sequence[BookCreate], apart: bool) -> list[None]:
+    async def several(self, db: Any, given: Sequence[BookCreate], alone: bool) -> list[None]:
         """Add books together."""
         self.begun += 1
         await self.may_end.wait()
@@ -105,7 +105,7 @@ async def test_closing_waits_for_writes_that_share_a_transaction(url: str, folde
     number = 0
     callers = []
     try:
-        for size in [1] * UNDER_WAY + [5]:
+        for size in [1] * MAX_TRANSACTIONS + [5]:
             number += size
             callers += [
                 asyncio.create_task(database.write_batched(writes.several, DATA))

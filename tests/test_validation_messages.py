@@ -6,13 +6,13 @@ import httpx
 import pytest
 
 from service.books.schemas import BookQuery
-from service.errors import MOST_FIELDS, MOST_NAME, InvalidInputError
+from service.errors import MAX_FIELD_NAME, MAX_FIELDS, InvalidInputError
 from service.http.parsing import MAX_PARAMETERS, MAX_VALUES
 from service.http.schemas import MAX_MEMBERS
 from tests.factories import Factory
 from tests.http_client import assert_problem
 
-MOST_BYTES = 8_192
+MAX_BYTES = 8_192
 UNKNOWN = ["Unknown field."]
 SENTENCE = "The request holds fields that are not valid"
 GOOD = {"email": "anna@example.org", "password": "correct horse"}
@@ -26,7 +26,7 @@ def unknown(number: int) -> dict[str, int]:
 def problem_of(response: httpx.Response) -> dict[str, Any]:
     """Give the body of a response about an invalid request."""
     assert_problem(response, 400, "Validation Error")
-    assert len(response.content) <= MOST_BYTES
+    assert len(response.content) <= MAX_BYTES
     body: dict[str, Any] = response.json()
     assert body["errors"] == body["messages"]
     assert body["detail"] == body["message"]
@@ -34,8 +34,8 @@ def problem_of(response: httpx.Response) -> dict[str, Any]:
 
 
 async def test_a_few_mistakes_are_all_listed(client: httpx.AsyncClient) -> None:
-    body = problem_of(await client.post("/api/auth/login", json=GOOD | unknown(MOST_FIELDS)))
-    assert body["errors"] == dict.fromkeys(unknown(MOST_FIELDS), UNKNOWN)
+    body = problem_of(await client.post("/api/auth/login", json=GOOD | unknown(MAX_FIELDS)))
+    assert body["errors"] == dict.fromkeys(unknown(MAX_FIELDS), UNKNOWN)
     assert body["message"] == SENTENCE
 
 
@@ -44,7 +44,7 @@ async def test_of_many_mistakes_the_first_are_listed_and_the_rest_are_counted(
 ) -> None:
     many = unknown(MAX_MEMBERS - 1)
     body = problem_of(await client.post("/api/auth/login", json={"email": 7} | many))
-    first = [*many][: MOST_FIELDS - 2]
+    first = [*many][: MAX_FIELDS - 2]
     missing = ["Missing data for required field."]
     wrong = {"email": ["Not a valid string."], "password": missing}
     assert body["errors"] == wrong | dict.fromkeys(first, UNKNOWN)
@@ -71,11 +71,11 @@ async def test_far_too_many_members_are_refused_as_a_whole(
 async def test_long_names_are_cut(client: httpx.AsyncClient, make: Factory, letter: str) -> None:
     member = await make.member()
     names = [f"{n:02}" + letter * 100 for n in range(MAX_PARAMETERS)]
-    short = [f"{name[:MOST_NAME]}…" for name in names]
+    short = [f"{name[:MAX_FIELD_NAME]}…" for name in names]
     books = {"title": "T", "author": "A"} | dict.fromkeys(names, 1)
     body = problem_of(await client.post("/api/books", json=books, headers=member.headers))
     listed = len(body["errors"])
-    assert 2 < listed <= MOST_FIELDS
+    assert 2 < listed <= MAX_FIELDS
     assert body["errors"] == dict.fromkeys(short[:listed], UNKNOWN)
     assert body["message"] == f"{SENTENCE}; {len(names) - listed} more are not listed"
     for path in ("/api/books", "/health"):

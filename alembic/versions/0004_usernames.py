@@ -17,13 +17,13 @@ down_revision = "0003"
 branch_labels = None
 depends_on = None
 
-AT_ONCE = 1_000
+BATCH_SIZE = 1_000
 NOBODYS = "\x1f"  # a key with this character equals no name's key: names hold no controls
 
 log = logging.getLogger("alembic.runtime.migration")
 users = sa.table("users", sa.column("id"), sa.column("username"), sa.column("username_key"))
-BATCH = (
-    sa.select(users).where(users.c.id > sa.bindparam("last")).order_by(users.c.id).limit(AT_ONCE)
+SELECT_BATCH = (
+    sa.select(users).where(users.c.id > sa.bindparam("last")).order_by(users.c.id).limit(BATCH_SIZE)
 )
 
 
@@ -37,7 +37,7 @@ def rekey(key_of: Callable[[str], str]) -> None:
     if db.dialect.name == "postgresql":  # no other transaction may write keys meanwhile
         op.execute("LOCK TABLE users IN SHARE ROW EXCLUSIVE MODE")
     last = 0
-    while rows := db.execute(BATCH, {"last": last}).all():
+    while rows := db.execute(SELECT_BATCH, {"last": last}).all():
         for user_id, username, old in rows:
             if (key := key_of(username)) != old:
                 _give(db, user_id, key)

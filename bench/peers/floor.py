@@ -26,7 +26,7 @@ from service.limits.types import Charge, Policy
 from service.redis_client import GET_MANY, RedisBatcher
 
 KEYS = [(f"floor:{n}",) for n in range(100)]
-CLAIMS = [(Charge(f"floor:caller:{n}", (Policy(RATE, 60),)),) for n in range(CALLERS)]
+CHARGES = [(Charge(f"floor:caller:{n}", (Policy(RATE, 60),)),) for n in range(CALLERS)]
 
 
 class FloorProtocol(asyncio.Protocol):
@@ -49,7 +49,7 @@ class FloorProtocol(asyncio.Protocol):
         path, _, query = target.partition(b"?")
         tag = [(b"if-none-match", b"")] if b"\r\nIf-None-Match: " in data else []
         self._kind = kind_of(method.decode(), path.decode(), query, tag)
-        self._batcher.submit(DECIDING, CLAIMS[number % CALLERS], self._decided)
+        self._batcher.submit(DECIDING, CHARGES[number % CALLERS], self._decided)
         self._batcher.submit(GET_MANY, KEYS[number % len(KEYS)], self._read)
 
     def _decided(self, decision: Any) -> None:

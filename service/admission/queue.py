@@ -12,7 +12,7 @@ from typing import NamedTuple
 from service.admission.quick import QuickRequests, Start
 from service.admission.timeout import QueueTimeout
 
-AT_ONCE = 100  # refusals in one iteration of the event loop
+MAX_REFUSALS_PER_TICK = 100  # refusals in one tick
 LONG_WAIT = 8  # a wait of budget / LONG_WAIT makes quick requests give way
 GIVING_WAY = 4  # quick requests give way for at most budget / GIVING_WAY
 
@@ -160,11 +160,11 @@ class AdmissionQueue:
             self._timer = asyncio.get_running_loop().call_later(seconds, self._refuse_oldest)
 
     def _refuse_oldest(self) -> None:
-        """Refuse requests that have reached the timeout, costly requests first; up to AT_ONCE."""
+        """Refuse requests that have reached the timeout, costly requests first."""
         now, number = time.monotonic(), 0
         for queue in (self._costly, self._ordinary):
             while (
-                number < AT_ONCE
+                number < MAX_REFUSALS_PER_TICK
                 and (oldest := self._oldest(queue)) is not None
                 and oldest.arrived + self.timeout.seconds <= now
             ):

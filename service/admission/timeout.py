@@ -4,7 +4,7 @@ from math import inf
 
 STEP, SHORTEST = 4, 8  # a step divides the timeout by STEP; the minimum is budget / SHORTEST
 GROWTH = 1.5  # a step after which the arrivals grow by more than this factor is undone
-FIRST_PAUSE, LONGEST_PAUSE = 8, 64  # windows without a step after an undone step; doubles
+FIRST_PAUSE, MAX_PAUSE = 8, 64  # windows without a step after an undone step; doubles
 
 
 class QueueTimeout:
@@ -38,7 +38,7 @@ class QueueTimeout:
         if self._arrivals > self._most_arrivals:
             self.seconds = min(STEP * self.seconds, self.budget)
             self._pause = self._next_pause
-            self._next_pause = min(2 * self._next_pause, LONGEST_PAUSE)
+            self._next_pause = min(2 * self._next_pause, MAX_PAUSE)
             self._begin_window(now)
         elif now >= self._window_end:
             self._end_window(now)

@@ -14,7 +14,7 @@ from service.models.types import FromNow, UtcDateTime, UtcNow
 from service.security import Tokens, digest, new_refresh_token
 from service.users.service import end_tokens, get_user
 
-PRUNED = 20  # maximum number of expired refresh tokens that are deleted for each new token
+MAX_PRUNED_TOKENS = 20  # expired refresh tokens that are deleted for each new token
 # The database's clock. A worker's clock may jump: then sessions would end early, or rows would be
 # deleted that are needed to detect reuse.
 NOW = type_coerce(UtcNow(), UtcDateTime)
@@ -24,7 +24,7 @@ EXPIRED = (
     select(_TOKENS.c.id)
     .where(_TOKENS.c.expires_at < UtcNow())
     .order_by(_TOKENS.c.expires_at)
-    .limit(PRUNED)
+    .limit(MAX_PRUNED_TOKENS)
     .with_for_update(skip_locked=True)
 )
 PRUNE = delete(_TOKENS).where(_TOKENS.c.id.in_(EXPIRED))

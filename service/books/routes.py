@@ -44,7 +44,7 @@ async def list_books(call: Call, query_args: BookQuery) -> Reply:
         return await _list_after(call, query_args)
     page = query_args.to_page()
     listing = service.list_books(query_args, query_args.sort or "-created_at", page)
-    rows = await call.cache.lists.read(listing, past=query_args.nocache)
+    rows = await call.cache.lists.read(listing, bypass=query_args.nocache)
     envelope = page_envelope(page, rows.total, call.url)
     body = with_items(rows.bodies, envelope)
     return Reply.of_list(body, listing, rows, link_header(envelope["links"]))
@@ -56,7 +56,7 @@ async def _list_after(call: Call, query: BookQuery) -> Reply:
     limit = min(query.limit, MAX_SIZE)
     start = _start(query.cursor, sort, purpose, call.cursors)
     listing = service.list_books_after(query, sort, start, limit)
-    rows = await call.cache.lists.read(listing, past=query.nocache)
+    rows = await call.cache.lists.read(listing, bypass=query.nocache)
     envelope: dict[str, Any] = {"has_more": rows.more is not None}
     if rows.more is not None:
         key, last = rows.more
@@ -89,8 +89,7 @@ def _start(
 @cached_item(service.BOOKS, service.not_found)
 async def get_book(call: Call, book_id: int, query_args: CachedQuery) -> Reply:
     """Return a book."""
-    past = query_args.nocache
-    entry, status = await call.cache.items.read(service.BOOKS, book_id, past=past)
+    entry, status = await call.cache.items.read(service.BOOKS, book_id, bypass=query_args.nocache)
     if not entry.body:
         raise service.not_found(book_id, cache_status(call.scope, status))
     return Reply(entry.body, is_public=True, cached=status)

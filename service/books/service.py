@@ -118,14 +118,14 @@ def new_book(owner_id: int | None, data: BookCreate) -> Book:
 
 
 async def create_books(
-    db: AsyncSession, given: Sequence[tuple[BookCreate, CurrentUser]], apart: bool
+    db: AsyncSession, given: Sequence[tuple[BookCreate, CurrentUser]], alone: bool
 ) -> Sequence[Row[Any]]:
     """Add books. given: pairs of a book and its owner. Return the rows, in the same order.
 
     Raises RetryAloneError for items whose user's row is locked, or whose user is no longer valid.
-    apart: there is only one item, so waiting for locks is allowed.
+    alone: there is only one item, so waiting for locks is allowed.
     """
-    if apart:
+    if alone:
         await recheck_user(db, given[0][1])
     dialect = db.get_bind().dialect
     rows = [actor_values(user) | book_values(user.id, data) for data, user in given]

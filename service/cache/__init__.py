@@ -51,7 +51,7 @@ that read the state `on`) and the store has replied for 5 s.
     invalidation      setting and clearing marks
     items, lists      one row by its id; ids and totals of one generation
     reader            common steps of all reads: the lease, SQL, counters
-    batch_loader      the rows requested in one turn of the event loop, in one statement
+    batch_loader      the rows requested in one tick, in one statement
     single_flight     one load at a time for a key
     circuit_breaker   stops using a Redis that does not reply
     counters          counts of hits, misses and other events

@@ -1,4 +1,4 @@
-"""Batch loading: one statement reads all rows requested in one turn of the event loop."""
+"""Batch loading: one statement reads all rows requested in one tick."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -8,7 +8,7 @@ from typing import Generic, TypeVar
 Row = TypeVar("Row")
 Load = Callable[[Sequence[int]], Awaitable[Mapping[int, Row]]]
 
-MOST = 100  # maximum number of rows of one statement
+MAX_ROWS = 100  # maximum number of rows of one statement
 
 
 class BatchLoader(Generic[Row]):
@@ -38,7 +38,7 @@ class BatchLoader(Generic[Row]):
 
     def _start(self) -> None:
         """Start statements for the pending rows, except rows that are being read."""
-        while ids := [row_id for row_id in self._pending if row_id not in self._running][:MOST]:
+        while ids := [row_id for row_id in self._pending if row_id not in self._running][:MAX_ROWS]:
             batch = {row_id: self._pending.pop(row_id) for row_id in ids}
             self._running.update(batch)
             task = asyncio.create_task(self._run(batch))

@@ -15,7 +15,7 @@ from service.cache.store import MemoryStore, Store
 from service.config import Settings
 from service.timeouts import LoopTimeout
 
-CLEAR_PATIENCE = 5.0  # seconds: timeout of `clear`
+CLEAR_TIMEOUT_SECONDS = 5.0
 
 
 class Cache:
@@ -53,7 +53,7 @@ class Cache:
         state = await self.epochs.read()
         if not state.on:
             return 0
-        async with LoopTimeout(CLEAR_PATIENCE):
+        async with LoopTimeout(CLEAR_TIMEOUT_SECONDS):
             return await self.store.sweep(state.prefix)
 
     async def close(self) -> None:

@@ -26,15 +26,15 @@ from service.cache.state import CLOCK, State, state_in, with_state
 from service.models.cached import CACHED_MODELS, CachedModel
 
 CHANGES = re.compile(r"\s*(insert|update|delete|merge|truncate|with)\b", re.IGNORECASE)
-MOST = 500  # keys of one write; a write of more rows turns the cache off
+MAX_CHANGED_KEYS = 500  # keys of one write; a write of more rows turns the cache off
 
 
 @dataclass
 class Changes:
     """The changes of a write: the keys of rows, and the kinds whose lists change.
 
-    many: the changed rows are unknown, or more than MOST. state: the row of the epoch, if the last
-    statement of the write has read it.
+    many: the changed rows are unknown, or more than MAX_CHANGED_KEYS. state: the row of the epoch,
+    if the last statement of the write has read it.
     """
 
     keys: set[str] = field(default_factory=set)
@@ -50,7 +50,7 @@ class Changes:
         self.keys.update(f"{model.kind}:{row_id}" for row_id in ids)
         if model.lists:
             self.lists.add(model.kind)
-        self.many |= len(self.keys) > MOST
+        self.many |= len(self.keys) > MAX_CHANGED_KEYS
 
     def add_deleted(self, connection: Connection, table: Table, identity: Sequence[Any]) -> None:
         """Add a row that is about to be deleted, with all that the database changes with it."""
@@ -58,7 +58,7 @@ class Changes:
             self.add(CACHED_MODELS[table], identity)
         for model in dependent_models(table):
             self.add(model, ())
-        rows = dependent_rows(connection, table, identity, MOST)
+        rows = dependent_rows(connection, table, identity, MAX_CHANGED_KEYS)
         self.many |= rows is None
         for model, ids in (rows or {}).items():
             self.add(model, ids)

@@ -13,7 +13,7 @@ from service.timeouts import LoopTimeout, cancel_and_wait
 
 FAILURES = (RedisError, OSError)  # TimeoutError is an OSError
 TIMES, WITHIN = 3, 1.0  # number of failures, within this number of seconds
-PAUSE = 1.0  # seconds before each probe
+PROBE_INTERVAL_SECONDS = 1.0
 PROBE_SECONDS = 0.1  # timeout of a probe
 
 
@@ -55,7 +55,7 @@ class CircuitBreaker:
 
     async def _probe_until_well(self) -> None:
         while True:
-            await asyncio.sleep(PAUSE)
+            await asyncio.sleep(PROBE_INTERVAL_SECONDS)
             try:
                 async with LoopTimeout(PROBE_SECONDS):
                     await self._probe()

@@ -20,10 +20,10 @@ from service.errors import ServiceUnavailableError
 from service.ids import random_id
 from service.timeouts import LoopTimeout
 
-LONGER = 1.5  # timeout for marks, as a multiple of the timeout of a read
+MARK_TIMEOUT_FACTOR = 1.5  # timeout for marks, as a multiple of the timeout of a read
 CLEARINGS = 3  # attempts: the first may meet a broken connection or a busy Redis
 COMMIT_SECONDS = 10.0  # from BEGIN to COMMIT; much shorter than the lifetime of a mark
-POSTPONED_SECONDS = 12.0  # from the first attempt of a write to its last
+RETRY_WRITE_SECONDS = 12.0  # from the first attempt of a write to its last
 
 
 class RetryWrite(Exception):  # noqa: N818  (not an error)
@@ -56,7 +56,7 @@ class Invalidation:
         self._store = store
         self._epochs = epochs
         self._counters = counters
-        self._timeout = LONGER * timeout
+        self._timeout = MARK_TIMEOUT_FACTOR * timeout
 
     async def before_commit(self, db: AsyncSession, begun: float) -> Mark | None:
         """Mark the changes of a write. `begun`: when the write began (monotonic clock).
@@ -98,14 +98,14 @@ class Invalidation:
             return
         await self._wait_until_off(turn_off=True)
 
-    async def postponed(self, postponed: RetryWrite, since: float) -> None:
+    async def wait_to_retry(self, retry: RetryWrite, since: float) -> None:
         """Wait until a write may begin again. Raises ServiceUnavailableError after 12 s.
 
         since: when the first attempt began (monotonic clock).
         """
-        if time.monotonic() - since > POSTPONED_SECONDS:
+        if time.monotonic() - since > RETRY_WRITE_SECONDS:
             raise ServiceUnavailableError("The write could not be marked in the cache")
-        await self._wait_until_off(turn_off=postponed.turn_off)
+        await self._wait_until_off(turn_off=retry.turn_off)
 
     async def _wait_until_off(self, *, turn_off: bool) -> None:
         try:

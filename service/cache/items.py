@@ -92,7 +92,7 @@ class Items:
         self._seconds = seconds
 
     def prefetch(self, kind: Kind, row_id: int) -> Prefetch | None:
-        """Request an entry. Requests of one turn of the event loop are one write. None: bypass."""
+        """Request an entry. Requests of one tick are one write. None: bypass."""
         state = self._reader.enter() if self._seconds else None
         if state is None:
             return None
@@ -100,10 +100,10 @@ class Items:
         self._reader.store.call((state.prefix + kind.key(row_id),), prefetch.receive)
         return prefetch
 
-    async def read(self, kind: Kind, row_id: int, *, past: bool = False) -> tuple[Entry, Status]:
-        """Return a row's entry (NONE: no such row) and the status. `past`: bypass the cache."""
+    async def read(self, kind: Kind, row_id: int, *, bypass: bool = False) -> tuple[Entry, Status]:
+        """Return a row's entry (NONE: no such row) and the status. `bypass`: read the database."""
         reader = self._reader
-        state = reader.enter() if self._seconds and not past else None
+        state = reader.enter() if self._seconds and not bypass else None
         if state is None:
             return await reader.row(kind, row_id), reader.count("bypass")
         key, own_key = state.prefix + kind.key(row_id), kind.own_key(row_id)
@@ -123,7 +123,7 @@ class Items:
         entry = await reader.row(kind, row_id)
         if lease is None:
             return entry, reader.count("bypass")
-        reader.later(self._fill(key, entry.write(own_key), bool(entry.body), lease))
+        reader.in_background(self._fill(key, entry.write(own_key), bool(entry.body), lease))
         return entry, reader.count("miss")
 
     def take(self, prefetch: Prefetch | None, kind: Kind, row_id: int) -> Entry | None:
@@ -146,7 +146,7 @@ class Items:
         """Count a hit (callers may have read the store directly), and compare a sample with SQL."""
         self._reader.count("hit")
         if self._reader.is_sampled():
-            self._reader.later(self._compare(kind, row_id, entry))
+            self._reader.in_background(self._compare(kind, row_id, entry))
 
     async def read_missing(
         self, kind: Kind, state: State, stored: dict[int, bytes | None], loop_timeout: LoopTimeout
@@ -174,7 +174,7 @@ class Items:
             if row_id in loaded
         ]
         if values:
-            reader.later(self._fill_many(values, lease))
+            reader.in_background(self._fill_many(values, lease))
         return loaded
 
     async def _lease(self, key: str, value: bytes | None) -> bytes | None:

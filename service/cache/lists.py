@@ -105,10 +105,10 @@ class Lists:
         self._page_seconds = 0 if keeping == "none" else page_seconds
         self._count_seconds = seconds
 
-    async def read(self, listing: ListQuery, *, past: bool = False) -> ListResult:
-        """Return a list. `past`: bypass the cache."""
+    async def read(self, listing: ListQuery, *, bypass: bool = False) -> ListResult:
+        """Return a list. `bypass`: read the database."""
         reader = self._reader
-        state = None if past else reader.enter()
+        state = None if bypass else reader.enter()
         if state is not None:
             try:
                 rows = await self._read(listing, state, LoopTimeout(reader.timeout))
@@ -133,7 +133,7 @@ class Lists:
 
     def _hit(self, listing: ListQuery, rows: ListResult) -> None:
         if self._keeping != "ttl" and self._reader.is_sampled():
-            self._reader.later(self._compare(listing, rows))
+            self._reader.in_background(self._compare(listing, rows))
 
     async def _read(
         self, listing: ListQuery, state: State, loop_timeout: LoopTimeout
@@ -186,7 +186,7 @@ class Lists:
             entry = Entry(generation, b"%d" % result.total).write(listing.count)
             values.append((keys[1], entry, float(self._count_seconds)))
         if values:
-            reader.later(self._keep(values))
+            reader.in_background(self._keep(values))
         return result
 
     async def _rows(

@@ -33,7 +33,7 @@ T = TypeVar("T")
 Sessions = Callable[[], AbstractAsyncContextManager[AsyncSession]]
 StatusT = TypeVar("StatusT", bound=str)
 
-LATER_SECONDS = 1.0  # timeout of work after a response
+BACKGROUND_SECONDS = 1.0  # timeout of work after a response
 _lost: ContextVar[str] = ContextVar("lost", default="")  # id of a request whose store access failed
 SQL_SECONDS = 4.5  # timeout, including admission queue, connection pool and statement
 
@@ -98,7 +98,7 @@ class CacheReader:
             return await self._single_flight.read(name, read)
 
     async def row(self, kind: "Kind", row_id: int) -> Entry:
-        """Read a row, in one statement with all rows requested in this turn of the event loop.
+        """Read a row, in one statement with all rows requested in this tick.
 
         Raises TimeoutError, as `sql` does.
         """
@@ -154,15 +154,15 @@ class CacheReader:
         self.counters.stale += 1
         self.logger.error("The cache is stale: %s", name)
 
-    def later(self, work: Coroutine[Any, Any, None]) -> None:
-        """Run `work` in a task, for at most LATER_SECONDS. No response waits for this task."""
-        task = asyncio.create_task(self._do(work))
+    def in_background(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run `work` in a task, for at most BACKGROUND_SECONDS. No response waits for this task."""
+        task = asyncio.create_task(self._run_in_background(work))
         self.under_way.add(task)
         task.add_done_callback(self.under_way.discard)
 
-    async def _do(self, work: Coroutine[Any, Any, None]) -> None:
+    async def _run_in_background(self, work: Coroutine[Any, Any, None]) -> None:
         try:
-            async with LoopTimeout(LATER_SECONDS):
+            async with LoopTimeout(BACKGROUND_SECONDS):
                 await work
         except FAILURES as error:
             self.failed(error)
@@ -172,7 +172,7 @@ class CacheReader:
             self.logger.exception("Cache: work after a response")
 
     async def close(self) -> None:
-        """Wait for running loads, and for the tasks of `later`."""
+        """Wait for running loads, and for the tasks of `in_background`."""
         await self._single_flight.close()
         for loader in self._loaders.values():
             await loader.close()

@@ -29,10 +29,10 @@ def _script(*names: str) -> Script:
 
 MARK, LEASE, FILL, SWEEP = map(_script, ("mark", "lease", "fill", "sweep"))
 UNMARK, BEGIN = _script("begin", "unmark"), _script("begin", "generation")
-LIVES = (int(GENERATION_SECONDS * 1000), int(MARK_SECONDS * 1000))  # milliseconds
+LIFETIMES_MS = (int(GENERATION_SECONDS * 1000), int(MARK_SECONDS * 1000))  # milliseconds
 PROBE = "octavo:cache:probe"
 POOL_SECONDS = 5.0  # timeout for a free connection; callers have shorter timeouts
-AT_ONCE = 1_000  # COUNT of each SCAN
+SCAN_COUNT = 1_000  # COUNT of each SCAN
 _expected_run_id: ContextVar[str | None] = ContextVar("expected_run_id", default=None)  # of Redis
 
 
@@ -69,7 +69,7 @@ async def _read_run_id(connection: Any) -> str:
 
 
 class _BatchedRedisCache(RedisCache):  # type: ignore[misc]  # aiocache has no types
-    """aiocache's RedisCache; sends all reads of one turn of the event loop in one write.
+    """aiocache's RedisCache; sends all reads of one tick in one write.
 
     The methods replace aiocache's completely: the cache uses no plugins, timeout or serializer of
     aiocache, and the checks for them take as much CPU time as the read.
@@ -122,26 +122,26 @@ class RedisStore(Store):
         return self._batcher
 
     def call(self, keys: Sequence[str], callback: Callable[[Any], None]) -> None:
-        """Read keys, in one write with all commands of this turn of the event loop."""
+        """Read keys, in one write with all commands of this tick."""
         self._batcher.submit(GET_MANY, keys, callback)
 
     async def mark(
         self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
     ) -> None:
         """Mark keys, and the lists of kinds."""
-        arguments = [token, LIVES[1], len(lists)]
+        arguments = [token, LIFETIMES_MS[1], len(lists)]
         await self._call(MARK, prefix, _within(prefix, lists, keys), arguments)
 
     async def unmark(
         self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
     ) -> None:
         """Delete the content of keys, except marks of other writes."""
-        arguments = [token, new_generation(), *LIVES, len(lists)]
+        arguments = [token, new_generation(), *LIFETIMES_MS, len(lists)]
         await self._call(UNMARK, prefix, _within(prefix, lists, keys), arguments)
 
     async def generation(self, prefix: str, kind: str) -> bytes:
         """Return the generation of a kind's lists, or `W`. Begin one if there is neither."""
-        arguments = [new_generation(), *LIVES]
+        arguments = [new_generation(), *LIFETIMES_MS]
         generation: bytes = await self._call(BEGIN, prefix, _within(prefix, [kind]), arguments)
         return generation
 
@@ -175,7 +175,7 @@ class RedisStore(Store):
         batches = [keys async for keys in self._scan(prefix)]
         return [key.decode().removeprefix(prefix) for keys in batches for key in keys]
 
-    def mean(self, key: str) -> None:
+    def expect_store(self, key: str) -> None:
         """Require the Redis whose run id is in `key`, in this task."""
         _expected_run_id.set(run_of(key))
 
@@ -192,10 +192,10 @@ class RedisStore(Store):
         return reply
 
     async def _scan(self, prefix: str) -> AsyncIterator[list[bytes]]:
-        self.mean(prefix)
+        self.expect_store(prefix)
         cursor = None
         while cursor != 0:
-            cursor, keys = await self.aio.client.scan(cursor or 0, f"{prefix}*", AT_ONCE)
+            cursor, keys = await self.aio.client.scan(cursor or 0, f"{prefix}*", SCAN_COUNT)
             if keys:
                 yield keys
 

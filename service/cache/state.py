@@ -26,8 +26,8 @@ SETTLED_SECONDS = 2.2  # after a change of the epoch: every lease on the previou
 RESTED_SECONDS = 15.0  # time off before recovery: longer than any write that read `on`
 LOOK_SECONDS = 0.5  # between two reads of the row
 QUERY_SECONDS = 2.0  # timeout of a statement
-BUMP_PATIENCE = 6.0  # timeout in seconds; on SQLite this write waits for other writers
-UNSEEN = 5.0  # seconds: the longest assumed time until a commit is visible
+BUMP_TIMEOUT_SECONDS = 6.0  # on SQLite this write waits for other writers
+COMMIT_DELAY_SECONDS = 5.0  # the longest assumed time until a commit is visible
 UNMARKED_LOCK = 0x0C7A_0003  # advisory lock (PostgreSQL): writes without marks exclude recovery
 SERVING_LOCK = 0x0C7A_0004  # advisory lock: one process alone, or several that share a Redis
 PRIMARY = "WITH nothing AS (UPDATE cache_state SET epoch = epoch WHERE false) "
@@ -125,7 +125,9 @@ class Epochs:
         """Read the row. On PostgreSQL, PRIMARY makes this fail on a standby, which may lag."""
         primary = PRIMARY if self.is_postgresql else ""
         state = _state(await self._query(primary + _state_query(self._clock).text))
-        if state.age < -2 * UNSEEN:  # the database's clock was set back: restart the age
+        if (
+            state.age < -2 * COMMIT_DELAY_SECONDS
+        ):  # the database's clock was set back: restart the age
             await self._renew(state.epoch)
         return state
 
@@ -135,8 +137,9 @@ class Epochs:
         # `changed_at` is in the future, and no write continues until `_renew` sets it.
         row = await self._query(
             "UPDATE cache_state SET epoch = epoch + 1, token = :token, mode = 'off', "  # noqa: S608  (no input)
-            f"changed_at = {self._clock} + {UNSEEN} WHERE mode = 'on' RETURNING epoch",
-            BUMP_PATIENCE,
+            f"changed_at = {self._clock} + {COMMIT_DELAY_SECONDS} "
+            "WHERE mode = 'on' RETURNING epoch",
+            BUMP_TIMEOUT_SECONDS,
             token=uuid4().hex,
         )
         if row is None:
@@ -149,7 +152,7 @@ class Epochs:
         await self._query(
             f"UPDATE cache_state SET changed_at = {self._clock} "  # noqa: S608  (no input)
             "WHERE epoch = :epoch RETURNING epoch",
-            BUMP_PATIENCE,
+            BUMP_TIMEOUT_SECONDS,
             epoch=epoch,
         )
 

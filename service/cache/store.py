@@ -40,19 +40,19 @@ class Store(ABC):
 
     async def get(self, key: str) -> bytes | None:
         """Return the value of a key."""
-        self.mean(key)
+        self.expect_store(key)
         value: bytes | None = await self.aio.get(key)
         return value
 
     async def get_many(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the values of keys, all from the same moment."""
-        self.mean(keys[0])
+        self.expect_store(keys[0])
         values: list[bytes | None] = await self.aio.multi_get(keys)
         return values
 
     async def add(self, key: str, value: bytes, seconds: float) -> bool:
         """Write the value if the key does not exist. Return whether it was written."""
-        self.mean(key)
+        self.expect_store(key)
         try:
             await self.aio.add(key, value, ttl=seconds)
         except ValueError:
@@ -61,7 +61,7 @@ class Store(ABC):
 
     async def replace(self, key: str, value: bytes, seconds: float, expected: bytes) -> bool:
         """Write the value if the key holds `expected`. Return whether it was written."""
-        self.mean(key)
+        self.expect_store(key)
         return bool(await self.aio.set(key, value, ttl=seconds, _cas_token=expected))
 
     @abstractmethod
@@ -101,7 +101,7 @@ class Store(ABC):
     async def identify(self) -> str:
         """Return the run id of the store. A restarted server has another run id."""
 
-    def mean(self, key: str) -> None:  # noqa: B027  (memory has no servers)
+    def expect_store(self, key: str) -> None:  # noqa: B027  (memory has no servers)
         """Require the store whose run id is in `key`. Else commands raise AnotherStoreError."""
 
     async def close(self) -> None:  # noqa: B027  (memory has none)

@@ -23,7 +23,7 @@ from service.config import Settings
 from service.db import migrations
 from service.db.engines import Waits, make_engine
 from service.db.errors import is_retryable
-from service.db.group_commit import GroupCommit, In, Out, Together
+from service.db.group_commit import GroupCommit, In, Out, WriteGroup
 
 T = TypeVar("T")
 Work = Callable[[AsyncSession], Awaitable[T]]
@@ -42,7 +42,7 @@ class Database:
         self._writes = (
             Invalidation(None, self.epochs, Counters()) if cache is None else cache.writes
         )
-        self._units: set[asyncio.Task[Any]] = set()
+        self.transactions: set[asyncio.Task[Any]] = set()  # writes under way
         self._groups: dict[Any, GroupCommit[Any, Any]] = {}
         self._private_folder: str | None = None
         self.url = settings.database
@@ -78,8 +78,8 @@ class Database:
 
     async def close(self) -> None:
         """Wait for running writes, then close every connection."""
-        while self._units:
-            await asyncio.wait(self._units)
+        while self.transactions:
+            await asyncio.wait(self.transactions)
         if self._cache is not None:
             await self._cache.close()
         await self.epochs.close()
@@ -121,7 +121,7 @@ class Database:
         """
         return await asyncio.shield(self._begin(work))
 
-    async def write_batched(self, work: Together[In, Out], item: In) -> Out:
+    async def write_batched(self, work: WriteGroup[In, Out], item: In) -> Out:
         """Run `work` for an item, in one transaction with concurrent items of other callers.
 
         As with `write`, the transaction ends even if the caller is cancelled.
@@ -132,19 +132,19 @@ class Database:
         return result
 
     def _begin(self, work: Work[T]) -> asyncio.Task[T]:
-        unit = asyncio.create_task(self._unit(work))
-        self._units.add(unit)
-        unit.add_done_callback(self._forget)
-        return unit
+        task = asyncio.create_task(self._run_transaction(work))
+        self.transactions.add(task)
+        task.add_done_callback(self._forget)
+        return task
 
-    async def _unit(self, work: Work[T]) -> T:
+    async def _run_transaction(self, work: Work[T]) -> T:
         undone, since = 0, time.monotonic()
         while True:
             begun = time.monotonic()
             try:
                 result, mark = await self._attempt(work, begun)
-            except RetryWrite as postponed:
-                await self._writes.postponed(postponed, since)
+            except RetryWrite as retry:
+                await self._writes.wait_to_retry(retry, since)
             except DBAPIError as error:
                 undone += 1
                 if undone == ATTEMPTS or not is_retryable(error):
@@ -164,10 +164,10 @@ class Database:
             raise
         return result, mark
 
-    def _forget(self, unit: asyncio.Task[Any]) -> None:
-        self._units.discard(unit)
-        if not unit.cancelled():
-            unit.exception()  # retrieved, so that asyncio does not log it without a caller
+    def _forget(self, task: asyncio.Task[Any]) -> None:
+        self.transactions.discard(task)
+        if not task.cancelled():
+            task.exception()  # retrieved, so that asyncio does not log it without a caller
 
     async def _make_private(self) -> None:
         """Use a temporary file: all sessions of SQLite's `:memory:` would share one transaction."""

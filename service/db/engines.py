@@ -36,7 +36,7 @@ TRANSACTION_LIMIT = """SELECT set_config('transaction_timeout', '10000', false)
     WHERE current_setting('server_version_num')::int >= 170000"""
 
 
-class _Abrupt(asyncpg.Connection):
+class _AbruptConnection(asyncpg.Connection):
     """A connection that terminates at once if SQLAlchemy closes it with a timeout.
 
     SQLAlchemy closes a broken connection with a timeout of 2 s. A server that hangs would use all
@@ -136,7 +136,7 @@ def make_engine(
         connect_args={
             "timeout": 2,
             "command_timeout": SILENCE_SECONDS,
-            "connection_class": _Abrupt,
+            "connection_class": _AbruptConnection,
             "server_settings": SESSION,
         },
         **({"isolation_level": "AUTOCOMMIT"} if autocommit else {}),

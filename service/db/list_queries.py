@@ -16,7 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.cache import Kind, ListIds, ListQuery
 
-SHAPES = 1_000  # maximum number of cached statements of each kind
+STATEMENT_CACHE_SIZE = 1_000  # maximum number of cached statements of each kind
 LIMIT, OFFSET = bindparam("limit", type_=Integer()), bindparam("offset", type_=Integer())
 
 
@@ -201,26 +201,26 @@ def _parts(shape: _Shape) -> tuple[Sequence[ColumnElement[bool]], Order]:
     return where, shape.definition.order(shape.sort)
 
 
-@lru_cache(SHAPES)
+@lru_cache(STATEMENT_CACHE_SIZE)
 def _page(shape: _Shape, by_id: bool) -> Select[Any]:
     where, order = _parts(shape)
     selected = order.id if by_id else shape.definition.model
     return page_query(selected, where, order, _count(shape))
 
 
-@lru_cache(SHAPES)
+@lru_cache(STATEMENT_CACHE_SIZE)
 def _ids(shape: _Shape) -> Select[Any]:
     where, order = _parts(shape)
     return page_query(order.id, where, order)
 
 
-@lru_cache(SHAPES)
+@lru_cache(STATEMENT_CACHE_SIZE)
 def _count(shape: _Shape) -> Select[int]:
     known = shape.definition.known_count(shape.names)
     return count_of(shape.definition.model, _parts(shape)[0]) if known is None else known
 
 
-@lru_cache(SHAPES)
+@lru_cache(STATEMENT_CACHE_SIZE)
 def _slice(shape: _Shape, by_id: bool, follows: bool) -> Select[Any]:
     where, order = _parts(shape)
     selected = order.id if by_id else shape.definition.model

@@ -10,8 +10,8 @@ from typing import NamedTuple
 from service.cache import ListQuery, ListResult
 from service.fast_path.lookup import PreparedResponse, Route
 
-MOST = 512  # pages, that is, list responses
-LARGEST = 65_536  # bytes of a body; 100 books rarely need more
+MAX_PAGES = 512  # pages, that is, list responses
+MAX_BODY_BYTES = 65_536  # bytes of a body; 100 books rarely need more
 
 Key = tuple[bytes, bytes, bytes]  # the path, the query, and the base URL of links
 
@@ -26,7 +26,7 @@ class RememberedList(NamedTuple):
 
 
 class RememberedLists:
-    """An LRU cache of at most MOST pages. seconds: maximum age of a page; 0: keep none."""
+    """An LRU cache of at most MAX_PAGES pages. seconds: maximum age of a page; 0: keep none."""
 
     def __init__(self, seconds: float) -> None:
         self._seconds = seconds
@@ -44,10 +44,10 @@ class RememberedLists:
         return page
 
     def put(self, key: Key, page: RememberedList) -> None:
-        """Keep a page, unless it is too large. Above MOST, drop the least recently used page."""
-        if len(page.prepared.body) > LARGEST or not self._seconds:
+        """Keep a page, unless it is too large. Above MAX_PAGES, drop the least recently used."""
+        if len(page.prepared.body) > MAX_BODY_BYTES or not self._seconds:
             return
         self._pages[key] = page, time.monotonic() + self._seconds
         self._pages.move_to_end(key)
-        if len(self._pages) > MOST:
+        if len(self._pages) > MAX_PAGES:
             self._pages.popitem(last=False)

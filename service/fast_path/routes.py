@@ -12,8 +12,8 @@ from service.http.priority import CONSTANT
 from service.http.responses import AUTHENTICATED_PREFIXES
 from service.limits import Limiter
 
-LONGEST_ID = 18  # digits
-KEPT = 2_048  # item paths in an LRU cache
+MAX_ID_DIGITS = 18
+PATH_CACHE_SIZE = 2_048  # item paths in an LRU cache
 
 
 class ItemRequest(NamedTuple):
@@ -40,7 +40,7 @@ class Routes:
         self._constants: dict[bytes, bytes] | None = None  # by path
         self._items: dict[bytes, tuple[Route, Item]] = {}  # by the path before the id
         self.route = lru_cache(self._find_route)
-        self.item = lru_cache(KEPT)(self._find_item)
+        self.item = lru_cache(PATH_CACHE_SIZE)(self._find_item)
 
     def constant(self, raw_path: bytes) -> bytes | None:
         """Return the body of a constant response. None: the route is not constant."""
@@ -69,7 +69,7 @@ class Routes:
     def _find_item(self, raw_path: bytes) -> ItemRequest | None:
         before, slash, digits = raw_path.rpartition(b"/")
         known, number = self._items.get(before + slash), digits.decode("latin-1")
-        if known is None or not ID.fullmatch(number) or len(number) > LONGEST_ID:
+        if known is None or not ID.fullmatch(number) or len(number) > MAX_ID_DIGITS:
             return None
         (route, item), row_id = known, int(number)
         kind = item.kind

@@ -38,9 +38,9 @@ from service.http.responses import (
     header_lines,
     matches_etag,
 )
-from service.http.urls import LONGEST_PATH
+from service.http.urls import MAX_DECODED_PATH
 from service.limits import Limiter
-from service.limits.headers import lines
+from service.limits.headers import rate_limit_lines
 from service.limits.identity import Caller
 from service.limits.middleware import complete
 from service.limits.types import Decision
@@ -49,7 +49,7 @@ from service.middleware.request_edge import DEFAULT_CSP, RequestEdge, request_id
 from service.security import Claims
 from service.server.http1.config import EarlyResponse
 
-KEPT = 2_048  # prepared responses of items, by stored value
+ITEM_CACHE_SIZE = 2_048  # prepared responses of items, by stored value
 ALWAYS = [
     (b"cache-control", b"no-cache"),
     (b"cache-status", f"Octavo; {CACHE_STATUS['hit']}".encode()),
@@ -76,7 +76,7 @@ class WarmResponder:
         seconds = min(settings.cache_page_seconds, settings.cache_count_seconds)
         self._pages = RememberedLists(seconds if is_kept else 0)
         self._keeps_items = settings.cache_item_seconds > 0
-        self._read = lru_cache(KEPT)(self._read_item)
+        self._read = lru_cache(ITEM_CACHE_SIZE)(self._read_item)
         self._routes = Routes(app, self._limiter, settings.ratelimit_enabled)
         self._always = header_lines([*ALWAYS, *self.edge.protection])
         self._refused = header_lines([DEFAULT_CSP, *self.edge.protection])
@@ -93,7 +93,7 @@ class WarmResponder:
         headers = parse_headers(scope["headers"])
         if headers.is_special or headers.has_body or not headers.host or scope.get("root_path"):
             return False
-        if len(raw_path) > LONGEST_PATH:
+        if len(raw_path) > MAX_DECODED_PATH:
             return False
         if not scope["query_string"] and (constant := self._routes.constant(raw_path)) is not None:
             loop, begun = asyncio.get_running_loop(), time.perf_counter()
@@ -217,9 +217,9 @@ class WarmResponder:
         if headers.has_origin:
             cors = header_lines(encode_headers(self._origins.headers(scope)))
         if decision is not None:
-            limits = lines(self._limiter.apply(scope, decision).quotas)
+            limits = rate_limit_lines(self._limiter.apply(scope, decision).quotas)
         own = cors + limits + _id_line(headers)
-        if headers.tags and matches_etag(prepared.tag, headers.tags):
+        if headers.if_none_match and matches_etag(prepared.tag, headers.if_none_match):
             return EarlyResponse(304, prepared.headers_304 + own, b"")
         return EarlyResponse(200, prepared.headers + own, prepared.body)
 

@@ -46,7 +46,7 @@ METHODS = (
     "handle_http_exception", "handle_user_exception", "handle_exception", "do_teardown_request",
 )  # fmt: skip
 OWN_FOLDERS = [Path(module.__file__ or "").parent for module in (quart, quart_schema, service)]
-SECONDS = 1.0  # minimum time between two searches
+SEARCH_INTERVAL_SECONDS = 1.0  # minimum time between two searches
 
 Part = tuple[str, Any]  # a kind (HOOKS, REPLACED, METHODS, SIGNALS), and the hook or class
 
@@ -79,14 +79,14 @@ class Additions:
 
     @property
     def exist(self) -> bool:
-        """Whether there is an addition. Searches after SECONDS, or at once if asgi_app changed."""
+        """Whether there is an addition. Searches at intervals, and at once if asgi_app changed."""
         if time.monotonic() >= self._search_at or self._app.asgi_app is not self._asgi_app:
             self.search()
         return bool(self.names)
 
     def search(self) -> None:
         """Search for additions. Log a warning when they change."""
-        self._search_at = time.monotonic() + SECONDS
+        self._search_at = time.monotonic() + SEARCH_INTERVAL_SECONDS
         self._asgi_app = self._app.asgi_app
         names = sorted({f"{kind}: {name_of(part)}" for kind, part in self._added()})
         if names and names != self.names:

@@ -19,7 +19,7 @@ from service.http.context import context_of
 from service.http.documentation import document_errors
 from service.http.headers import parse_headers
 from service.models import User
-from service.security import MOST_TOKENS, Claims, InvalidTokenError, Tokens, bearer
+from service.security import TOKEN_CACHE_SIZE, Claims, InvalidTokenError, Tokens, bearer
 
 BEARER: list[dict[str, list[str]]] = [{"bearer": []}]
 
@@ -135,7 +135,7 @@ def account_in(body: bytes) -> Account:
     return account._replace(created_at=datetime.fromisoformat(str(account.created_at)))
 
 
-@lru_cache(MOST_TOKENS)
+@lru_cache(TOKEN_CACHE_SIZE)
 def read_account(value: bytes | None, own_key: str) -> tuple[Entry | None, Account | None]:
     """Decode a stored value. The entry is None if it is no entry; the account, if no row exists."""
     entry = read(value, own_key)

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from service.config import MOST_HOPS
+from service.config import MAX_HOPS
 from service.server.http1 import HeaderFields
 
 Pairs = Iterable[tuple[bytes, bytes]]
@@ -24,19 +24,19 @@ class RequestHeaders(NamedTuple):
     """The parsed header fields of a request.
 
     host: the Host field; empty if it is invalid or repeated. is_special: only Quart can handle the
-    request. media: lines of Content-Type. name: X-Request-ID, or empty if it is invalid; the client
-    chooses it.
+    request. content_types: lines of Content-Type. request_id: X-Request-ID, or empty if it is
+    invalid; the client chooses it.
     """
 
     host: bytes
     is_special: bool
     has_body: bool
     has_origin: bool
-    media: list[bytes]
-    tags: list[str]  # lines of If-None-Match
+    content_types: list[bytes]
+    if_none_match: list[str]  # lines of If-None-Match
     authorization: list[str]  # lines of Authorization
-    forwarded: list[str]  # the last MOST_HOPS addresses of each X-Forwarded-For line
-    name: str
+    forwarded: list[str]  # the last MAX_HOPS addresses of each X-Forwarded-For line
+    request_id: str
 
 
 def parse_headers(headers: Any) -> RequestHeaders:
@@ -51,29 +51,29 @@ def parse_headers(headers: Any) -> RequestHeaders:
 
 def _read(headers: Pairs) -> RequestHeaders:
     hosts: list[bytes] = []
-    media: list[bytes] = []
-    tags: list[str] = []
+    content_types: list[bytes] = []
+    if_none_match: list[str] = []
     authorization: list[str] = []
     forwarded: list[str] = []
     is_special = has_body = has_origin = False
-    name = b""
+    request_id = b""
     for key, value in headers:
         if key == b"host":
             hosts.append(value)
         elif key == b"if-none-match":
-            tags.append(value.decode("latin-1"))
+            if_none_match.append(value.decode("latin-1"))
         elif key == b"authorization":
             authorization.append(value.decode("latin-1"))
         elif key == b"x-forwarded-for":
-            last = value.decode("latin-1").rsplit(",", MOST_HOPS)
+            last = value.decode("latin-1").rsplit(",", MAX_HOPS)
             forwarded += [address.strip()[:64] for address in last]
         elif key == b"x-request-id":
-            name = value
+            request_id = value
         elif key == b"origin":
             is_special |= has_origin  # a second Origin field
             has_origin = True
         elif key == b"content-type":
-            media.append(value)
+            content_types.append(value)
         elif key in BODY:
             has_body = True
         elif key in SPECIAL:
@@ -83,9 +83,9 @@ def _read(headers: Pairs) -> RequestHeaders:
         is_special,
         has_body,
         has_origin,
-        media,
-        tags,
+        content_types,
+        if_none_match,
         authorization,
         forwarded,
-        name.decode() if REQUEST_ID.fullmatch(name) else "",
+        request_id.decode() if REQUEST_ID.fullmatch(request_id) else "",
     )

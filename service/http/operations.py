@@ -166,7 +166,7 @@ def _response(call: Call, reply: Reply) -> RawResponse:
         headers += encode_headers(cache_status(call.scope, reply.cached))
     if reply.listed is not None:
         call.context.listed = ListResponse(body, tag, reply.headers, *reply.listed)
-    if reply.is_public and matches_etag(tag, call.headers.tags):
+    if reply.is_public and matches_etag(tag, call.headers.if_none_match):
         return RawResponse(304, headers, b"")
     return RawResponse(
         reply.status, [*content_headers(body), *encode_headers(reply.headers), *headers], body

@@ -57,7 +57,7 @@ async def read_json(scope: Any, read_body: Callable[[], Awaitable[bytes]]) -> di
     ServiceUnavailableError (503), or the error of `read_body` (408).
     """
     fields = parse_headers(scope["headers"])
-    media = fields.media[0].decode("latin-1") if fields.media else ""
+    media = fields.content_types[0].decode("latin-1") if fields.content_types else ""
     if not JSON_TYPE.fullmatch(media.partition(";")[0].strip().lower()):
         raise UnsupportedMediaTypeError
     if fields.is_special and _content_coding(scope) != b"identity":

@@ -6,7 +6,7 @@ from urllib.parse import urlencode
 
 from quart import current_app, request
 
-LONGEST_PATH = 2_048  # bytes; a longer path matches no route, and is not decoded
+MAX_DECODED_PATH = 2_048  # bytes; a longer path matches no route, and is not decoded
 
 
 class RequestUrl(NamedTuple):

@@ -12,7 +12,7 @@ from service.importer.columns import ColumnMap
 from service.importer.csv_table import Table
 from service.importer.interrupt import Interrupt
 from service.importer.jsonl import read_lines
-from service.importer.loader import BATCH, Loader
+from service.importer.loader import BATCH_SIZE, Loader
 from service.importer.marc import read_marc
 from service.importer.normalise import Accepted, Refused, validate_record
 from service.importer.progress import Progress
@@ -171,10 +171,10 @@ def _read_all(
             else:
                 report.repaired.update(verdict.repairs)
                 batch.append(verdict)
-            if len(batch) == BATCH:
+            if len(batch) == BATCH_SIZE:
                 loader.put(batch)
                 batch = []
-            if report.read % BATCH == 0:
+            if report.read % BATCH_SIZE == 0:
                 progress.show(reading.source.position, report.read, report.refused.total())
     except SourceError:
         loader.put(batch)  # records before the damage are complete

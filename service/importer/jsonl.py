@@ -8,7 +8,7 @@ from service.importer.columns import ColumnMap, guess, pick
 from service.importer.records import TOO_LONG, Record, Records
 from service.importer.sources import Lines, Source
 
-MOST_REMEMBERED = 4_096  # characters: the columns of objects with longer names are not cached
+MAX_CACHED_NAMES = 4_096  # characters: the columns of objects with longer names are not cached
 
 
 def read_lines(stream: "io.BufferedReader[Source]", given: ColumnMap) -> Records:
@@ -30,7 +30,7 @@ def read_lines(stream: "io.BufferedReader[Source]", given: ColumnMap) -> Records
                 damage, detail = "not a JSON object", str(error).replace("The body", "The line")
             else:
                 names = tuple(values)
-                cacheable = sum(map(len, names)) <= MOST_REMEMBERED
+                cacheable = sum(map(len, names)) <= MAX_CACHED_NAMES
                 columns = columns_of(names) if cacheable else guess(names, given)
                 yield Record(line.number, values, pick(values, columns))
                 continue

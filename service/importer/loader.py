@@ -30,7 +30,7 @@ BOOKS, RECORDS, VIEWS = (
     Base.metadata.tables[model.__tablename__] for model in (Book, ImportedRecord, BookViews)
 )
 OWNER_GONE = {"fk_books_user_id_users", "FOREIGN KEY"}  # SQLite does not name the constraint
-BATCH = 1_000  # books per transaction
+BATCH_SIZE = 1_000  # books per transaction
 LOCK = 0x0C7A_0002  # key of PostgreSQL's advisory lock for adding a batch
 ANALYZED_ROWS = 1_000  # rows of each index that SQLite reads for its statistics
 
@@ -124,7 +124,7 @@ class Loader:
     def load(self, items: Iterable[Accepted]) -> Iterator[int]:
         """Add all items in batches. After each `put`, yield the number of items so far."""
         iterator, done = iter(items), 0
-        while batch := list(islice(iterator, BATCH)):
+        while batch := list(islice(iterator, BATCH_SIZE)):
             self.put(batch)
             done += len(batch)
             yield done

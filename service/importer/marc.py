@@ -21,7 +21,7 @@ from service.importer.sources import BUFFER, MAX_RECORD, Source
 END_OF_RECORD = b"\x1d"
 END_OF_FIELD = b"\x1e"
 LEADER = re.compile(rb"[0-9]{5}[a-z ]{5}[0-9 ]{2}[0-9]{5}")
-MOST_COUNTED = 99_999  # bytes: the greatest length that a leader can hold
+MAX_LEADER_LENGTH = 99_999  # bytes: the greatest length that a leader can hold
 FIRST_COMBINING = b"\xe0"  # first combining mark of ANSEL; in ANSEL a mark precedes its letter
 ABBREVIATED = re.compile(r"\b(Inc|Ltd|Corp|Bros|Esq|etc|Assn|Dept|Univ|Publ)\.$", re.IGNORECASE)
 LEADER_BYTES, ENTRY_BYTES = 24, 12
@@ -74,7 +74,7 @@ def _split_fields(data: bytes) -> list[bytes]:
 
 
 def _fields(data: bytes) -> dict[str, list[object]]:
-    if int(data[:5]) != len(data) <= MOST_COUNTED:
+    if int(data[:5]) != len(data) <= MAX_LEADER_LENGTH:
         raise ValueError(f"The leader says {int(data[:5])} bytes, the record has {len(data)}")
     with warnings.catch_warnings():
         warnings.simplefilter("error")

@@ -1,13 +1,13 @@
 -- Decides a batch of requests in order, atomically. memory_store.py implements it in Python.
 --
--- A claim is a Charge of types.py: a cost (units) for one log, under one or more policies.
--- KEYS: the log's key for each claim. ARGV: the time in microseconds ('': Redis's own clock); then
--- one string of big-endian doubles for each request: the number of its claims, and for each claim
+-- A charge is a Charge of types.py: a cost (units) for one log, under one or more policies.
+-- KEYS: the log's key for each charge. ARGV: the time in microseconds ('': Redis's own clock); then
+-- one string of big-endian doubles for each request: the number of its charges, and for each charge
 -- its cost, its number of policies, and the amount and period (microseconds) of each policy.
 -- Returns one string of big-endian 8-byte integers for each request: 1 if admitted, else 0; the
--- wait in microseconds; then for each claim the time of the decision (microseconds), and for each
+-- wait in microseconds; then for each charge the time of the decision (microseconds), and for each
 -- of its policies the remaining units and the microseconds until one more unit is available.
-local MOST_SLOTS = 4096
+local MAX_SLOTS = 4096
 
 local now = tonumber(ARGV[1])
 if not now then
@@ -19,7 +19,7 @@ end
 -- returns a larger empty log to replace it.
 local function open(key, largest)
   local log = {key = key, count = 0, raw = ''}
-  log.grain = ceil(largest / MOST_SLOTS)
+  log.grain = ceil(largest / MAX_SLOTS)
   log.slots = ceil(largest / log.grain) + 1
   local stored = read(key)
   if not stored then
@@ -67,71 +67,71 @@ end
 -- Decides the request whose keys begin after the first `before` keys. Returns the packed reply, and
 -- the number of the request's keys.
 local function decide(packed, before)
-  local claims, requested, place = {}, unpacked('>d', packed)
+  local charges, requested, place = {}, unpacked('>d', packed)
   for index = 1, requested do
     local key = KEYS[before + index]
-    local claim, number = {policies = {}}, nil
-    claim.cost, number, place = unpacked('>dd', packed, place)
+    local charge, number = {policies = {}}, nil
+    charge.cost, number, place = unpacked('>dd', packed, place)
     local largest, longest = 0, 0
     for n = 1, number do
       local amount, period
       amount, period, place = unpacked('>dd', packed, place)
-      claim.policies[n] = {amount = amount, period = period}
+      charge.policies[n] = {amount = amount, period = period}
       largest, longest = max(largest, amount), max(longest, period)
     end
-    claim.longest = longest
-    claim.log, claim.larger = open(key, largest)
-    claim.held = held(claim.log)
-    claim.now = now
-    if claim.held > 0 then
-      claim.now = max(now, at(claim.log, claim.log.count - 1))
+    charge.longest = longest
+    charge.log, charge.larger = open(key, largest)
+    charge.held = held(charge.log)
+    charge.now = now
+    if charge.held > 0 then
+      charge.now = max(now, at(charge.log, charge.log.count - 1))
     end
-    claims[index] = claim
+    charges[index] = charge
   end
 
   local wait = 0
-  for _, claim in ipairs(claims) do
-    for _, policy in ipairs(claim.policies) do
-      local room = policy.amount - claim.cost -- most units in the window before this request
+  for _, charge in ipairs(charges) do
+    for _, policy in ipairs(charge.policies) do
+      local room = policy.amount - charge.cost -- most units in the window before this request
       if room < 0 then
         wait = max(wait, policy.period)
-      elseif claim.held > room then
-        local free = at(claim.log, claim.log.count - 1 - room) + policy.period
-        wait = max(wait, free - claim.now)
+      elseif charge.held > room then
+        local free = at(charge.log, charge.log.count - 1 - room) + policy.period
+        wait = max(wait, free - charge.now)
       end
     end
   end
   local admitted = wait <= 0
 
-  for _, claim in ipairs(claims) do
-    if admitted and claim.cost > 0 then
-      if claim.larger then
-        move(claim.log, claim.larger)
-        claim.log = claim.larger
+  for _, charge in ipairs(charges) do
+    if admitted and charge.cost > 0 then
+      if charge.larger then
+        move(charge.log, charge.larger)
+        charge.log = charge.larger
       end
-      add(claim.log, claim.cost, claim.now)
-      call('PEXPIRE', claim.log.key, ceil(claim.longest / 1000))
-      claim.held = held(claim.log)
+      add(charge.log, charge.cost, charge.now)
+      call('PEXPIRE', charge.log.key, ceil(charge.longest / 1000))
+      charge.held = held(charge.log)
     end
   end
 
   local reply = {admitted and 1 or 0, max(0, wait)}
-  for _, claim in ipairs(claims) do
-    reply[#reply + 1] = claim.now
-    for _, policy in ipairs(claim.policies) do
+  for _, charge in ipairs(charges) do
+    reply[#reply + 1] = charge.now
+    for _, policy in ipairs(charge.policies) do
       -- Binary search for the first unit in the window: times never decrease.
-      local low, high = claim.log.count - claim.held, claim.log.count
+      local low, high = charge.log.count - charge.held, charge.log.count
       while low < high do
         local middle = floor((low + high) / 2)
-        if at(claim.log, middle) + policy.period > claim.now then
+        if at(charge.log, middle) + policy.period > charge.now then
           high = middle
         else
           low = middle + 1
         end
       end
-      local used = claim.log.count - low
+      local used = charge.log.count - low
       reply[#reply + 1] = max(0, policy.amount - used)
-      reply[#reply + 1] = used > 0 and at(claim.log, low) + policy.period - claim.now or 0
+      reply[#reply + 1] = used > 0 and at(charge.log, low) + policy.period - charge.now or 0
     end
   end
   return pack('>' .. string.rep('i8', #reply), unpack(reply)), requested

@@ -11,7 +11,7 @@ from service.limits.memory_store import MemoryLimits
 from service.limits.redis_store import RedisLimits
 from service.limits.types import Charge, Decision, Policy
 
-PAUSE = 0.25  # seconds after a failure without a call to Redis; then one request tries Redis
+RETRY_INTERVAL_SECONDS = 0.25  # without a call to Redis after a failure; then one request tries
 
 
 class LimitStore:
@@ -60,7 +60,7 @@ class LimitStore:
             now = time.monotonic()
             if now >= self._retry_at:
                 if self.is_away:
-                    self._retry_at = now + PAUSE  # only this request tries Redis
+                    self._retry_at = now + RETRY_INTERVAL_SECONDS  # only this request tries Redis
                 try:
                     decision = await self._shared.acquire(charges)
                 except (RedisError, OSError) as error:
@@ -99,7 +99,7 @@ class LimitStore:
         )
 
     def failed(self, error: Exception) -> None:
-        """Record a failure of Redis: no request uses Redis for PAUSE seconds."""
+        """Record a failure of Redis: no request uses Redis for RETRY_INTERVAL_SECONDS seconds."""
         if not self.is_away:
             self.lost += 1
             self._logger.warning(
@@ -107,7 +107,7 @@ class LimitStore:
                 type(error).__name__,
                 self._workers,
             )
-        self._retry_at = time.monotonic() + PAUSE
+        self._retry_at = time.monotonic() + RETRY_INTERVAL_SECONDS
 
     def _return(self) -> None:
         if self.is_away:

@@ -19,19 +19,19 @@ def _span(policy: Policy) -> tuple[int, str]:
 
 
 @lru_cache
-def name(policy: Policy) -> str:
+def policy_name(policy: Policy) -> str:
     """Return the name of a policy in the headers: `minute`, or `15-minute`."""
     number, unit = _span(policy)
     return unit if number == 1 else f"{number}-{unit}"
 
 
-def sentence(policy: Policy) -> str:
+def describe_policy(policy: Policy) -> str:
     """Return a policy as text in the guide's form: `10 per 1 minute`."""
     number, unit = _span(policy)
     return f"{policy.amount} per {number} {unit}"
 
 
-def seconds(microseconds: int) -> int:
+def ceil_seconds(microseconds: int) -> int:
     """Convert microseconds to whole seconds, rounded up."""
     return -(-microseconds // SECOND)
 
@@ -41,42 +41,42 @@ def tightest(quotas: Iterable[QuotaStatus]) -> QuotaStatus:
     return min(quotas, key=lambda quota: (quota.remaining, -quota.reset))
 
 
-def lines(quotas: Sequence[QuotaStatus]) -> bytes:
+def rate_limit_lines(quotas: Sequence[QuotaStatus]) -> bytes:
     """Return the RateLimit field lines. Of policies with the same name, only the tightest."""
     if len(quotas) == 1:
         policy, remaining, reset = quotas[0]
-        reset = seconds(reset)
+        reset = ceil_seconds(reset)
         return _template(policy) % (remaining, reset, policy.amount, remaining, reset)
     by_name: dict[str, QuotaStatus] = {}
     for quota in quotas:
-        key = name(quota.policy)
+        key = policy_name(quota.policy)
         known = by_name.get(key)
         by_name[key] = quota if known is None else tightest([known, quota])
     quotas = tuple(by_name.values())
     least = tightest(quotas)
-    numbers = [n for each in quotas for n in (each.remaining, seconds(each.reset))]
-    values = (*numbers, least.policy.amount, least.remaining, seconds(least.reset))
+    numbers = [n for each in quotas for n in (each.remaining, ceil_seconds(each.reset))]
+    values = (*numbers, least.policy.amount, least.remaining, ceil_seconds(least.reset))
     return _template(*(each.policy for each in quotas)) % values
 
 
 @lru_cache
 def _template(*policies: Policy) -> bytes:
-    quotas = (f'"{name(each)}";q={each.amount};w={each.seconds}' for each in policies)
-    numbers = (f'"{name(each)}";r=%d;t=%d' for each in policies)
+    quotas = (f'"{policy_name(each)}";q={each.amount};w={each.seconds}' for each in policies)
+    numbers = (f'"{policy_name(each)}";r=%d;t=%d' for each in policies)
     return (
         f"ratelimit-policy: {', '.join(quotas)}\r\nratelimit: {', '.join(numbers)}\r\n"
         "ratelimit-limit: %d\r\nratelimit-remaining: %d\r\nratelimit-reset: %d\r\n"
     ).encode()
 
 
-def headers(quotas: Sequence[QuotaStatus]) -> list[tuple[bytes, bytes]]:
+def rate_limit_headers(quotas: Sequence[QuotaStatus]) -> list[tuple[bytes, bytes]]:
     """Return the RateLimit headers as ASGI pairs."""
-    pairs = (line.partition(b": ") for line in lines(quotas).splitlines())
+    pairs = (line.partition(b": ") for line in rate_limit_lines(quotas).splitlines())
     return [(key, value) for key, _, value in pairs]
 
 
 def refusal(decision: Decision) -> RateLimitedError:
     """Return the 429 of a refused request. It names the tightest policy and the wait (seconds)."""
     return RateLimitedError(
-        sentence(tightest(decision.quotas).policy), max(1, seconds(decision.wait))
+        describe_policy(tightest(decision.quotas).policy), max(1, ceil_seconds(decision.wait))
     )

@@ -15,7 +15,7 @@ from service.security import Claims, InvalidTokenError, Tokens, bearer
 
 FREE = "free"
 REVOKED_SECONDS = 5.0  # a revoked token is remembered so long; its account may be restored
-MOST_REVOKED = 4_096  # revoked tokens that are remembered
+REVOKED_CACHE_SIZE = 4_096  # revoked tokens that are remembered
 
 
 class Caller(NamedTuple):
@@ -66,7 +66,7 @@ class Identities:
         claims = self.read(scope).claims
         if claims is not None:
             self._revoked[_name(claims)] = (time.monotonic() + REVOKED_SECONDS, error.error)
-            if len(self._revoked) > MOST_REVOKED:
+            if len(self._revoked) > REVOKED_CACHE_SIZE:
                 self._revoked.popitem(last=False)
         refuse = partial(InvalidTokenError, error.error)
         credentials = self._address(scope)._replace(refuse=refuse)

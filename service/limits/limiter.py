@@ -18,7 +18,7 @@ from service.limits.policies import BY_ADDRESS, DEFAULT, NamedLimit, Policies
 from service.limits.types import Charge, Charges, Decision, Policy
 
 PREFIX = "octavo:limit"
-CALLERS = 4_096  # size of the LRU cache of charges
+CALLER_CACHE_SIZE = 4_096  # size of the LRU cache of charges
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +58,7 @@ class Limiter(RateLimiter):
         self.admitted = self.refused = 0  # requests
         self._plans: dict[str, Plan] = {}
         # Returns the charges of a caller under a plan without custom limits.
-        self.charges = lru_cache(CALLERS)(self._make_charges)
+        self.charges = lru_cache(CALLER_CACHE_SIZE)(self._make_charges)
 
     def init_app(self, app: Quart, enabled: bool = True) -> None:
         """Register the hook that decides custom limits."""

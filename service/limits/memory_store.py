@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 
 from service.limits.types import Charge, Decision, QuotaStatus
 
-MOST_SLOTS = 4_096  # of a log; in a larger limit, units share a slot and its latest time
-MOST_KEYS = 100_000  # logs
+MAX_SLOTS = 4_096  # of a log; in a larger limit, units share a slot and its latest time
+MAX_KEYS = 100_000  # logs
 
 
 class Log:
@@ -21,7 +21,7 @@ class Log:
     __slots__ = ("count", "expires", "grain", "slots", "times")
 
     def __init__(self, largest: int) -> None:
-        self.grain = -(-largest // MOST_SLOTS)
+        self.grain = -(-largest // MAX_SLOTS)
         self.slots = -(-largest // self.grain) + 1
         self.count = self.expires = 0
         self.times: dict[int, int] = {}
@@ -69,17 +69,17 @@ class Log:
 class MemoryLimits:
     """Decides in the memory of one process. clock: returns microseconds.
 
-    Above `most_keys` logs, the log that was charged least recently is dropped. To get its own log
-    dropped, a client would need requests from `most_keys` other addresses, each with its own limit.
+    Above `max_keys` logs, the log that was charged least recently is dropped. To get its own log
+    dropped, a client would need requests from `max_keys` other addresses, each with its own limit.
     """
 
     def __init__(
         self,
         clock: Callable[[], int] = lambda: time.monotonic_ns() // 1_000,
-        most_keys: int = MOST_KEYS,
+        max_keys: int = MAX_KEYS,
     ) -> None:
         self._clock = clock
-        self._most_keys = most_keys
+        self._max_keys = max_keys
         self._logs: OrderedDict[str, Log] = OrderedDict()
 
     def __len__(self) -> int:
@@ -108,7 +108,7 @@ class MemoryLimits:
                 log.expires = now + max(policy.period for policy in charge.policies)
                 self._logs[charge.key] = log
                 self._logs.move_to_end(charge.key)
-            while len(self._logs) > self._most_keys:
+            while len(self._logs) > self._max_keys:
                 self._logs.popitem(last=False)
         return Decision(wait == 0, wait, tuple(nows), self._quotas(charges, logs, nows))
 

@@ -20,8 +20,8 @@ from service.http.context import RequestContext, context_of
 from service.http.cors import Origins
 from service.http.error_handler import as_api_error
 from service.http.responses import AUTHENTICATED_PREFIXES, LIMITED_VARY
-from service.http.urls import LONGEST_PATH
-from service.limits.headers import headers
+from service.http.urls import MAX_DECODED_PATH
+from service.limits.headers import rate_limit_headers
 from service.limits.identity import Credentials
 from service.limits.limiter import UNKNOWN, Limiter, Plan
 from service.limits.types import Decision
@@ -159,7 +159,7 @@ class LimitMiddleware:
 
     async def _send(self, context: RequestContext, send: ASGISendCallable, message: Any) -> None:
         if message["type"] == "http.response.start" and context.quotas is not None:
-            message["headers"] = [*message["headers"], *headers(context.quotas)]
+            message["headers"] = [*message["headers"], *rate_limit_headers(context.quotas)]
         await send(message)
 
     def _endpoint(self, scope: Any) -> str | None:
@@ -177,7 +177,7 @@ class LimitMiddleware:
 def complete(error: APIError, scope: Any, origins: Origins) -> APIError:
     """Add Vary, CORS and RateLimit headers to an error that does not pass through Quart."""
     quotas = context_of(scope).quotas
-    quota = () if quotas is None else headers(quotas)
+    quota = () if quotas is None else rate_limit_headers(quotas)
     limits = {key.decode(): value.decode() for key, value in quota}
     more = {"Vary": LIMITED_VARY} | origins.headers(scope) | limits
     error.headers = {**error.headers, **more}
@@ -186,6 +186,6 @@ def complete(error: APIError, scope: Any, origins: Origins) -> APIError:
 
 def is_path(target: bytes) -> bool:
     """Whether a request target is a canonical path. Quart would treat `x:/a` and `///a` as `/a`."""
-    if len(target) > LONGEST_PATH:
+    if len(target) > MAX_DECODED_PATH:
         return False
     return target.startswith(b"/") and b"//" not in target and b"%2f" not in target.lower()

@@ -1,6 +1,6 @@
 """Decide limits in Redis for all processes, with acquire.lua and the clock of Redis.
 
-One call of the script decides the requests of one tick of the event loop, at most AT_ONCE.
+One call of the script decides the requests of one tick, at most MAX_REQUESTS_PER_CALL.
 """
 
 import struct
@@ -12,14 +12,14 @@ from typing import Any
 from service.limits.types import Charge, Charges, Decision, Policy, QuotaStatus
 from service.redis_client import Command, RedisBatcher, Script, digest_of
 
-ROOM = files("service.limits")
-LOG = (ROOM / "log.lua").read_text(encoding="utf-8")
+FOLDER = files("service.limits")
+LOG = (FOLDER / "log.lua").read_text(encoding="utf-8")
 DECIDE, GIVE_BACK = (
-    LOG + (ROOM / name).read_text(encoding="utf-8") for name in ("acquire.lua", "refund.lua")
+    LOG + (FOLDER / name).read_text(encoding="utf-8") for name in ("acquire.lua", "refund.lua")
 )
 DECIDE_DIGEST = digest_of(DECIDE)
 SINGLE = struct.Struct(">5q")  # the reply for one charge under one policy, the most common case
-AT_ONCE = 100  # requests in one call: Redis runs no other command meanwhile
+MAX_REQUESTS_PER_CALL = 100  # requests in one call: Redis runs no other command meanwhile
 
 
 class Acquire:
@@ -28,10 +28,10 @@ class Acquire:
     scripts = (DECIDE,)
 
     def commands(self, requests: Sequence[Sequence[Charge]]) -> list[Command]:
-        """Return the calls of the script, each for at most AT_ONCE requests."""
+        """Return the calls of the script, each for at most MAX_REQUESTS_PER_CALL requests."""
         calls = []
-        for begin in range(0, len(requests), AT_ONCE):
-            keys, values = arguments(requests[begin : begin + AT_ONCE])
+        for begin in range(0, len(requests), MAX_REQUESTS_PER_CALL):
+            keys, values = arguments(requests[begin : begin + MAX_REQUESTS_PER_CALL])
             calls.append(("EVALSHA", DECIDE_DIGEST, len(keys), *keys, *values))
         return calls
 

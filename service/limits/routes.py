@@ -8,7 +8,7 @@ from service.http.call import Call
 from service.http.documentation import document_status
 from service.http.operations import Reply, operation
 from service.http.schemas import Int64
-from service.limits.headers import name, seconds
+from service.limits.headers import ceil_seconds, policy_name
 
 limits_bp = Blueprint("limits", __name__)
 
@@ -50,11 +50,11 @@ async def rate_limits(call: Call) -> Reply:
     policies = [
         Allowance(
             limit=each,
-            policy=name(policy),
+            policy=policy_name(policy),
             quota=policy.amount,
             window=policy.seconds,
             remaining=(quota := next(quotas)).remaining,
-            reset=seconds(quota.reset),
+            reset=ceil_seconds(quota.reset),
         )
         for each in names
         for policy in limiter.policies.of(each, caller.tier)

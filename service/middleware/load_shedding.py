@@ -33,9 +33,9 @@ from service.logs import request_id
 from service.middleware.request_edge import DEFAULT_CSP, END, RequestEdge, request_id_of
 
 # Enough to keep the event loop and all database connections busy, and few enough that one
-# iteration of the loop takes milliseconds (docs/decisions.md).
+# tick takes milliseconds (docs/decisions.md).
 CONCURRENT_REQUESTS = 64
-LONGEST_KNOWN_PATH = 100  # characters of a path whose priority is cached
+MAX_CACHED_PATH = 100  # characters of a path whose priority is cached
 
 Headers = list[tuple[bytes, bytes]]
 Refuse = Callable[[int, Headers, bytes], None]
@@ -128,7 +128,7 @@ class LoadShedding:
         return {rule.rule for rule in rules if hasattr(views[rule.endpoint], NEVER_SHED)}
 
     def _is_costly(self, method: str, path: str) -> bool:
-        find = self._known_costly if len(path) <= LONGEST_KNOWN_PATH else self._find_costly
+        find = self._known_costly if len(path) <= MAX_CACHED_PATH else self._find_costly
         return find(method, path)
 
     def _find_costly(self, method: str, path: str) -> bool:

@@ -9,22 +9,22 @@ from quart import Quart
 
 from service.config import Settings
 
-TURNS = 10  # iterations of the loop in a measurement, about as many as the simplest response needs
+MEASURED_TICKS = 10  # ticks in a measurement, about as many as the simplest response needs
 PAUSE_SECONDS = 0.02  # between measurements
-REMEMBERED = 50  # measurements, about one second of them
+WINDOW_SIZE = 50  # measurements, about one second of them
 
 
 class LoopLag:
-    """Repeatedly measures the duration of TURNS iterations of the event loop, in seconds."""
+    """Repeatedly measures the duration of MEASURED_TICKS ticks, in seconds."""
 
     def __init__(self) -> None:
-        self._seen: deque[float] = deque([0.0, 0.0], maxlen=REMEMBERED)
+        self._seen: deque[float] = deque([0.0, 0.0], maxlen=WINDOW_SIZE)
 
     async def observe(self) -> None:
         """Measure until cancelled."""
         while True:
             begun = time.monotonic()
-            for _ in range(TURNS):
+            for _ in range(MEASURED_TICKS):
                 await asyncio.sleep(0)
             self._seen.append(time.monotonic() - begun)
             await asyncio.sleep(PAUSE_SECONDS)

@@ -32,7 +32,7 @@ Observe = Callable[[Any, int, float], None]
 
 def request_id_of(headers: RequestHeaders) -> str:
     """Return the request id: the client's X-Request-ID if it is valid, else a new id."""
-    return headers.name or random_id()
+    return headers.request_id or random_id()
 
 
 class RequestEdge:

@@ -1,8 +1,8 @@
-"""A Redis client that sends all commands of one tick of the event loop in one write.
+"""A Redis client that sends all commands of one tick in one write.
 
-A tick is one iteration of the loop. A separate write for a command costs more time in the client
-than the command costs in Redis. So the commands of a tick share one write (a batch) to one
-connection. While UNDER_WAY batches have no reply, commands wait for the next batch.
+A tick is one iteration of the event loop. A separate write for a command costs more time in the
+client than the command costs in Redis. So the commands of a tick share one write (a batch) to one
+connection. While MAX_UNANSWERED_BATCHES have no reply, commands wait for the next batch.
 
     batcher      collects requests, and sends them at the end of the tick
     connection   one connection, the batches that were sent on it, and their replies

@@ -1,4 +1,4 @@
-"""The Redis client: send all requests of one tick of the event loop in one write."""
+"""The Redis client: send all requests of one tick in one write."""
 
 import asyncio
 from contextlib import suppress
@@ -20,9 +20,9 @@ from service.redis_client.connection import (
     merge,
     oldest,
 )
-from service.timeouts import SLEEP, LoopTimeout
+from service.timeouts import TIMER_SECONDS, LoopTimeout
 
-ENOUGH = 32  # so many requests are sent before the tick ends: Redis then works in parallel
+EARLY_SEND_SIZE = 32  # requests that are sent before the tick ends: Redis works in parallel
 
 
 class RedisBatcher:
@@ -35,7 +35,7 @@ class RedisBatcher:
     def __init__(self, pool: ConnectionPool, deadline: float) -> None:
         self._pool: Any = pool
         self._deadline = deadline
-        self._most_ticks = ceil(deadline / SLEEP)
+        self._most_ticks = ceil(deadline / TIMER_SECONDS)
         self._ticks = 0
         self._clock: asyncio.TimerHandle | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -61,7 +61,7 @@ class RedisBatcher:
             if self._loop is None:  # kept, as the lookup is a system call in Python 3.11
                 self._loop = asyncio.get_running_loop()
             self._loop.call_soon(self._end_tick, context=self._context)
-        elif self._number >= ENOUGH:
+        elif self._number >= EARLY_SEND_SIZE:
             self.send()
 
     async def request(self, kind: CommandKind, request: Any) -> Any:
@@ -94,7 +94,7 @@ class RedisBatcher:
         self.send()
 
     def send(self) -> None:
-        """Send the pending requests, unless UNDER_WAY batches wait. Connect first if necessary."""
+        """Send the pending requests, unless too many batches wait. Connect first if necessary."""
         if not self._pending:
             return
         if self._clock is None:
@@ -112,10 +112,10 @@ class RedisBatcher:
 
     def _start_clock(self) -> None:
         loop = asyncio.get_running_loop()
-        self._clock = loop.call_later(SLEEP, self._tick, context=self._context)
+        self._clock = loop.call_later(TIMER_SECONDS, self._tick, context=self._context)
 
     def _tick(self) -> None:
-        """Count a timer tick of SLEEP seconds, as LoopTimeout does, and check the deadline."""
+        """Count a timer tick (TIMER_SECONDS), as LoopTimeout does, and check the deadline."""
         self._clock = None
         self._ticks += 1
         since = None if self._connection is None else self._connection.oldest

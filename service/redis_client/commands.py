@@ -5,7 +5,7 @@ from hashlib import sha1
 from itertools import chain
 from typing import Any, NamedTuple, Protocol
 
-AT_ONCE = 500  # keys of one MGET
+MAX_MGET_KEYS = 500  # keys of one MGET
 
 Command = tuple[Any, ...]  # the name of a command and its arguments
 
@@ -51,13 +51,13 @@ class GetMany:
 
 
 def _groups(requests: Sequence[Sequence[str]]) -> Sequence[Sequence[Sequence[str]]]:
-    """Split requests into groups, one for each MGET. A group with AT_ONCE keys or more is full."""
-    if sum(map(len, requests)) <= AT_ONCE:
+    """Split requests into groups, one for each MGET. A group of MAX_MGET_KEYS or more is full."""
+    if sum(map(len, requests)) <= MAX_MGET_KEYS:
         return [requests]
     groups: list[list[Sequence[str]]] = [[]]
     number = 0
     for request in requests:
-        if number >= AT_ONCE:
+        if number >= MAX_MGET_KEYS:
             groups.append([])
             number = 0
         groups[-1].append(request)

@@ -1,4 +1,4 @@
-"""A pipelined connection to Redis: send up to UNDER_WAY batches before the first reply."""
+"""A pipelined connection to Redis: send several batches before the first reply."""
 
 import asyncio
 from collections import deque
@@ -13,7 +13,7 @@ from service.redis_client.commands import CommandKind, ScriptLoad
 if TYPE_CHECKING:
     from service.redis_client.batcher import RedisBatcher
 
-UNDER_WAY = 4  # batches without a reply: Redis runs some while this process reads replies
+MAX_UNANSWERED_BATCHES = 4  # Redis runs some of them while this process reads replies
 NOTHING = object()  # stands for an incomplete reply
 
 Callback = Callable[[Any], None]  # gets the result or an exception
@@ -61,7 +61,7 @@ class RedisConnection(asyncio.Protocol):
     @property
     def has_room(self) -> bool:
         """Whether another batch may be sent."""
-        return len(self._batches) < UNDER_WAY
+        return len(self._batches) < MAX_UNANSWERED_BATCHES
 
     def unanswered(self) -> PendingRequests:
         """Return the requests that have been sent and have no reply."""

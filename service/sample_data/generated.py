@@ -33,7 +33,7 @@ CAREER = 40  # years in which an author writes
 ENDINGS = {"0.99": 5, "0.95": 2, "0.50": 1, "0.00": 2}  # cents of prices, with weights
 ISBN_GROUP = 200_000_000  # count of numbers of 978-0 and 978-1, without the check digit
 ISBN_STEP = 123_606_797  # coprime with ISBN_GROUP, so that every book has a different number
-MOST_VIEWS = 10**9
+MAX_VIEWS = 10**9
 
 
 class _Author(NamedTuple):
@@ -63,7 +63,7 @@ def generated_books(count: int, seed: int) -> Iterator[Accepted]:
         }
         # A fraction 1/x of the books has x views or more. So the book of rank n has 1/n of the
         # views of the first.
-        views = min(MOST_VIEWS, int(1 / (1 - draw.random())))
+        views = min(MAX_VIEWS, int(1 / (1 - draw.random())))
         digest = _hash(f"plausible {seed} {number}")
         yield Accepted(BookCreate.model_validate(values), (digest,), views=views)
 

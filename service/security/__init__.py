@@ -12,7 +12,7 @@ from quart import Quart
 from service.config import Settings
 from service.security.passwords import Passwords
 from service.security.tokens import (
-    MOST_TOKENS,
+    TOKEN_CACHE_SIZE,
     Claims,
     InvalidTokenError,
     Tokens,
@@ -22,7 +22,7 @@ from service.security.tokens import (
 )
 
 __all__ = [
-    "MOST_TOKENS",
+    "TOKEN_CACHE_SIZE",
     "Claims",
     "InvalidTokenError",
     "Passwords",

@@ -20,7 +20,7 @@ CLAIMS = ["user_id", "username", "tier", "iat", "exp", "jti", "iss", "aud", "ver
 HEADER = {"alg": ALGORITHM, "typ": "JWT"}  # header of every issued token
 LEEWAY = 30  # seconds by which the clock of the machine that issued a token may be ahead
 MAX_TOKEN = 4_096  # characters; an issued token has about 350
-MOST_TOKENS = 4_096  # verified tokens in memory, so that each signature is computed once
+TOKEN_CACHE_SIZE = 4_096  # verified tokens in memory, so that each signature is computed once
 
 
 class InvalidTokenError(UnauthorizedError):
@@ -60,7 +60,8 @@ class Tokens:
     def __init__(self, settings: Settings) -> None:
         keys = [settings.secret_key, settings.secret_key_previous]
         self._keys = [key.get_secret_value() for key in keys if key is not None]
-        self._verified = lru_cache(MOST_TOKENS)(self._verify)  # an invalid token raises: not cached
+        # An invalid token raises, so it is not cached.
+        self._verified = lru_cache(TOKEN_CACHE_SIZE)(self._verify)
         self.lifetime = settings.access_token_seconds
 
     def issue(self, user: Any) -> tuple[str, str]:

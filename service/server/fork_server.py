@@ -18,7 +18,7 @@ from typing import Any
 
 from service.server.pipes import Channel
 
-VARIABLE = "OCTAVO_FORK_SERVER"  # environment variable: socket to read, pipe to write
+FORK_SERVER_VARIABLE = "OCTAVO_FORK_SERVER"  # environment variable: socket to read, pipe to write
 NUMBER_BYTES = 4  # size of a worker's number in a request
 IGNORED = (signal.SIGTERM, signal.SIGINT)  # a closed socket ends the fork server
 
@@ -34,7 +34,7 @@ class Forks:
     @classmethod
     def inherited(cls) -> "Forks | None":
         """Return the fork server that the environment describes; None without one."""
-        given = os.environ.pop(VARIABLE, None)
+        given = os.environ.pop(FORK_SERVER_VARIABLE, None)
         return None if given is None else cls(*map(int, given.split(",")))
 
     def worker(self) -> Channel | None:

@@ -9,8 +9,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
 from typing import Any
 
-LONGEST = 1 << 20  # bytes of a line
-MOST = 100_000  # characters of the lines in a message, each up to six bytes
+MAX_LINE_BYTES = 1 << 20  # bytes of a line
+MAX_MESSAGE_CHARACTERS = 100_000  # characters of the lines in a message, each up to six bytes
 
 
 class Channel:
@@ -37,7 +37,7 @@ class Channel:
 
 async def receive(pipe: int) -> AsyncIterator[dict[str, Any]]:
     """Yield the messages from a pipe, until its other end is closed."""
-    reader = asyncio.StreamReader(limit=LONGEST)
+    reader = asyncio.StreamReader(limit=MAX_LINE_BYTES)
     transport, _ = await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), os.fdopen(pipe, "rb", 0)
     )
@@ -61,10 +61,10 @@ class ChannelDestination:
         """Send lines, several in a message. A long line is cut."""
         message, length = list[str](), 0
         for line in lines:
-            if length + min(len(line), MOST) > MOST:
+            if length + min(len(line), MAX_MESSAGE_CHARACTERS) > MAX_MESSAGE_CHARACTERS:
                 self._send(message)
                 message, length = [], 0
-            message.append(line[:MOST])
+            message.append(line[:MAX_MESSAGE_CHARACTERS])
             length += len(line)
         self._send(message)
 

@@ -18,7 +18,7 @@ from service.server.worker_processes import ForkServer, WorkerProcess
 
 START_SECONDS = 60.0  # for a worker to become ready
 STEADY_SECONDS = 1.0  # for a worker to serve; a shorter run counts as a failure
-LONGEST_PAUSE = 5.0  # seconds between attempts; STEADY_SECONDS at most if the worker has served
+MAX_PAUSE_SECONDS = 5.0  # seconds between attempts; STEADY_SECONDS at most if the worker has served
 ATTEMPTS = 3  # to start the first worker
 KILL_AFTER = 5.0  # seconds after `stop_seconds`: then a worker is killed
 KILLED = 1  # exit code if a worker had to be killed
@@ -104,7 +104,7 @@ class Supervisor:
         worker: WorkerProcess | None = None
         failures = 0
         while True:
-            longest = LONGEST_PAUSE
+            longest = MAX_PAUSE_SECONDS
             if worker is None:
                 worker = await self._start()
             if worker is not None:
@@ -169,14 +169,14 @@ class Supervisor:
     async def _fork_server(self) -> ForkServer | None:
         """Return a fork server with the newest code, else an older one, else None."""
         async with self._loading:
-            self._servers = [server for server in self._servers if not server.gone.done()]
+            self._servers = [server for server in self._servers if not server.ended.done()]
             old = self._servers[-1] if self._servers else None
             if old is not None and self._loaded == self._release:
                 return old
             self._loaded = self._release
             new = await ForkServer.start(self._command, self._sockets, self._environment)
             self._servers.insert(0, new)
-            await _first(new.gone, new.loaded.wait(), seconds=START_SECONDS)
+            await _first(new.ended, new.loaded.wait(), seconds=START_SECONDS)
             if new.loaded.is_set():
                 self._servers.append(self._servers.pop(0))
                 if old is not None:

@@ -29,7 +29,7 @@ LAST_SECONDS = 0.2  # for the clients of the last accepted connections to send r
 # stay small: a collection of 100,000 objects took 0.2 s. Connections and requests leave no cycles.
 GENERATIONS = (2_000, 5, 1_000)  # the last threshold is for a leak: ten million new objects
 COLLECT_SECONDS = 600.0
-ACCEPTED_AT_ONCE = 16  # connections in one turn of the event loop
+LISTENERS_PER_SOCKET = 16  # each accepts one connection in a tick
 DESCRIPTOR_SECONDS = 1.0  # between checks for free file descriptors
 DESCRIPTOR_PAUSE = 60.0  # without a failed check, before a failure is logged again
 
@@ -37,7 +37,7 @@ DESCRIPTOR_PAUSE = 60.0  # without a failed check, before a failure is logged ag
 class Loop(uvloop.Loop):
     """uvloop that accepts many connections in one turn, and records its listeners.
 
-    libuv accepts one connection for each listener in a turn of the loop (libuv pull request 3696).
+    libuv accepts one connection for each listener in a tick (libuv pull request 3696).
     While a worker is busy, a turn lasts some milliseconds: 1,000 new connections waited for 10 s.
     So a socket gets several listeners. Hypercorn cannot close them early, so the loop records them.
     """
@@ -52,7 +52,7 @@ class Loop(uvloop.Loop):
         """Listen on a socket, and return one of its listeners."""
         first: asyncio.AbstractServer = await super().create_server(*args, sock=sock, **options)
         self.listeners.append(first)
-        for _ in range(ACCEPTED_AT_ONCE - 1):
+        for _ in range(LISTENERS_PER_SOCKET - 1):
             self.listeners.append(await super().create_server(*args, sock=sock.dup(), **options))
         return first
 
@@ -89,11 +89,11 @@ class Worker:
         }
         for number, handle in handled.items():
             loop.add_signal_handler(number, handle)
-        self._do(self._collect())
-        self._do(self._watch_descriptors())
+        self._spawn(self._collect())
+        self._spawn(self._watch_descriptors())
         if self._channel is not None:
-            self._do(self._receive(self._channel))
-            self._do(self._report_ready(self._channel))
+            self._spawn(self._receive(self._channel))
+            self._spawn(self._report_ready(self._channel))
         if self._left:
             self._app.extensions["observers"].append(self._count)
         try:
@@ -103,18 +103,18 @@ class Worker:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    def _do(self, work: Any) -> None:
+    def _spawn(self, work: Any) -> None:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     def _drain(self, seconds: float, *, listening: bool) -> None:
         if self._draining is None:
-            self._draining = asyncio.create_task(self._leave(seconds, listening=listening))
+            self._draining = asyncio.create_task(self._stop_after(seconds, listening=listening))
         elif listening:
             self._stop.set()  # a second signal: do not wait for clients
 
-    async def _leave(self, seconds: float, *, listening: bool) -> None:
+    async def _stop_after(self, seconds: float, *, listening: bool) -> None:
         """Send `Connection: close` for `seconds`. `listening`: accept connections meanwhile."""
         self._config.draining = True
         if listening:
@@ -163,7 +163,7 @@ class Worker:
         await asyncio.to_thread(metrics_files.drop)  # the supervisor cannot remove the figures
 
     async def _report_ready(self, channel: Channel) -> None:
-        while len(self._listeners) < ACCEPTED_AT_ONCE * len(self._config.bind):  # noqa: ASYNC110  (Hypercorn has no event)
+        while len(self._listeners) < LISTENERS_PER_SOCKET * len(self._config.bind):  # noqa: ASYNC110  (Hypercorn has no event)
             await asyncio.sleep(0.01)
         await asyncio.to_thread(channel.send_message, ready=True)
 
@@ -171,7 +171,7 @@ class Worker:
         """Request a replacement after `max_requests` requests."""
         self._left -= 1
         if self._left == 0 and self._channel is not None:
-            self._do(asyncio.to_thread(self._channel.send_message, replacement_requested=True))
+            self._spawn(asyncio.to_thread(self._channel.send_message, replacement_requested=True))
         elif self._left == 0:
             self._drain(0, listening=True)
 

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Self
 
-from service.server.fork_server import NUMBER_BYTES, VARIABLE
+from service.server.fork_server import FORK_SERVER_VARIABLE, NUMBER_BYTES
 from service.server.pipes import receive
 
 Callback = Callable[["WorkerProcess", dict[str, Any]], None]
@@ -29,14 +29,14 @@ class WorkerProcess:
         self.ready = asyncio.Event()
         self.replacement_requested = asyncio.Event()  # the worker requests a replacement
         self.code: asyncio.Future[int | None] = asyncio.get_running_loop().create_future()
-        self._tells = write_end
+        self._write_end = write_end
         self.ended = asyncio.create_task(self._read(read_end, callback))
 
     async def _read(self, read_end: int, callback: Callback) -> int | None:
         async for message in receive(read_end):
             callback(self, message)
         code = await self.code
-        os.close(self._tells)
+        os.close(self._write_end)
         return code
 
     def send(self, number: signal.Signals) -> None:
@@ -48,18 +48,20 @@ class WorkerProcess:
     def send_message(self, **message: Any) -> None:
         """Send a message to the worker; lost if its pipe is full or closed."""
         with suppress(OSError):
-            os.write(self._tells, json.dumps(message).encode() + b"\n")
+            os.write(self._write_end, json.dumps(message).encode() + b"\n")
 
 
 class ForkServer:
-    """A process that forks workers. `loaded`: it can fork. `gone`: it has ended."""
+    """A process that forks workers. `loaded`: it can fork. `ended`: done when it has ended."""
 
-    def __init__(self, process: asyncio.subprocess.Process, asks: socket.socket, read_end: int):
+    def __init__(
+        self, process: asyncio.subprocess.Process, request_socket: socket.socket, read_end: int
+    ):
         self.process = process
         self.loaded = asyncio.Event()
-        self._asks = asks
+        self._request_socket = request_socket
         self._workers: dict[int, WorkerProcess] = {}
-        self.gone = asyncio.create_task(self._read(read_end))
+        self.ended = asyncio.create_task(self._read(read_end))
 
     @classmethod
     async def start(
@@ -69,24 +71,24 @@ class ForkServer:
         environment: Mapping[str, str],
     ) -> Self:
         """Start a fork server, which loads the application."""
-        asks, theirs = socket.socketpair()
+        request_socket, theirs = socket.socketpair()
         read_end, writes = os.pipe()
         inherited = (theirs.fileno(), writes)
         try:
             process = await asyncio.create_subprocess_exec(
                 *command,
                 pass_fds=(*(sock.fileno() for sock in sockets), *inherited),
-                env={**environment, VARIABLE: ",".join(map(str, inherited))},
+                env={**environment, FORK_SERVER_VARIABLE: ",".join(map(str, inherited))},
                 start_new_session=True,  # Ctrl-C is for the supervisor
             )
         except BaseException:
-            asks.close()
+            request_socket.close()
             os.close(read_end)
             raise
         finally:
             theirs.close()
             os.close(writes)
-        return cls(process, asks, read_end)
+        return cls(process, request_socket, read_end)
 
     def fork(self, number: int, callback: Callback) -> WorkerProcess:
         """Request a new worker. If that fails, the returned worker has ended."""
@@ -94,7 +96,7 @@ class ForkServer:
         os.set_blocking(write_end, False)
         worker = self._workers[number] = WorkerProcess(number, write_end, read_end, callback)
         try:
-            socket.send_fds(self._asks, [number.to_bytes(NUMBER_BYTES)], [reads, writes])
+            socket.send_fds(self._request_socket, [number.to_bytes(NUMBER_BYTES)], [reads, writes])
         except OSError:
             worker.code.set_result(None)
         finally:
@@ -115,24 +117,24 @@ class ForkServer:
         for worker in self._workers.values():
             if not worker.code.done():
                 worker.code.set_result(None)
-        self._asks.close()
+        self._request_socket.close()
 
     def close(self) -> None:
         """Request no more workers: the fork server ends after its last worker."""
-        self._asks.close()
+        self._request_socket.close()
 
     async def end(self, seconds: float) -> None:
         """End it: at once if it is still loading, else after its last worker. Kill it if late."""
         self.close()
         if not self.loaded.is_set():
             self._send(signal.SIGTERM)
-        await asyncio.wait({self.gone}, timeout=seconds)
+        await asyncio.wait({self.ended}, timeout=seconds)
         self._send(signal.SIGKILL)
         await self.process.wait()
-        await self.gone
+        await self.ended
 
     def _send(self, number: signal.Signals) -> None:
         # The process's own send_signal polls the process, and so would take its exit code.
-        if not self.gone.done():
+        if not self.ended.done():
             with suppress(ProcessLookupError):
                 os.kill(self.process.pid, number)

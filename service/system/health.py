@@ -26,7 +26,7 @@ from service.http.priority import constant, never_shed
 from service.http.responses import respond, to_bytes
 from service.timeouts import cancel_and_wait
 
-TIMEOUT = 1.0  # seconds: the longest time that a request waits for a check
+CHECK_TIMEOUT_SECONDS = 1.0  # the longest time that a request waits for a check
 SHARED_SECONDS = 1.0  # time for which requests share the outcome of a check
 
 ALIVE = b'{"status":"alive"}'
@@ -135,8 +135,12 @@ class Health:
         task = self._running.get(name)
         if task is None or task.done():
             task = self._running[name] = asyncio.create_task(self._run(name))
-        done, _ = await asyncio.wait({task}, timeout=TIMEOUT)
-        outcome = task.result() if done else Outcome(status="timeout", latency_ms=TIMEOUT * 1000)
+        done, _ = await asyncio.wait({task}, timeout=CHECK_TIMEOUT_SECONDS)
+        outcome = (
+            task.result()
+            if done
+            else Outcome(status="timeout", latency_ms=CHECK_TIMEOUT_SECONDS * 1000)
+        )
         self._known[name] = (time.monotonic(), outcome)
         return outcome
 

@@ -36,7 +36,7 @@ from service.security import Passwords, bearer
 from service.system import metrics_files
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
-SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 LOOK_SECONDS = 0.5  # between two updates of the counters and gauges
 
 metrics_bp = Blueprint("metrics", __name__)
@@ -53,7 +53,7 @@ class Metrics:
             "octavo_request_seconds",
             "Duration of requests, in seconds",
             ("method", "route", "status"),
-            buckets=SECONDS,
+            buckets=DURATION_BUCKETS,
             registry=self.registry,
         )
         self._children: dict[tuple[str, str, int], Any] = {}

@@ -24,8 +24,8 @@ from prometheus_client.mmap_dict import MmapedDict
 from service.files import private
 
 FOLDER = "PROMETHEUS_MULTIPROC_DIR"  # environment variable of the Prometheus client
-SIZE = 65_536  # bytes of a new file; a full file doubles its size
-ENTRY = 32  # maximum size of an entry in bytes, without its name
+NEW_FILE_BYTES = 65_536  # bytes of a new file; a full file doubles its size
+ENTRY_OVERHEAD_BYTES = 32  # maximum size of an entry in bytes, without its name
 
 failures: list[OSError] = []  # errors because of which other workers cannot read these metrics
 
@@ -42,11 +42,12 @@ class ReservedDict(MmapedDict):
         except OSError as error:
             self._stay_alone(error)
             self._positions = {}
-            self._capacity, self._used = SIZE, 8  # the header (8 bytes) holds the used size
-            self._m = mmap.mmap(-1, SIZE)
+            self._capacity = NEW_FILE_BYTES
+            self._used = 8  # the header (8 bytes) holds the used size
+            self._m = mmap.mmap(-1, NEW_FILE_BYTES)
 
     def _init_value(self, key: str) -> None:
-        while self._used + len(key.encode()) + ENTRY > self._capacity:
+        while self._used + len(key.encode()) + ENTRY_OVERHEAD_BYTES > self._capacity:
             self._grow(2 * self._capacity)
         super()._init_value(key)  # type: ignore[no-untyped-call]  # it has no types
 
@@ -75,11 +76,11 @@ def _make(path: str) -> None:
     """Create a file with reserved space, or reserve that of an existing file. Raises OSError."""
     if os.path.exists(path):
         with open(path, "r+b") as file:
-            return _reserve(file.fileno(), max(SIZE, os.fstat(file.fileno()).st_size))
+            return _reserve(file.fileno(), max(NEW_FILE_BYTES, os.fstat(file.fileno()).st_size))
     new = f"{path}.new"  # other workers read all .db files, so a .db file must be complete
     try:
         with open(new, "wb", opener=private) as file:
-            _reserve(file.fileno(), SIZE)
+            _reserve(file.fileno(), NEW_FILE_BYTES)
         os.rename(new, path)
     except OSError:
         with suppress(OSError):

@@ -94,7 +94,7 @@ def _public(account: bytes) -> bytes:
 @cached_item(USERS, service.not_found, _public)
 async def get_user(call: Call, user_id: int, query_args: CachedQuery) -> Reply:
     """Return the public data of a user."""
-    entry, status = await call.cache.items.read(USERS, user_id, past=query_args.nocache)
+    entry, status = await call.cache.items.read(USERS, user_id, bypass=query_args.nocache)
     if not entry.body:
         raise service.not_found(user_id, cache_status(call.scope, status))
     return Reply(_public(entry.body), is_public=True, cached=status)
@@ -109,7 +109,7 @@ async def list_user_books(call: Call, user_id: int, query_args: CachedPageQuery)
     """List a user's books, newest first, as an array without an envelope (Flask guide)."""
     page = query_args.to_page()
     listing = books.list_books(BookFilters(user_id=user_id), "-created_at", page)
-    rows = await call.cache.lists.read(listing, past=query_args.nocache)
+    rows = await call.cache.lists.read(listing, bypass=query_args.nocache)
     links = page_envelope(page, rows.total, call.url)["links"]
     headers = {**link_header(links), "X-Total-Count": str(rows.total)}
     return Reply.of_list(b"[%b]" % b",".join(rows.bodies), listing, rows, headers)

@@ -15,7 +15,7 @@ from tests.conformance import templated
 from tests.factories import PASSWORD, Member
 
 SHOP, ELSEWHERE = "https://shop.example.org", "https://elsewhere.example.org"
-MOST_BYTES = 8_192  # of a body that is allowed
+MAX_BYTES = 8_192  # of a body that is allowed
 BAD_VALUES = ["", " ", "?!", "\u200b", 1, -1, 1.5, 1e400, 10**30, True, None, [], {}, "x" * 3_000]
 TEXTS = [" Emma ", "Ünï – 書", 'a\\b"c\n', "7"]
 BAD_ARGS = ["", "0", "-1", "x", "1.5", "9" * 20, "%ff", "a%00", "%20", "007"]
@@ -154,7 +154,7 @@ class Requests:
         target = self._target(declared)
         body = b"" if declared.example is None else self._body(declared)
         if declared.example is None and self._often(0.03):
-            body = b"x" * choice((1, MOST_BYTES, MOST_BYTES + 1))
+            body = b"x" * choice((1, MAX_BYTES, MAX_BYTES + 1))
         credentials = self._chance.choices(("", "own", "false", "two"), (4, 20, 1, 1))[0]
         headers = [*self._headers(declared, body)]
         return Request(declared, method, target, headers, credentials, body)
@@ -224,8 +224,8 @@ class Requests:
             b"", b"{}", b"[]", b"null", body[:-1], body + b" ", b" " + body, body + b"x",
             body[:-1] + b',"title":"B"}', body[:-1] + b',"price":NaN}', b"\xff" + body,
             body.replace(b"e", b"\xe9"), body.replace(b"e", b"\\u0000"),
-            body.replace(b"e", b"\\ud800"), body + b" " * MOST_BYTES,
-            body[:-1] + b" " * (MOST_BYTES - len(body)) + b"}", b"[" * 100,
+            body.replace(b"e", b"\\ud800"), body + b" " * MAX_BYTES,
+            body[:-1] + b" " * (MAX_BYTES - len(body)) + b"}", b"[" * 100,
             b'{"title":' * 50, b"\xef\xbb\xbf" + body,
         ])  # fmt: skip
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import service
 
 HEAD, BODY = 60_000, 65_536  # bytes of a request at most, without its own lines
-MOST_HEADERS = 95
+MAX_HEADERS = 95
 # Names of headers in the code of the framework and of this service.
 SOURCES = (
     Path(werkzeug.sansio.request.__file__),
@@ -230,7 +230,7 @@ def draw_path(draw: Draw, case: Case) -> None:
 
 def draw_headers(draw: Draw, case: Case) -> None:
     """Draw one long header, or many headers of one name or of several names."""
-    number = draw(st.sampled_from([1, 1, 2, 10, MOST_HEADERS, 3_000]))
+    number = draw(st.sampled_from([1, 1, 2, 10, MAX_HEADERS, 3_000]))
     room = max(0, HEAD // number - 40)
     name, text = draw(st.sampled_from(FIELDS)), fill(draw, room, case, in_header)
     case.shape.append(f"in {number} {name}")

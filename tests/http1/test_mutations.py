@@ -17,7 +17,7 @@ from tests.http1.test_corpus import PROBE, next_response
 
 MUTATIONS = int(os.environ.get("MUTATIONS", "3000"))
 SEED = int(os.environ.get("SEED", "1"))
-AT_ONCE = 40
+CONNECTIONS = 40
 SPECIAL = [b"\r\n", b"\r", b"\n", b"\0", b":", b" ", b"\t", b",", b";", b"0", b"\xff", b"\r\n\r\n"]
 SPECIAL += [b"chunked", b"Content-Length: 1\r\n", b"Transfer-Encoding: chunked\r\n", b"HTTP/1.1"]
 SEEDS = [case.raw for case in CASES if 0 < len(case.raw) < 2_000]
@@ -103,7 +103,7 @@ async def test_damaged_bytes_stop_neither_the_server_nor_other_clients(site: Bar
                 print(f"{number + 1} of {MUTATIONS}", flush=True)
 
     async with asyncio.TaskGroup() as clients:
-        for _ in range(AT_ONCE):
+        for _ in range(CONNECTIONS):
             clients.create_task(send_streams())
     await site.until_closed()
     assert not site.logged, "no error has been logged"

@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from service.config import MOST_HOPS
+from service.config import MAX_HOPS
 from service.http.headers import parse_headers
 from service.server.http1.parser import (
     KEPT_BYTES,
@@ -85,5 +85,5 @@ def test_only_the_end_of_a_chain_of_proxies_is_parsed() -> None:
     """The client may have invented the beginning: to parse it would waste time."""
     chain = b"1.1.1.1," * 8_000 + b" 2.2.2.2 , 3.3.3.3"
     headers = parse_headers([(b"x-forwarded-for", chain)])
-    assert len(headers.forwarded) == MOST_HOPS + 1
+    assert len(headers.forwarded) == MAX_HOPS + 1
     assert headers.forwarded[-2:] == ["2.2.2.2", "3.3.3.3"]

@@ -4,7 +4,7 @@ import re
 
 FRAMING = frozenset({b"content-length", b"transfer-encoding"})
 CODING = re.compile(rb"[!#$%&'*+.^_`|~0-9a-z-]+(;.*)?")
-MOST = 50  # maximum number of codings that are split
+MAX_CODINGS = 50  # maximum number of codings that are split
 
 
 def codings_of(raw: bytes) -> list[bytes]:
@@ -13,7 +13,7 @@ def codings_of(raw: bytes) -> list[bytes]:
     framing = [(name, value) for name, _, value in lines if name in FRAMING]
     if any(name == b"content-length" for name, _ in framing):
         return []
-    return [x.strip(b" \t") for _, value in framing for x in value.split(b",", MOST)]
+    return [x.strip(b" \t") for _, value in framing for x in value.split(b",", MAX_CODINGS)]
 
 
 def are_unknown(codings: list[bytes]) -> bool:

@@ -18,7 +18,7 @@ from service.server.http1.transport import Phase, TransportProtocol
 if TYPE_CHECKING:
     from service.server.http1.server import Serving
 
-MOST_UNREAD = 65_536  # bytes received but not parsed; beyond that, reading is paused
+MAX_UNPARSED_BYTES = 65_536  # bytes received but not parsed; beyond that, reading is paused
 
 
 class Connection(TransportProtocol):
@@ -96,7 +96,7 @@ class Connection(TransportProtocol):
             or self._is_ending
             or config.draining
             or self._count >= config.keep_alive_max_requests
-            or (cycle is not None and cycle.leaves_much(reader))
+            or (cycle is not None and cycle.has_long_rest(reader))
         )
 
     def finished(self, cycle: RequestCycle, *, closes: bool) -> None:
@@ -191,7 +191,7 @@ class Connection(TransportProtocol):
                 return self._close(lingers=True)
             raise
         if cycle is not None:
-            cycle.take(reader.pieces, is_read=reader.is_complete)
+            cycle.add_body(reader.pieces, is_read=reader.is_complete)
             self._phase, self._due = Phase.BUSY, inf  # another stall starts a new timeout
         reader.pieces = []
         return None
@@ -216,7 +216,7 @@ class Connection(TransportProtocol):
     def adjust_reading(self) -> None:
         """Pause reading while more than 64 KiB wait for the parser or for the application."""
         cycle = self._cycle
-        is_enough = len(self._data) - self._at > MOST_UNREAD or (
+        is_enough = len(self._data) - self._at > MAX_UNPARSED_BYTES or (
             cycle is not None and cycle.is_full
         )
         if is_enough is not self._is_paused:

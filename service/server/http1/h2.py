@@ -28,7 +28,7 @@ from hypercorn.protocol.h2 import H2Protocol
 
 BURST, PER_SECOND = 200, 33  # frames of COUNTED that a connection may send (token bucket)
 COUNTED = (PingReceived, PriorityUpdated, RemoteSettingsChanged, StreamReset)
-PIECE_BYTES = 2_048  # bytes parsed in one turn of the event loop: a hundred frames at most
+PIECE_BYTES = 2_048  # bytes parsed in one tick: a hundred frames at most
 
 
 class Http2(H2Protocol):

@@ -18,8 +18,8 @@ from service.server.http1.codings import FRAMING, are_unknown, codings_of
 
 HEAD_BYTES = 65_536  # maximum of a request's head; a token of 60,000 bytes still gets 401
 HOST_BYTES = 260  # maximum of a host name (253) and a port
-MOST_HEADERS = 100
-MOST_OPTIONS = 50  # maximum number of options of a Connection field that are split
+MAX_HEADERS = 100
+MAX_OPTIONS = 50  # maximum number of options of a Connection field that are split
 MOST_KEPT, KEPT_BYTES = 2_048, 1_024  # maximum of cached header sections, and size of each
 LINE_BYTES = 16  # overhead of a chunk: size, two line ends, and a margin
 SPARE_BYTES = 16_384  # maximum of further overhead of a body: chunk extensions and trailers
@@ -30,7 +30,7 @@ NOTHING = b"POST / HTTP/1.1\r\n"  # the placeholder request line
 UPGRADE = re.compile(rb"(?im)^upgrade:[^\r\n]*\r\n")
 END = b"\r\n\r\n"  # end of a head, and of a chunked body
 
-LONGEST_PATH = 2_048  # bytes of a path that is percent-decoded; a longer path stays as it is
+MAX_DECODED_PATH = 2_048  # bytes of a path that is percent-decoded; a longer path stays as it is
 
 
 class RefusedError(Exception):
@@ -88,7 +88,7 @@ def read_target(target: bytes) -> Target:
     """Split a target into path and query."""
     raw_path, _, query = target.partition(b"?")
     path = raw_path.decode()
-    is_coded = "%" in path and len(path) <= LONGEST_PATH
+    is_coded = "%" in path and len(path) <= MAX_DECODED_PATH
     return Target(raw_path, query, unquote(path) if is_coded else path)
 
 
@@ -140,7 +140,7 @@ class Reader:
             self.headers, self.options = known
             self.left, self.expects, self.is_complete = 0, False, True
             return
-        if fields.count(LINE_END) - 1 > MOST_HEADERS:  # before the cost of parsing them
+        if fields.count(LINE_END) - 1 > MAX_HEADERS:  # before the cost of parsing them
             raise RefusedError(431)
         self._beside, self._tail = -SPARE_BYTES, b""
         try:
@@ -222,7 +222,7 @@ class Reader:
         elif name == b"expect":
             self.expects = value.lower() == b"100-continue" and self.line.version != "1.0"
         else:
-            self.options.update(map(bytes.strip, value.lower().split(b",", MOST_OPTIONS)))
+            self.options.update(map(bytes.strip, value.lower().split(b",", MAX_OPTIONS)))
 
     def on_body(self, piece: bytes) -> None:
         """Add a piece of the body, and permit the overhead of its chunk."""

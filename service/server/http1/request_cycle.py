@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Message = Any  # an ASGI message: a dict
 REQUEST_TIMEOUT = 408  # closes its connection (RFC 9110, 15.5.9)
-MOST_WAITING = 65_536  # bytes of a body that wait for the application; beyond, reading pauses
+MAX_WAITING_BYTES = 65_536  # bytes of a body that wait for the application; beyond, reading pauses
 
 
 class RequestCycle:
@@ -30,7 +30,7 @@ class RequestCycle:
     task: asyncio.Task[None] | None = None  # the call of the application
     _turn: Turn | None = None  # the turn in the admission queue
     is_awaited = False  # the application waits for more of the body
-    is_full = False  # more than MOST_WAITING bytes wait for the application
+    is_full = False  # more than MAX_WAITING_BYTES wait for the application
     is_plain = False  # a GET without content
     is_gone = False  # the client has closed its sending side or the connection
     is_responded = False
@@ -99,7 +99,7 @@ class RequestCycle:
             self._turn.end()
             self._connection.application_ended(self)
 
-    def leaves_much(self, reader: Reader) -> bool:
+    def has_long_rest(self, reader: Reader) -> bool:
         """Return whether the rest of the body may be too long to be discarded (UNREAD_BYTES)."""
         is_much = self.expects or reader.left is None or reader.left > UNREAD_BYTES
         return is_much and not self.is_read
@@ -185,11 +185,11 @@ class RequestCycle:
             self._connection.adjust_reading()
         return {"type": "http.request", "body": body, "more_body": not self.is_read}
 
-    def take(self, pieces: list[bytes], *, is_read: bool) -> None:
+    def add_body(self, pieces: list[bytes], *, is_read: bool) -> None:
         """Add received parts of the body."""
         self.expects = False  # the client did not wait for 100 Continue
         self._pieces = self._pieces + pieces if self._pieces else pieces
-        self.is_full = not is_read and sum(map(len, self._pieces)) > MOST_WAITING
+        self.is_full = not is_read and sum(map(len, self._pieces)) > MAX_WAITING_BYTES
         self.is_read = is_read
         self._mark_complete()
         self._notify()

@@ -29,12 +29,12 @@ reviews_bp = Blueprint("reviews", __name__, url_prefix="/api/books/<id:book_id>/
 @costly
 async def list_reviews(call: Call, book_id: int, query_args: CachedPageQuery) -> Reply:
     """List the reviews of a book, newest first."""
-    book, status = await call.cache.items.read(BOOKS, book_id, past=query_args.nocache)
+    book, status = await call.cache.items.read(BOOKS, book_id, bypass=query_args.nocache)
     if not book.body:
         raise book_not_found(book_id, cache_status(call.scope, status))
     page = query_args.to_page()
     listing = service.list_reviews(book_id, page)
-    rows = await call.cache.lists.read(listing, past=query_args.nocache)
+    rows = await call.cache.lists.read(listing, bypass=query_args.nocache)
     envelope = page_envelope(page, rows.total, call.url)
     body = with_items(rows.bodies, envelope)
     return Reply.of_list(body, listing, rows, link_header(envelope["links"]))
