@@ -2,7 +2,7 @@
 
 from quart import Quart
 
-from service import fast_path, limits, logs, openapi, security
+from service import fast_path, idempotency, limits, logs, openapi, security
 from service.admin import admin_bp
 from service.auth import auth_bp
 from service.books import books_bp
@@ -15,8 +15,9 @@ from service.system import health, home, metrics
 from service.users import users_bp
 
 CONCERNS = (
-    logs, additions, requests, error_handler, cors, security, pagination, database, loop_lag,
-    health, home, openapi, limits, metrics, access_log, request_edge, load_shedding, fast_path,
+    logs, additions, requests, error_handler, cors, security, pagination, database, idempotency,
+    loop_lag, health, home, openapi, limits, metrics, access_log, request_edge, load_shedding,
+    fast_path,
 )  # fmt: skip
 BLUEPRINTS = (auth_bp, books_bp, users_bp, admin_bp)
 

@@ -260,6 +260,12 @@ class Settings(CacheSettings, LimitSettings, ServeSettings):
     refresh_token_seconds: int = Field(
         2_592_000, ge=1, le=315_360_000, description="lifetime of a refresh token"
     )
+    idempotency_seconds: int = Field(
+        86_400,
+        ge=1,
+        le=31_536_000,
+        description="how long an `Idempotency-Key` is remembered; then it can be used again",
+    )
     password_workers: int = Field(
         2, ge=1, le=64, description="number of threads that hash passwords"
     )

@@ -363,7 +363,14 @@ async def shared_site(database_url: str, folder: Path) -> AsyncIterator[Site]:
 async def site(shared_site: Site) -> Site:
     """A served application with an empty database."""
     sqlite = shared_site.database.url.get_backend_name() == "sqlite"
-    tables = ("book_views", "imported_records", "books", "refresh_tokens", "users")
+    tables = (
+        "idempotency_records",
+        "book_views",
+        "imported_records",
+        "books",
+        "refresh_tokens",
+        "users",
+    )
     async with shared_site.database.writer.begin() as connection:
         if sqlite:
             for table in tables:

@@ -11,6 +11,7 @@ from tests.factories import Factory
 SHOP = "https://shop.example"
 EXPOSED = {
     "ETag", "Link", "Location", "Retry-After", "RateLimit", "RateLimit-Policy", "X-Request-ID",
+    "Idempotency-Replayed",
 }  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from service.http.parsing import ID
 from service.http.priority import costly
 from service.http.responses import cache_status, with_items
 from service.http.urls import link_header
+from service.idempotency import REPLAYED, Attempt, idempotent
 from service.limits import named
 from service.models.types import INT64
 
@@ -97,15 +98,21 @@ async def get_book(call: Call, book_id: int, query_args: CachedQuery) -> Reply:
 
 @books_bp.post("")
 @operation
-@document_status(201, BookOut, "ETag", "Location", links=FOLLOW_UPS)
+@document_status(201, BookOut, "ETag", "Location", REPLAYED, links=FOLLOW_UPS)
 @token_required
+@idempotent
 @validate_request(BookCreate)
-async def create_book(call: Call, data: BookCreate, current_user: CurrentUser) -> Reply:
+async def create_book(
+    call: Call, data: BookCreate, current_user: CurrentUser, attempt: Attempt
+) -> Reply:
     """Add a book, owned by the caller."""
     _check_isbn(call, data)
-    book = await call.database.write_batched(service.create_books, (data, current_user))
-    place = {"Location": f"{call.base}/api/books/{book.id}"}
-    return Reply(service.BOOKS.write(book), 201, place, is_tagged=True)
+
+    def created(book: Any) -> Reply:
+        place = {"Location": f"{call.base}/api/books/{book.id}"}
+        return Reply(service.BOOKS.write(book), 201, place, is_tagged=True)
+
+    return await attempt.write_batched(service.create_books, (data, current_user), created)
 
 
 @books_bp.route("/<id:book_id>", methods=["PUT", "PATCH"])

@@ -94,6 +94,10 @@ class Call:
         """Return the body, a JSON object. Raises as `read_json` does."""
         return await read_json(self.scope, self._read_body)
 
+    async def body(self) -> bytes:
+        """Return the body as it was sent. Raises the error of `read_body` (408)."""
+        return await self._read_body()
+
     @property
     def url(self) -> RequestUrl:
         """The URL of the request, from which links are made."""

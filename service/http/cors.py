@@ -24,6 +24,7 @@ EXPOSED = [
     "RateLimit",
     "RateLimit-Policy",
     "X-Request-ID",
+    "Idempotency-Replayed",
 ]
 
 AfterRequest = Callable[[Response], Awaitable[Response]]

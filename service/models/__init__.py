@@ -4,6 +4,7 @@ catalogue   the tables
 types       column types that differ between PostgreSQL and SQLite
 search      full-text search of books
 cached      the registry of cached models
+idempotency the table of replies to writes with a key
 """
 
 from service.models.catalogue import (
@@ -22,6 +23,7 @@ from service.models.catalogue import (
     User,
     fold,
 )
+from service.models.idempotency import IdempotencyRecord
 
 __all__ = [
     "GENRES",
@@ -34,6 +36,7 @@ __all__ = [
     "BookCount",
     "BookViews",
     "Id",
+    "IdempotencyRecord",
     "ImportedRecord",
     "RefreshToken",
     "User",

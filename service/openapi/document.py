@@ -39,6 +39,7 @@ from service.http.error_handler import as_api_error
 from service.http.priority import NEVER_SHED
 from service.http.requests import IdConverter
 from service.http.responses import AUTHENTICATED_PREFIXES
+from service.idempotency import KeyReusedError
 from service.models.types import INT64
 from service.openapi.headers import EVERYWHERE, HEADERS, LIMITED, STRICT_TRANSPORT
 
@@ -57,6 +58,7 @@ EXAMPLES: dict[int, tuple[APIError, tuple[str, ...]]] = {
     409: (ConflictError(), ()),
     413: (as_api_error(RequestEntityTooLarge()), ()),
     415: (UnsupportedMediaTypeError(), ()),
+    422: (KeyReusedError(), ()),
     429: (RateLimitedError("10 per 1 minute", 42), ("Retry-After",)),
     500: (InternalError(), ()),
     503: (ServiceUnavailableError(), ("Retry-After",)),
@@ -134,7 +136,8 @@ class Document(OpenAPIProvider):
         own |= set() if hasattr(view, NEVER_SHED) else {503}
         for status in self._errors(operation, own):
             if status in responses:  # this status is either a health report or an error
-                responses[status]["content"] |= {MIMETYPE: {"schema": PROBLEM}}
+                content = responses[status].setdefault("content", {})
+                content[MIMETYPE] = {"schema": PROBLEM}
             else:
                 responses[status] = {"$ref": f"#/components/responses/{_name(status)}"}
         operation["responses"] = {str(status): responses[status] for status in sorted(responses)}

@@ -3,6 +3,7 @@
 from typing import Any
 
 from service.http.responses import CACHE_STATUS
+from service.idempotency import REPLAYED
 
 STRICT_TRANSPORT = "Strict-Transport-Security"  # only if PUBLIC_URL is https
 
@@ -62,6 +63,11 @@ HEADERS = {
     "WWW-Authenticate": _header(
         "authentication scheme; `invalid_token`: the token that was sent is not valid",
         {"enum": ["Bearer", 'Bearer error="invalid_token"']},
+    ),
+    REPLAYED: _header(
+        "the response is that of an earlier request with this Idempotency-Key",
+        {"const": "true"},
+        required=False,
     ),
     "Retry-After": _header(
         "seconds to wait before the next attempt", {"type": "integer", "minimum": 1}
