@@ -73,7 +73,7 @@ fuzz: dev  ## send CASES=100000 requests that the document allows or forbids, in
 soak: dev  ## longer tests: overload, limits, cache and workers under faults, and 10,000 interleavings
 	@SOAK=1 $(BIN)/python -m pytest --no-header -rP tests/test_load_shedding.py tests/test_serve.py tests/test_serve_faults.py \
 		tests/test_limits_processes.py tests/test_cache_faults.py tests/test_cache_interleavings.py tests/test_cache_history.py \
-		tests/test_fast_path.py tests/test_auth.py tests/test_health.py tests/test_slow_clients.py
+		tests/test_fast_path.py tests/test_auth.py tests/test_health.py tests/test_slow_clients.py tests/test_idempotency_kills.py
 
 ROOM ?= cache
 mutants: $(VENV)-bench/.installed  ## put small defects into ROOM=cache, one at a time, and list those that no test notices (hours)

@@ -155,10 +155,11 @@ class Operation:
 def _response(call: Call, reply: Reply) -> RawResponse:
     body = reply.body
     if body is None:
-        return RawResponse(reply.status, [(b"cache-control", b"no-store")], b"")
+        headers: Headers = [*encode_headers(reply.headers), (b"cache-control", b"no-store")]
+        return RawResponse(reply.status, headers, b"")
     if not isinstance(body, bytes):
         body = to_bytes(body)
-    headers: Headers = [(b"cache-control", b"no-cache" if reply.is_public else b"no-store")]
+    headers = [(b"cache-control", b"no-cache" if reply.is_public else b"no-store")]
     tag = etag(body) if reply.is_public or reply.is_tagged else ""
     if tag:
         headers.append((b"etag", b'"%b"' % tag.encode()))

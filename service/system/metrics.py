@@ -28,6 +28,8 @@ from service.http.context import context_of
 from service.http.documentation import document_errors, document_status
 from service.http.priority import never_shed
 from service.http.responses import respond
+from service.idempotency import OUTCOMES as KEY_OUTCOMES
+from service.idempotency import IdempotentWrites
 from service.limits import Limiter
 from service.middleware.load_shedding import LoadShedding
 from service.middleware.loop_lag import LoopLag
@@ -95,6 +97,7 @@ class Metrics:
         database: Database = extensions["database"]
         limiter: Limiter = extensions["limiter"]
         passwords: Passwords = extensions["passwords"]
+        idempotency: IdempotentWrites = extensions["idempotency"]
         edge: RequestEdge = extensions["request_edge"]
         lag: LoopLag = extensions["loop_lag"]
         load_shedding: LoadShedding = extensions["load_shedding"]
@@ -105,6 +108,7 @@ class Metrics:
             ("octavo_limit_decisions", "admitted"): limiter.admitted,
             ("octavo_limit_decisions", "refused"): limiter.refused,
             ("octavo_limit_decisions_without_redis", ""): limiter.limit_store.decided_locally,
+            **{("octavo_idempotency", name): n for name, n in idempotency.counts.items()},
             ("octavo_shed", ""): load_shedding.queue.refused,
             ("octavo_pool_waits", ""): database.waits.number,
             ("octavo_pool_wait_seconds", ""): database.waits.seconds,
@@ -161,6 +165,7 @@ COUNTERS = {
     "octavo_cache_stale": "Sampled hits older than an earlier response: must stay 0",
     "octavo_limit_decisions": "Requests that the rate limits admitted or refused",
     "octavo_limit_decisions_without_redis": "Decisions of a worker alone, without Redis",
+    "octavo_idempotency": "Requests with an Idempotency-Key, by outcome",
     "octavo_shed": "Requests that were refused because they had waited too long",
     "octavo_pool_waits": "Reads and writes that waited for a database connection",
     "octavo_pool_wait_seconds": "Total time of these waits",
@@ -169,6 +174,7 @@ READS = {"hit": "hits", "miss": "misses", "bypass": "bypasses"}
 OUTCOMES = {
     "octavo_cache_reads": tuple(READS),
     "octavo_limit_decisions": ("admitted", "refused"),
+    "octavo_idempotency": KEY_OUTCOMES,
 }
 GAUGES: dict[str, tuple[Any, str]] = {
     "octavo_requests_in_flight": ("livesum", "Requests in flight"),
