@@ -20,13 +20,14 @@ from service.models import Base
 
 LOCK = 0x0C7A_0001  # PostgreSQL's advisory lock: only one process migrates at a time
 CONNECT_SECONDS = 10
+ONLY_SQLITE, ONLY_POSTGRESQL = ("books_fts",), ("ix_books_search", "ix_search_words_trigrams")
 BUSY_MS = 120_000  # milliseconds: on SQLite a second process waits for the first so long
 
 
 def wanted(thing: Any, name: str | None, kind: str, reflected: bool, other: Any) -> bool:
-    """Whether Alembic compares an object with the models; not the search index of SQLite."""
+    """Whether Alembic compares an object with the models; not the search indexes of SQLite."""
     sqlite = context.get_bind().dialect.name == "sqlite"
-    return not (sqlite and name is not None and name.startswith(("books_fts", "ix_books_search")))
+    return not (sqlite and name is not None and name.startswith(ONLY_SQLITE + ONLY_POSTGRESQL))
 
 
 def check_references(*, ctx: MigrationContext, step: MigrationInfo, **_: Any) -> None:

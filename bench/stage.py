@@ -35,7 +35,9 @@ RATE = 1_000_000  # requests per minute and caller: each request is counted, and
 TEMPLATE, COPY = "books", "books_copy"
 HOT = 100  # books that are requested one by one
 USERS = 100  # users that create books
-LIMITS = ("DEFAULT", "BOOKS_LIST", "BOOKS_ITEM", "LOGIN", "LOGIN_FAILURES", "REGISTER")
+LIMITS = (
+    "DEFAULT", "BOOKS_LIST", "BOOKS_ITEM", "SEARCH", "LOGIN", "LOGIN_FAILURES", "REGISTER",
+)  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,7 @@ from service.db import database
 from service.http import additions, cors, error_handler, pagination, requests
 from service.http.quart_app import Application
 from service.middleware import access_log, load_shedding, loop_lag, request_edge
+from service.search import search_bp
 from service.system import health, home, metrics
 from service.users import users_bp
 
@@ -19,7 +20,7 @@ CONCERNS = (
     loop_lag, health, home, openapi, limits, metrics, access_log, request_edge, load_shedding,
     fast_path,
 )  # fmt: skip
-BLUEPRINTS = (auth_bp, books_bp, users_bp, admin_bp)
+BLUEPRINTS = (auth_bp, books_bp, search_bp, users_bp, admin_bp)
 
 
 def create_app(config_name: str | Settings = "development") -> Quart:

@@ -110,6 +110,7 @@ class LimitSettings(BaseSettings):
     ratelimit_books_item: Rates = Field(
         "30 per minute", description="limit of requests for single books"
     )
+    ratelimit_search: Rates = Field("5 per minute", description="limit of searches")
     ratelimit_login: Rates = Field("20 per minute", description="limit of sign-ins from an address")
     ratelimit_login_failures: Rates = Field(
         "5 per 15 minutes", description="limit of wrong passwords for an account from an address"

@@ -364,13 +364,9 @@ async def site(shared_site: Site) -> Site:
     """A served application with an empty database."""
     sqlite = shared_site.database.url.get_backend_name() == "sqlite"
     tables = (
-        "idempotency_records",
-        "book_views",
-        "imported_records",
-        "books",
-        "refresh_tokens",
-        "users",
-    )
+        "idempotency_records", "book_views", "imported_records", "books", "search_words",
+        "refresh_tokens", "users",
+    )  # fmt: skip
     async with shared_site.database.writer.begin() as connection:
         if sqlite:
             for table in tables:

@@ -27,7 +27,8 @@ ROOT = Path(service.__file__).parent
 ROOMS = (
     "__init__", "files", "ids", "timeouts", "config_types", "config", "logs", "errors",
     "server.http1", "redis_client", "admission", "models", "cache", "db", "security", "http",
-    "limits", "idempotency", "middleware", "openapi", "books", "users", "auth", "admin", "system",
+    "limits", "idempotency", "middleware", "openapi", "books", "search", "users", "auth", "admin",
+    "system",
     "fast_path", "importer", "sample_data", "app", "server", "cli", "__main__",
 )  # fmt: skip
 # Libraries, and the only other files that they may import.
@@ -125,7 +126,7 @@ def test_the_context_is_the_one_key_of_the_scope() -> None:
 
 def test_the_fast_path_knows_no_resource() -> None:
     """It has no code for any one route: what a route declares decides."""
-    resources = {"admin", "auth", "books", "users", "system"}
+    resources = {"admin", "auth", "books", "search", "users", "system"}
     for path in (ROOT / "fast_path").glob("*.py"):
         names = {name.split(".")[1] for name in imports(path) if name.startswith("service.")}
         assert not names & resources, path
@@ -142,7 +143,7 @@ def test_the_cache_knows_no_model() -> None:
 
 
 def test_every_room_holds_the_same_files() -> None:
-    for room in ("auth", "books", "users", "admin"):
+    for room in ("auth", "books", "search", "users", "admin"):
         names = {path.name for path in (ROOT / room).glob("*.py")}
         assert names == {"__init__.py", "routes.py", "schemas.py", "service.py"}
 
@@ -228,6 +229,7 @@ async def test_every_route_has_a_limit_or_is_exempt(site: Site) -> None:
     assert own == {
         "books.list_books": ("books.list",),
         "books.get_book": ("books.item",),
+        "search.search_books": ("search",),
         "auth.login": ("login",),
         "auth.register": ("register",),
     }

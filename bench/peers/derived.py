@@ -13,9 +13,15 @@ def author_key(author: str) -> str:
 
 def search_words(title: str, author: str) -> str:
     """Return the search words of a book, in the text form of a tsvector."""
-    text = f"{title} {author}"
+    words = _words(title)
+    parts = [f"{word}:{n}A" for n, word in enumerate(words, 1)]
+    parts += [f"{word}:{n}" for n, word in enumerate(_words(author), len(words) + 1)]
+    return " ".join(parts)
+
+
+def _words(text: str) -> list[str]:
     if text.isascii():
-        return " ".join(WORD.findall(text.lower()))
+        return WORD.findall(text.lower())
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())
     letters = "".join(c for c in text if not unicodedata.combining(c))
-    return " ".join("".join(c if c.isalnum() else " " for c in letters).split())
+    return "".join(c if c.isalnum() else " " for c in letters).split()

@@ -90,6 +90,7 @@ Price = Annotated[
     AfterValidator(abs),  # -0 is 0
     WithJsonSchema(PRICE_SCHEMA),
 ]
+SearchText = Annotated[str, Field(max_length=200), AfterValidator(_searchable)]
 Sort = TypeAliasType(
     "Sort",
     Literal[
@@ -203,7 +204,7 @@ class BookFilters(Schema):
     year_max: QueryInteger | None = Field(None, examples=[1999])
     price_min: QueryDecimal | None = Field(None, examples=[5])
     price_max: QueryDecimal | None = Field(None, examples=[9.99])
-    q: Annotated[str, Field(max_length=200), AfterValidator(_searchable)] | None = Field(
+    q: SearchText | None = Field(
         None,
         description="words of title and author, the last one as a prefix",
         examples=["brief hist"],

@@ -42,9 +42,9 @@ def to_bytes(value: Any) -> bytes:
     return TypeAdapter(type(value)).dump_json(value)
 
 
-def with_items(bodies: Sequence[bytes], others: Mapping[str, Any]) -> bytes:
-    """Build the JSON body of a list. others: the members after `items`; not empty."""
-    return b'{"items":[%b],%b' % (b",".join(bodies), to_json(others)[1:])
+def with_items(bodies: Sequence[bytes], others: Mapping[str, Any], name: str = "items") -> bytes:
+    """Build the JSON body of a list. name: of the rows. others: the members after; not empty."""
+    return b'{"%b":[%b],%b' % (name.encode(), b",".join(bodies), to_json(others)[1:])
 
 
 def etag(body: bytes) -> str:

@@ -35,6 +35,7 @@ class Policies:
             DEFAULT: settings.ratelimit_default,
             "books.list": settings.ratelimit_books_list,
             "books.item": settings.ratelimit_books_item,
+            "search": settings.ratelimit_search,
             "login": settings.ratelimit_login,
             FAILURES: settings.ratelimit_login_failures,
             "register": settings.ratelimit_register,

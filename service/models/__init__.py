@@ -3,6 +3,7 @@
 catalogue   the tables
 types       column types that differ between PostgreSQL and SQLite
 search      full-text search of books
+vocabulary  the table of words that are searched
 cached      the registry of cached models
 idempotency the table of replies to writes with a key
 """
@@ -24,6 +25,7 @@ from service.models.catalogue import (
     fold,
 )
 from service.models.idempotency import IdempotencyRecord
+from service.models.vocabulary import SearchWord
 
 __all__ = [
     "GENRES",
@@ -39,6 +41,7 @@ __all__ = [
     "IdempotencyRecord",
     "ImportedRecord",
     "RefreshToken",
+    "SearchWord",
     "User",
     "fold",
 ]

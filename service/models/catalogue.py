@@ -22,7 +22,7 @@ from sqlalchemy import (
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from service.models.cached import cached
-from service.models.search import words
+from service.models.search import book_words
 from service.models.types import Money, SearchWords, UtcDateTime, UtcNow
 
 GENRES = ("Fiction", "Non-Fiction", "Science", "History")
@@ -146,7 +146,7 @@ class Book(Base):
     @staticmethod
     def derived(title: str, author: str) -> dict[str, str]:
         """Return the columns that are computed from title and author, for filters and search."""
-        return {"author_key": fold(author), "search": " ".join(words(title, author))}
+        return {"author_key": fold(author), "search": book_words(title, author)}
 
 
 class BookCount(Base):

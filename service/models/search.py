@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, bindparam, cast, column, select, table, text
@@ -23,15 +24,53 @@ def words(*values: str) -> list[str]:
     return [part[:MAX_WORD] for part in parts]
 
 
+def book_words(title: str, author: str) -> str:
+    """Return the words of a book: a line with those of the title, a line with the author's."""
+    return f"{' '.join(words(title))}\n{' '.join(words(author))}"
+
+
+def tsvector_of(lines: str) -> str:
+    """Return the result of `book_words` as a tsvector: positions, and weight A in the title."""
+    title, _, author = lines.partition("\n")
+    terms = title.split()
+    parts = [f"{term}:{n}A" for n, term in enumerate(terms, 1)]
+    parts += [f"{term}:{n}" for n, term in enumerate(author.split(), len(terms) + 1)]
+    return " ".join(parts)
+
+
 def query_of(text: str, dialect: str) -> str:
-    """Return a tsquery or FTS5 query: all words of a text, the last word as a prefix.
+    """Return a tsquery or FTS5 query: all words of a text, the last word as a prefix."""
+    return query_of_any([[term] for term in words(text)], dialect)
+
+
+def query_of_any(groups: Sequence[Iterable[str]], dialect: str) -> str:
+    """Return a tsquery or FTS5 query: a word of each group, those of the last group as prefixes.
 
     Words hold only letters and digits, so the quotes need no escape.
     """
-    terms = words(text)
-    if dialect == "postgresql":
-        return " & ".join(f"'{term}'" for term in terms) + ":*"
-    return " ".join(f'"{term}"' for term in terms) + "*"
+    quote, star, either, both = ("'", ":*", " | ", " & ")
+    if dialect == "sqlite":
+        quote, star, either, both = ('"', "*", " OR ", " AND ")
+    *whole, last = [[f"{quote}{term}{quote}" for term in group] for group in groups]
+    parts = [*whole, [term + star for term in last]]
+    return both.join(f"({either.join(part)})" for part in parts)
+
+
+def any_of(tsquery: str) -> str:
+    """Return the tsquery for any word of a tsquery. Words hold no `&`."""
+    return tsquery.replace("&", "|")
+
+
+def trigrams(word: str) -> list[str]:
+    """Return the sequences of three characters of a word, padded with blanks as by pg_trgm."""
+    padded = f"  {word} "
+    return [padded[at : at + 3] for at in range(len(padded) - 2)]
+
+
+def similarity(word: str, other: str) -> float:
+    """Return the fraction of the trigrams of two words that both have, from 0 to 1."""
+    mine, others = set(trigrams(word)), set(trigrams(other))
+    return len(mine & others) / len(mine | others)
 
 
 def found_by(books: Any, dialect: str) -> ColumnElement[bool]:

@@ -9,6 +9,8 @@ from sqlalchemy.dialects.postgresql import TSVECTOR
 from sqlalchemy.ext.compiler import compiles
 from sqlalchemy.sql.functions import FunctionElement
 
+from service.models.search import tsvector_of
+
 INT64 = 2**63 - 1  # the largest value of a BIGINT column
 
 
@@ -77,10 +79,16 @@ class Money(TypeDecorator[Decimal]):
 
 
 class SearchWords(TypeDecorator[str]):
-    """The words of a book: a `tsvector` on PostgreSQL, text with an FTS5 index on SQLite."""
+    """The words of a book: a `tsvector` on PostgreSQL, text with an FTS5 index on SQLite.
+
+    Values are results of `book_words`.
+    """
 
     impl = Text
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> Any:
         return dialect.type_descriptor(TSVECTOR() if dialect.name == "postgresql" else Text())
+
+    def process_bind_param(self, value: str | None, dialect: Dialect) -> str | None:
+        return tsvector_of(value) if value is not None and dialect.name == "postgresql" else value

@@ -74,6 +74,10 @@ UNDOCUMENTED: dict[str, Refusals] = {
         ("author", BLANK): blank,
         ("author", SHORT.format(1)): padded,
     },
+    "GET /api/search": {
+        ("page", DEEP): any_value,
+        ("q", "Must hold a letter or a digit."): any_value,
+    },
     "GET /api/users/{user_id}/books": {("page", DEEP): any_value},
     "GET /admin/users": {("page", DEEP): any_value},
     "POST /api/books": BOOK,

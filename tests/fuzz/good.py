@@ -4,6 +4,7 @@ import json
 from collections.abc import Iterator
 from itertools import count
 from typing import Any
+from urllib.parse import urlencode
 
 from quart import Quart
 
@@ -32,6 +33,11 @@ def operations(app: Quart) -> Iterator[Operation]:
                 place: [parameter for parameter in parameters if parameter["in"] == place]
                 for place in ("path", "query")
             }
+            required = {
+                parameter["name"]: parameter["schema"]["examples"][0]
+                for parameter in names["query"]
+                if parameter.get("required")
+            }
             # A path may allow some values only.
             values = {each["name"]: each["schema"].get("enum", [1])[0] for each in names["path"]}
             body = operation.get("requestBody")
@@ -47,6 +53,7 @@ def operations(app: Quart) -> Iterator[Operation]:
                 tuple(parameter["name"] for parameter in names["query"]),
                 example,
                 is_secured="security" in operation,
+                required=urlencode(required),
             )
 
 
@@ -55,7 +62,8 @@ async def good(make: Factory, operation: Operation) -> Case:
     admin, member = await make.admin(), await make.member()
     book = await make.book(admin)
     values = operation.values | {"book_id": book.id, "user_id": member.id}
-    case = Case(operation, operation.template.format(**values).encode())
+    path, query = operation.template.format(**values), operation.required
+    case = Case(operation, f"{path}?{query}".encode() if query else path.encode())
     token = METRICS_TOKEN if operation.rule == "/metrics" else admin.token
     if operation.is_secured or operation.rule == "/metrics":
         case.headers.append((b"Authorization", b"Bearer " + token.encode()))

@@ -53,7 +53,7 @@ class Operation:
     """A method of a route.
 
     template: its path, to be filled with `values`. query: names of its parameters. example: a
-    valid body.
+    valid body. required: a query string with the parameters that a valid request must have.
     """
 
     method: str
@@ -63,6 +63,7 @@ class Operation:
     query: tuple[str, ...] = ()
     example: dict[str, Any] | None = None
     is_secured: bool = False
+    required: str = ""
 
     @property
     def label(self) -> str:
