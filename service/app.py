@@ -14,13 +14,14 @@ from service.middleware import access_log, load_shedding, loop_lag, request_edge
 from service.search import search_bp
 from service.system import health, home, metrics
 from service.users import users_bp
+from service.views import counter, views_bp
 
 CONCERNS = (
     logs, additions, requests, error_handler, cors, security, pagination, database, idempotency,
-    loop_lag, health, home, openapi, limits, metrics, access_log, request_edge, load_shedding,
-    fast_path,
+    counter, loop_lag, health, home, openapi, limits, metrics, access_log, request_edge,
+    load_shedding, fast_path,
 )  # fmt: skip
-BLUEPRINTS = (auth_bp, books_bp, search_bp, users_bp, admin_bp)
+BLUEPRINTS = (auth_bp, books_bp, search_bp, views_bp, users_bp, admin_bp)
 
 
 def create_app(config_name: str | Settings = "development") -> Quart:

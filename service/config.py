@@ -61,6 +61,12 @@ class CacheSettings(BaseSettings):
         "their lifetime, **even if stale**, `none` caches no pages",
     )
     cache_page_seconds: int = Field(30, ge=1, le=86_400, description="lifetime of a cached page")
+    cache_popular_seconds: int = Field(
+        600,
+        ge=0,
+        le=600,
+        description="maximum age of the numbers of views at `/api/popular-books`; 0 caches none",
+    )
     cache_redis_seconds: float = Field(
         0.1,
         gt=0,

@@ -27,8 +27,8 @@ ROOT = Path(service.__file__).parent
 ROOMS = (
     "__init__", "files", "ids", "timeouts", "config_types", "config", "logs", "errors",
     "server.http1", "redis_client", "admission", "models", "cache", "db", "security", "http",
-    "limits", "idempotency", "middleware", "openapi", "books", "search", "users", "auth", "admin",
-    "system",
+    "limits", "idempotency", "middleware", "openapi", "books", "search", "views", "users", "auth",
+    "admin", "system",
     "fast_path", "importer", "sample_data", "app", "server", "cli", "__main__",
 )  # fmt: skip
 # Libraries, and the only other files that they may import.

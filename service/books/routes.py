@@ -14,6 +14,7 @@ from service.http.documentation import document_errors, document_status
 from service.http.operations import (
     Reply,
     cached_item,
+    counts_views,
     operation,
     validate_querystring,
     validate_request,
@@ -88,6 +89,7 @@ def _start(
 @document_status(200, BookOut, "ETag", "Cache-Status")
 @validate_querystring(CachedQuery)
 @cached_item(service.BOOKS, service.not_found)
+@counts_views
 async def get_book(call: Call, book_id: int, query_args: CachedQuery) -> Reply:
     """Return a book."""
     entry, status = await call.cache.items.read(service.BOOKS, book_id, bypass=query_args.nocache)

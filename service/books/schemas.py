@@ -109,16 +109,12 @@ EXAMPLE: JsonDict = {
     "price": 9.95,
 }
 EXAMPLE_OUT: JsonDict = {
-    "examples": [
-        {
-            "id": 1,
-            **EXAMPLE,
-            "user_id": 1,
-            "version": 1,
-            "created_at": "2026-11-23T07:49:41.219000Z",
-            "updated_at": "2026-11-23T07:49:41.219000Z",
-        }
-    ]
+    "id": 1,
+    **EXAMPLE,
+    "user_id": 1,
+    "version": 1,
+    "created_at": "2026-11-23T07:49:41.219000Z",
+    "updated_at": "2026-11-23T07:49:41.219000Z",
 }
 
 
@@ -151,7 +147,9 @@ class BookUpdate(Schema):
 class BookOut(BaseModel):
     """A book as clients see it. `price` is exact: at most two decimals, ten digits."""
 
-    model_config = ConfigDict(from_attributes=True, title="Book", json_schema_extra=EXAMPLE_OUT)
+    model_config = ConfigDict(
+        from_attributes=True, title="Book", json_schema_extra={"examples": [EXAMPLE_OUT]}
+    )
 
     id: Int64
     title: str

@@ -50,6 +50,7 @@ that read the state `on`) and the store has replied for 5 s.
     cascades          the rows that the database changes with a deleted row
     invalidation      setting and clearing marks
     items, lists      one row by its id; ids and totals of one generation
+    dated             values that no write invalidates: as old as their lifetime
     reader            common steps of all reads: the lease, SQL, counters
     batch_loader      the rows requested in one tick, in one statement
     single_flight     one load at a time for a key
@@ -57,7 +58,7 @@ that read the state `on`) and the store has replied for 5 s.
     counters          counts of hits, misses and other events
 
 Keys: the prefix `octavo:cache:<run id>:<token of the epoch>:`, then `book:7`, `user:3`,
-`list:<digest>`, `gen:book` or `writers:book`.
+`list:<digest>`, `gen:book`, `writers:book` or `dated:<name>`.
 """
 
 from service.cache.cache import Cache

@@ -4,6 +4,7 @@ import logging
 
 from service.cache.circuit_breaker import CircuitBreaker
 from service.cache.counters import Counters
+from service.cache.dated import DatedValues
 from service.cache.invalidation import Invalidation
 from service.cache.items import Items
 from service.cache.lease import EpochLease
@@ -42,6 +43,7 @@ class Cache:
             settings.cache_page_seconds,
             settings.cache_count_seconds,
         )
+        self.dated = DatedValues(self.access)
 
     async def open(self, session: Sessions) -> None:
         """Start to use the cache; the database must be open. Raises SharedCacheError."""

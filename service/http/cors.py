@@ -11,7 +11,7 @@ from service.http.headers import parse_headers
 
 PATHS = {
     "auth": ("/api/auth",),
-    "books": ("/api/books",),
+    "books": ("/api/books", "/api/popular-books"),
     "users": ("/api/users", "/api/profile"),
 }
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE"]

@@ -133,6 +133,15 @@ def cached_item(
     return decorator
 
 
+COUNTS_VIEWS = "_octavo_counts_views"  # attribute of a view: its responses are views of a book
+
+
+def counts_views(handler: Handler) -> Handler:
+    """Declare that each GET (200 or 304) counts as a view of the book whose id ends the path."""
+    setattr(handler, COUNTS_VIEWS, True)
+    return handler
+
+
 class Operation:
     """Runs a handler. item: its cached entry, if declared and public. view: its Quart view."""
 

@@ -174,14 +174,19 @@ class ImportedRecord(Base):
 
 
 class BookViews(Base):
-    """Number of views of a book. A separate table, so that a view does not change the version."""
+    """Number of views of a book. A separate table, so that a view does not change the version.
+
+    Without a foreign key, so that no writer of books waits for a writer of views. A trigger deletes
+    the views of a deleted book, except while they are being written: join with books.
+    """
 
     __tablename__ = "book_views"
-    __table_args__ = (CheckConstraint("views >= 0", name="views"),)
-
-    book_id: Mapped[int] = mapped_column(
-        Id, ForeignKey("books.id", ondelete="CASCADE"), primary_key=True, autoincrement=False
+    __table_args__ = (
+        CheckConstraint("views >= 0", name="views"),
+        Index("ix_book_views_views", "views", "book_id"),
     )
+
+    book_id: Mapped[int] = mapped_column(Id, primary_key=True, autoincrement=False)
     views: Mapped[int] = mapped_column(BigInteger)
 
 

@@ -36,6 +36,7 @@ from service.middleware.loop_lag import LoopLag
 from service.middleware.request_edge import RequestEdge
 from service.security import Passwords, bearer
 from service.system import metrics_files
+from service.views.counter import ViewCounter
 
 METHODS = {"GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"}
 DURATION_BUCKETS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
@@ -101,6 +102,7 @@ class Metrics:
         edge: RequestEdge = extensions["request_edge"]
         lag: LoopLag = extensions["loop_lag"]
         load_shedding: LoadShedding = extensions["load_shedding"]
+        views: ViewCounter = extensions["view_counter"]
         counted = asdict(cache.counters)
         totals: dict[tuple[str, str], float] = {
             **{("octavo_cache_reads", read): counted.pop(name) for read, name in READS.items()},
@@ -112,6 +114,8 @@ class Metrics:
             ("octavo_shed", ""): load_shedding.queue.refused,
             ("octavo_pool_waits", ""): database.waits.number,
             ("octavo_pool_wait_seconds", ""): database.waits.seconds,
+            ("octavo_views", "written"): views.written,
+            ("octavo_views", "lost"): views.lost,
         }  # fmt: skip
         for key, number in totals.items():
             counter, before = self._counters[key]
@@ -169,12 +173,14 @@ COUNTERS = {
     "octavo_shed": "Requests that were refused because they had waited too long",
     "octavo_pool_waits": "Reads and writes that waited for a database connection",
     "octavo_pool_wait_seconds": "Total time of these waits",
+    "octavo_views": "Views of books that were written to the database, or lost",
 }
 READS = {"hit": "hits", "miss": "misses", "bypass": "bypasses"}
 OUTCOMES = {
     "octavo_cache_reads": tuple(READS),
     "octavo_limit_decisions": ("admitted", "refused"),
     "octavo_idempotency": KEY_OUTCOMES,
+    "octavo_views": ("written", "lost"),
 }
 GAUGES: dict[str, tuple[Any, str]] = {
     "octavo_requests_in_flight": ("livesum", "Requests in flight"),
