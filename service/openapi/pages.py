@@ -46,6 +46,7 @@ invalid HTTP in the same shape: 400, 431 (headers over 64 KiB, or more than 100)
 """
 TAGS = [
     Tag("books", "The catalogue"),
+    Tag("views", "The most viewed books"),
     Tag("auth", "Accounts and tokens"),
     Tag("users", "Profiles and public data"),
     Tag("admin", "For administrators"),
