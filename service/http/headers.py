@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from typing import Any, NamedTuple
 
 from service.config import MAX_HOPS
+from service.http.compression import Coding, negotiate
 from service.server.http1 import HeaderFields
 
 Pairs = Iterable[tuple[bytes, bytes]]
@@ -24,8 +25,9 @@ class RequestHeaders(NamedTuple):
     """The parsed header fields of a request.
 
     host: the Host field; empty if it is invalid or repeated. is_special: only Quart can handle the
-    request. content_types: lines of Content-Type. request_id: X-Request-ID, or empty if it is
-    invalid; the client chooses it.
+    request. content_types: lines of Content-Type. coding: the coding of the response that
+    Accept-Encoding prefers; None: no coding. request_id: X-Request-ID, or empty if it is invalid;
+    the client chooses it.
     """
 
     host: bytes
@@ -36,6 +38,7 @@ class RequestHeaders(NamedTuple):
     if_none_match: list[str]  # lines of If-None-Match
     authorization: list[str]  # lines of Authorization
     forwarded: list[str]  # the last MAX_HOPS addresses of each X-Forwarded-For line
+    coding: Coding | None
     request_id: str
 
 
@@ -55,6 +58,7 @@ def _read(headers: Pairs) -> RequestHeaders:
     if_none_match: list[str] = []
     authorization: list[str] = []
     forwarded: list[str] = []
+    accepted: list[bytes] = []  # lines of Accept-Encoding
     is_special = has_body = has_origin = False
     request_id = b""
     for key, value in headers:
@@ -62,6 +66,8 @@ def _read(headers: Pairs) -> RequestHeaders:
             hosts.append(value)
         elif key == b"if-none-match":
             if_none_match.append(value.decode("latin-1"))
+        elif key == b"accept-encoding":
+            accepted.append(value)
         elif key == b"authorization":
             authorization.append(value.decode("latin-1"))
         elif key == b"x-forwarded-for":
@@ -87,5 +93,6 @@ def _read(headers: Pairs) -> RequestHeaders:
         if_none_match,
         authorization,
         forwarded,
+        negotiate(accepted) if accepted else None,
         request_id.decode() if REQUEST_ID.fullmatch(request_id) else "",
     )
