@@ -10,7 +10,7 @@ from service.config import Settings, load
 from service.db import database
 from service.http import additions, cors, error_handler, pagination, requests
 from service.http.quart_app import Application
-from service.middleware import access_log, load_shedding, loop_lag, request_edge
+from service.middleware import access_log, compression, load_shedding, loop_lag, request_edge
 from service.search import search_bp
 from service.system import health, home, metrics
 from service.users import users_bp
@@ -19,6 +19,7 @@ from service.views import counter, views_bp
 CONCERNS = (
     logs, additions, requests, error_handler, cors, security, pagination, database, idempotency,
     counter, loop_lag, health, home, openapi, limits, metrics, access_log, request_edge,
+    compression,
     load_shedding, fast_path,
 )  # fmt: skip
 BLUEPRINTS = (auth_bp, books_bp, search_bp, views_bp, users_bp, admin_bp)

@@ -191,6 +191,11 @@ class ServeSettings(BaseSettings):
         description="maximum total wait of a request in the queue, for a database connection and "
         "for a thread that hashes passwords; then 503",
     )
+    compression: bool = Field(
+        True,
+        description="compress responses of more than 1 KiB with zstd or gzip, as `Accept-Encoding` "
+        "prefers; `false` leaves this to a proxy",
+    )
     fast_path: bool = Field(
         True,
         validation_alias=AliasChoices("fast_path", "short_way"),

@@ -1,6 +1,7 @@
 """Compares every response of a served application with the OpenAPI document."""
 
 import json
+from collections.abc import Iterator
 from fnmatch import fnmatch
 from functools import cached_property
 from typing import Any
@@ -10,14 +11,18 @@ from quart import Quart
 from werkzeug.exceptions import HTTPException
 
 from service.errors import MIMETYPE
+from service.http.compression import MIN_SIZE
 from service.limits.middleware import is_path
 from service.openapi.pages import document
 from service.server.http1.config import EarlyResponse
+from tests.codings import decode
 
 # Refusals before a route is known.
 REFUSALS = {401: "Unauthorized", 429: "TooManyRequests", 503: "ServiceUnavailable"}
 # Headers of HTTP and of the server, which the document does not describe.
-UNDOCUMENTED = {"content-type", "content-length", "date", "server", "connection", "allow"}
+UNDOCUMENTED = {
+    "content-type", "content-length", "content-encoding", "date", "server", "connection", "allow",
+}  # fmt: skip
 
 violations: list[str] = []
 
@@ -41,6 +46,20 @@ def strict(value: Any) -> Any:
     if isinstance(value.get("properties"), dict):
         closed.setdefault("additionalProperties", False)
     return closed
+
+
+def _coding_errors(scope: Any, status: int, headers: dict[str, str], size: int) -> Iterator[str]:
+    """Yield the differences from the rules of compression. size: of the content, in bytes."""
+    coding, tag = headers.get("content-encoding"), headers.get("etag")
+    accepted = b",".join(v for name, v in scope["headers"] if name == b"accept-encoding").lower()
+    if coding is not None and coding.encode() not in accepted and b"*" not in accepted:
+        yield f"{coding} is not accepted"
+    if coding is not None and size <= MIN_SIZE:
+        yield "a short body is compressed"
+    if tag is not None and status != 304 and tag.strip('"').partition("-")[2] != (coding or ""):
+        yield f"the ETag {tag} of a response with the coding {coding}"
+    if "Accept-Encoding" not in headers.get("vary", ""):
+        yield "Vary has no Accept-Encoding"
 
 
 class Watched:
@@ -93,7 +112,9 @@ class Watched:
         names = [key.decode().lower() for key, _ in start["headers"]]
         headers = {key.decode().lower(): value.decode() for key, value in start["headers"]}
         request = f"{scope['method']} {scope['path']}: {start['status']}"
-        errors = list(self._differences(scope, start["status"], headers, body))
+        content = decode(headers, body)
+        errors = list(self._differences(scope, start["status"], headers, content))
+        errors += _coding_errors(scope, start["status"], headers, len(content))
         errors += [f"{name} twice" for name in set(names) if names.count(name) > 1]
         violations.extend(f"{request}: {error}" for error in errors)
 

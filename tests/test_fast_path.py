@@ -346,11 +346,11 @@ async def test_remembered_pages_are_bounded_in_number_size_and_age() -> None:
         return RememberedList(Route("", "", None), ready, listing, ListResult((), 0, None, "hit"))
 
     for n in range(MAX_PAGES + 10):
-        pages.put((b"%d" % n, b"", b""), page(1))
-    assert pages.get((b"9", b"", b"")) is None
-    assert pages.get((b"10", b"", b"")) is not None
-    pages.put((b"large", b"", b""), page(MAX_BODY_BYTES + 1))
-    assert pages.get((b"large", b"", b"")) is None
+        pages.put((b"%d" % n, b"", b"", None), page(1))
+    assert pages.get((b"9", b"", b"", None)) is None
+    assert pages.get((b"10", b"", b"", None)) is not None
+    pages.put((b"large", b"", b"", None), page(MAX_BODY_BYTES + 1))
+    assert pages.get((b"large", b"", b"", None)) is None
     expired = RememberedLists(-1)
-    expired.put((b"", b"", b""), page(1))
-    assert expired.get((b"", b"", b"")) is None
+    expired.put((b"", b"", b"", None), page(1))
+    assert expired.get((b"", b"", b"", None)) is None

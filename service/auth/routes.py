@@ -8,6 +8,7 @@ from service.auth.schemas import Credentials, Refresh, Registration, TokenPair
 from service.errors import UnauthorizedError
 from service.http.auth import CurrentUser, token_required
 from service.http.call import Call
+from service.http.compression import secret_response
 from service.http.documentation import document_status
 from service.http.operations import Reply, operation, validate_request
 from service.limits import named
@@ -36,6 +37,7 @@ async def register(call: Call, data: Registration) -> Reply:
 @rate_limit(limits=named("login"))
 @operation
 @document_status(200, TokenPair)
+@secret_response
 @validate_request(Credentials)
 async def login(call: Call, data: Credentials) -> Reply:
     """Exchange e-mail and password for a pair of tokens. An unknown e-mail takes as long."""
@@ -64,6 +66,7 @@ async def _sign_in(call: Call, password: str, user_id: int, checked_hash: str) -
 @auth_bp.post("/refresh")
 @operation
 @document_status(200, TokenPair)
+@secret_response
 @validate_request(Refresh)
 async def refresh(call: Call, data: Refresh) -> Reply:
     """Exchange a refresh token for a new pair of tokens, once."""

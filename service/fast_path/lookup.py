@@ -22,7 +22,7 @@ Callback = Callable[[EarlyResponse | None], None]  # None: the ordinary path mus
 
 
 class PreparedResponse(NamedTuple):
-    """A cached response. tag: its ETag.
+    """A cached response. tag: the ETag of its plain form, without quotes.
 
     headers, headers_304: the field lines of a 200 and of a 304 that are the same for all clients.
     """

@@ -9,11 +9,13 @@ from typing import NamedTuple
 
 from service.cache import ListQuery, ListResult
 from service.fast_path.lookup import PreparedResponse, Route
+from service.http.compression import Coding
 
 MAX_PAGES = 512  # pages, that is, list responses
 MAX_BODY_BYTES = 65_536  # bytes of a body; 100 books rarely need more
 
-Key = tuple[bytes, bytes, bytes]  # the path, the query, and the base URL of links
+# The path, the query, the base URL of links, and the coding: each form of a response is a page.
+Key = tuple[bytes, bytes, bytes, Coding | None]
 
 
 class RememberedList(NamedTuple):

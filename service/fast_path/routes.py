@@ -6,6 +6,7 @@ from typing import NamedTuple
 from quart import Quart
 
 from service.fast_path.lookup import Route
+from service.http.compression import MIN_SIZE
 from service.http.operations import Item, operation_of
 from service.http.parsing import ID
 from service.http.priority import CONSTANT
@@ -53,7 +54,8 @@ class Routes:
         for rule in self._app.url_map.iter_rules():
             path, endpoint = rule.rule, rule.endpoint
             body = getattr(self._app.view_functions[endpoint], CONSTANT, None)
-            if body is not None and self._constants is not None:
+            # The ordinary path compresses a longer body.
+            if body is not None and len(body) <= MIN_SIZE and self._constants is not None:
                 self._constants[path.encode()] = body
             operation = operation_of(self._app, endpoint)
             before, _, variable = path.partition("<")

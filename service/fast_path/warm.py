@@ -6,7 +6,7 @@ that was read through the cache is remembered (`remembered`).
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache, partial
 from typing import Any
 
@@ -18,10 +18,19 @@ from service.cache.entries import read
 from service.config import Settings
 from service.errors import APIError
 from service.fast_path.lookup import Callback, LookupPlan, PreparedResponse, Route, WarmLookup
-from service.fast_path.remembered import Key, RememberedList, RememberedLists
+from service.fast_path.remembered import MAX_BODY_BYTES, Key, RememberedList, RememberedLists
 from service.fast_path.routes import ItemRequest, Routes
 from service.http.additions import Additions
 from service.http.auth import USERS, read_account
+from service.http.compression import (
+    MIN_SIZE,
+    THREAD_SIZE,
+    Coding,
+    CompressedBodies,
+    coded_headers,
+    compress,
+    tag_with,
+)
 from service.http.context import context_of
 from service.http.cors import Origins
 from service.http.error_handler import error_response
@@ -76,7 +85,10 @@ class WarmResponder:
         seconds = min(settings.cache_page_seconds, settings.cache_count_seconds)
         self._pages = RememberedLists(seconds if is_kept else 0)
         self._keeps_items = settings.cache_item_seconds > 0
+        self._compresses = settings.compression
+        self._bodies: CompressedBodies = app.extensions["compressed_bodies"]
         self._read = lru_cache(ITEM_CACHE_SIZE)(self._read_item)
+        self._code = lru_cache(ITEM_CACHE_SIZE)(self._code_item)
         self._routes = Routes(app, self._limiter, settings.ratelimit_enabled)
         self._always = header_lines([*ALWAYS, *self.edge.protection])
         self._refused = header_lines([DEFAULT_CSP, *self.edge.protection])
@@ -103,7 +115,7 @@ class WarmResponder:
             return False
         request = None if scope["query_string"] else self._routes.item(raw_path)
         if request is not None:
-            plan = self._plan_item(request)
+            plan = self._plan_item(request, self._coding(headers))
         else:
             plan = self._plan_page(self._key(scope, headers))
         if plan is None or (plan.route.plan is not None and plan.route.plan.custom):
@@ -132,19 +144,29 @@ class WarmResponder:
         callback(EarlyResponse(200, lines, body))
         self.edge.notify(scope, 200, begun)
 
-    def _plan_item(self, request: ItemRequest) -> LookupPlan | None:
+    def _coding(self, headers: RequestHeaders) -> Coding | None:
+        return headers.coding if self._compresses else None
+
+    def _plan_item(self, request: ItemRequest, coding: Coding | None) -> LookupPlan | None:
         if not self._keeps_items or (state := self._cache.access.enter()) is None:
             return None
-        take = partial(self._take_item, request)
+        take = partial(self._take_item, request, coding)
         return LookupPlan(request.route, state, state.prefix + request.key, take)
 
-    def _take_item(self, request: ItemRequest, value: bytes | None) -> PreparedResponse | None:
+    def _take_item(
+        self, request: ItemRequest, coding: Coding | None, value: bytes | None
+    ) -> PreparedResponse | None:
         """Return the response of an item. None: not cached. Raises APIError: there is no row."""
         entry, prepared = self._read(value, request.own_key, request.item.show)
-        if entry is not None:
-            self._cache.items.hit(request.item.kind, request.id, entry)
-            if prepared is None:
-                raise request.item.missing(request.id)
+        if entry is None:
+            return None
+        if prepared is not None and coding is not None and len(prepared.body) > MIN_SIZE:
+            if len(prepared.body) > THREAD_SIZE:
+                return None
+            prepared = self._code(prepared, coding)
+        self._cache.items.hit(request.item.kind, request.id, entry)
+        if prepared is None:
+            raise request.item.missing(request.id)
         return prepared
 
     def _read_item(
@@ -154,10 +176,25 @@ class WarmResponder:
         if entry is None or not entry.body:
             return entry, None
         body = show(entry.body)
-        return entry, self._prepare(etag(body), header_lines(content_headers(body)), body)
+        return entry, self._prepare(etag(body), body)
 
-    def _prepare(self, tag: str, lines: bytes, body: bytes) -> PreparedResponse:
-        headers_304 = b'etag: "%b"\r\n%b' % (tag.encode(), self._always)
+    def _code_item(self, plain: PreparedResponse, coding: Coding) -> PreparedResponse:
+        return self._prepare(plain.tag, plain.body, coding)
+
+    def _prepare(
+        self,
+        tag: str,
+        body: bytes,
+        coding: Coding | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> PreparedResponse:
+        """Prepare a JSON response. body: in plain form. headers: not sent with 304."""
+        own, quoted = content_headers(body), b'"%b"' % tag.encode()
+        if coding is not None and len(body) > MIN_SIZE:
+            body = self._bodies.compress_small(coding, body, tag)
+            own, quoted = coded_headers(own, coding, len(body), None), tag_with(coding, quoted)
+        headers_304 = b"etag: %b\r\n%b" % (quoted, self._always)
+        lines = header_lines([*own, *encode_headers(headers or {})])
         return PreparedResponse(tag, lines + headers_304, headers_304, body)
 
     def _plan_page(self, key: Key) -> LookupPlan | None:
@@ -236,7 +273,8 @@ class WarmResponder:
 
     def _fail(self, scope: Any, error: APIError | None, decision: Decision | None) -> EarlyResponse:
         """Return an error response. A 429 replaces `error`, which may then be None."""
-        id_line = _id_line(parse_headers(scope["headers"]))
+        fields = parse_headers(scope["headers"])
+        id_line = _id_line(fields)
         try:
             if decision is not None:
                 self._limiter.apply(scope, decision)
@@ -245,6 +283,9 @@ class WarmResponder:
         assert error is not None
         error.__traceback__ = None  # its frames refer to the request
         headers, body = error_response(complete(error, scope, self._origins))
+        if (coding := self._coding(fields)) is not None and len(body) > MIN_SIZE:
+            body = compress(coding, body)
+            headers = coded_headers(headers, coding, len(body), None)
         return EarlyResponse(
             error.status_code, header_lines(headers) + self._refused + id_line, body
         )
@@ -269,9 +310,10 @@ class WarmResponder:
         is_odd = (
             headers.is_special or headers.has_body or not headers.host or scope.get("root_path")
         )
-        if not is_odd and scope["path"].startswith(AUTHENTICATED_PREFIXES):
-            lines = header_lines([*content_headers(page.body), *encode_headers(page.headers)])
-            prepared = self._prepare(page.tag, lines, page.body)
+        if is_odd or len(page.body) > MAX_BODY_BYTES:
+            return
+        if scope["path"].startswith(AUTHENTICATED_PREFIXES):
+            prepared = self._prepare(page.tag, page.body, self._coding(headers), page.headers)
             route = self._routes.route(matched[0].endpoint)
             self._pages.put(
                 self._key(scope, headers), RememberedList(route, prepared, page.listing, page.rows)
@@ -280,7 +322,7 @@ class WarmResponder:
     def _key(self, scope: Any, headers: RequestHeaders) -> Key:
         """Return the key of a list response. It has the base URL, because links are absolute."""
         base = self._base or b"%b://%b" % (scope["scheme"].encode(), headers.host)
-        return scope.get("raw_path") or b"", scope["query_string"], base
+        return scope.get("raw_path") or b"", scope["query_string"], base, self._coding(headers)
 
 
 def _id_line(headers: RequestHeaders) -> bytes:

@@ -10,6 +10,7 @@ from service.cache import Cache
 from service.config import Settings
 from service.db.database import Database
 from service.errors import APIError
+from service.http.compression import Coding
 from service.http.context import RequestContext, context_of
 from service.http.headers import RequestHeaders, parse_headers
 from service.http.pagination import Cursors
@@ -44,6 +45,11 @@ class Call:
         """The settings of the application."""
         settings: Settings = self.extensions["settings"]
         return settings
+
+    @property
+    def coding(self) -> Coding | None:
+        """The coding for the response that the client prefers; None: no coding."""
+        return self.headers.coding if self.settings.compression else None
 
     @property
     def cache(self) -> Cache:

@@ -9,7 +9,7 @@ import re
 import sys
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, Protocol, TypeVar
 
@@ -37,6 +37,7 @@ QVALUE = re.compile(r"0(\.[0-9]{0,3})?|1(\.0{0,3})?")  # RFC 9110, 12.4.2
 COMPRESSIBLE = re.compile(
     rb"text/[a-z-]+|application/(json|javascript|x-ndjson|[a-z.-]+\+json)|image/svg\+xml"
 )
+REPLACED = {b"content-length", b"etag"}  # headers that a compressed response has of its own
 SECRET = "_octavo_secret"  # noqa: S105  (attribute of a view)
 
 T = TypeVar("T", bound=Callable[..., Any])
@@ -110,9 +111,18 @@ def is_compressible(headers: Mapping[bytes, bytes], size: int) -> bool:
     )
 
 
-def tag_forms(tag: str) -> list[str]:
-    """Return the ETags of all forms of a response, with quotes."""
-    return [f'"{tag}"', *(f'"{tag}-{coding}"' for coding in CODINGS)]
+def tag_with(coding: Coding, tag: bytes) -> bytes:
+    """Return the ETag of the compressed form of a response. tag: of the plain form, with quotes."""
+    return b'%b-%b"' % (tag.removesuffix(b'"'), coding.encode())
+
+
+def coded_headers(
+    headers: Iterable[tuple[bytes, bytes]], coding: Coding, size: int, tag: bytes | None
+) -> list[tuple[bytes, bytes]]:
+    """Return the ASGI headers of a compressed response. size: of its body. tag: its ETag."""
+    kept = [pair for pair in headers if pair[0] not in REPLACED]
+    coded = [(b"content-encoding", coding.encode()), (b"content-length", b"%d" % size)]
+    return [*kept, *coded, *([] if tag is None else [(b"etag", tag)])]
 
 
 def compress(coding: Coding, body: bytes) -> bytes:
@@ -138,38 +148,44 @@ def stream_compressor(coding: Coding) -> StreamCompressor:
 
 
 class CompressedBodies:
-    """An LRU cache of compressed bodies, of at most MAX_CACHE_SIZE bytes, by digest and coding."""
+    """An LRU cache of compressed bodies, of at most MAX_CACHE_SIZE bytes, by digest and coding.
+
+    It spares repeated work after a write, when many clients request the same list, and for the
+    pages of the documentation.
+    """
 
     def __init__(self) -> None:
-        self._bodies: OrderedDict[tuple[str, Coding], bytes] = OrderedDict()
+        self._bodies: OrderedDict[tuple[str | None, Coding], bytes] = OrderedDict()
         self._size = 0
         self._lock = asyncio.Lock()
 
-    async def compress(self, digest: str, coding: Coding, body: bytes) -> bytes:
-        """Return a compressed body. A large body is compressed in a thread, one at a time."""
+    async def compress(self, coding: Coding, body: bytes, digest: str | None) -> bytes:
+        """Return a compressed body. digest: the key in the cache; None: do not cache the body.
+
+        A large body is compressed in a thread, one body at a time.
+        """
         if len(body) <= THREAD_SIZE:
-            return self.compress_small(digest, coding, body)
+            return self.compress_small(coding, body, digest)
         async with self._lock:
-            if (data := self._get(digest, coding)) is None:
-                data = await asyncio.to_thread(compress, coding, body)
-                self._put(digest, coding, data)
-        return data
+            data = self._get(coding, digest)
+            return data or self._put(
+                coding, digest, await asyncio.to_thread(compress, coding, body)
+            )
 
-    def compress_small(self, digest: str, coding: Coding, body: bytes) -> bytes:
+    def compress_small(self, coding: Coding, body: bytes, digest: str | None) -> bytes:
         """Return a compressed body. The body has at most THREAD_SIZE bytes."""
-        if (data := self._get(digest, coding)) is None:
-            data = compress(coding, body)
-            self._put(digest, coding, data)
-        return data
+        return self._get(coding, digest) or self._put(coding, digest, compress(coding, body))
 
-    def _get(self, digest: str, coding: Coding) -> bytes | None:
+    def _get(self, coding: Coding, digest: str | None) -> bytes | None:
         if (data := self._bodies.get((digest, coding))) is not None:
             self._bodies.move_to_end((digest, coding))
         return data
 
-    def _put(self, digest: str, coding: Coding, data: bytes) -> None:
-        self._bodies[digest, coding] = data
-        self._size += len(data)
+    def _put(self, coding: Coding, digest: str | None, data: bytes) -> bytes:
+        if digest is not None:
+            self._bodies[digest, coding] = data
+            self._size += len(data)
         while self._size > MAX_CACHE_SIZE:
             _, dropped = self._bodies.popitem(last=False)
             self._size -= len(dropped)
+        return data

@@ -32,7 +32,8 @@ class RequestContext:
     quotas: the caller's quota under each policy, once decided; None: not limited.
     lookup_result: the results of the warm path, for the limit middleware.
     admission: the turn in the admission queue. listed: the list response, which the warm path may
-    remember. error: refuses the request; Quart's request cycle raises it instead of calling a view.
+    remember. unchanged: content type and size (bytes) of the body that a 304 replaces.
+    error: refuses the request; Quart's request cycle raises it instead of calling a view.
     is_looked_up: the warm path has seen the request. is_shed: refused with 503 after its body.
     is_too_large: the body exceeds MAX_BODY_BYTES. is_cut_short: disconnect before its end.
     """
@@ -48,6 +49,7 @@ class RequestContext:
     lookup_result: "LookupResult | None" = None
     admission: "Admission | None" = None
     listed: "ListResponse | None" = None
+    unchanged: "tuple[str, int] | None" = None
     error: Exception | None = None
     is_looked_up: bool = False
     is_shed: bool = False

@@ -14,6 +14,7 @@ from service.cache import Kind, ListQuery, ListResult, Status
 from service.errors import APIError, InvalidInputError
 from service.http.call import Call
 from service.http.responses import (
+    JSON,
     ListResponse,
     cache_status,
     content_headers,
@@ -177,6 +178,7 @@ def _response(call: Call, reply: Reply) -> RawResponse:
     if reply.listed is not None:
         call.context.listed = ListResponse(body, tag, reply.headers, *reply.listed)
     if reply.is_public and matches_etag(tag, call.headers.if_none_match):
+        call.context.unchanged = JSON, len(body)
         return RawResponse(304, headers, b"")
     return RawResponse(
         reply.status, [*content_headers(body), *encode_headers(reply.headers), *headers], body

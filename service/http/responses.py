@@ -13,6 +13,7 @@ from pydantic_core import to_json
 from quart import Response, request
 
 from service.cache import ListQuery, ListResult, Status
+from service.http.compression import CODINGS
 from service.http.context import context_of
 
 JSON = "application/json"
@@ -21,6 +22,7 @@ VARY = "Accept-Encoding, Origin"
 SEND_SECONDS = 60.0  # Quart's default response timeout; HTTP/2 servers may wait for a lost client
 LIMITED_VARY = f"{VARY}, Authorization"
 AUTHENTICATED_PREFIXES = ("/api/", "/admin/")  # below these paths every token is checked
+TAG_SUFFIXES = ("", *(f"-{coding}" for coding in CODINGS))  # of the forms of a response
 CACHE_STATUS = {"hit": "hit", "miss": "fwd=miss", "bypass": "fwd=bypass"}  # RFC 9211, section 2
 
 
@@ -68,6 +70,7 @@ def respond_public(body: bytes, *, content_type: str = JSON) -> Response:
     tag = etag(body)
     if matches_etag(tag, request.headers.getlist("If-None-Match")):
         response = _empty(304)
+        context_of(request.scope).unchanged = content_type, len(body)
     else:
         response = respond(body, content_type=content_type)
     response.set_etag(tag)
@@ -93,11 +96,15 @@ def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
 def matches_etag(tag: str, lines: Sequence[str]) -> bool:
     """Return whether If-None-Match (weak comparison: RFC 9110, 13.1.2) contains a tag.
 
-    lines: the values of the header's field lines. A substring search is enough: Octavo's tags are
-    hexadecimal digits, so a quoted tag within a line is always a member of the list.
+    lines: the values of the header's field lines. The tag of a compressed form matches too, because
+    its content is the same. A substring search is enough: Octavo's tags are hexadecimal digits, so
+    a quoted tag within a line is always a member of the list.
     """
-    quoted = f'"{tag}"'
-    return any(quoted in line or line.strip() == "*" for line in lines)
+    return any(
+        line.strip() == "*"
+        or (tag in line and any(f'"{tag}{suffix}"' in line for suffix in TAG_SUFFIXES))
+        for line in lines
+    )
 
 
 def vary_of(scope: Any) -> str:

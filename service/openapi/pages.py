@@ -41,6 +41,8 @@ get 429 with `Retry-After`.
 
 Public responses carry an `ETag`. A request with `If-None-Match` gets 304 without a body if nothing
 changed. Lists come in pages, or with `limit` and `cursor` to read all of a list.
+Responses of more than 1 KiB are compressed with `zstd` or `gzip`, as `Accept-Encoding` prefers.
+Each form has its own `ETag`, and `If-None-Match` accepts all of them.
 Every other method gets 405, with `Allow`; `OPTIONS` is for CORS preflights. The server refuses
 invalid HTTP in the same shape: 400, 431 (headers over 64 KiB, or more than 100), 501, 505.
 """

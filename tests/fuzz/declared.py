@@ -27,6 +27,8 @@ MEDIA_TYPES += ["application/vnd.api+json", "text/plain", "application/json,text
 RARE = [("Accept", "text/html"), ("Content-Length", "0"), ("Cookie", "session=x"), ("If-Match", "")]
 RARE += [("Range", "bytes=0-3"), ("Expect", "100-continue"), ("Upgrade", "websocket")]
 RARE += [("Content-Encoding", "gzip"), ("Content-Encoding", "identity"), ("TE", "trailers")]
+CODINGS = ["gzip", "zstd", "gzip, deflate, br, zstd", "gzip;q=0.5, zstd;q=0.2", "identity", "*"]
+CODINGS += ["gzip;q=0", "*;q=0", "x-gzip", "GZIP ; Q=1", "gzip;q=2", "br", "", ","]
 ODD_PATHS = ["/api//books", "/api/books/", "/api%2Fbooks", "/API/books", "/api/books/1/", "/api/x"]
 REFRESH_TOKEN, ETAG = "@refresh@", "@etag@"  # each server has its own
 
@@ -242,6 +244,8 @@ class Requests:
             yield "Origin", choice([SHOP, ELSEWHERE, "null", f"{SHOP}.evil.example"])
             if often(0.1):
                 yield "Origin", SHOP
+        for _ in range(often(0.5) + often(0.1)):
+            yield "Accept-Encoding", choice(CODINGS)
         if often(0.3):
             yield "X-Request-ID", choice(["mine", "no good", "x" * 65])
         if often(0.1):
