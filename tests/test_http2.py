@@ -36,19 +36,27 @@ HEADERS = [(":method", "GET"), (":path", "/api/books"), (":scheme", "https"), ("
 
 
 @asynccontextmanager
-async def encrypted(site: Site, folder: Path) -> AsyncIterator[tuple[Site, ssl.SSLContext]]:
+async def encrypted(
+    site: Site, folder: Path, **changed: Any
+) -> AsyncIterator[tuple[Site, ssl.SSLContext]]:
     """Serve an application over TLS with HTTP/2; yield it and a TLS context of its clients."""
+    path, trusted = certified(folder)
+    settings = settings_for(
+        site.another_url, folder, tls_certfile=path, tls_keyfile=path, http2=True, **changed
+    )
+    async with serving(settings) as served:
+        yield Site(served.app, served.url.replace("http:", "https:")), trusted
+
+
+def certified(folder: Path) -> tuple[Path, ssl.SSLContext]:
+    """Make a certificate with its key; return its path and a TLS context that trusts it."""
     authority = trustme.CA()
     path = folder / "http2.pem"
     certificate = authority.issue_cert("127.0.0.1")
     certificate.private_key_and_cert_chain_pem.write_to_path(str(path))
     trusted = ssl.create_default_context()
     authority.configure_trust(trusted)
-    settings = settings_for(
-        site.another_url, folder, tls_certfile=path, tls_keyfile=path, http2=True
-    )
-    async with serving(settings) as served:
-        yield served, trusted
+    return path, trusted
 
 
 class Client:
@@ -61,10 +69,10 @@ class Client:
         self.flush()
 
     @classmethod
-    async def connect(cls, site: Site, trusted: ssl.SSLContext) -> "Client":
+    async def connect(cls, port: int, trusted: ssl.SSLContext) -> "Client":
         """Connect over TLS."""
         trusted.set_alpn_protocols(["h2"])
-        return cls(*await asyncio.open_connection("127.0.0.1", site.port, ssl=trusted))
+        return cls(*await asyncio.open_connection("127.0.0.1", port, ssl=trusted))
 
     def flush(self) -> None:
         """Send the frames that are due."""
@@ -148,12 +156,12 @@ async def test_a_flood_ends_its_connection_and_others_are_served(
     """No request of the attack keeps its turn: without the release it would for an hour."""
     monkeypatch.setattr(responses, "SEND_SECONDS", 3_600.0)
     async with encrypted(site, folder) as (served, trusted):
-        client = await Client.connect(served, trusted)
+        client = await Client.connect(served.port, trusted)
         client.writer.write(attack(client))
         assert await client.end() == code
         async with httpx.AsyncClient(http2=True, verify=trusted, timeout=TIMEOUT) as other:
             for _ in range(3):
-                response = await other.get(served.url.replace("http:", "https:") + "/api/books")
+                response = await other.get(served.url + "/api/books")
                 assert (response.status_code, response.http_version) == (200, "HTTP/2")
         queue: Any = served.app.extensions["load_shedding"].queue
         async with asyncio.timeout(TIMEOUT):
@@ -163,7 +171,7 @@ async def test_a_flood_ends_its_connection_and_others_are_served(
 
 async def test_a_client_may_reset_some_streams(site: Site, folder: Path) -> None:
     async with encrypted(site, folder) as (served, trusted):
-        client = await Client.connect(served, trusted)
+        client = await Client.connect(served.port, trusted)
         for number in range(BURST // 2):
             client.connection.send_headers(2 * number + 1, HEADERS, end_stream=True)
             client.connection.reset_stream(2 * number + 1)

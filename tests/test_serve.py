@@ -484,11 +484,17 @@ async def test_tls_serves_http1_and_http2(tmp_path: Path) -> None:
             await process.stdout.readline()  # the service listens
             async with httpx.AsyncClient(http2=True, verify=trusted, timeout=TIMEOUT) as client:
                 response = await client.get(f"https://localhost:{port}/health/live")
+                process.terminate()
+                begun = time.monotonic()
+                await process.communicate()
+                seconds = time.monotonic() - begun
             assert response.http_version == ("HTTP/2" if http2 else "HTTP/1.1")
             assert response.json() == {"status": "alive"}
+            assert seconds < 30, "an idle client does not acknowledge the end of TLS"
         finally:
-            process.terminate()
-            await process.communicate()
+            if process.returncode is None:
+                process.terminate()
+                await process.communicate()
 
 
 @pytest.mark.parametrize(

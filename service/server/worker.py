@@ -30,6 +30,7 @@ LAST_SECONDS = 0.2  # for the clients of the last accepted connections to send r
 GENERATIONS = (2_000, 5, 1_000)  # the last threshold is for a leak: ten million new objects
 COLLECT_SECONDS = 600.0
 LISTENERS_PER_SOCKET = 16  # each accepts one connection in a tick
+TLS_CLOSE_SECONDS = 1.0  # for an idle client to acknowledge the end of TLS; the default is 30
 DESCRIPTOR_SECONDS = 1.0  # between checks for free file descriptors
 DESCRIPTOR_PAUSE = 60.0  # without a failed check, before a failure is logged again
 
@@ -50,6 +51,8 @@ class Loop(uvloop.Loop):
         self, *args: Any, sock: socket, **options: Any
     ) -> asyncio.AbstractServer:
         """Listen on a socket, and return one of its listeners."""
+        if options.get("ssl") is not None:
+            options["ssl_shutdown_timeout"] = TLS_CLOSE_SECONDS
         first: asyncio.AbstractServer = await super().create_server(*args, sock=sock, **options)
         self.listeners.append(first)
         for _ in range(LISTENERS_PER_SOCKET - 1):

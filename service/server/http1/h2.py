@@ -1,10 +1,15 @@
-"""Harden Hypercorn's own HTTP/2: early responses, and floods of control frames.
+"""Correct Hypercorn's own HTTP/2: early responses, floods of control frames, and draining.
 
 A client that opens a stream and resets it at once starts a request on the server with only 40 bytes
 ("rapid reset", CVE-2023-44487). The server must also acknowledge or track SETTINGS, PING and
 PRIORITY frames (CVE-2019-9515, -9512, -9513). Like nghttp2, this module closes the connection of a
 client that sends too many such frames. The library `h2` itself refuses endless CONTINUATION frames,
 and headers that decode to more than 64 KiB.
+
+Hypercorn closes an idle connection without GOAWAY. It sends GOAWAY before the end of a response
+that the client has not read, and after `keep_alive_max_requests` in the middle of all responses.
+Here GOAWAY follows the last response of a connection: some clients give up their requests at
+GOAWAY (httpcore does).
 """
 
 import asyncio
@@ -19,12 +24,17 @@ from h2.events import (
     PingReceived,
     PriorityUpdated,
     RemoteSettingsChanged,
+    RequestReceived,
     StreamReset,
 )
 from h2.events import Event as FrameEvent
 from h2.exceptions import ProtocolError
-from hypercorn.events import Closed, Event, RawData
+from hypercorn.events import Closed, Event, RawData, Updated
+from hypercorn.protocol.events import Event as StreamEvent
+from hypercorn.protocol.events import StreamClosed
 from hypercorn.protocol.h2 import H2Protocol
+
+from service.server.http1.config import ServerConfig
 
 BURST, PER_SECOND = 200, 33  # frames of COUNTED that a connection may send (token bucket)
 COUNTED = (PingReceived, PriorityUpdated, RemoteSettingsChanged, StreamReset)
@@ -37,6 +47,9 @@ class Http2(H2Protocol):
     Hypercorn's protocol fails on DATA for a stream that has ended, and then closes the connection
     with all its requests. It also accepts any number of control frames.
     """
+
+    config: ServerConfig
+    _has_left = False  # GOAWAY was sent
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -53,7 +66,7 @@ class Http2(H2Protocol):
         for first in range(0, len(event.data), PIECE_BYTES):
             if first:
                 await asyncio.sleep(0)
-            if self.closed:
+            if self.closed or self._has_left:
                 break
             await super().handle(RawData(event.data[first : first + PIECE_BYTES]))
 
@@ -70,11 +83,47 @@ class Http2(H2Protocol):
                 length = event.flow_controlled_length or 0
                 self.connection.acknowledge_received_data(length, event.stream_id)
                 await self._flush()
+            elif isinstance(event, RequestReceived):
+                await self._accept(event)
             else:
                 await super()._handle_events([event])
                 if isinstance(event, StreamReset):
                     await self._discard_responses([event.stream_id])
         return None
+
+    async def _accept(self, request: RequestReceived) -> None:
+        """Start a request. While the server stops, refuse it: the client can safely repeat it."""
+        if self.context.terminated.is_set():
+            self.connection.reset_stream(request.stream_id, ErrorCodes.REFUSED_STREAM)
+            return await self._flush()
+        await self._create_stream(request)
+        return await self.send(Updated(idle=False))
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Send a part of a response. After its end, the connection may be idle, or end."""
+        if not isinstance(event, StreamClosed):
+            return await super().stream_send(event)
+        await self._close_stream(event.stream_id)
+        await self._leave_if_complete()
+        return await self.send(Updated(idle=self.idle))
+
+    async def _leave_if_complete(self) -> None:
+        """Send GOAWAY if the connection must end, and all its responses are sent."""
+        config = self.config
+        must_end = (
+            config.draining
+            or self.context.terminated.is_set()
+            or self.keep_alive_requests >= config.keep_alive_max_requests
+        )
+        if must_end and not (self.closed or self.streams or self.stream_buffers):
+            await self.leave()
+
+    async def leave(self) -> None:
+        """Send GOAWAY. The client then closes; until then, what it sends is discarded."""
+        if not self._has_left:
+            self._has_left = True
+            self.connection.close_connection()
+            await self._flush()
 
     async def _discard_responses(self, stream_ids: Iterable[int]) -> None:
         """Wake the applications that wait until the client reads more: it never will.
@@ -100,3 +149,4 @@ class Http2(H2Protocol):
             with suppress(ProtocolError):  # RFC 9113, 8.1
                 self.connection.reset_stream(stream_id, ErrorCodes.NO_ERROR)
             await self._flush()
+        await self._leave_if_complete()

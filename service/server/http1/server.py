@@ -1,6 +1,7 @@
 """Install the protocols of this package in Hypercorn, and serve each accepted connection."""
 
 import asyncio
+from contextlib import suppress
 from functools import partial
 from time import time
 from typing import Any
@@ -107,6 +108,17 @@ class Server(TCPServer):
         finally:
             streams.connection_lost(None)  # breaks a reference cycle
         return None
+
+    async def _initiate_server_close(self) -> None:
+        """Close an idle connection of HTTP/2 or h11. Over HTTP/2, send GOAWAY before."""
+        protocol = self.protocol.protocol
+        if isinstance(protocol, Http2):
+            await protocol.leave()
+        await super()._initiate_server_close()
+
+    async def _close(self) -> None:
+        with suppress(TimeoutError):  # the client has not acknowledged the end of TLS
+            await super()._close()
 
     def _serving(self, app: ASGIFramework) -> Serving:
         serving: Serving | None = self.config.serving
