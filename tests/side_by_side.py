@@ -63,9 +63,7 @@ class Response:
         headers = [
             (
                 name,
-                re.sub('"[0-9a-f]+', "", value)
-                if name == "etag"
-                else RESET_SECONDS.sub("", value),
+                re.sub('"[0-9a-f]+', "", value) if name == "etag" else RESET_SECONDS.sub("", value),
             )
             for name, value in self.headers
             if name not in ignored

@@ -25,15 +25,15 @@ class DatedValues:
         seconds: float,
         load: Callable[[AsyncSession], Awaitable[bytes]],
         *,
-        past: bool = False,
+        bypass: bool = False,
     ) -> tuple[bytes, Status]:
         """Return a value that is at most `seconds` old (0: not cached), and the status.
 
-        load: reads the value from the database. `past`: bypass the cache. Callers of one process
+        load: reads the value from the database. `bypass`: read the database. Callers of one process
         share a load. Raises TimeoutError, as `CacheReader.sql` does.
         """
         reader = self._reader
-        state = reader.enter() if seconds and not past else None
+        state = reader.enter() if seconds and not bypass else None
         if state is None:
             return await reader.sql(name, load), reader.count("bypass")
         key = f"{state.prefix}dated:{name}"
@@ -46,7 +46,7 @@ class DatedValues:
         if entry is not None:
             return entry.body, reader.count("hit")
         body = await reader.sql(name, load)
-        reader.later(self._fill(key, Entry(b"", body).write(name), seconds))
+        reader.in_background(self._fill(key, Entry(b"", body).write(name), seconds))
         return body, reader.count("miss")
 
     async def _fill(self, key: str, value: bytes, seconds: float) -> None:

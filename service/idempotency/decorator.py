@@ -11,7 +11,7 @@ from pydantic import BaseModel, Field
 from quart_schema import document_headers
 
 from service.db.database import Work
-from service.db.group_commit import In, Out, Together
+from service.db.group_commit import In, Out, WriteGroup
 from service.errors import APIError
 from service.http.auth import CurrentUser
 from service.http.call import Call
@@ -64,7 +64,7 @@ class Attempt:
         return await self._writes.write(work, reply, await self._claim())
 
     async def write_batched(
-        self, work: Together[In, Out], item: In, reply: Callable[[Out], Reply]
+        self, work: WriteGroup[In, Out], item: In, reply: Callable[[Out], Reply]
     ) -> Reply:
         """Run `work` as `Database.write_batched` does, else as `write`."""
         return await self._writes.write_batched(work, item, reply, await self._claim())

@@ -14,7 +14,7 @@ from typing import Any, Generic
 from sqlalchemy.ext.asyncio import AsyncSession
 
 from service.db.database import Database, Work
-from service.db.group_commit import In, Out, RetryAloneError, Together
+from service.db.group_commit import In, Out, RetryAloneError, WriteGroup
 from service.errors import APIError
 from service.http.operations import Reply
 from service.idempotency.records import (
@@ -65,7 +65,7 @@ class IdempotentWrites:
         Raises KeyInFlightError or KeyReusedError.
         """
 
-        async def single(db: AsyncSession, items: Sequence[None], apart: bool) -> list[Out]:
+        async def single(db: AsyncSession, items: Sequence[None], alone: bool) -> list[Out]:
             return [await work(db)]
 
         recorded = self._recorded(single)
@@ -78,7 +78,7 @@ class IdempotentWrites:
 
     async def write_batched(
         self,
-        work: Together[In, Out],
+        work: WriteGroup[In, Out],
         item: In,
         reply: Callable[[Out], Reply],
         claim: Claim | None,
@@ -113,36 +113,36 @@ class IdempotentWrites:
         self.counts["replayed" if REPLAYED in reply.headers else "recorded"] += 1
         return reply
 
-    def _recorded(self, work: Together[In, Out]) -> Together[Entry[In, Out], Outcome]:
+    def _recorded(self, work: WriteGroup[In, Out]) -> WriteGroup[Entry[In, Out], Outcome]:
         """Extend a write by the records of its entries, in the same transaction."""
 
         async def write(
-            db: AsyncSession, entries: Sequence[Entry[In, Out]], apart: bool
+            db: AsyncSession, entries: Sequence[Entry[In, Out]], alone: bool
         ) -> Sequence[Outcome]:
             outcomes: dict[int, Outcome] = {}
             claims = {n: e.claim for n, e in enumerate(entries) if e.claim is not None}
-            if claims and (apart or time.monotonic() < self._careful_until):
+            if claims and (alone or time.monotonic() < self._careful_until):
                 outcomes = await find(db, claims)
                 self._note_conflicts(outcomes)
             places = [n for n in range(len(entries)) if n not in outcomes]
             if places:
                 try:
-                    results = await work(db, [entries[n].item for n in places], apart)
+                    results = await work(db, [entries[n].item for n in places], alone)
                 except RetryAloneError as error:
                     raise RetryAloneError({places[n] for n in error.places}) from None
                 for n, result in zip(places, results, strict=True):
                     outcomes[n] = entries[n].reply(result)
             replies = {n: (claims[n], outcomes[n]) for n in places if n in claims}
             if replies:
-                await self._save(db, replies, apart)
+                await self._save(db, replies, alone)
             return [outcomes[n] for n in range(len(entries))]
 
         return write
 
-    async def _save(self, db: AsyncSession, replies: Any, apart: bool) -> None:
+    async def _save(self, db: AsyncSession, replies: Any, alone: bool) -> None:
         in_use = await save(db, replies, self._seconds)
         self._note_conflicts(in_use)
-        if in_use and apart:
+        if in_use and alone:
             raise KeyInFlightError  # the other request has written since `find`
         if in_use:
             raise RetryAloneError(in_use)

@@ -32,7 +32,7 @@ async def search_books(call: Call, query_args: SearchQuery) -> Reply:
     """
     page = query_args.to_page()
     listing = service.search_books(query_args.q, page)
-    rows = await call.cache.lists.read(listing, past=query_args.nocache)
+    rows = await call.cache.lists.read(listing, bypass=query_args.nocache)
     total, fuzzy = rows.more
     links = page_envelope(page, total, call.url)["links"]
     body = with_items(rows.bodies, {"total": total, "fuzzy": fuzzy}, name="results")

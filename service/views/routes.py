@@ -24,13 +24,13 @@ views_bp = Blueprint("views", __name__, url_prefix="/api")
 @costly
 async def get_popular_books(call: Call, query_args: CachedQuery) -> Reply:
     """Return the most viewed books. The books are current; their numbers of views may be older."""
-    past = query_args.nocache
+    bypass = query_args.nocache
     ranking, status = await call.cache.dated.read(
-        "popular-books", call.settings.cache_popular_seconds, service.most_viewed, past=past
+        "popular-books", call.settings.cache_popular_seconds, service.most_viewed, bypass=bypass
     )
     views: list[tuple[int, int]] = from_json(ranking)
     books = await asyncio.gather(
-        *(call.cache.items.read(BOOKS, book_id, past=past) for book_id, _ in views)
+        *(call.cache.items.read(BOOKS, book_id, bypass=bypass) for book_id, _ in views)
     )
     bodies = [
         b'%b,"views":%d}' % (book.body[:-1], number)

@@ -6,8 +6,8 @@ from typing import Any
 from service.config import MAX_HOPS
 from service.http.headers import parse_headers
 from service.server.http1.parser import (
-    KEPT_BYTES,
-    MOST_KEPT,
+    MAX_SECTION_BYTES,
+    MAX_SECTIONS,
     HeaderCache,
     Reader,
     RefusedError,
@@ -63,17 +63,19 @@ def test_heads_with_a_body_and_heads_of_http_1_0_are_not_cached() -> None:
 
 def test_the_cache_of_heads_is_bounded() -> None:
     known = HeaderCache()
-    for n in range(MOST_KEPT + 1):
+    for n in range(MAX_SECTIONS + 1):
         parsed(known, LINES[0] + b"Host: x%d\r\n\r\n" % n)
     assert len(known) == 1
-    parsed(known, LINES[0] + b"Host: x\r\nX: " + b"y" * KEPT_BYTES + b"\r\n\r\n")
+    parsed(known, LINES[0] + b"Host: x\r\nX: " + b"y" * MAX_SECTION_BYTES + b"\r\n\r\n")
     assert len(known) == 1
 
 
 def test_only_short_request_lines_are_cached() -> None:
     before = read_line.cache_info()
     for n in range(3):
-        parsed(HeaderCache(), b"GET /%d%b HTTP/1.1\r\nHost: x\r\n\r\n" % (n, b"y" * KEPT_BYTES))
+        parsed(
+            HeaderCache(), b"GET /%d%b HTTP/1.1\r\nHost: x\r\n\r\n" % (n, b"y" * MAX_SECTION_BYTES)
+        )
     assert read_line.cache_info() == before
     parsed(
         HeaderCache(), b"GET /%b HTTP/1.1\r\nHost: x\r\n\r\n" % random.randbytes(8).hex().encode()

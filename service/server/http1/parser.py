@@ -20,7 +20,10 @@ HEAD_BYTES = 65_536  # maximum of a request's head; a token of 60,000 bytes stil
 HOST_BYTES = 260  # maximum of a host name (253) and a port
 MAX_HEADERS = 100
 MAX_OPTIONS = 50  # maximum number of options of a Connection field that are split
-MOST_KEPT, KEPT_BYTES = 2_048, 1_024  # maximum of cached header sections, and size of each
+MAX_SECTIONS, MAX_SECTION_BYTES = (
+    2_048,
+    1_024,
+)  # maximum of cached header sections, and size of each
 LINE_BYTES = 16  # overhead of a chunk: size, two line ends, and a margin
 SPARE_BYTES = 16_384  # maximum of further overhead of a body: chunk extensions and trailers
 REQUEST_LINE = re.compile(rb"([!#$%&'*+.^_`|~0-9A-Za-z-]+) ([!-~]+) HTTP/(\d)\.(\d)\r\n")
@@ -69,7 +72,7 @@ class Line(NamedTuple):
     parsed: Target
 
 
-@lru_cache(MOST_KEPT)
+@lru_cache(MAX_SECTIONS)
 def read_line(raw: bytes) -> Line:
     """Parse a request line, with its CRLF. Raises RefusedError (400, 501, 505)."""
     match = REQUEST_LINE.fullmatch(raw)
@@ -103,8 +106,8 @@ class HeaderCache(dict[bytes, tuple[HeaderFields, set[bytes]]]):
 
     def keep(self, raw: bytes, fields: HeaderFields, options: set[bytes]) -> None:
         """Add a header section. A full cache is cleared first."""
-        if len(raw) <= KEPT_BYTES:
-            if len(self) >= MOST_KEPT:
+        if len(raw) <= MAX_SECTION_BYTES:
+            if len(self) >= MAX_SECTIONS:
                 self.clear()
             self[raw] = fields, options
 
@@ -134,7 +137,7 @@ class Reader:
         """Parse a head, from its first byte to its empty line. Raises RefusedError."""
         end = raw.find(LINE_END) + len(LINE_END)
         line, fields = raw[:end], raw[end:]
-        self.line = read_line(line) if end <= KEPT_BYTES else read_line.__wrapped__(line)
+        self.line = read_line(line) if end <= MAX_SECTION_BYTES else read_line.__wrapped__(line)
         minor = self.line.minor
         if minor == b"1" and (known := self._known.get(fields)) is not None:
             self.headers, self.options = known
