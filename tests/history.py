@@ -13,7 +13,7 @@ import random
 import time
 from bisect import bisect_left, bisect_right
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from math import inf
@@ -180,7 +180,13 @@ class Recorder:
         self._number = count(1)
 
     async def send(
-        self, method: str, path: str, user: str = "", body: object = None, seconds: float = 60
+        self,
+        method: str,
+        path: str,
+        user: str = "",
+        body: object = None,
+        seconds: float = 60,
+        headers: Mapping[str, str] | None = None,
     ) -> Response | None:
         """Send a request to a random worker. None: no response says whether it was done."""
         worker, kind = self.chance.choice(self.workers), "read" if method == "GET" else "write"
@@ -188,7 +194,9 @@ class Recorder:
         start = time.monotonic()
         try:
             async with asyncio.timeout(seconds):
-                response = await worker.request(method, path, self.tokens.get(user, ""), body)
+                response = await worker.request(
+                    method, path, self.tokens.get(user, ""), body, headers or {}
+                )
         except httpx.TimeoutException:
             self.wrong.append(f"{method} {path}: worker {worker.number} does not reply")
             return None
@@ -280,9 +288,15 @@ class Recorder:
         return total
 
     async def create(self, user: str) -> int:
-        """Create a book of such a user, and return its id. -1: there was no response."""
-        if (response := await self.send("POST", "/api/books", user, self.book())) is None:
-            return -1
+        """Create a book of such a user, and return its id. Repeat the request until it is done."""
+        body, start = self.book(), time.monotonic()
+        key = {"Idempotency-Key": str(body["title"]).replace(" ", "-")}
+        while (
+            response := await self.send("POST", "/api/books", user, body, headers=key)
+        ) is None or response.status == 409:  # an earlier attempt is in flight
+            await asyncio.sleep(0.05)
+        self.counts["create, replayed"] += "Idempotency-Replayed" in response.headers
+        response = response._replace(start=start)
         self.note("create", f"books of {user}", response)
         self.note_book("write", response, response.body)
         book_id: int = response.body["id"]

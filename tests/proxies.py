@@ -8,7 +8,7 @@ import socket
 import time
 from asyncio import StreamReader, StreamWriter
 from asyncio.subprocess import Process
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack
 from functools import partial
 from itertools import cycle
@@ -184,10 +184,14 @@ class Worker:
             await self._client.aclose()
             await self.proxy.close()
 
-    async def request(self, method: str, path: str, token: str, body: object) -> httpx.Response:
+    async def request(
+        self, method: str, path: str, token: str, body: object, headers: Mapping[str, str]
+    ) -> httpx.Response:
         """Send a request to it."""
-        headers = {"Authorization": f"Bearer {token}"} if token else {}
-        return await self._client.request(method, self.url + path, json=body, headers=headers)
+        credentials = {"Authorization": f"Bearer {token}"} if token else {}
+        return await self._client.request(
+            method, self.url + path, json=body, headers={**credentials, **headers}
+        )
 
 
 class Nemesis:

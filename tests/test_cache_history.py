@@ -15,9 +15,10 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import func, select, text
 
 from service.db.database import Database
+from service.models import Book
 from tests.conftest import SECRET, cache_on, fresh_catalogue
 from tests.examples.added import Reviews
 from tests.history import GENRES, GONE, Kind, Operation, Recorder, Response, violations
@@ -91,7 +92,8 @@ class Clients(Recorder):
 
     Anna's books are changed. Ben's books are deleted in order. Clara creates books. Dora signs out
     and in. Root deletes users, each with their only book. Clara reviews the books of Anna and Ben.
-    Anna reviews a book of Dora's, and deletes her reviews in order.
+    Anna reviews a book of Dora's, and deletes her reviews in order. Creates are repeated until they
+    have a response.
     """
 
     async def prepare(self, database: Database) -> None:
@@ -348,6 +350,10 @@ async def test_no_read_is_older_than_a_response(
         end - start - sum(max(0, min(end, b) - max(start, a)) for a, b in still)
         for start, end in clients.waits
     )
+    async with database.session() as db:
+        of_clara = select(func.count()).where(Book.user_id == clients.ids["clara"])
+        stored = (await db.execute(of_clara)).scalar_one()
+    created = sum(o.kind == "create" and o.key == "books of clara" for o in clients.log)
     contradictions = violations(clients.log, nemesis.losses)
     clients.wrong += map(str, (
         response for response in clients.mixed if not clients.is_unsure(response, nemesis.losses)
@@ -360,6 +366,7 @@ async def test_no_read_is_older_than_a_response(
         print(*(f"{a:.3f} {b:.3f} {name}" for a, b, name in nemesis.faults), sep="\n")
     assert not contradictions, "\n".join(map(str, contradictions[:10]))
     assert not clients.wrong, "\n".join(clients.wrong[:10])
+    assert stored == created, "each create is done exactly once, however often it is repeated"
     assert not SOAK or slowest < WRITE_SECONDS
     assert not [status for status in counts if status.startswith("read, 5")]
     assert nemesis.lost

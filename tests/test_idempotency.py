@@ -21,7 +21,7 @@ from service.http.documentation import document_status
 from service.http.operations import Reply, operation, validate_request
 from service.http.schemas import Schema
 from service.idempotency import Attempt, idempotent, writes
-from service.idempotency.records import PRUNED
+from service.idempotency.records import PRUNED, Claim, save
 from service.models import Book, IdempotencyRecord
 from tests.conftest import Site, patient_client, serving, settings_for, visiting
 from tests.factories import Factory, Member
@@ -294,6 +294,15 @@ async def test_retries_in_a_group_do_not_roll_back_its_other_writes(
             rollbacks.clear()
     assert not rollbacks
     assert await count(site) == 5 + 2 * 10
+
+
+async def test_two_attempts_in_one_group_are_a_conflict(site: Site, make: Factory) -> None:
+    """If the first attempt was cancelled, its write may wait in the same group as the retry."""
+    member = await make.member()
+    first, other = Claim(member.id, "k", "a"), Claim(member.id, "l", "a")
+    replies = {n: (claim, Reply(b"{}", 201)) for n, claim in enumerate((first, other, first))}
+    assert await site.database.write(lambda db: save(db, replies, 60)) == {2}
+    assert await site.database.write(lambda db: save(db, replies, 60)) == {0, 1, 2}
 
 
 async def test_an_expired_key_can_be_used_again(

@@ -81,7 +81,7 @@ def touch_rows(db: AsyncSession, model: Any, ids: Iterable[int]) -> None:
 async def write_rows(
     db: AsyncSession, model: Any, statement: Insert | Update, values: Mapping[str, Any]
 ) -> Sequence[Row[Any]]:
-    """Insert or update rows of a model, as the last step of a write. Return the statement's rows.
+    """Insert or update rows, as a write's last change of cached rows. Return the statement's rows.
 
     The statement must return the `id` of each row, and the write must hold the locks of updated
     rows. This function bypasses the ORM, which would take most of the CPU time, and reads the row

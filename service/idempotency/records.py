@@ -133,10 +133,13 @@ async def save(
     Return the places of the claims whose keys are in use. Then the caller must roll back.
     """
     dialect = db.get_bind().dialect
-    rows = [claim._asdict() | _values(reply) for claim, reply in replies.values()]
+    places: dict[tuple[int, str], int] = {}  # a cancelled attempt and its retry may be in a group
+    for n, (claim, _) in replies.items():
+        places.setdefault((claim.user_id, claim.key), n)
+    rows = [replies[n][0]._asdict() | _values(replies[n][1]) for n in places.values()]
     values = {**RECORDS.write(rows, dialect), "seconds": seconds}
-    saved = {(row.user_id, row.key) for row in await db.execute(_insert(dialect.name), values)}
-    return {n for n, (claim, _) in replies.items() if (claim.user_id, claim.key) not in saved}
+    saved = await db.execute(_insert(dialect.name), values)
+    return set(replies) - {places[row.user_id, row.key] for row in saved}
 
 
 def _values(reply: Reply) -> dict[str, Any]:

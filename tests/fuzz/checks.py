@@ -103,6 +103,7 @@ USER = int(os.environ["FUZZ_USER"])
 CREDENTIALS = {"email": os.environ["FUZZ_EMAIL"], "password": os.environ["FUZZ_PASSWORD"]}
 # Headers that frame a message: with random values it is not HTTP, and the server refuses it.
 FRAMING = {"content-length", "transfer-encoding", "host", "expect", "upgrade", "connection"}
+KEY = "Idempotency-Key"
 MODES = ({"page", "per_page"}, {"cursor", "limit"})
 _calls: Counter[str] = Counter()
 
@@ -124,6 +125,8 @@ def before_call(context: Any, case: Any, kwargs: Any) -> None:
         return
     _calls[label] += 1
     number = _calls[label]
+    if KEY in (case.headers or {}):  # else it belongs to an earlier request
+        case.headers[KEY] = f"{case.headers[KEY][:200]}-{os.getpid()}-{number}"
     if label in ("GET /api/books", "HEAD /api/books") and case.query:
         tried = getattr(case.meta.phase.data, "parameter", None)
         kept = next((mode for mode in MODES if tried in mode), MODES[number % 2])
@@ -179,7 +182,7 @@ def valid_requests_are_accepted(ctx: Any, response: Any, case: Any) -> bool | No
 @schemathesis.check
 def invalid_requests_are_refused(ctx: Any, response: Any, case: Any) -> bool | None:
     """Fail if an invalid request is accepted, except for texts with blanks at their ends."""
-    if any(map(padded, _given(case).values())):
+    if any(map(padded, (*_given(case).values(), *(case.headers or {}).values()))):
         return None
     return negative_data_rejection(ctx, response, case)
 

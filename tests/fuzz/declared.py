@@ -29,6 +29,7 @@ RARE += [("Range", "bytes=0-3"), ("Expect", "100-continue"), ("Upgrade", "websoc
 RARE += [("Content-Encoding", "gzip"), ("Content-Encoding", "identity"), ("TE", "trailers")]
 CODINGS = ["gzip", "zstd", "gzip, deflate, br, zstd", "gzip;q=0.5, zstd;q=0.2", "identity", "*"]
 CODINGS += ["gzip;q=0", "*;q=0", "x-gzip", "GZIP ; Q=1", "gzip;q=2", "br", "", ","]
+RARE += [("Idempotency-Key", key) for key in ("first", "second", "no key", "")]
 ODD_PATHS = ["/api//books", "/api/books/", "/api%2Fbooks", "/API/books", "/api/books/1/", "/api/x"]
 REFRESH_TOKEN, ETAG = "@refresh@", "@etag@"  # each server has its own
 
