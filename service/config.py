@@ -266,6 +266,11 @@ class Settings(CacheSettings, LimitSettings, ServeSettings):
     max_body_bytes: int = Field(
         65_536, ge=1_024, description="maximum size of a request body, in bytes"
     )
+    max_bulk_body_bytes: int = Field(
+        1_048_576,
+        ge=1_024,
+        description="maximum size of the body of a request for many books, in bytes",
+    )
     access_token_seconds: int = Field(
         86_400, ge=1, le=31_536_000, description="lifetime of an access token"
     )

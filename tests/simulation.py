@@ -382,7 +382,7 @@ class Session:
         if key not in self._world.rows:
             return  # a session deletes what it has loaded
         model, number = cached_model(key.partition(":")[0]), int(key.partition(":")[2])
-        await greenlet_spawn(changes_of(self).add_deleted, self, model.key.table, [number])  # type: ignore[arg-type]  # a stand-in
+        await greenlet_spawn(changes_of(self).add_deleted, self, model.key.table, [[number]])  # type: ignore[arg-type]  # a stand-in
         if await self.lock(key) is None:
             return
         self.changes[key] = None

@@ -60,7 +60,7 @@ def _number(value: Any) -> Any:
     return Decimal(value) if type(value) is int else value
 
 
-def _whole(value: Any) -> Any:
+def whole(value: Any) -> Any:
     """Accept 1997.0, which is an integer in JSON Schema (2020-12, 4.2.3)."""
     if isinstance(value, Decimal) and value == value.to_integral_value():
         return int(value)
@@ -80,7 +80,7 @@ Isbn = Annotated[
     AfterValidator(_isbn),
     WithJsonSchema({"type": "string", "pattern": ISBN_AS_WRITTEN}),
 ]
-Year = Annotated[int, Field(ge=MIN_YEAR, le=MAX_YEAR), BeforeValidator(_whole)]
+Year = Annotated[int, Field(ge=MIN_YEAR, le=MAX_YEAR), BeforeValidator(whole)]
 # A TypeAliasType is a named schema in the OpenAPI document.
 Genre = TypeAliasType("Genre", Literal["Fiction", "Non-Fiction", "Science", "History"])
 Price = Annotated[

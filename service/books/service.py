@@ -48,14 +48,17 @@ from service.http.auth import (
 )
 from service.models import PRICE_ASC, PRICE_DESC, YEAR_ASC, YEAR_DESC, Book, BookCount, fold
 from service.models.search import found_by, query_of
+from service.slices import in_slices
 
 CENT = Decimal("0.01")
+MAX_PARAMETERS = 100  # ids in a statement; more ids are one parameter, a JSON array
 TABLE: Any = Book.__table__
 COLUMNS = Book.__table__.c
 # The statements below are built once, without the ORM.
 OUTPUT_COLUMNS = [COLUMNS[name] for name in BookOut.model_fields]
 INPUT_COLUMNS = [*BookCreate.model_fields, *Book.derived("", "")]
 NEW_ROWS = JsonRows("new", {**ACTOR_TYPES, **{name: COLUMNS[name].type for name in INPUT_COLUMNS}})
+IDS = JsonRows("ids", {"id": COLUMNS.id.type})
 SELECT_OWNED = with_actor(select(*OUTPUT_COLUMNS).where(COLUMNS.id == bindparam("book_id")), TABLE)
 SELECT_MANY = select(*OUTPUT_COLUMNS).where(COLUMNS.id.in_(bindparam("ids", expanding=True)))
 
@@ -100,8 +103,22 @@ def _bytes(book: Book | Row[Any]) -> bytes:
 
 async def load_books(db: AsyncSession, ids: Sequence[int]) -> dict[int, Entry]:
     """Return the cache entries of the books, by id. Ids without a book are absent."""
-    books = await db.execute(SELECT_MANY, {"ids": ids})
-    return {book.id: Entry(b"%d" % book.version, _bytes(book)) for book in books}
+    if len(ids) <= MAX_PARAMETERS:
+        books = await db.execute(SELECT_MANY, {"ids": ids})
+        return {book.id: _entry(book) for book in books}
+    dialect = db.get_bind().dialect
+    values = IDS.write([{"id": book_id} for book_id in ids], dialect)
+    books = await db.execute(_select_by_json(dialect.name), values)
+    return {book.id: _entry(book) async for book in in_slices(books)}
+
+
+def _entry(book: Row[Any]) -> Entry:
+    return Entry(b"%d" % book.version, _bytes(book))
+
+
+@lru_cache
+def _select_by_json(dialect: str) -> Select[Any]:
+    return select(*OUTPUT_COLUMNS).where(COLUMNS.id.in_(select(IDS.read(dialect).c.id)))
 
 
 BOOKS = Kind("book", shape_of(BookOut), load_books, _bytes)
@@ -196,9 +213,14 @@ async def _lock_owned(db: AsyncSession, book_id: int, user: CurrentUser) -> Row[
         await recheck_user(db, user)
         raise not_found(book_id)
     user = actor_in(book, user)
+    check_owner(book, user)
+    return book
+
+
+def check_owner(book: Row[Any], user: CurrentUser) -> None:
+    """Raise ForbiddenError unless a user may change a book."""
     if book.user_id != user.id and not user.is_admin:
         raise ForbiddenError("Only the owner of a book or an administrator may change it")
-    return book
 
 
 def not_found(book_id: int, headers: Mapping[str, str] | None = None) -> ResourceNotFoundError:

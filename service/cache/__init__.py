@@ -62,7 +62,13 @@ Keys: the prefix `octavo:cache:<run id>:<token of the epoch>:`, then `book:7`, `
 """
 
 from service.cache.cache import Cache
-from service.cache.change_tracking import WriteSession, delete_row, touch_rows, write_rows
+from service.cache.change_tracking import (
+    WriteSession,
+    delete_row,
+    delete_rows,
+    touch_rows,
+    write_rows,
+)
 from service.cache.circuit_breaker import FAILURES
 from service.cache.counters import Counters
 from service.cache.entries import NONE, Entry
@@ -98,6 +104,7 @@ __all__ = [
     "Status",
     "WriteSession",
     "delete_row",
+    "delete_rows",
     "shape_of",
     "touch_rows",
     "write_rows",

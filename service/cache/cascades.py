@@ -28,28 +28,28 @@ def dependent_models(table: Table) -> set[CachedModel]:
 
 
 def dependent_rows(
-    connection: Connection, table: Table, identity: Sequence[Any], most: int
+    connection: Connection, table: Table, identities: Sequence[Sequence[Any]], most: int
 ) -> Changes | None:
-    """Select the cached rows that the database changes when it deletes a row of `table`.
+    """Select the cached rows that the database changes when it deletes rows of `table`.
 
-    identity: the row's primary key. None: the cascade reaches more than `most` rows.
+    identities: the primary keys of these rows. None: the cascade reaches more than `most` rows.
     Each row that the cascade deletes is locked before its children are selected. An insert of a
     child locks its parent as well (FOR KEY SHARE), so no child can be added in between. SQLite
     locks nothing: it has one writer at a time.
     """
     changes: Changes = {}
     seen: set[tuple[Any, ...]] = set()
-    pending = [(table, list(table.primary_key), [tuple(identity)], True)]
+    pending = [(table, list(table.primary_key), list(map(tuple, identities)), True)]
     while pending:
         table, columns, values, is_deleted = pending.pop()
         keys = list(_followed(table)) if is_deleted else []
         if not keys and not seen:
-            return {}  # the row itself has no dependent rows
+            return {}  # the rows themselves have no dependent rows
         referred = (element.column for key in keys for element in key.elements)
         selected = list(dict.fromkeys([*table.primary_key, *referred]))
         query = select(*selected).where(tuple_(*columns).in_(values)).limit(most + 1)
         if keys:
-            query = query.with_for_update()
+            query = query.order_by(*table.primary_key).with_for_update()
         rows = [
             dict(zip(selected, row, strict=True))
             for row in connection.execute(query)

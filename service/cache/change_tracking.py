@@ -20,13 +20,14 @@ from sqlalchemy import (
 )
 from sqlalchemy.ext.asyncio import AsyncSession
 from sqlalchemy.orm import Mapper, ORMExecuteState, Session, object_mapper, object_session
+from sqlalchemy.sql.dml import ReturningDelete
 
 from service.cache.cascades import dependent_models, dependent_rows
 from service.cache.state import CLOCK, State, state_in, with_state
 from service.models.cached import CACHED_MODELS, CachedModel
 
 CHANGES = re.compile(r"\s*(insert|update|delete|merge|truncate|with)\b", re.IGNORECASE)
-MAX_CHANGED_KEYS = 500  # keys of one write; a write of more rows turns the cache off
+MAX_CHANGED_KEYS = 2_000  # of one write; a write of more rows turns the cache off
 
 
 @dataclass
@@ -52,13 +53,15 @@ class Changes:
             self.lists.add(model.kind)
         self.many |= len(self.keys) > MAX_CHANGED_KEYS
 
-    def add_deleted(self, connection: Connection, table: Table, identity: Sequence[Any]) -> None:
-        """Add a row that is about to be deleted, with all that the database changes with it."""
+    def add_deleted(
+        self, connection: Connection, table: Table, identities: Sequence[Sequence[Any]]
+    ) -> None:
+        """Add rows that are about to be deleted, with all that the database changes with them."""
         if table in CACHED_MODELS:
-            self.add(CACHED_MODELS[table], identity)
+            self.add(CACHED_MODELS[table], (row_id for (row_id,) in identities))
         for model in dependent_models(table):
             self.add(model, ())
-        rows = dependent_rows(connection, table, identity, MAX_CHANGED_KEYS)
+        rows = dependent_rows(connection, table, identities, MAX_CHANGED_KEYS)
         self.many |= rows is None
         for model, ids in (rows or {}).items():
             self.add(model, ids)
@@ -97,13 +100,34 @@ async def write_rows(
 
 async def delete_row(db: AsyncSession, model: Any, row_id: int) -> None:
     """Delete a row without the ORM, as the last step of a write, which holds the row's lock."""
-    await db.run_sync(_delete, model.__table__, row_id)
+    table: Table = model.__table__
+    await delete_rows(db, model, [row_id], _deletion(table), {"row_id": row_id})
 
 
-def _delete(session: Session, table: Table, row_id: int) -> None:
+async def delete_rows(
+    db: AsyncSession,
+    model: Any,
+    row_ids: Sequence[int],
+    statement: ReturningDelete[Any],
+    values: Mapping[str, Any],
+) -> None:
+    """Delete rows without the ORM, as the last step of a write, which holds the rows' locks.
+
+    statement: deletes exactly these rows, at least one, and returns a column of each.
+    """
+    await db.run_sync(_delete, model.__table__, row_ids, statement, values)
+
+
+def _delete(
+    session: Session,
+    table: Table,
+    row_ids: Sequence[int],
+    statement: ReturningDelete[Any],
+    values: Mapping[str, Any],
+) -> None:
     changes = _of(session)
-    changes.add_deleted(session.connection(), table, [row_id])
-    (row,) = _execute(session, _deletion(table), {"row_id": row_id})
+    changes.add_deleted(session.connection(), table, [[row_id] for row_id in row_ids])
+    row, *_ = _execute(session, statement, values)
     changes.state = state_in(row)
 
 
@@ -140,7 +164,7 @@ def _deleted(mapper: Mapper[Any], connection: Connection, row: Any) -> None:
     tables: Any = mapper.tables
     if isinstance(session, WriteSession):
         for table in tables:
-            _of(session).add_deleted(connection, table, identity)
+            _of(session).add_deleted(connection, table, [identity])
 
 
 @event.listens_for(WriteSession, "do_orm_execute")

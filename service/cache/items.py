@@ -148,34 +148,88 @@ class Items:
         if self._reader.is_sampled():
             self._reader.in_background(self._compare(kind, row_id, entry))
 
+    async def read_many(
+        self, kind: Kind, ids: Sequence[int], *, bypass: bool = False
+    ) -> tuple[dict[int, Entry], Status]:
+        """Return the entries of the rows that exist, by id, and the status.
+
+        ids: different ids. The status is `hit` if the cache had all rows. Each entry is as new as
+        the result of `read`; together they need not be from one moment. `bypass`: read the database.
+        """
+        reader, number = self._reader, len(ids)
+        state = reader.enter() if self._seconds and not bypass else None
+        if state is None:
+            return await self._load(kind, ids), reader.count("bypass", number)
+        loop_timeout, lease = LoopTimeout(reader.timeout), new_lease()
+        leased: list[int] = []
+        try:
+            async with loop_timeout:
+                values = await reader.store.get_many([state.prefix + kind.key(n) for n in ids])
+            stored = dict(zip(ids, values, strict=True))
+            entries = {n: read(value, kind.own_key(n)) for n, value in stored.items()}
+            missing = {n: value for n, value in stored.items() if entries[n] is None}
+            if missing:
+                leased = await self._lease_many(kind, state, missing, lease, loop_timeout)
+        except reader.failures as error:
+            reader.failed(error)
+            return await self._load(kind, ids), reader.count("bypass", number)
+        hits = {n: entry for n, entry in entries.items() if entry is not None}
+        if hits:
+            reader.count("hit", len(hits))
+            if reader.is_sampled():
+                sample = random.choice([*hits])  # noqa: S311  (no secret)
+                reader.in_background(self._compare(kind, sample, hits[sample]))
+        rows = {n: entry for n, entry in hits.items() if entry.body}
+        if not missing:
+            return rows, "hit"
+        rows |= await self._load_leased(kind, state, [*missing], leased, lease)
+        return rows, reader.count("miss", len(missing))
+
     async def read_missing(
         self, kind: Kind, state: State, stored: dict[int, bytes | None], loop_timeout: LoopTimeout
     ) -> dict[int, Entry]:
         """Load the rows of `stored` (id -> content of the key), and fill those that get a lease."""
-        reader = self._reader
-        ids = sorted(stored)
-        free = [row_id for row_id in ids if stored[row_id] is None] if self._seconds else []
         lease = new_lease()
-        leased: list[int] = []
-        if free:
-            keys = [state.prefix + kind.key(row_id) for row_id in free]
-            async with loop_timeout:
-                results = await reader.store.lease(keys, lease, LEASE_SECONDS)
-            leased = [row_id for row_id, is_leased in zip(free, results, strict=True) if is_leased]
-        name = f"{kind.name}:{','.join(map(str, ids))}"
-        loaded = await reader.sql(name, partial(kind.load, ids=ids))
+        leased = await self._lease_many(kind, state, stored, lease, loop_timeout)
+        return await self._load_leased(kind, state, sorted(stored), leased, lease)
+
+    async def _lease_many(
+        self,
+        kind: Kind,
+        state: State,
+        stored: dict[int, bytes | None],
+        lease: bytes,
+        loop_timeout: LoopTimeout,
+    ) -> list[int]:
+        """Lease the entries that the store does not have. Return their ids."""
+        free = [row_id for row_id, value in stored.items() if value is None]
+        if not free or not self._seconds:
+            return []
+        keys = [state.prefix + kind.key(row_id) for row_id in free]
+        async with loop_timeout:
+            results = await self._reader.store.lease(keys, lease, LEASE_SECONDS)
+        return [row_id for row_id, is_leased in zip(free, results, strict=True) if is_leased]
+
+    async def _load_leased(
+        self, kind: Kind, state: State, ids: Sequence[int], leased: Sequence[int], lease: bytes
+    ) -> dict[int, Entry]:
+        """Load rows, and fill the leased entries. An absent row has an entry, too."""
+        loaded = await self._load(kind, ids)
         values = [
             (
                 state.prefix + kind.key(row_id),
-                loaded[row_id].write(kind.own_key(row_id)),
-                self._life(),
+                loaded.get(row_id, NONE).write(kind.own_key(row_id)),
+                self._life() if row_id in loaded else NONE_SECONDS,
             )
             for row_id in leased
-            if row_id in loaded
         ]
         if values:
-            reader.in_background(self._fill_many(values, lease))
+            self._reader.in_background(self._fill_many(values, lease))
         return loaded
+
+    async def _load(self, kind: Kind, ids: Sequence[int]) -> dict[int, Entry]:
+        name = f"{kind.name}:{','.join(map(str, ids))}"
+        return await self._reader.sql(name, partial(kind.load, ids=ids))
 
     async def _lease(self, key: str, value: bytes | None) -> bytes | None:
         lease = new_lease()

@@ -129,14 +129,14 @@ class CacheReader:
         else:
             self._breaker.failed(error)
 
-    def count(self, status: StatusT) -> StatusT:
-        """Count a read by its cache status, and return the status."""
+    def count(self, status: StatusT, number: int = 1) -> StatusT:
+        """Count reads by their cache status, and return the status."""
         if status == "hit":
-            self.counters.hits += 1
+            self.counters.hits += number
         elif status == "miss":
-            self.counters.misses += 1
+            self.counters.misses += number
         else:
-            self.counters.bypasses += 1
+            self.counters.bypasses += number
         return status
 
     def is_sampled(self) -> bool:

@@ -14,7 +14,7 @@ from service.http.compression import Coding
 from service.http.context import RequestContext, context_of
 from service.http.headers import RequestHeaders, parse_headers
 from service.http.pagination import Cursors
-from service.http.parsing import parse_query
+from service.http.parsing import ORDINARY, BodyLimits, parse_query
 from service.http.requests import read_json
 from service.http.urls import RequestUrl
 from service.security import Passwords, Tokens
@@ -96,9 +96,9 @@ class Call:
         except ValueError as error:
             raise APIError(str(error)) from None
 
-    async def json(self) -> dict[str, Any]:
+    async def json(self, limits: BodyLimits = ORDINARY) -> dict[str, Any]:
         """Return the body, a JSON object. Raises as `read_json` does."""
-        return await read_json(self.scope, self._read_body)
+        return await read_json(self.scope, self._read_body, limits)
 
     async def body(self) -> bytes:
         """Return the body as it was sent. Raises the error of `read_body` (408)."""

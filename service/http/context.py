@@ -4,7 +4,7 @@ The object is in the ASGI scope under KEY. Each attribute has a default value. T
 a fact sets the attribute.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from service.http.responses import ListResponse
     from service.limits.identity import Credentials
     from service.limits.middleware import LookupResult
-    from service.limits.types import QuotaStatus
+    from service.limits.types import Charge, Decision, QuotaStatus
 
 KEY = "octavo"
 UNKNOWN = "unknown"
@@ -30,12 +30,13 @@ class RequestContext:
     user: the authenticated user. user_id: the user's id; the warm path sets only the id.
     cache_status: result of a read of the cache (`hit`, `miss`, `bypass`).
     quotas: the caller's quota under each policy, once decided; None: not limited.
+    charged: the charges of the route's limits, and their decision; None: not limited.
     lookup_result: the results of the warm path, for the limit middleware.
     admission: the turn in the admission queue. listed: the list response, which the warm path may
     remember. unchanged: content type and size (bytes) of the body that a 304 replaces.
     error: refuses the request; Quart's request cycle raises it instead of calling a view.
     is_looked_up: the warm path has seen the request. is_shed: refused with 503 after its body.
-    is_too_large: the body exceeds MAX_BODY_BYTES. is_cut_short: disconnect before its end.
+    is_too_large: the body exceeds its maximum size. is_cut_short: disconnect before its end.
     """
 
     begun: float = 0.0
@@ -46,6 +47,7 @@ class RequestContext:
     user_id: int | None = None
     cache_status: str | None = None
     quotas: "list[QuotaStatus] | None" = None
+    charged: "tuple[Sequence[Charge], Decision] | None" = None
     lookup_result: "LookupResult | None" = None
     admission: "Admission | None" = None
     listed: "ListResponse | None" = None

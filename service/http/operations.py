@@ -13,6 +13,8 @@ from quart_schema.openapi import QUART_SCHEMA_SECURITY_ATTRIBUTE
 from service.cache import Kind, ListQuery, ListResult, Status
 from service.errors import APIError, InvalidInputError
 from service.http.call import Call
+from service.http.parsing import ORDINARY, BodyLimits
+from service.http.requests import BODY_LIMITS
 from service.http.responses import (
     JSON,
     ListResponse,
@@ -89,15 +91,18 @@ def validate_querystring(model: type[BaseModel]) -> Callable[[Handler], Handler]
     return decorator
 
 
-def validate_request(model: type[BaseModel]) -> Callable[[Handler], Handler]:
+def validate_request(
+    model: type[BaseModel], limits: BodyLimits = ORDINARY
+) -> Callable[[Handler], Handler]:
     """Validate and document the JSON body, and pass it as `data`. Raises InvalidInputError."""
 
     def decorator(handler: Handler) -> Handler:
         @wraps(handler)
         async def validated(call: Call, **values: Any) -> Reply:
-            data = _validate(model, await call.json())
+            data = _validate(model, await call.json(limits))
             return await handler(call, data=data, **values)
 
+        setattr(validated, BODY_LIMITS, limits)
         return document_request(model)(validated)
 
     return decorator

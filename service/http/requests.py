@@ -22,10 +22,18 @@ from service.errors import (
 from service.http import quart_app
 from service.http.context import context_of
 from service.http.headers import parse_headers
-from service.http.parsing import ID, MAX_NESTED, MAX_VALUES, parse_json, parse_query
+from service.http.parsing import (
+    ID,
+    ORDINARY,
+    BodyLimits,
+    count_values,
+    parse_json,
+    parse_query,
+)
 from service.http.responses import vary_of
 from service.models.types import INT64
 
+BODY_LIMITS = "_octavo_body_limits"  # attribute of a view: its BodyLimits
 JSON_TYPE = re.compile(r"application/(json|[a-z0-9.+-]+\+json)")
 
 
@@ -50,7 +58,9 @@ class Request(quart_app.Request):
         return cast(bytes, data)
 
 
-async def read_json(scope: Any, read_body: Callable[[], Awaitable[bytes]]) -> dict[str, Any]:
+async def read_json(
+    scope: Any, read_body: Callable[[], Awaitable[bytes]], limits: BodyLimits = ORDINARY
+) -> dict[str, Any]:
     """Read the body of a request, a JSON object.
 
     Raises APIError (400), RequestEntityTooLarge (413), UnsupportedMediaTypeError (415),
@@ -69,15 +79,30 @@ async def read_json(scope: Any, read_body: Callable[[], Awaitable[bytes]]) -> di
         raise ServiceUnavailableError(OVERLOADED)
     if context.is_cut_short:
         raise APIError("The body ends too early")
-    if data.count(b"[") + data.count(b"{") > MAX_NESTED:
+    values, nested = count_values(data, limits)
+    if nested > limits.nested:
         raise APIError("The body is nested too deeply or too often")
-    if (number := data.count(b",") + 1) > MAX_VALUES:  # commas within strings are counted too
-        many = f"Holds {number} values: {MAX_VALUES} are the most."
+    if values > limits.values:
+        many = f"Holds {values} values: {limits.values} are the most."
         raise InvalidInputError({"_schema": [many]})
     try:
         return parse_json(data)
     except ValueError as error:
         raise APIError(str(error)) from None
+
+
+def body_limits(view: Any) -> BodyLimits:
+    """Return the limits of the bodies that a view accepts."""
+    limits: BodyLimits = getattr(view, BODY_LIMITS, ORDINARY)
+    return limits
+
+
+def max_body_bytes(app: Quart, settings: Settings, scope: Any) -> int:
+    """Return the maximum size of the body of a request, after the limit middleware matched it."""
+    matched = context_of(scope).matched
+    view = None if matched is None else app.view_functions[matched[0].endpoint]
+    size: int = getattr(settings, body_limits(view).setting)
+    return size
 
 
 def _content_coding(scope: Any) -> bytes:
@@ -110,17 +135,18 @@ def init_app(app: Quart, settings: Settings) -> None:
     """Configure the validation of requests, and the default headers of responses."""
     app.extensions["settings"] = settings
     app.request_class = Request
-    app.config["MAX_CONTENT_LENGTH"] = settings.max_body_bytes
+    # The request edge applies the maximum of the route.
+    app.config["MAX_CONTENT_LENGTH"] = max(settings.max_body_bytes, settings.max_bulk_body_bytes)
     app.config["BODY_TIMEOUT"] = 10  # seconds; then 408
     app.url_map.converters["id"] = IdConverter
     app.url_map.merge_slashes = False  # one spelling of each path
 
     @app.before_request
     async def refuse() -> None:
-        """Refuse a body above max_body_bytes, and invalid, repeated or unknown parameters."""
+        """Refuse a body that is too large, and invalid, repeated or unknown parameters."""
         if context_of(request.scope).error is not None:
             return  # the request is refused already
-        if (request.content_length or 0) > settings.max_body_bytes:
+        if (request.content_length or 0) > max_body_bytes(app, settings, request.scope):
             raise RequestEntityTooLarge
         if not request.query_string or request.url_rule is None or request.method == "OPTIONS":
             return

@@ -71,6 +71,14 @@ def _query_flag(value: Any) -> Any:
     return value
 
 
+def _query_boolean(value: Any) -> Any:
+    if isinstance(value, str):
+        if value not in {"true", "false"}:
+            raise ValueError("Must be true or false.")
+        return value == "true"
+    return value
+
+
 def not_blank(value: str) -> str:
     """Return a text. Raises ValueError if it has only blanks, control and format characters."""
     if all(unicodedata.category(character)[0] in "CZ" for character in value):
@@ -100,6 +108,10 @@ QueryFlag = Annotated[
     bool, BeforeValidator(_query_flag), WithJsonSchema({"type": "integer", "enum": [0, 1]})
 ]
 
+QueryBoolean = Annotated[
+    bool, BeforeValidator(_query_boolean), WithJsonSchema({"type": "boolean", "examples": [True]})
+]
+
 
 def messages(error: Exception | None) -> Messages:
     """Return pydantic's errors as the guide's messages, by field. Other errors give none."""
@@ -117,10 +129,14 @@ SENTENCES = {
     "string_type": "Not a valid string.",
     "int_type": "Not a valid integer.",
     "bool_type": "Not a valid boolean.",
+    "list_type": "Not a valid list.",
+    "model_attributes_type": "Not a valid object.",
     "is_instance_of": "Not a valid number.",  # prices are Decimal
     "decimal_max_places": "Must have at most {decimal_places} decimal places.",
     "string_too_short": "Shorter than minimum length {min_length}.",
     "string_too_long": "Longer than maximum length {max_length}.",
+    "too_short": "Shorter than minimum length {min_length}.",
+    "too_long": "Longer than maximum length {max_length}.",
     "greater_than_equal": "Must be greater than or equal to {ge}.",
     "less_than_equal": "Must be less than or equal to {le}.",
     "literal_error": "Must be one of: {expected}.",

@@ -9,6 +9,7 @@ failover            decides in Redis, or in memory while Redis is unreachable
 identity            the caller that a request is charged to: a user or an address
 policies            the configured limits, by tier
 limiter             the limits that routes declare by quart-rate-limiter's decorators
+costs               the cost of routes whose requests hold many items
 middleware          ASGI: checks limits and tokens before Quart
 headers             RateLimit headers, and the error of a 429
 password_attempts   the limit of wrong passwords
@@ -22,6 +23,7 @@ from redis.asyncio import BlockingConnectionPool
 
 from service.cache import RedisStore
 from service.config import Settings
+from service.limits.costs import cost, units_of
 from service.limits.failover import LimitStore
 from service.limits.identity import Identities
 from service.limits.limiter import Limiter
@@ -33,7 +35,7 @@ from service.redis_client import RedisBatcher
 
 MEMORY = "memory://"
 
-__all__ = ["FAILURES", "Limiter", "init_app", "named"]
+__all__ = ["FAILURES", "Limiter", "cost", "init_app", "named", "units_of"]
 
 
 def init_app(app: Quart, settings: Settings) -> None:

@@ -10,9 +10,10 @@ from quart import Quart, current_app, request
 from quart_rate_limiter import QUART_RATE_LIMITER_EXEMPT_ATTRIBUTE as EXEMPT
 from quart_rate_limiter import RateLimit, RateLimiter
 
+from service.errors import InvalidInputError
 from service.http.context import context_of
 from service.limits.failover import LimitStore
-from service.limits.headers import refusal
+from service.limits.headers import refusal, sentence
 from service.limits.identity import Caller, Identities
 from service.limits.policies import BY_ADDRESS, DEFAULT, NamedLimit, Policies
 from service.limits.types import Charge, Charges, Decision, Policy
@@ -114,6 +115,30 @@ class Limiter(RateLimiter):
         self.admitted += 1
         return decision
 
+    async def charge_cost(self, scope: Any, cost: int) -> None:
+        """Charge a request `cost` units in total: one was charged before its body was read.
+
+        Raises RateLimitedError, and then refunds the first unit. Raises InvalidInputError if no
+        window ever admits so many units.
+        """
+        context = context_of(scope)
+        if context.charged is None or cost == 1:
+            return
+        charges, first = context.charged
+        policies = (policy for charge in charges for policy in charge.policies)
+        if (smallest := min(policies, key=lambda policy: policy.amount)).amount < cost:
+            reason = f"Costs {cost} requests, and the limit is {sentence(smallest)}: send less."
+            raise InvalidInputError({"_schema": [reason]})
+        rest = [charge._replace(cost=cost - 1) for charge in charges]
+        decision = await self.limit_store.acquire(rest)
+        context.quotas = [*decision.quotas]
+        if not decision.admitted:
+            await self.refund(charges, first)
+            unspent = await self.quotas_of([charge._replace(cost=0) for charge in charges])
+            context.quotas = [*unspent.quotas]
+            self.refused += 1
+            raise refusal(decision)
+
     async def quotas_of(self, charges: Sequence[Charge]) -> Decision:
         """Read quotas without a charge: the cost of every charge must be 0."""
         return await self.limit_store.acquire(charges)
@@ -144,7 +169,8 @@ class Limiter(RateLimiter):
         for key, policies in by_key.items():
             charges.append(Charge(f"{PREFIX}:{request.endpoint}:{key}", tuple(policies)))
         if charges:
-            await self.acquire(request.scope, charges)
+            decision = await self.acquire(request.scope, charges)
+            context_of(request.scope).charged = charges, decision
         if (refuse := self.identities.read(request.scope).refuse) is not None:
             raise refuse()
 

@@ -125,6 +125,7 @@ class LimitMiddleware:
                 )
         finally:
             if decision is not None:
+                context_of(scope).charged = charges, decision
                 limiter.apply(scope, decision)
         return credentials
 

@@ -16,6 +16,7 @@ from service.config import Settings
 from service.http.context import context_of
 from service.http.error_handler import as_api_error, error_response
 from service.http.headers import RequestHeaders, parse_headers
+from service.http.requests import max_body_bytes
 from service.http.responses import send_response
 from service.ids import random_id
 from service.logs import request_id
@@ -41,7 +42,7 @@ class RequestEdge:
     def __init__(self, app: Quart, inner: ASGIFramework, settings: Settings) -> None:
         self._app = app
         self._inner = inner
-        self._max_body_bytes = settings.max_body_bytes
+        self._settings = settings
         self._observers: list[Observe] = app.extensions.setdefault("observers", [])
         self.in_flight = 0
         self.protection = [
@@ -65,7 +66,7 @@ class RequestEdge:
         begun, status = context.begun or time.perf_counter(), 0
         started = complete = gone = False
         responded = asyncio.Event()
-        left = self._max_body_bytes
+        left: int | None = None  # bytes that the rest of the body may have
 
         async def send_with_id(message: Any) -> None:
             nonlocal started, status
@@ -80,7 +81,7 @@ class RequestEdge:
                 responded.set()
 
         async def receive_capped() -> Any:
-            """Return a body of at most max_body_bytes. Delay a disconnect until the response.
+            """Return a body of at most its maximum size. Delay a disconnect until the response.
 
             At `http.disconnect`, Quart cancels the handler and its database queries. The delay
             lets a complete request run to its end. A disconnect before the end of the body ends
@@ -96,7 +97,9 @@ class RequestEdge:
                     gone, message = True, END
                     context.is_cut_short = True
                 elif complete:
-                    continue  # discard the body after max_body_bytes
+                    continue  # discard the body after its maximum size
+                if left is None:
+                    left = max_body_bytes(self._app, self._settings, scope)
                 left -= len(message.get("body", b""))
                 if left < 0:
                     context.is_too_large = True

@@ -37,7 +37,7 @@ from service.errors import (
 from service.http.documentation import ERRORS, STATUSES, DocumentedStatus
 from service.http.error_handler import as_api_error
 from service.http.priority import NEVER_SHED
-from service.http.requests import IdConverter
+from service.http.requests import IdConverter, body_limits
 from service.http.responses import AUTHENTICATED_PREFIXES
 from service.idempotency import KeyReusedError
 from service.models.types import INT64
@@ -115,6 +115,9 @@ class Document(OpenAPIProvider):
     def _complete(self, operation: Json, rule: Rule, view: Any) -> Json:
         blueprint = rule.endpoint.partition(".")[0]
         operation["tags"] = [blueprint]
+        if "requestBody" in operation:
+            size = getattr(self._app.extensions["settings"], body_limits(view).setting)
+            operation["requestBody"]["description"] = f"at most {size} bytes"
         if not operation.get("description"):
             operation.pop("description", None)
         built: dict[int, Json] = operation.pop("responses")
