@@ -31,13 +31,18 @@ def limit_messages(messages: Messages) -> tuple[Messages, str]:
     kept: Messages = {}
     room = MAX_MESSAGES_BYTES
     for name, sentences in islice(messages.items(), MAX_FIELDS):
-        short = name if len(name) <= MAX_FIELD_NAME else f"{name[:MAX_FIELD_NAME]}…"
+        short = short_name(name)
         room -= len(json.dumps({short: sentences}))  # ASCII, which is never shorter than UTF-8
         if room < 0:
             break
         kept[short] = sentences
     rest = len(messages) - len(kept)
     return kept, SENTENCE + (f"; {rest} more are not listed" if rest else "")
+
+
+def short_name(name: str) -> str:
+    """Return a name of at most MAX_FIELD_NAME characters, as it may come from the client."""
+    return name if len(name) <= MAX_FIELD_NAME else f"{name[:MAX_FIELD_NAME]}…"
 
 
 class Problem(BaseModel):

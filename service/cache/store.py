@@ -1,7 +1,7 @@
 """The interface of a cache store, and the store in the memory of one process.
 
 aiocache runs single commands. An atomic step is a Lua script in Redis. In memory it is code that
-never suspends.
+does not suspend.
 """
 
 import time
@@ -16,6 +16,7 @@ from aiocache.serializers import NullSerializer
 from redis.exceptions import ConnectionError as RedisConnectionError
 
 from service.cache.entries import GENERATION, MARK, generation_key, new_generation
+from service.slices import in_slices
 
 MARK_SECONDS = 30.0  # lifetime of a mark: longer than any write
 GENERATION_SECONDS = 86_400.0  # lifetime of a generation
@@ -141,7 +142,7 @@ class _Bounded(SimpleMemoryCache):  # type: ignore[misc]  # aiocache has no type
 
 
 class MemoryStore(Store):
-    """The store of one process. Its methods never suspend, so each is atomic."""
+    """The store of one process. Work on a key does not suspend, so it is atomic."""
 
     def __init__(self, entries: int) -> None:
         super().__init__(_Bounded(entries))
@@ -162,14 +163,14 @@ class MemoryStore(Store):
         for kind in lists:
             self._writers[kind][token] = time.monotonic() + MARK_SECONDS
             await self.aio.set(prefix + generation_key(kind), b"W", ttl=MARK_SECONDS)
-        for key in keys:
+        async for key in in_slices(keys):
             await self.aio.set(prefix + key, MARK + token.encode(), ttl=MARK_SECONDS)
 
     async def unmark(
         self, prefix: str, keys: Sequence[str], token: str, lists: Sequence[str]
     ) -> None:
         """Delete the content of keys, except marks of other writes."""
-        for key in keys:
+        async for key in in_slices(keys):
             value = await self.get(prefix + key)
             if value is not None and (value == MARK + token.encode() or not value.startswith(MARK)):
                 await self.aio.delete(prefix + key)
@@ -193,7 +194,7 @@ class MemoryStore(Store):
 
     async def lease(self, keys: Sequence[str], lease: bytes, seconds: float) -> list[bool]:
         """Lease the empty keys."""
-        return [await self.add(key, lease, seconds) for key in keys]
+        return [await self.add(key, lease, seconds) async for key in in_slices(keys)]
 
     async def fill(
         self, values: Sequence[tuple[str, bytes, float]], lease: bytes | None = None
@@ -201,7 +202,7 @@ class MemoryStore(Store):
         """Write each value whose key holds `lease`; None: write all. Return their number."""
         written = [
             bool(await self.aio.set(key, value, ttl=seconds, _cas_token=lease))
-            for key, value, seconds in values
+            async for key, value, seconds in in_slices(values)
         ]
         return sum(written)
 

@@ -5,17 +5,19 @@ leaves an ItemError as it is, so that the results are in the order of the items.
 """
 
 from collections.abc import Callable, Iterable, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, TypeVar
 
 from pydantic import BaseModel, Field, ValidationError
 from pydantic_core import to_json
 
-from service.errors import APIError, InvalidInputError, Messages, limit_messages
+from service.errors import APIError, InvalidInputError, Messages, short_name
 from service.http.operations import Reply
 from service.http.schemas import Int64, QueryBoolean, Schema, messages
 from service.slices import in_slices
 
 MAX_ITEMS = 500  # of a request
+MAX_FIELDS = 20  # with errors, in the result of an item
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 
@@ -85,7 +87,8 @@ def _validate(
         if check is not None:
             check(valid)
     except ValidationError as error:
-        return ItemError(400, limit_messages(messages(error))[0])
+        fields = islice(messages(error).items(), MAX_FIELDS)
+        return ItemError(400, {short_name(name): sentences for name, sentences in fields})
     except InvalidInputError as error:
         return ItemError.of(error)
     return valid

@@ -3,6 +3,7 @@
 import json
 import re
 from decimal import Decimal, InvalidOperation
+from itertools import chain
 from typing import Any, NamedTuple
 from urllib.parse import parse_qsl
 
@@ -15,7 +16,6 @@ MAX_VALUES = 2_000  # of a body: Python code parses each number
 MAX_NESTED = 1_000  # arrays and objects of a body: Python code checks each
 MAX_DEPTH = 32  # of nested arrays and objects
 MAX_DIGITS = 64  # of a number: more than any column holds, and fast to parse
-FORBIDDEN = re.compile("[\x00\ud800-\udfff]")  # databases cannot store NUL or lone surrogates
 ID = re.compile("0|[1-9][0-9]{0,18}")  # no leading zeros: each id has one spelling
 INTEGER = re.compile("-?[0-9]{1,19}")
 DECIMAL = re.compile(r"-?[0-9]{1,64}(\.[0-9]{1,64})?([eE][+-]?[0-9]{1,3})?")
@@ -73,8 +73,8 @@ def parse_json(body: bytes) -> dict[str, Any]:
         raise ValueError("The body is nested too deeply") from None
     if not isinstance(value, dict):
         raise ValueError("The body must be a JSON object")
-    if b"\\" in body or body.count(b"{") + body.count(b"[") > MAX_DEPTH:
-        _check_values(value, MAX_DEPTH)  # only a JSON escape can contain NUL or a surrogate
+    if b"\\u" in body or body.count(b"{") + body.count(b"[") > MAX_DEPTH:
+        _check_values(value, MAX_DEPTH)  # only an escape can stand for NUL or a surrogate
     return value
 
 
@@ -91,7 +91,7 @@ def parse_query(query: bytes) -> list[tuple[str, str]]:
         )
     except ValueError:
         raise ValueError("The query is not UTF-8, or too long") from None
-    if any(FORBIDDEN.search(part) for pair in pairs for part in pair):
+    if any(is_unstorable(part) for pair in pairs for part in pair):
         raise ValueError("The query holds a NUL character")
     return pairs
 
@@ -124,16 +124,26 @@ def _decimal(digits: str) -> Decimal:
     return value
 
 
-def _check_values(value: Any, depth: int) -> None:
-    if isinstance(value, str):
-        if FORBIDDEN.search(value):
-            raise ValueError("The body holds a NUL character or a lone surrogate")
-    elif isinstance(value, dict | list):
-        if depth == 0:
-            raise ValueError("The body is nested too deeply")
-        for item in value.items() if isinstance(value, dict) else value:
-            for part in item if isinstance(item, tuple) else (item,):
-                _check_values(part, depth - 1)
+def _check_values(value: dict[str, Any] | list[Any], depth: int) -> None:
+    if depth == 0:
+        raise ValueError("The body is nested too deeply")
+    for part in chain(value, value.values()) if isinstance(value, dict) else value:
+        if isinstance(part, str):
+            if is_unstorable(part):
+                raise ValueError("The body holds a NUL character or a lone surrogate")
+        elif isinstance(part, dict | list):
+            _check_values(part, depth - 1)
+
+
+def is_unstorable(text: str) -> bool:
+    """Whether a text holds NUL or a lone surrogate. No database can store these."""
+    if "\x00" in text:
+        return True
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 _JSON = json.JSONDecoder(

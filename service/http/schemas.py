@@ -149,7 +149,9 @@ def _sentence(item: Mapping[str, Any]) -> str:
         return "Field may not be null."
     if kind in SENTENCES:
         sentence = SENTENCES[kind].format(**item.get("ctx", {}))
-        return re.sub(r"Decimal\('(.*?)'\)", r"\1", sentence)  # pydantic formats bounds by repr
+        if "Decimal" in sentence:  # pydantic formats bounds by repr
+            return re.sub(r"Decimal\('(.*?)'\)", r"\1", sentence)
+        return sentence
     message: str = item["msg"]
     if message.startswith("value is not a valid email address"):
         return "Not a valid email address."

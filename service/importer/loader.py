@@ -17,7 +17,7 @@ from service.books.service import book_values
 from service.config import Settings
 from service.db.database import Database
 from service.db.errors import violated_constraint
-from service.http.parsing import FORBIDDEN
+from service.http.parsing import is_unstorable
 from service.importer.normalise import Accepted
 from service.importer.sources import SourceError
 from service.models import Base, Book, BookViews, ImportedRecord, User
@@ -155,7 +155,7 @@ class Loader:
         async with self._database.session() as db:
             await db.execute(select(ImportedRecord.book_id).limit(1))  # fails without tables
             if self._owner is not None:
-                if FORBIDDEN.search(self._owner):
+                if is_unstorable(self._owner):
                     raise SourceError("The owner's name is not text")
                 key = name_key(self._owner)
                 self._owner_id = await db.scalar(select(User.id).where(User.username_key == key))

@@ -17,7 +17,7 @@ from stdnum import isbn as isbn_numbers
 from service.books.schemas import BookCreate
 from service.books.service import check_isbn
 from service.errors import InvalidInputError, Messages
-from service.http.parsing import FORBIDDEN
+from service.http.parsing import is_unstorable
 from service.http.schemas import messages
 from service.importer.digest import digests
 from service.importer.records import Record
@@ -100,7 +100,7 @@ def _unstorable(values: dict[str, Any]) -> Messages:
     return {
         name: ["Holds a NUL character or bytes that are not text."]
         for name, value in values.items()
-        if isinstance(value, str) and FORBIDDEN.search(value)
+        if isinstance(value, str) and is_unstorable(value)
     }
 
 
