@@ -13,7 +13,7 @@ from sqlalchemy import event
 
 from service.cache import Cache
 from service.http.bulk import MAX_ITEMS
-from tests.conftest import Site, settings_for, visiting
+from tests.conftest import REAL, Site, settings_for, visiting
 from tests.factories import Factory, Member
 from tests.http_client import assert_problem
 
@@ -482,8 +482,11 @@ async def test_invalid_ids_are_refused(client: httpx.AsyncClient, ids: Any, erro
 
 @asynccontextmanager
 async def limited(site: Site, folder: Path, **rates: str) -> AsyncIterator[httpx.AsyncClient]:
-    """Serve with other limits."""
-    async with visiting(settings_for(site.another_url, folder, **rates)) as client:
+    """Serve with other limits: in Redis beside PostgreSQL, else in memory."""
+    is_real = site.database.url.get_backend_name() == "postgresql"
+    storage = REAL["redis_url"] if is_real else "memory://"
+    settings = settings_for(site.another_url, folder, ratelimit_storage_url=storage, **rates)
+    async with visiting(settings) as client:
         yield client
 
 

@@ -21,7 +21,16 @@ from sqlalchemy import (
 )
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column, relationship, selectinload
 
-from service.cache import Cache, Entry, Kind, ListIds, ListQuery, Status, touch_rows
+from service.cache import (
+    Cache,
+    Entry,
+    Kind,
+    ListIds,
+    ListQuery,
+    Status,
+    delete_rows,
+    touch_rows,
+)
 from service.cache import change_tracking as change_tracking
 from service.cache.change_tracking import Changes, changes_of
 from service.errors import ResourceNotFoundError
@@ -227,6 +236,21 @@ async def test_lists_of_dependent_rows_end_also_without_such_rows(library: Site)
     assert (tracked.keys, tracked.lists) == ({"series:2"}, {"series", "leaf"})
     tracked = await changes(library, deletion(Reader, 2))
     assert (tracked.keys, tracked.lists) == ({"reader:2"}, {"loan"})
+
+
+async def test_rows_that_one_statement_deletes_are_tracked(library: Site) -> None:
+    """Also the rows that the database deletes with them."""
+    table: Any = Series.__table__
+    statement = delete(table).where(table.c.id.in_([1, 3])).returning(table.c.id)
+
+    async def work(db: Any) -> None:
+        await delete_rows(db, Series, [1, 3], statement, {})
+
+    tracked = await changes(library, work)
+    series, leaves, readers = {"series:1", "series:3"}, {"leaf:1", "leaf:2", "leaf:3"}, {1, 2}
+    assert tracked.keys == series | leaves | {f"reader:{n}" for n in readers}
+    assert tracked.lists == {"series", "leaf"}
+    assert not tracked.many
 
 
 async def test_a_cascade_within_a_table_ends(library: Site) -> None:

@@ -37,7 +37,7 @@ and send it as `Authorization: Bearer ...`. On this page, **Authorize** sends it
 Every response carries an `X-Request-ID`. A valid `X-Request-ID` of the request is kept.
 
 The `RateLimit` headers and `/api/rate-limit` show the limits of the caller. Requests beyond them
-get 429 with `Retry-After`.
+get 429 with `Retry-After`. A request for many books counts as one request for each 100 items.
 
 Public responses carry an `ETag`. A request with `If-None-Match` gets 304 without a body if nothing
 changed. Lists come in pages, or with `limit` and `cursor` to read all of a list.

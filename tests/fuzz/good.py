@@ -69,12 +69,12 @@ async def good(make: Factory, operation: Operation) -> Case:
         case.headers.append((b"Authorization", b"Bearer " + token.encode()))
     case.headers.append(FRAMEWORK)
     if operation.example is not None:
-        case.body = json.dumps(_fresh(operation.example, admin)).encode()
+        case.body = json.dumps(_fresh(operation.example, admin, book.id)).encode()
     return case
 
 
-def _fresh(example: dict[str, Any], user: Any) -> dict[str, Any]:
-    """Fill an example with a new name, and with the user's credentials."""
+def _fresh(example: dict[str, Any], user: Any, book_id: int) -> dict[str, Any]:
+    """Fill an example with a new name, with the user's credentials, and with the id of a book."""
     name = f"somebody{next(_numbers)}"
     is_new = "username" in example
     own = {
@@ -82,6 +82,10 @@ def _fresh(example: dict[str, Any], user: Any) -> dict[str, Any]:
         "email": f"{name}@example.org" if is_new else user.email,
         "password": PASSWORD,
         "refresh_token": user.refresh_token,
+        "ids": [book_id],
+        "items": [
+            {**item, "id": book_id} if "id" in item else item for item in example.get("items", ())
+        ],
     }
     return {**example, **{key: value for key, value in own.items() if key in example}}
 
