@@ -2,7 +2,7 @@
 
 from quart import Quart
 
-from service import fast_path, idempotency, limits, logs, openapi, security
+from service import export, fast_path, idempotency, limits, logs, openapi, report, security
 from service.admin import admin_bp
 from service.auth import auth_bp
 from service.books import books_bp
@@ -18,9 +18,8 @@ from service.views import counter, views_bp
 
 CONCERNS = (
     logs, additions, requests, error_handler, cors, security, pagination, database, idempotency,
-    counter, loop_lag, health, home, openapi, limits, metrics, access_log, request_edge,
-    compression,
-    load_shedding, fast_path,
+    counter, loop_lag, health, home, export, report, openapi, limits, metrics, access_log,
+    request_edge, compression, load_shedding, fast_path,
 )  # fmt: skip
 BLUEPRINTS = (auth_bp, books_bp, search_bp, views_bp, users_bp, admin_bp)
 

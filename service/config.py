@@ -117,6 +117,16 @@ class LimitSettings(BaseSettings):
         "30 per minute", description="limit of requests for single books"
     )
     ratelimit_search: Rates = Field("5 per minute", description="limit of searches")
+    ratelimit_data: Rates = Field(
+        "10 per hour", description="limit of requests for the export of the catalogue"
+    )
+    ratelimit_report: Rates = Field(
+        "1 per hour",
+        description="limit of requests for the report, of every tier except `service`",
+    )
+    ratelimit_report_service: Rates = Field(
+        "60 per hour", description="limit of requests for the report, of tier `service`"
+    )
     ratelimit_login: Rates = Field("20 per minute", description="limit of sign-ins from an address")
     ratelimit_login_failures: Rates = Field(
         "5 per 15 minutes", description="limit of wrong passwords for an account from an address"
@@ -259,6 +269,9 @@ class Settings(CacheSettings, LimitSettings, ServeSettings):
         None,
         description="target of redirects from unknown pages outside the API, for requests that "
         "accept HTML",
+    )
+    report_seconds: int = Field(
+        3_600, ge=1, le=31_536_000, description="lifetime of the report, for all processes"
     )
     isbn_checksum: Literal["lenient", "strict"] = Field(
         "lenient", description="`strict` refuses an ISBN whose check digit is wrong"

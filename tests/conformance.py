@@ -36,6 +36,11 @@ def templated(rule: str) -> str:
     return "/".join(parts)
 
 
+def named(reference: str) -> str:
+    """Return the name of the component that a reference leads to."""
+    return reference.rpartition("/")[2]
+
+
 def strict(value: Any) -> Any:
     """Close every object of a schema, so that an undocumented member is an error."""
     if isinstance(value, list):
@@ -133,7 +138,8 @@ class Watched:
             yield "no Allow"
         components = self.document["components"]
         for name, header in described["headers"].items():
-            schema = components["headers"][header["$ref"].rpartition("/")[2]]
+            reference = header.get("$ref")
+            schema = header if reference is None else components["headers"][named(reference)]
             value = headers.get(name.lower())
             if value is None:
                 if schema["required"]:
@@ -154,6 +160,8 @@ class Watched:
         kind = next((kind for kind in content if fnmatch(media, kind.partition(";")[0])), None)
         if kind is None:
             yield f"{media} is not described"
+        elif media == "application/x-ndjson" or "content-encoding" in headers:
+            pass  # a stream, which OpenAPI 3.1 describes as a string
         elif media.endswith("json") and method != "head":
             parsed = json.loads(body)
             yield from self._errors(json.dumps(content[kind]["schema"]), parsed)
@@ -184,7 +192,7 @@ class Watched:
             return None
         response = operation["responses"].get(str(status))
         if response is not None and "$ref" in response:
-            return self.document["components"]["responses"][response["$ref"].rpartition("/")[2]]
+            return shared[named(response["$ref"])]
         return response
 
     def _errors(self, schema: str, value: Any) -> Any:

@@ -41,7 +41,7 @@ async def test_up_down_and_up_again_without_drift(
             assert await tables(url, folder) == {
                 "users", "books", "refresh_tokens", "book_counts", "cache_state",
                 "imported_records", "book_views", "idempotency_records", "search_words",
-                "alembic_version",
+                "reports", "alembic_version",
             }  # fmt: skip
             await asyncio.to_thread(command.downgrade, config, "base")
             assert await tables(url, folder) == {"alembic_version"}

@@ -5,6 +5,7 @@ response and errors are the same as within Quart.
 """
 
 from collections.abc import Awaitable, Callable
+from contextlib import aclosing
 from typing import Any
 
 from hypercorn.typing import ASGISendCallable
@@ -22,7 +23,7 @@ from service.http.headers import parse_headers
 from service.http.operations import Operation, RawResponse, operation_of
 from service.http.quart_app import Connection
 from service.http.requests import check_names
-from service.http.responses import content_headers, encode_headers, vary_of
+from service.http.responses import content_headers, encode_headers, send_stream, vary_of
 from service.limits import Limiter
 
 
@@ -52,16 +53,16 @@ class DirectResponder:
         context = context_of(scope)
         call = Call(self._app.extensions, scope, scope["path"], _body_reader(body))
         try:
-            status, headers, body = await self._run(operation, call, context)
+            status, headers, content = await self._run(operation, call, context)
         except Exception as error:
             rendered = render(error, scope["method"], scope["path"], self._app.logger)
-            status, body = rendered.status_code, problem(rendered)
+            status, content = rendered.status_code, problem(rendered)
             fields = {"content-type": MIMETYPE, "cache-control": "no-store", **rendered.headers}
-            headers = [*content_headers(body)[1:], *encode_headers(fields)]
+            headers = [*content_headers(content)[1:], *encode_headers(fields)]
         headers.append((b"vary", vary_of(scope).encode()))
         if call.headers.has_origin:
             headers += encode_headers(self._origins.headers(scope))
-        return RawResponse(status, headers, body)
+        return RawResponse(status, headers, content)
 
     async def _run(self, operation: Operation, call: Call, context: RequestContext) -> RawResponse:
         if context.is_too_large:
@@ -88,10 +89,13 @@ class DirectConnection(Connection):
         operation = responder.find(self.scope)
         if operation is None:
             return await super().answer(body, send)
-        status, headers, data = await responder.answer(operation, self.scope, body)
+        status, headers, content = await responder.answer(operation, self.scope, body)
         start: Any = {"type": "http.response.start", "status": status, "headers": headers}
-        end: Any = {"type": "http.response.body", "body": data, "more_body": False}
         await send(start)
+        if not isinstance(content, bytes):
+            async with aclosing(content):
+                return await send_stream(send, content)
+        end: Any = {"type": "http.response.body", "body": content, "more_body": False}
         return await send(end)
 
 

@@ -2,6 +2,7 @@
 
     context         the facts about a request that middleware and handlers share
     headers         the parsed header fields of a request
+    negotiation     the representation that the client prefers
     urls            absolute links; the maximum length of a path
     parsing         strict parsers of JSON bodies and of query strings
     schemas         the base of input schemas, and the types of their fields

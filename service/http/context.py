@@ -37,6 +37,7 @@ class RequestContext:
     error: refuses the request; Quart's request cycle raises it instead of calling a view.
     is_looked_up: the warm path has seen the request. is_shed: refused with 503 after its body.
     is_too_large: the body exceeds its maximum size. is_cut_short: disconnect before its end.
+    is_negotiated: the response depends on the header Accept.
     """
 
     begun: float = 0.0
@@ -57,6 +58,7 @@ class RequestContext:
     is_shed: bool = False
     is_too_large: bool = False
     is_cut_short: bool = False
+    is_negotiated: bool = False
 
 
 def context_of(scope: Any) -> RequestContext:

@@ -1,6 +1,6 @@
 """Define operations: routes whose handlers take a Call and return a Reply, without Quart."""
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from functools import wraps
 from typing import TYPE_CHECKING, Any, NamedTuple, Self
@@ -34,29 +34,31 @@ OPERATION = "_octavo_operation"  # attribute of a view: its Operation
 ITEM = "_octavo_item"  # attribute of a handler: its Item
 
 Headers = list[tuple[bytes, bytes]]
+Stream = AsyncGenerator[bytes, None]  # the parts of a body; its sender closes it
 Handler = Callable[..., Awaitable["Reply"]]
 
 
 class RawResponse(NamedTuple):
-    """A complete response, with ASGI headers."""
+    """A complete response, with ASGI headers. body: bytes, or a stream, of unknown length."""
 
     status: int
     headers: Headers
-    body: bytes
+    body: bytes | Stream
 
 
 @dataclass(frozen=True, slots=True)
 class Reply:
     """The result of a handler.
 
-    body: a model, JSON bytes, or None for a response without a body. status: HTTP status.
+    body: a model, JSON bytes, a stream (`headers` has its Content-Type), or None for a response
+    without a body. status: HTTP status.
     headers: extra headers, not sent with 304. is_tagged: the response has an ETag.
     is_public: the response is the same for all clients; it has an ETag, and If-None-Match can give
     304. cached: for the Cache-Status header. listed: the list that was read; the warm path may
     remember its response.
     """
 
-    body: BaseModel | bytes | None = None
+    body: BaseModel | bytes | Stream | None = None
     status: int = 200
     headers: Mapping[str, str] = field(default_factory=dict)
     is_tagged: bool = False
@@ -172,6 +174,10 @@ def _response(call: Call, reply: Reply) -> RawResponse:
     if body is None:
         headers: Headers = [*encode_headers(reply.headers), (b"cache-control", b"no-store")]
         return RawResponse(reply.status, headers, b"")
+    if isinstance(body, AsyncGenerator):
+        headers = [*encode_headers(reply.headers), (b"cache-control", b"no-store")]
+        is_head = call.scope["method"] == "HEAD"
+        return RawResponse(reply.status, headers, b"" if is_head else body)
     if not isinstance(body, bytes):
         body = to_bytes(body)
     headers = [(b"cache-control", b"no-cache" if reply.is_public else b"no-store")]
@@ -200,6 +206,7 @@ def operation(handler: Handler) -> Callable[..., Awaitable[Response]]:
         call = Call(current_app.extensions, request.scope, request.path, read_body)
         status, headers, body = await runner.run(call, values)
         response = Response(body, status)
+        response.timeout = Ellipsis if isinstance(body, bytes) else None
         response.headers.remove("Content-Type")
         if not body:
             response.headers.remove("Content-Length")

@@ -18,6 +18,7 @@ from quart.wrappers.response import DataBody
 from werkzeug.routing import MapAdapter
 
 from service.http.context import context_of
+from service.http.responses import send_stream
 from service.server.http1 import COMPLETE
 
 SENT_AT_ONCE = 65_536  # bytes that `server.http1` buffers without waiting for the client
@@ -40,8 +41,11 @@ class Connection(ASGIHTTPConnection):
         return await self.handle_request(request, send)
 
     async def _send_response(self, send: ASGISendCallable, response: ResponseTypes) -> None:
-        """Send a response of bytes in one body message; Quart sends two."""
-        if not isinstance(response, Response) or not isinstance(response.response, DataBody):
+        """Send a response of bytes in one body message, where Quart sends two.
+
+        Send a stream in parts. Quart has no timeout for a part.
+        """
+        if not isinstance(response, Response):
             return await super()._send_response(send, response)
         start: Any = {
             "type": "http.response.start",
@@ -49,6 +53,9 @@ class Connection(ASGIHTTPConnection):
             "headers": encode_headers(response.headers),
         }
         await send(start)
+        if not isinstance(response.response, DataBody):
+            async with response.response as parts:
+                return await send_stream(send, parts)
         data = b"".join([piece async for piece in response.response])
         body: Any = {"type": "http.response.body", "body": data, "more_body": False}
         return await send(body)

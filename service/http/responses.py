@@ -1,7 +1,7 @@
 """Build and send responses from bytes, with their headers."""
 
 import asyncio
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import AsyncIterable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -21,6 +21,7 @@ HTML = "text/html; charset=utf-8"
 VARY = "Accept-Encoding, Origin"
 SEND_SECONDS = 60.0  # Quart's default response timeout; HTTP/2 servers may wait for a lost client
 LIMITED_VARY = f"{VARY}, Authorization"
+NEGOTIATED = "Accept, "  # in front of Vary, if the response depends on Accept
 AUTHENTICATED_PREFIXES = ("/api/", "/admin/")  # below these paths every token is checked
 TAG_SUFFIXES = ("", *(f"-{coding}" for coding in CODINGS))  # of the forms of a response
 CACHE_STATUS = {"hit": "hit", "miss": "fwd=miss", "bypass": "fwd=bypass"}  # RFC 9211, section 2
@@ -109,8 +110,10 @@ def matches_etag(tag: str, lines: Sequence[str]) -> bool:
 
 def vary_of(scope: Any) -> str:
     """Return the Vary header. It has Authorization if limits or tokens were checked."""
-    is_limited = context_of(scope).quotas is not None
-    return LIMITED_VARY if is_limited or scope["path"].startswith(AUTHENTICATED_PREFIXES) else VARY
+    context = context_of(scope)
+    is_limited = context.quotas is not None or scope["path"].startswith(AUTHENTICATED_PREFIXES)
+    vary = LIMITED_VARY if is_limited else VARY
+    return NEGOTIATED + vary if context.is_negotiated else vary
 
 
 def cache_status(scope: Any, status: Status) -> dict[str, str]:
@@ -129,6 +132,24 @@ async def send_response(
         async with asyncio.timeout(SEND_SECONDS):
             await send(start)
             await send(end)
+
+
+async def send_stream(send: ASGISendCallable, parts: AsyncIterable[bytes | str]) -> None:
+    """Send the body of a response in parts, each after the client has taken the part before.
+
+    If the client disconnects, or does not take a part within SEND_SECONDS, the response stays
+    incomplete. The server then closes the connection, so that the client detects it.
+    """
+    async for part in parts:
+        body = part.encode() if isinstance(part, str) else part
+        message: Any = {"type": "http.response.body", "body": body, "more_body": True}
+        try:
+            async with asyncio.timeout(SEND_SECONDS):
+                await send(message)
+        except (ConnectionError, TimeoutError):
+            return
+    end: Any = {"type": "http.response.body", "body": b"", "more_body": False}
+    await send(end)
 
 
 def _empty(status: int) -> Response:

@@ -47,7 +47,8 @@ class Schema(BaseModel):
         return data
 
 
-def _query_integer(value: Any) -> Any:
+def query_integer(value: Any) -> Any:
+    """Convert the text of a query parameter to an integer, for a validator of pydantic."""
     if isinstance(value, str):
         if not INTEGER.fullmatch(value) or abs(int(value)) > INT64:
             raise ValueError("Not a valid integer.")
@@ -86,7 +87,8 @@ def not_blank(value: str) -> str:
     return value
 
 
-def _rfc3339(value: datetime) -> str:
+def rfc3339(value: datetime) -> str:
+    """Return an instant as RFC 3339 in UTC, with microseconds."""
     if value.tzinfo is not UTC:
         value = value.astimezone(UTC)
     return value.isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
@@ -95,12 +97,12 @@ def _rfc3339(value: datetime) -> str:
 # RFC 3339 in UTC, always with microseconds, so that sorting as text sorts by time.
 Instant = Annotated[
     datetime,
-    PlainSerializer(_rfc3339, return_type=str),
+    PlainSerializer(rfc3339, return_type=str),
     WithJsonSchema({"type": "string", "format": "date-time"}),
 ]
 Int64 = Annotated[int, WithJsonSchema({"type": "integer", "format": "int64"})]
-QueryInteger = Annotated[int, Field(ge=-INT64, le=INT64), BeforeValidator(_query_integer)]
-QueryCount = Annotated[int, Field(ge=1, le=INT64), BeforeValidator(_query_integer)]
+QueryInteger = Annotated[int, Field(ge=-INT64, le=INT64), BeforeValidator(query_integer)]
+QueryCount = Annotated[int, Field(ge=1, le=INT64), BeforeValidator(query_integer)]
 QueryDecimal = Annotated[
     Decimal, BeforeValidator(_query_decimal), WithJsonSchema({"type": "number"})
 ]

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from textwrap import shorten
 
 from service.importer.columns import ColumnMap, guess, pick
-from service.importer.records import TOO_LONG, Record, Records
+from service.importer.records import EXPORTED, TOO_LONG, Record, Records
 from service.importer.sources import MAX_RECORD, Line, Lines, Source, SourceError
 
 DELIMITERS = ",;\t|"
@@ -45,6 +45,7 @@ class Table:
         self._delimiter = ","
         self._header = self._read_header()
         self.columns = guess(self._header, given)
+        self._is_export = self._header == EXPORTED and not given
         if self._header:
             self._check(given)
 
@@ -65,14 +66,16 @@ class Table:
                 detail = f"{len(row)} columns, where the header has {len(self._header)}"
                 yield Record(first.number, row, damage=MISFIT, detail=detail)
             else:
-                yield Record(first.number, values, fields)
+                yield Record(first.number, values, fields, is_export=self._is_export)
 
     def _swallowed(self, taken: list[Line[str]], fields: dict[str, list[str]]) -> bool:
         """Whether a record contains other rows, because of an unclosed quote.
 
         This is assumed if a line between the first and the last is a complete row, or if a field
-        of the book contains both a line end and the delimiter.
+        of the book contains both a line end and the delimiter. The quotes of an export are right.
         """
+        if self._is_export:
+            return False
         between = (csv.reader([line.text], delimiter=self._delimiter) for line in taken[1:-1])
         if any(len(next(row, [])) == len(self._header) for row in between):
             return True

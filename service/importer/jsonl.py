@@ -5,7 +5,7 @@ from functools import lru_cache
 
 from service.http.parsing import parse_json
 from service.importer.columns import ColumnMap, guess, pick
-from service.importer.records import TOO_LONG, Record, Records
+from service.importer.records import EXPORTED, TOO_LONG, Record, Records
 from service.importer.sources import Lines, Source
 
 MAX_CACHED_NAMES = 4_096  # characters: the columns of objects with longer names are not cached
@@ -32,7 +32,8 @@ def read_lines(stream: "io.BufferedReader[Source]", given: ColumnMap) -> Records
                 names = tuple(values)
                 cacheable = sum(map(len, names)) <= MAX_CACHED_NAMES
                 columns = columns_of(names) if cacheable else guess(names, given)
-                yield Record(line.number, values, pick(values, columns))
+                is_export = [*names] == EXPORTED and not given
+                yield Record(line.number, values, pick(values, columns), is_export=is_export)
                 continue
         raw = text.decode("utf-8", "surrogateescape").rstrip("\r\n")
         yield Record(line.number, raw, damage=damage, detail=detail)

@@ -43,8 +43,7 @@ async def add_new(db: AsyncSession, batch: Sequence[Accepted], owner_id: int | N
     postgresql = db.get_bind().dialect.name == "postgresql"
     if postgresql:
         await db.execute(text(f"SELECT pg_advisory_xact_lock({LOCK})"))
-    known = await _known(db, batch)
-    fresh = {item.digest: item for item in reversed(batch) if known.isdisjoint(item.digests)}
+    fresh = {item.digest: item for item in reversed(await _unknown(db, batch))}
     items = list(reversed(fresh.values()))  # only the first of equal records
     if not items:
         return 0
@@ -58,10 +57,21 @@ async def add_new(db: AsyncSession, batch: Sequence[Accepted], owner_id: int | N
     return len(items)
 
 
-async def _known(db: AsyncSession, batch: Sequence[Accepted]) -> set[bytes]:
+async def _unknown(db: AsyncSession, batch: Sequence[Accepted]) -> list[Accepted]:
+    """Return the items that are not in the catalogue.
+
+    An item is known by a digest. If it was exported from this very catalogue, it is also known by
+    its id and its time of creation: a book that was not imported has no digest.
+    """
     digests = [digest for item in batch for digest in item.digests]
-    known = select(ImportedRecord.digest).where(ImportedRecord.digest.in_(digests))
-    return set(await db.scalars(known))
+    records = select(ImportedRecord.digest).where(ImportedRecord.digest.in_(digests))
+    known = set(await db.scalars(records))
+    ids = [item.origin[0] for item in batch if item.origin is not None]
+    origins: set[Any] = set()
+    if ids:
+        rows = await db.execute(select(Book.id, Book.created_at).where(Book.id.in_(ids)))
+        origins = {tuple(row) for row in rows}
+    return [item for item in batch if known.isdisjoint(item.digests) and item.origin not in origins]
 
 
 async def _insert_books(
@@ -172,8 +182,8 @@ class Loader:
                 raise
             return added, len(batch) - added
         async with self._database.session() as db:
-            known = await _known(db, batch)
-        rows = [(item.digest,) for item in batch if known.isdisjoint(item.digests)]
+            unknown = await _unknown(db, batch)
+        rows = [(item.digest,) for item in unknown]
         result = self._seen.executemany("INSERT OR IGNORE INTO seen VALUES (?)", rows)
         return result.rowcount, len(batch) - result.rowcount
 

@@ -7,6 +7,7 @@ import re
 import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from datetime import datetime
 from decimal import Decimal
 from functools import partial
 from typing import Any
@@ -17,11 +18,12 @@ from stdnum import isbn as isbn_numbers
 from service.books.schemas import BookCreate
 from service.books.service import check_isbn
 from service.errors import InvalidInputError, Messages
-from service.http.parsing import is_unstorable
+from service.http.parsing import ID, is_unstorable
 from service.http.schemas import messages
 from service.importer.digest import digests
 from service.importer.records import Record
 from service.models import GENRES
+from service.models.types import INT64
 
 CENT = Decimal("0.01")
 NOTHING = {"", "null", "none", "nan", "n/a", "\\n"}  # spellings of a missing value
@@ -42,13 +44,14 @@ class Accepted:
     """A book to add, and the digests of its record.
 
     digests: one for each version, the newest first. repairs: a description of each repair.
-    views: number of earlier views, if known.
+    views: number of earlier views, if known. origin: id and time of creation in an export.
     """
 
     book: BookCreate
     digests: tuple[bytes, ...]
     repairs: list[str] = field(default_factory=list)
     views: int | None = None
+    origin: tuple[int, datetime] | None = None
 
     @property
     def digest(self) -> bytes:
@@ -70,8 +73,9 @@ def validate_record(record: Record, *, strict_isbn: bool = False) -> Accepted | 
         return Refused(record.damage, {"_record": [record.detail or record.damage]})
     repairs: list[str] = []
     values = {}
-    for name, mend in (MENDERS if record.from_table else EXACT_MENDERS).items():
+    for name, mend in _menders(record).items():
         nothing = NO_TEXT if name in {"title", "author"} else NOTHING
+        nothing = {""} if record.is_export else nothing
         given = [v for v in record.fields.get(name, ()) if not _is_nothing(v, nothing)]
         # A field without values is left out: validation reports it if it is required.
         if given:
@@ -87,9 +91,27 @@ def validate_record(record: Record, *, strict_isbn: bool = False) -> Accepted | 
         except InvalidInputError as error:
             errors = error.payload["messages"]
         else:
-            return Accepted(book, digests(book), repairs)
+            origin = _origin(record.raw) if record.is_export else None
+            return Accepted(book, digests(book), repairs, origin=origin)
     name, sentences = next(iter(errors.items()))
     return Refused(f"{name}: {sentences[0]}", errors)
+
+
+def _menders(record: Record) -> "dict[str, Mender]":
+    if record.is_export:
+        return EXPORT_MENDERS
+    return MENDERS if record.from_table else EXACT_MENDERS
+
+
+def _origin(values: dict[str, Any]) -> tuple[int, datetime] | None:
+    """Return id and time of creation of an exported book; None if the file was changed."""
+    book_id, created_at = str(values["id"]), str(values["created_at"])
+    if not ID.fullmatch(book_id) or int(book_id) > INT64:
+        return None
+    try:
+        return int(book_id), datetime.fromisoformat(created_at)
+    except ValueError:
+        return None
 
 
 def _is_nothing(value: Any, nothing: set[str] = NOTHING) -> bool:
@@ -177,8 +199,15 @@ def _price(given: list[Any], repairs: list[str]) -> Any:
     return value
 
 
-MENDERS: dict[str, Callable[[list[Any], list[str]], Any]] = {
+def _exact(given: list[Any], repairs: list[str]) -> Any:
+    return given[0]
+
+
+Mender = Callable[[list[Any], list[str]], Any]
+MENDERS: dict[str, Mender] = {
     "title": _text, "author": _text, "isbn": _isbn, "published_year": _year, "genre": _genre,
     "price": _price,
 }  # fmt: skip
 EXACT_MENDERS = MENDERS | {"isbn": partial(_isbn, pad=False)}
+# In CSV, years and prices are text. All else is as the catalogue holds it.
+EXPORT_MENDERS = dict.fromkeys(MENDERS, _exact) | {"published_year": _year, "price": _price}

@@ -4,8 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from service.books.schemas import BookOut
+
 TOO_LONG = "longer than 4 MiB"
 FIELDS = ("title", "author", "isbn", "published_year", "genre", "price")
+EXPORTED = list(BookOut.model_fields)  # the header of Octavo's own export, and of no other file
 
 
 @dataclass(frozen=True, slots=True)
@@ -18,6 +21,7 @@ class Record:
     damage: why the record has no fields; the same text for each record with this kind of damage.
     detail: the damage of this record in detail.
     from_table: whether a spreadsheet may have changed its numbers.
+    is_export: whether Octavo has exported the record. Then its values need no repair.
     """
 
     number: int
@@ -26,6 +30,7 @@ class Record:
     damage: str | None = None
     detail: str = ""
     from_table: bool = True
+    is_export: bool = False
 
 
 Records = Iterator[Record]

@@ -11,6 +11,7 @@ from service.limits.types import Policy
 
 DEFAULT = "default"  # shared by all routes without their own limit, and by unknown paths
 FAILURES = "login.failures"  # of an account and an address; charged by `password_attempt`
+REPORT = "report"  # the same for every tier, except `service`
 BY_ADDRESS = {"login", "register", FAILURES}  # also with a token; every tier has the same numbers
 
 
@@ -36,6 +37,8 @@ class Policies:
             "books.list": settings.ratelimit_books_list,
             "books.item": settings.ratelimit_books_item,
             "search": settings.ratelimit_search,
+            "data": settings.ratelimit_data,
+            REPORT: settings.ratelimit_report,
             "login": settings.ratelimit_login,
             FAILURES: settings.ratelimit_login_failures,
             "register": settings.ratelimit_register,
@@ -47,6 +50,7 @@ class Policies:
             "premium": settings.ratelimit_premium,
         }
         self._service = parse_rates(settings.ratelimit_service)
+        self._report_service = parse_rates(settings.ratelimit_report_service)
         self._made: dict[tuple[str, str], tuple[Policy, ...]] = {}
 
     @property
@@ -66,6 +70,7 @@ class Policies:
         if name in BY_ADDRESS:
             return tuple(Policy(*rate) for rate in rates)
         if tier == "service":
-            return tuple(Policy(*rate) for rate in self._service)
-        factor = self._factors.get(tier, 1)
+            service = self._report_service if name == REPORT else self._service
+            return tuple(Policy(*rate) for rate in service)
+        factor = 1 if name == REPORT else self._factors.get(tier, 1)
         return tuple(Policy(amount * factor, seconds) for amount, seconds in rates)

@@ -77,15 +77,15 @@ class RequestEdge:
                 named = (b"x-request-id", name.encode())
                 message["headers"] = [*headers, named, *self.protection, *policy]
             await send(message)
-            if message["type"] == "http.response.body" and not message.get("more_body", False):
+            if message["type"] == "http.response.body":
                 responded.set()
 
         async def receive_capped() -> Any:
             """Return a body of at most its maximum size. Delay a disconnect until the response.
 
             At `http.disconnect`, Quart cancels the handler and its database queries. The delay
-            lets a complete request run to its end. A disconnect before the end of the body ends
-            the body (`is_cut_short`).
+            lets a complete request run to its end; it ends with the first part of a stream. A
+            disconnect before the end of the body ends the body (`is_cut_short`).
             """
             nonlocal left, complete, gone
             while True:

@@ -4,6 +4,7 @@ catalogue   the tables
 types       column types that differ between PostgreSQL and SQLite
 search      full-text search of books
 vocabulary  the table of words that are searched
+report      the table of the report
 cached      the registry of cached models
 idempotency the table of replies to writes with a key
 """
@@ -26,6 +27,7 @@ from service.models.catalogue import (
 )
 from service.models.idempotency import IdempotencyRecord
 from service.models.vocabulary import SearchWord
+from service.models.report import StoredReport
 
 __all__ = [
     "GENRES",
@@ -42,6 +44,7 @@ __all__ = [
     "ImportedRecord",
     "RefreshToken",
     "SearchWord",
+    "StoredReport",
     "User",
     "fold",
 ]

@@ -124,9 +124,12 @@ class Document(OpenAPIProvider):
         responses: dict[int, Json] = {}
         limited = () if getattr(view, EXEMPT, False) else LIMITED
         declarations: tuple[DocumentedStatus, ...] = getattr(view, STATUSES, ())
-        for declared in declarations:
+        for declared in reversed(declarations):  # from the top decorator down
             status, headers = declared.status, (*declared.headers, *limited)
             complete = replace(declared, headers=headers)
+            if status in responses:
+                _add_representation(responses[status], self._response(complete, {}))
+                continue
             responses[status] = self._response(complete, built.get(status, {}))
             if status == 200 and "ETag" in headers and "GET" in (rule.methods or ()):
                 operation["parameters"].append(CONDITION)
@@ -218,6 +221,15 @@ class Document(OpenAPIProvider):
     def operation_id(self, method: str, path: str, func: Any) -> str:
         """Use the function's name. PUT gets a prefix: it shares its function with PATCH."""
         return f"put_{func.__name__}" if method == "PUT" else str(func.__name__)
+
+
+def _add_representation(response: Json, other: Json) -> None:
+    """Add another media type to a response. A header that only one of them has is optional."""
+    response["content"] |= other["content"]
+    both = response["headers"] | other["headers"]
+    for name in response["headers"].keys() ^ other["headers"].keys():
+        both[name] = HEADERS[name] | {"required": False}
+    response["headers"] = both
 
 
 def _refer(model: Any, holder: Json, definitions: Json) -> None:

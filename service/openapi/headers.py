@@ -41,6 +41,11 @@ HEADERS = {
     "ETag": _header(
         "strong validator of this representation", {"type": "string", "pattern": '^".+"$'}
     ),
+    "Content-Encoding": _header(
+        "compression of the body, which Accept-Encoding allows",
+        {"enum": ["gzip", "zstd"]},
+        required=False,
+    ),
     "Location": _header("URL of the new resource", {"type": "string", "format": "uri"}),
     "Link": _header("the links of the page (RFC 8288); in page mode", required=False),
     "Cache-Status": _header(

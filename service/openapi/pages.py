@@ -49,6 +49,8 @@ invalid HTTP in the same shape: 400, 431 (headers over 64 KiB, or more than 100)
 TAGS = [
     Tag("books", "The catalogue"),
     Tag("views", "The most viewed books"),
+    Tag("export", "The whole catalogue, for copies of it"),
+    Tag("report", "Totals of the catalogue"),
     Tag("auth", "Accounts and tokens"),
     Tag("users", "Profiles and public data"),
     Tag("admin", "For administrators"),

@@ -249,6 +249,9 @@ class Connection(TransportProtocol):
 
     async def cancel(self) -> None:
         """Close now, cancel the running applications, and wait for their end."""
-        self.abort()
+        if self._cycle is not None and self._cycle.is_endless:
+            self.reset()
+        else:
+            self.abort()
         tasks = [task for cycle in [*self._running] if (task := cycle.cancel())]
         await asyncio.gather(*tasks, return_exceptions=True)

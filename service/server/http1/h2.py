@@ -32,13 +32,48 @@ from h2.exceptions import ProtocolError
 from hypercorn.events import Closed, Event, RawData, Updated
 from hypercorn.protocol.events import Event as StreamEvent
 from hypercorn.protocol.events import StreamClosed
-from hypercorn.protocol.h2 import H2Protocol
+from hypercorn.protocol.h2 import (
+    BUFFER_HIGH_WATER,
+    BUFFER_LOW_WATER,
+    BufferCompleteError,
+    H2Protocol,
+    StreamBuffer,
+)
+
+from service.server.http1.config import ServerConfig
 
 from service.server.http1.config import ServerConfig
 
 BURST, PER_SECOND = 200, 33  # frames of COUNTED that a connection may send (token bucket)
 COUNTED = (PingReceived, PriorityUpdated, RemoteSettingsChanged, StreamReset)
 PIECE_BYTES = 2_048  # bytes parsed in one tick: a hundred frames at most
+
+
+class BoundedBuffer(StreamBuffer):
+    """The unsent part of a response: BUFFER_HIGH_WATER bytes, and the part that was added last.
+
+    Hypercorn's buffer has no bound: it accepts more while the client's flow control stops it.
+    """
+
+    async def push(self, data: bytes) -> None:
+        """Add a part, and wait until the client has read enough. Raises BufferCompleteError."""
+        if self._complete:
+            raise BufferCompleteError
+        self.buffer.extend(data)
+        await self._is_empty.clear()
+        if len(self.buffer) >= BUFFER_HIGH_WATER:
+            await self._paused.clear()
+            await self._paused.wait()
+
+    async def pop(self, max_length: int) -> bytes:
+        """Remove and return the first bytes."""
+        data = bytes(self.buffer[:max_length])
+        del self.buffer[:max_length]
+        if len(self.buffer) < BUFFER_LOW_WATER:
+            await self._paused.set()
+        if not self.buffer:
+            await self._is_empty.set()
+        return data
 
 
 class Http2(H2Protocol):
@@ -134,6 +169,23 @@ class Http2(H2Protocol):
         for stream_id in stream_ids:
             if (buffer := self.stream_buffers.get(stream_id)) is not None:
                 await buffer.close()
+
+    async def stream_send(self, event: StreamEvent) -> None:
+        """Send an event of a response. Reset the stream of a response that stays incomplete.
+
+        Hypercorn leaves this stream open, so its client waits for the rest.
+        """
+        if isinstance(event, StreamClosed):
+            stream_id = event.stream_id
+            buffer = self.stream_buffers.get(stream_id)
+            if buffer is not None and not buffer.complete:
+                await buffer.close()
+                del self.stream_buffers[stream_id]
+                self.priority.remove_stream(stream_id)
+                with suppress(ProtocolError):
+                    self.connection.reset_stream(stream_id, ErrorCodes.INTERNAL_ERROR)
+                await self._flush()
+        await super().stream_send(event)
 
     def _may_receive(self, number: int) -> bool:
         now = time.monotonic()

@@ -141,14 +141,18 @@ class RequestCycle:
     async def _fail(self) -> None:
         """Finish a response that the application has left incomplete."""
         if self._response is not None or self.is_gone:
-            looks_whole = self._response is not None and self._response.is_endless
-            self._connection.abort_response(self, looks_whole=looks_whole)
+            self._connection.abort_response(self, looks_whole=self.is_endless)
             await self._log(None)
         else:
             headers, body = error_response(self._connection.server.config, 500)
             self._start = {"status": 500, "headers": headers}
             self._write(body, more=False)
             await self._log(self._start)
+
+    @property
+    def is_endless(self) -> bool:
+        """Whether the started response would look complete if the connection ended now."""
+        return self._response is not None and self._response.is_endless
 
     async def _log(self, response: Message) -> None:
         if self._begun_at:
@@ -211,12 +215,18 @@ class RequestCycle:
             self._changed.set()
 
     async def send(self, message: Message) -> None:
-        """Send an ASGI message; wait while the client does not read. Raises RuntimeError."""
+        """Send an ASGI message; wait while the client does not read.
+
+        Raises RuntimeError, or ConnectionResetError for a part of a response that nobody will
+        read: otherwise the application would make a long response to its end.
+        """
         kind = message["type"]
         if kind == "http.response.start" and self._start is None:
             self._start = message
         elif kind == "http.response.body" and self._start is not None and not self.is_responded:
             more = message.get("more_body", False)
+            if more and self._is_silenced:
+                raise ConnectionResetError("The client has disconnected")
             self._write(message.get("body", b""), more=more)
             if more:
                 await self._connection.writable()

@@ -8,6 +8,7 @@ from typing import Any
 
 import hypercorn.asyncio.run
 import hypercorn.protocol
+import hypercorn.protocol.h2
 from hypercorn.app_wrappers import ASGIWrapper
 from hypercorn.asyncio.tcp_server import MAX_RECV, TCPServer
 from hypercorn.asyncio.worker_context import WorkerContext
@@ -17,7 +18,7 @@ from hypercorn.utils import parse_socket_addr, valid_server_name
 
 from service.server.http1.config import ServerConfig
 from service.server.http1.connection import Connection
-from service.server.http1.h2 import Http2
+from service.server.http1.h2 import BoundedBuffer, Http2
 from service.server.http1.h11 import Http1
 from service.server.http1.parser import HeaderCache, HeaderFields
 
@@ -133,6 +134,7 @@ def install() -> None:
     hypercorn.asyncio.run.TCPServer = Server  # type: ignore[attr-defined]  # extension point
     hypercorn.protocol.H11Protocol = Http1  # type: ignore[attr-defined]  # extension point
     hypercorn.protocol.H2Protocol = Http2  # type: ignore[attr-defined]  # extension point
+    hypercorn.protocol.h2.StreamBuffer = BoundedBuffer  # type: ignore[misc]  # for Http2
 
 
 def _received(reader: asyncio.StreamReader) -> bytes:
