@@ -10,6 +10,8 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
+__all__ = ["decode", "tag_for", "zstd"]
+
 
 def decode(headers: Mapping[str, str], body: bytes) -> bytes:
     """Return the content of a body. headers: names in lower case."""

@@ -22,10 +22,10 @@ from service.books.service import book_values
 from service.db.database import Database
 from service.export.service import MAX_STREAMS, STREAM_PAGE_SIZE, Exports
 from service.http import responses
-from service.http.compression import zstd
 from service.importer.importer import Rejects, Report, import_books, open_reading
 from service.importer.loader import Loader
 from service.models import Book
+from tests.codings import zstd
 from tests.conftest import REAL, Site, cache_on, fresh_catalogue, serving, settings_for
 from tests.factories import Factory
 from tests.http_client import TIMEOUT, assert_problem, send_raw
@@ -49,9 +49,9 @@ ODD_BOOKS: list[dict[str, Any]] = [
 
 async def add(database: Database, books: Sequence[BookCreate]) -> None:
     """Add books without an owner."""
-    rows = [book_values(None, book) for book in books]
+    table: Any = Book.__table__
     async with database.writer.begin() as connection:
-        await connection.execute(insert(Book.__table__), rows)
+        await connection.execute(insert(table), [book_values(None, book) for book in books])
 
 
 async def fill(site: Site, number: int) -> None:
@@ -222,8 +222,8 @@ async def test_an_export_is_imported_as_it_is(
         async with other.session() as db:
             books = (await db.scalars(select(Book).order_by(Book.id))).all()
     same = ("title", "author", "isbn", "published_year", "genre", "price")
-    for book, before in zip(books, expected, strict=True):
-        after = json.loads(BookOut.model_validate(book).model_dump_json())
+    for row, before in zip(books, expected, strict=True):
+        after = json.loads(BookOut.model_validate(row).model_dump_json())
         assert [after[field] for field in same] == [before[field] for field in same]
     # The catalogue that was exported knows its books, although none was imported.
     assert await import_file(path, settings_for(url, folder)) == (0, number, 0)
@@ -431,7 +431,7 @@ async def test_a_stream_over_http2_ends_with_its_client(
     """A client that leaves resets the stream. If it only stops reading, the server resets it."""
     monkeypatch.setattr(responses, "SEND_SECONDS", TIMEOUT if leaves else 1.0)
     async with encrypted(large, folder) as (served, trusted):
-        client = await Client.connect(served, trusted)
+        client = await Client.connect(served.port, trusted)
         try:
             client.connection.send_headers(1, [*HTTP2_HEAD, ("accept", "text/csv")], True)
             client.flush()

@@ -60,7 +60,8 @@ class CatalogueClient:
         has_key = "Idempotency-Key" in options.get("headers", {})
         is_repeatable = is_read or has_key or method in IDEMPOTENT
         for attempt in range(1, ATTEMPTS + 1):
-            wait = random.uniform(0, min(BACKOFF_SECONDS * 2**attempt, MAX_BACKOFF_SECONDS))
+            longest = min(BACKOFF_SECONDS * 2**attempt, MAX_BACKOFF_SECONDS)
+            wait = random.uniform(0, longest)
             try:
                 response = await self._http.request(method, path, **options)
             except httpx.TransportError:  # the service may have received the request
@@ -89,9 +90,7 @@ class CatalogueClient:
     async def create_book(self, book: Book) -> Book:
         """Create a book, exactly once. All attempts send the same key."""
         headers = {"Idempotency-Key": str(uuid.uuid4())}
-        return self._remember(
-            await self.request("POST", "/api/books", json=book, headers=headers)
-        )
+        return self._remember(await self.request("POST", "/api/books", json=book, headers=headers))
 
     async def update_book(self, book_id: int, change: Callable[[Book], Book]) -> Book:
         """Change a book without losing the update of another client.

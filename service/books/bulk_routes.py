@@ -50,8 +50,8 @@ def _isbn_check(call: Call) -> Callable[[BookCreate | BookChange], None] | None:
 async def batch_get_books(call: Call, data: BookIds, query_args: CachedQuery) -> Reply:
     """Return books by their ids, in the order of the ids, repeated as they are."""
     ids = [*dict.fromkeys(data.ids)]
-    past = query_args.nocache
-    entries, status = await call.cache.items.read_many(service.BOOKS, ids, past=past)
+    bypass = query_args.nocache
+    entries, status = await call.cache.items.read_many(service.BOOKS, ids, bypass=bypass)
     bodies = [entries[book_id].body for book_id in data.ids if book_id in entries]
     missing = [book_id for book_id in ids if book_id not in entries]
     return Reply(with_items(bodies, {"missing": missing}), cached=status)

@@ -154,7 +154,8 @@ class Items:
         """Return the entries of the rows that exist, by id, and the status.
 
         ids: different ids. The status is `hit` if the cache had all rows. Each entry is as new as
-        the result of `read`; together they need not be from one moment. `bypass`: read the database.
+        the result of `read`; together they need not be from one moment. `bypass`: read the
+        database.
         """
         reader, number = self._reader, len(ids)
         state = reader.enter() if self._seconds and not bypass else None

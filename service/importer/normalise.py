@@ -210,4 +210,6 @@ MENDERS: dict[str, Mender] = {
 }  # fmt: skip
 EXACT_MENDERS = MENDERS | {"isbn": partial(_isbn, pad=False)}
 # In CSV, years and prices are text. All else is as the catalogue holds it.
-EXPORT_MENDERS = dict.fromkeys(MENDERS, _exact) | {"published_year": _year, "price": _price}
+EXPORT_MENDERS: dict[str, Mender] = {
+    **dict.fromkeys(MENDERS, _exact), "published_year": _year, "price": _price,
+}  # fmt: skip

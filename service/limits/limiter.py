@@ -13,7 +13,7 @@ from quart_rate_limiter import RateLimit, RateLimiter
 from service.errors import InvalidInputError
 from service.http.context import context_of
 from service.limits.failover import LimitStore
-from service.limits.headers import refusal, sentence
+from service.limits.headers import describe_policy, refusal
 from service.limits.identity import Caller, Identities
 from service.limits.policies import BY_ADDRESS, DEFAULT, NamedLimit, Policies
 from service.limits.types import Charge, Charges, Decision, Policy
@@ -127,7 +127,9 @@ class Limiter(RateLimiter):
         charges, first = context.charged
         policies = (policy for charge in charges for policy in charge.policies)
         if (smallest := min(policies, key=lambda policy: policy.amount)).amount < cost:
-            reason = f"Costs {cost} requests, and the limit is {sentence(smallest)}: send less."
+            reason = (
+                f"Costs {cost} requests, and the limit is {describe_policy(smallest)}: send less."
+            )
             raise InvalidInputError({"_schema": [reason]})
         rest = [charge._replace(cost=cost - 1) for charge in charges]
         decision = await self.limit_store.acquire(rest)

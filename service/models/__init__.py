@@ -26,8 +26,8 @@ from service.models.catalogue import (
     fold,
 )
 from service.models.idempotency import IdempotencyRecord
-from service.models.vocabulary import SearchWord
 from service.models.report import StoredReport
+from service.models.vocabulary import SearchWord
 
 __all__ = [
     "GENRES",

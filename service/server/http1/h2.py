@@ -42,8 +42,6 @@ from hypercorn.protocol.h2 import (
 
 from service.server.http1.config import ServerConfig
 
-from service.server.http1.config import ServerConfig
-
 BURST, PER_SECOND = 200, 33  # frames of COUNTED that a connection may send (token bucket)
 COUNTED = (PingReceived, PriorityUpdated, RemoteSettingsChanged, StreamReset)
 PIECE_BYTES = 2_048  # bytes parsed in one tick: a hundred frames at most
@@ -138,6 +136,7 @@ class Http2(H2Protocol):
         """Send a part of a response. After its end, the connection may be idle, or end."""
         if not isinstance(event, StreamClosed):
             return await super().stream_send(event)
+        await self._reset_incomplete(event.stream_id)
         await self._close_stream(event.stream_id)
         await self._leave_if_complete()
         return await self.send(Updated(idle=self.idle))
@@ -170,22 +169,17 @@ class Http2(H2Protocol):
             if (buffer := self.stream_buffers.get(stream_id)) is not None:
                 await buffer.close()
 
-    async def stream_send(self, event: StreamEvent) -> None:
-        """Send an event of a response. Reset the stream of a response that stays incomplete.
-
-        Hypercorn leaves this stream open, so its client waits for the rest.
-        """
-        if isinstance(event, StreamClosed):
-            stream_id = event.stream_id
-            buffer = self.stream_buffers.get(stream_id)
-            if buffer is not None and not buffer.complete:
-                await buffer.close()
-                del self.stream_buffers[stream_id]
-                self.priority.remove_stream(stream_id)
-                with suppress(ProtocolError):
-                    self.connection.reset_stream(stream_id, ErrorCodes.INTERNAL_ERROR)
-                await self._flush()
-        await super().stream_send(event)
+    async def _reset_incomplete(self, stream_id: int) -> None:
+        """Reset the stream of a response that stays incomplete. Hypercorn leaves it open."""
+        buffer = self.stream_buffers.get(stream_id)
+        if buffer is None or buffer.complete:
+            return
+        await buffer.close()
+        del self.stream_buffers[stream_id]
+        self.priority.remove_stream(stream_id)
+        with suppress(ProtocolError):
+            self.connection.reset_stream(stream_id, ErrorCodes.INTERNAL_ERROR)
+        await self._flush()
 
     def _may_receive(self, number: int) -> bool:
         now = time.monotonic()
