@@ -49,11 +49,16 @@ class Response:
         """Return the header of a name, if there is one."""
         return dict(self.headers).get(name)
 
+    @property
+    def content(self) -> bytes:
+        """The decoded body."""
+        return decode(dict(self.headers), self.body) if self.body else b""
+
     def comparable(self) -> Any:
         """Return the parts that are equal for equal requests. The ETag is checked with the body."""
         fields = dict(self.headers)
         tag, coding = fields.get("etag"), fields.get("content-encoding")
-        content = decode(fields, self.body) if self.body else b""
+        content = self.content
         if tag is not None and self.body:
             assert tag == tag_for(fields, content)
         if coding is not None and self.body:  # the length depends on times and ids

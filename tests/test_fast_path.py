@@ -104,7 +104,7 @@ async def test_both_paths_send_the_same_response(
             if status < 400 and fast.framework == seen:
                 avoided[request.declared.endpoint] += 1
         if status == 201 and responses[0].body:
-            made.created(request, json.loads(responses[0].body)["id"])
+            made.created(request, json.loads(responses[0].content)["id"])
     await until_logged(servers)
     print(f"{statuses}; dispatched by Quart: {fast.framework} and {ordinary.framework}")
     assert {200, 201, 204, 304, 400, 401, 403, 404, 405, 413, 415, 429} <= set(statuses)
