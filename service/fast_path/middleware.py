@@ -21,7 +21,7 @@ class FastPathMiddleware:
     ) -> None:
         if (
             scope["type"] == "http"
-            and scope["method"] == "GET"
+            and scope["method"] in {"GET", "HEAD"}  # the server omits the body of HEAD
             and not context_of(scope).is_looked_up
             and scope.get("raw_path")  # optional in ASGI
         ):

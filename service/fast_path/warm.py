@@ -96,7 +96,7 @@ class WarmResponder:
         self._constant = header_lines([*unlimited, *self.edge.protection])
 
     def lookup(self, scope: Any, callback: Callback) -> bool:
-        """Begin the lookup for a GET. Return False if the request takes the ordinary path."""
+        """Begin the lookup for a GET or HEAD. False: the request takes the ordinary path."""
         context = context_of(scope)
         context.is_looked_up = True
         if self._additions.exist:

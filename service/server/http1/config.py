@@ -28,10 +28,11 @@ class Shortcut(Protocol):
     """Makes responses without a call of the application (`service.fast_path`)."""
 
     def lookup(self, scope: Any, callback: Callable[[EarlyResponse | None], None]) -> bool:
-        """Look up the response to a GET without content. False: the application must respond.
+        """Look up the response to a GET or HEAD without content.
 
-        Otherwise `callback` is called once, after this method has returned: with the response, or
-        with None if the application must respond. Then the scope holds the results of the lookup.
+        False: the application must respond. Otherwise `callback` is called once, after this method
+        has returned: with the response, or with None if the application must respond. Then the
+        scope holds the results of the lookup. The server omits the body of a response to HEAD.
         """
 
 

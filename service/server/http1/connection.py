@@ -168,7 +168,8 @@ class Connection(TransportProtocol):
     def _take(self) -> None:
         reader, server, self._phase, self._due = self._reader, self.server, Phase.BUSY, inf
         scope: Any = scope_of(reader, self)
-        config, is_plain = server.config, reader.line.method == "GET" and reader.is_complete
+        config = server.config
+        is_plain = reader.line.method in {"GET", "HEAD"} and reader.is_complete
         if config.server_names and not server.is_known_host(reader.headers):
             return self._reply(404, *error_response(config, 404), closes=True)
         cycle = self._cycle = RequestCycle(self, reader, scope)

@@ -31,7 +31,7 @@ class RequestCycle:
     _turn: Turn | None = None  # the turn in the admission queue
     is_awaited = False  # the application waits for more of the body
     is_full = False  # more than MAX_WAITING_BYTES wait for the application
-    is_plain = False  # a GET without content
+    is_plain = False  # a GET or HEAD without content
     is_gone = False  # the client has closed its sending side or the connection
     is_responded = False
     _is_started = False
@@ -133,7 +133,8 @@ class RequestCycle:
         if not self._is_silenced:
             end = connection.server.head_end()
             head = early_head(response.status, response.lines, closes, end)
-            connection.write([head, response.body])
+            is_head = self._scope["method"] == "HEAD"
+            connection.write([head] if is_head else [head, response.body])
         self.is_responded = True
         connection.finished(self, closes=closes)
         return connection.application_ended(self)
