@@ -276,6 +276,9 @@ class Settings(CacheSettings, LimitSettings, ServeSettings):
     isbn_checksum: Literal["lenient", "strict"] = Field(
         "lenient", description="`strict` refuses an ISBN whose check digit is wrong"
     )
+    require_if_match: bool = Field(
+        False, description="`true` refuses changes and deletions of books without `If-Match` (428)"
+    )
     max_body_bytes: int = Field(
         65_536, ge=1_024, description="maximum size of a request body, in bytes"
     )

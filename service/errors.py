@@ -136,6 +136,25 @@ class ConflictError(APIError):
     message = "The request conflicts with the present state"
 
 
+class PreconditionFailedError(APIError):
+    """412: If-Match or If-None-Match does not allow the write. tag: the present ETag, unquoted."""
+
+    status_code = 412
+    error = "Precondition Failed"
+    message = "If-Match does not match the present ETag: read the resource again"
+
+    def __init__(self, tag: str, message: str | None = None) -> None:
+        super().__init__(message, headers={"ETag": f'"{tag}"'})
+
+
+class PreconditionRequiredError(APIError):
+    """428: the write needs If-Match (RFC 6585, section 3)."""
+
+    status_code = 428
+    error = "Precondition Required"
+    message = "Send If-Match with the ETag of the resource"
+
+
 class UnsupportedMediaTypeError(APIError):
     """415: the Content-Type is not JSON, or the body has a content coding."""
 

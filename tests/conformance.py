@@ -67,19 +67,39 @@ def _coding_errors(scope: Any, status: int, headers: dict[str, str], size: int) 
         yield "Vary has no Accept-Encoding"
 
 
+def without_sparse(value: Any) -> Any:
+    """Remove the sparse alternatives of each `anyOf` in a schema."""
+    if isinstance(value, list):
+        return [without_sparse(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    return {
+        key: without_sparse(
+            [each for each in item if "/Sparse" not in json.dumps(each)] if key == "anyOf" else item
+        )
+        for key, item in value.items()
+    }
+
+
 class Watched:
     """An ASGI application that compares its responses with its document."""
 
     def __init__(self, app: Quart) -> None:
         self._app = app
         self._inner = app.asgi_app
-        self._validators: dict[str, Any] = {}
+        self._validators: dict[tuple[str, bool], Any] = {}
         self._shortcut: Any = app.extensions.get("fast_path")
 
     @cached_property
     def document(self) -> dict[str, Any]:
         """The document, with its objects closed."""
         schema: dict[str, Any] = strict(json.loads(document(self._app).as_bytes))
+        return schema
+
+    @cached_property
+    def whole_document(self) -> dict[str, Any]:
+        """The document without the schemas of sparse representations."""
+        schema: dict[str, Any] = without_sparse(self.document)
         return schema
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -125,7 +145,9 @@ class Watched:
 
     def _differences(self, scope: Any, status: int, headers: dict[str, str], body: bytes) -> Any:
         method = scope["method"].lower()
-        described = self._described(scope, method, status, headers)
+        is_sparse = b"fields=" in scope["query_string"]
+        source = self.document if is_sparse else self.whole_document
+        described = self._described(source, scope, method, status, headers)
         if described is None:
             yield "not in the document"
             return
@@ -136,7 +158,7 @@ class Watched:
             yield "another Cache-Control"
         if status == 405 and "allow" not in headers:
             yield "no Allow"
-        components = self.document["components"]
+        components = source["components"]
         for name, header in described["headers"].items():
             reference = header.get("$ref")
             schema = header if reference is None else components["headers"][named(reference)]
@@ -146,7 +168,7 @@ class Watched:
                     yield f"no {name}"
                 continue
             parsed = int(value) if schema["schema"].get("type") == "integer" else value
-            yield from self._errors(json.dumps(schema["schema"]), parsed)
+            yield from self._errors(source, json.dumps(schema["schema"]), parsed)
         known = UNDOCUMENTED | {name.lower() for name in described["headers"]}
         for name in headers:
             if name not in known and not name.startswith("access-control-"):
@@ -164,16 +186,18 @@ class Watched:
             pass  # a stream, which OpenAPI 3.1 describes as a string
         elif media.endswith("json") and method != "head":
             parsed = json.loads(body)
-            yield from self._errors(json.dumps(content[kind]["schema"]), parsed)
+            yield from self._errors(source, json.dumps(content[kind]["schema"]), parsed)
             if kind == MIMETYPE and [parsed["status"], parsed["request_id"]] != [
                 status,
                 headers["x-request-id"],
             ]:
                 yield "status or id of the body differ"
 
-    def _described(self, scope: Any, method: str, status: int, headers: dict[str, str]) -> Any:
+    def _described(
+        self, source: Any, scope: Any, method: str, status: int, headers: dict[str, str]
+    ) -> Any:
         """Return the description of a response in the document, or None."""
-        shared = self.document["components"]["responses"]
+        shared = source["components"]["responses"]
         bare = {"headers": shared["NotFound"]["headers"]}
         path = scope["path"] if is_path(scope["raw_path"]) else "no path"
         try:
@@ -187,7 +211,7 @@ class Watched:
             return shared["NotFound"] if status in {error.code, 413} else None
         if method == "options":
             return bare if status == 200 else None
-        operation = self.document["paths"][templated(rule.rule)].get(method)
+        operation = source["paths"][templated(rule.rule)].get(method)
         if operation is None:
             return None
         response = operation["responses"].get(str(status))
@@ -195,9 +219,10 @@ class Watched:
             return shared[named(response["$ref"])]
         return response
 
-    def _errors(self, schema: str, value: Any) -> Any:
-        if schema not in self._validators:
-            whole = json.loads(schema) | {"components": self.document["components"]}
-            self._validators[schema] = validator_for(whole, validate_formats=True)
-        for error in self._validators[schema].iter_errors(value):
+    def _errors(self, source: Any, schema: str, value: Any) -> Any:
+        key = schema, source is self.document
+        if key not in self._validators:
+            whole = json.loads(schema) | {"components": source["components"]}
+            self._validators[key] = validator_for(whole, validate_formats=True)
+        for error in self._validators[key].iter_errors(value):
             yield f"{error.message} at {'/'.join(map(str, error.instance_path))}"

@@ -131,6 +131,7 @@ def address(text: str) -> Callable[[Case], None]:
 
 
 LOGIN, REGISTER, REFRESH = (f"POST /api/auth/{name}" for name in ("login", "register", "refresh"))
+CHANGE = "DELETE /api/books/{book_id}"
 LIST, LIVE, DOCS = "GET /api/books", "GET /health/live", "GET /docs"
 # An operation, the change of its request, and the ordinary mistake to compare with. Without a
 # mistake it is compared with a valid request.
@@ -157,6 +158,9 @@ EXPENSIVE: dict[str, tuple[Any, ...]] = {
     "slashes in a path": (LIVE, path(b"/a" * (N // 2))),
     "a list of tags": (DOCS, header(b"If-None-Match", b", " * (N // 2))),
     "tags": (DOCS, header(b"If-None-Match", b'"a", ' * (N // 5))),
+    "empty elements in a condition": (CHANGE, header(b"If-Match", b", " * (N // 2) + b"x")),
+    "tags in a condition": (CHANGE, header(b"If-Match", b'"a", ' * (N // 5) + b"x")),
+    "blanks in a condition": (CHANGE, header(b"If-None-Match", b'"a"' + b" " * N + b"x")),
     "blanks in a coding": (LIVE, header(b"Transfer-Encoding", b"a" + b" " * N + b"b, chunked")),
     "a length that is none": (LIVE, header(b"Content-Length", b", " * (N // 2)),
                               header(b"Content-Length", b",")),
@@ -175,6 +179,9 @@ def test_a_shape_that_was_expensive_costs_no_more_than_an_ordinary_request(
         each for each in operations(search.meter.app) if each.label == label
     )
     case = Case.of(operation)
+    if operation.is_secured:
+        token = search.run(search.make.admin()).token
+        case.headers.append((b"Authorization", b"Bearer " + token.encode()))
     change(case)
     ordinary = Case.of(operation) if mistakes else None
     for mistake in mistakes:

@@ -6,11 +6,20 @@ from quart import Blueprint
 from quart_rate_limiter import rate_limit
 
 from service.books import service
-from service.books.schemas import BookCreate, BookLists, BookOut, BookQuery, BookUpdate
+from service.books.schemas import (
+    BookCreate,
+    BookItem,
+    BookItemQuery,
+    BookLists,
+    BookOut,
+    BookQuery,
+    BookUpdate,
+)
 from service.errors import InvalidInputError
 from service.http.auth import CurrentUser, token_required
 from service.http.call import Call
 from service.http.documentation import document_errors, document_status
+from service.http.fields import select_fields
 from service.http.operations import (
     Reply,
     cached_item,
@@ -19,8 +28,9 @@ from service.http.operations import (
     validate_querystring,
     validate_request,
 )
-from service.http.pagination import MAX_SIZE, CachedQuery, Cursors, page_envelope
+from service.http.pagination import MAX_SIZE, Cursors, page_envelope
 from service.http.parsing import ID
+from service.http.preconditions import Preconditions, conditional
 from service.http.priority import costly
 from service.http.responses import cache_status, with_items
 from service.http.urls import link_header
@@ -48,7 +58,7 @@ async def list_books(call: Call, query_args: BookQuery) -> Reply:
     listing = service.list_books(query_args, query_args.sort or "-created_at", page)
     rows = await call.cache.lists.read(listing, bypass=query_args.nocache)
     envelope = page_envelope(page, rows.total, call.url)
-    body = with_items(rows.bodies, envelope)
+    body = with_items(select_fields(rows.bodies, query_args.fields), envelope)
     return Reply.of_list(body, listing, rows, link_header(envelope["links"]))
 
 
@@ -63,7 +73,8 @@ async def _list_after(call: Call, query: BookQuery) -> Reply:
     if rows.more is not None:
         key, last = rows.more
         envelope["next_cursor"] = last if sort == "id" else call.cursors.write(purpose, key, last)
-    return Reply.of_list(with_items(rows.bodies, envelope), listing, rows)
+    body = with_items(select_fields(rows.bodies, query.fields), envelope)
+    return Reply.of_list(body, listing, rows)
 
 
 def _start(
@@ -86,16 +97,17 @@ def _start(
 @books_bp.get("/<id:book_id>")
 @rate_limit(limits=named("books.item"))
 @operation
-@document_status(200, BookOut, "ETag", "Cache-Status")
-@validate_querystring(CachedQuery)
+@document_status(200, BookItem, "ETag", "Cache-Status")
+@validate_querystring(BookItemQuery)
 @cached_item(service.BOOKS, service.not_found)
 @counts_views
-async def get_book(call: Call, book_id: int, query_args: CachedQuery) -> Reply:
+async def get_book(call: Call, book_id: int, query_args: BookItemQuery) -> Reply:
     """Return a book."""
     entry, status = await call.cache.items.read(service.BOOKS, book_id, bypass=query_args.nocache)
     if not entry.body:
         raise service.not_found(book_id, cache_status(call.scope, status))
-    return Reply(entry.body, is_public=True, cached=status)
+    (body,) = select_fields([entry.body], query_args.fields)
+    return Reply(body, is_public=True, cached=status)
 
 
 @books_bp.post("")
@@ -122,14 +134,19 @@ async def create_book(
 @document_status(200, BookOut, "ETag")
 @document_errors(403)
 @token_required
+@conditional
 @validate_request(BookUpdate)
 async def update_book(
-    call: Call, book_id: int, data: BookUpdate, current_user: CurrentUser
+    call: Call,
+    book_id: int,
+    data: BookUpdate,
+    current_user: CurrentUser,
+    preconditions: Preconditions,
 ) -> Reply:
     """Change a book: absent fields keep their value, null clears an optional one."""
     _check_isbn(call, data)
     book = await call.database.write(
-        lambda db: service.update_book(db, book_id, data, current_user)
+        lambda db: service.update_book(db, book_id, data, current_user, preconditions)
     )
     return Reply(service.BOOKS.write(book), is_tagged=True)
 
@@ -139,9 +156,14 @@ async def update_book(
 @document_status(204)
 @document_errors(403)
 @token_required
-async def delete_book(call: Call, book_id: int, current_user: CurrentUser) -> Reply:
+@conditional
+async def delete_book(
+    call: Call, book_id: int, current_user: CurrentUser, preconditions: Preconditions
+) -> Reply:
     """Delete a book."""
-    await call.database.write(lambda db: service.delete_book(db, book_id, current_user))
+    await call.database.write(
+        lambda db: service.delete_book(db, book_id, current_user, preconditions)
+    )
     return Reply(status=204)
 
 

@@ -2,6 +2,7 @@
 
 import re
 from decimal import Decimal
+from functools import partial
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
@@ -20,10 +21,12 @@ from pydantic.config import JsonDict
 from pydantic.json_schema import SkipJsonSchema
 from typing_extensions import TypeAliasType
 
+from service.http.fields import fields_schema, read_fields
 from service.http.pagination import (
     DEFAULT_SIZE,
     MAX_SIZE,
     CachedPageQuery,
+    CachedQuery,
     Links,
     Pagination,
     hide_default,
@@ -164,10 +167,25 @@ class BookOut(BaseModel):
     updated_at: Instant
 
 
+def _optional_members(schema: JsonDict) -> None:
+    del schema["required"]
+    schema["examples"] = [{"id": 1, "title": EXAMPLE["title"]}]
+
+
+class SparseBook(BookOut):
+    """The members of a book that the parameter `fields` selects."""
+
+    model_config = ConfigDict(title="SparseBook", json_schema_extra=_optional_members)
+
+
+class BookItem(RootModel[BookOut | SparseBook]):
+    """A book, or the members that `fields` selects."""
+
+
 class BookPage(BaseModel):
     """A page of books, newest first unless sorted."""
 
-    items: list[BookOut]
+    items: list[BookOut] | list[SparseBook]
     total: Int64
     pagination: Pagination
     links: Links
@@ -176,7 +194,7 @@ class BookPage(BaseModel):
 class BookSlice(BaseModel):
     """Books after a cursor, by id unless sorted. `next_cursor` is present if there are more."""
 
-    items: list[BookOut]
+    items: list[BookOut] | list[SparseBook]
     has_more: bool
     next_cursor: Int64 | str | SkipJsonSchema[None] = None
 
@@ -185,8 +203,33 @@ class BookLists(RootModel[BookPage | BookSlice]):
     """Books, in page mode or cursor mode."""
 
 
-class BookArray(RootModel[list[BookOut]]):
+class BookArray(RootModel[list[BookOut] | list[SparseBook]]):
     """Books as a JSON array without an envelope, as in the Flask guide."""
+
+
+BookFields = Annotated[
+    tuple[str, ...],
+    BeforeValidator(partial(read_fields, BookOut)),
+    WithJsonSchema(fields_schema(BookOut)),
+]
+
+
+class FieldsQuery(Schema):
+    """Query parameter that selects the members of books."""
+
+    fields: BookFields | None = Field(
+        None,
+        description="members of a book in the response, separated by commas; by default all",
+        examples=["id,title"],
+    )
+
+
+class BookItemQuery(CachedQuery, FieldsQuery):
+    """Query parameters of a book."""
+
+
+class BookArrayQuery(CachedPageQuery, FieldsQuery):
+    """Query parameters of the books of a user."""
 
 
 class BookFilters(Schema):
@@ -217,7 +260,7 @@ class BookFilters(Schema):
         }
 
 
-class BookQuery(BookFilters, CachedPageQuery):
+class BookQuery(BookFilters, CachedPageQuery, FieldsQuery):
     """A list of books: page mode, or cursor mode if `cursor` or `limit` is present."""
 
     too_deep = "Beyond 100000 rows use cursor mode: limit instead of page and per_page."

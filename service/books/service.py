@@ -46,6 +46,7 @@ from service.http.auth import (
     valid_actor_id,
     with_actor,
 )
+from service.http.preconditions import NO_PRECONDITIONS, Preconditions
 from service.models import PRICE_ASC, PRICE_DESC, YEAR_ASC, YEAR_DESC, Book, BookCount, fold
 from service.models.search import found_by, query_of
 from service.slices import in_slices
@@ -163,13 +164,17 @@ def _insert(dialect: str) -> Insert:
 
 
 async def update_book(
-    db: AsyncSession, book_id: int, data: BookUpdate, user: CurrentUser
+    db: AsyncSession,
+    book_id: int,
+    data: BookUpdate,
+    user: CurrentUser,
+    preconditions: Preconditions = NO_PRECONDITIONS,
 ) -> Row[Any]:
     """Change the fields that the request contains. If no value differs, the version stays.
 
-    Raises ResourceNotFoundError or ForbiddenError.
+    Raises as `_lock_owned` does.
     """
-    book = await _lock_owned(db, book_id, user)
+    book = await _lock_owned(db, book_id, user, preconditions)
     given = {name: getattr(data, name) for name in data.model_fields_set}
     changes = {name: value for name, value in given.items() if value != getattr(book, name)}
     if not changes:
@@ -190,9 +195,14 @@ def _update(names: tuple[str, ...]) -> Update:
     return changed.values(version=COLUMNS.version + 1, **values).returning(*OUTPUT_COLUMNS)
 
 
-async def delete_book(db: AsyncSession, book_id: int, user: CurrentUser) -> None:
-    """Delete a book. Raises ResourceNotFoundError or ForbiddenError."""
-    await _lock_owned(db, book_id, user)
+async def delete_book(
+    db: AsyncSession,
+    book_id: int,
+    user: CurrentUser,
+    preconditions: Preconditions = NO_PRECONDITIONS,
+) -> None:
+    """Delete a book. Raises as `_lock_owned` does."""
+    await _lock_owned(db, book_id, user, preconditions)
     await delete_row(db, Book, book_id)
 
 
@@ -202,10 +212,13 @@ def check_isbn(isbn: str | None) -> None:
         raise InvalidInputError({"isbn": ["The check digit is wrong."]})
 
 
-async def _lock_owned(db: AsyncSession, book_id: int, user: CurrentUser) -> Row[Any]:
+async def _lock_owned(
+    db: AsyncSession, book_id: int, user: CurrentUser, preconditions: Preconditions
+) -> Row[Any]:
     """Return a book that `user` may change, locked until the transaction ends.
 
-    Raises ResourceNotFoundError or ForbiddenError.
+    Raises ResourceNotFoundError, ForbiddenError, PreconditionRequiredError or
+    PreconditionFailedError, in this order.
     """
     keys = {"book_id": book_id, "actor_id": user.id}
     book: Row[Any] | None = (await db.execute(SELECT_OWNED, keys)).one_or_none()
@@ -214,6 +227,7 @@ async def _lock_owned(db: AsyncSession, book_id: int, user: CurrentUser) -> Row[
         raise not_found(book_id)
     user = actor_in(book, user)
     check_owner(book, user)
+    preconditions.check(partial(_bytes, book))
     return book
 
 

@@ -36,6 +36,7 @@ class RequestHeaders(NamedTuple):
     has_origin: bool
     content_types: list[bytes]
     if_none_match: list[str]  # lines of If-None-Match
+    if_match: list[str]  # lines of If-Match
     authorization: list[str]  # lines of Authorization
     forwarded: list[str]  # the last MAX_HOPS addresses of each X-Forwarded-For line
     coding: Coding | None
@@ -56,6 +57,7 @@ def _read(headers: Pairs) -> RequestHeaders:
     hosts: list[bytes] = []
     content_types: list[bytes] = []
     if_none_match: list[str] = []
+    if_match: list[str] = []
     authorization: list[str] = []
     forwarded: list[str] = []
     accepted: list[bytes] = []  # lines of Accept-Encoding
@@ -66,6 +68,8 @@ def _read(headers: Pairs) -> RequestHeaders:
             hosts.append(value)
         elif key == b"if-none-match":
             if_none_match.append(value.decode("latin-1"))
+        elif key == b"if-match":
+            if_match.append(value.decode("latin-1"))
         elif key == b"accept-encoding":
             accepted.append(value)
         elif key == b"authorization":
@@ -91,6 +95,7 @@ def _read(headers: Pairs) -> RequestHeaders:
         has_origin,
         content_types,
         if_none_match,
+        if_match,
         authorization,
         forwarded,
         negotiate(accepted) if accepted else None,

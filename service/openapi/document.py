@@ -26,6 +26,8 @@ from service.errors import (
     ForbiddenError,
     InternalError,
     InvalidInputError,
+    PreconditionFailedError,
+    PreconditionRequiredError,
     Problem,
     RateLimitedError,
     ResourceNotFoundError,
@@ -36,6 +38,7 @@ from service.errors import (
 )
 from service.http.documentation import ERRORS, STATUSES, DocumentedStatus
 from service.http.error_handler import as_api_error
+from service.http.preconditions import CONDITIONAL, PATTERN
 from service.http.priority import NEVER_SHED
 from service.http.requests import IdConverter, body_limits
 from service.http.responses import AUTHENTICATED_PREFIXES
@@ -56,9 +59,11 @@ EXAMPLES: dict[int, tuple[APIError, tuple[str, ...]]] = {
     404: (ResourceNotFoundError("Book with id 7 not found"), ("Cache-Status",)),
     408: (as_api_error(RequestTimeout()), ()),
     409: (ConflictError(), ()),
+    412: (PreconditionFailedError("33a64df551425fcc55e4d42a"), ("ETag",)),
     413: (as_api_error(RequestEntityTooLarge()), ()),
     415: (UnsupportedMediaTypeError(), ()),
     422: (KeyReusedError(), ()),
+    428: (PreconditionRequiredError(), ()),
     429: (RateLimitedError("10 per 1 minute", 42), ("Retry-After",)),
     500: (InternalError(), ()),
     503: (ServiceUnavailableError(), ("Retry-After",)),
@@ -69,6 +74,21 @@ CONDITION = {
     "in": "header",
     "description": "known ETags, or `*`: the response is 304 if one matches the current ETag",
     "schema": {"type": "string", "examples": ["*"]},
+}
+
+# The preconditions of a write. An ETag of a sparse representation (`fields`) never matches.
+IF_MATCH = {
+    "name": "If-Match",
+    "in": "header",
+    "description": "ETags of the whole resource, or `*`: the response is 412 if none matches the "
+    "current ETag",
+    "schema": {"type": "string", "pattern": PATTERN, "examples": ["*"]},
+}
+IF_NONE_MATCH = {
+    "name": "If-None-Match",
+    "in": "header",
+    "description": "ETags, or `*`: the response is 412 if one matches the current ETag",
+    "schema": {"type": "string", "pattern": PATTERN, "examples": ['"33a64df551425fcc55e4d42a"']},
 }
 
 
@@ -135,6 +155,9 @@ class Document(OpenAPIProvider):
                 operation["parameters"].append(CONDITION)
                 kept = (name for name in headers if name not in ABSENT)
                 responses[304] = self._response(DocumentedStatus(304, (*kept,)), {})
+        if hasattr(view, CONDITIONAL):
+            required = {"required": self._app.extensions["settings"].require_if_match}
+            operation["parameters"] += [IF_MATCH | required, IF_NONE_MATCH]
         own = getattr(view, ERRORS, set()) | ({401, 429} if limited else set())
         own |= (
             {401} if rule.rule.startswith(AUTHENTICATED_PREFIXES) else set()

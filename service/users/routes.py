@@ -3,11 +3,12 @@
 from quart import Blueprint
 
 from service.books import service as books
-from service.books.schemas import BookArray, BookFilters
+from service.books.schemas import BookArray, BookArrayQuery, BookFilters
 from service.errors import InvalidInputError
 from service.http.auth import USERS, CurrentUser, account_in, token_required
 from service.http.call import Call
 from service.http.documentation import document_status
+from service.http.fields import select_fields
 from service.http.operations import (
     Reply,
     cached_item,
@@ -15,7 +16,7 @@ from service.http.operations import (
     validate_querystring,
     validate_request,
 )
-from service.http.pagination import CachedPageQuery, CachedQuery, page_envelope
+from service.http.pagination import CachedQuery, page_envelope
 from service.http.priority import costly
 from service.http.responses import cache_status, to_bytes
 from service.http.urls import link_header
@@ -103,13 +104,14 @@ async def get_user(call: Call, user_id: int, query_args: CachedQuery) -> Reply:
 @users_bp.get("/users/<id:user_id>/books")
 @operation
 @document_status(200, BookArray, "ETag", "Link", "X-Total-Count", "Cache-Status")
-@validate_querystring(CachedPageQuery)
+@validate_querystring(BookArrayQuery)
 @costly
-async def list_user_books(call: Call, user_id: int, query_args: CachedPageQuery) -> Reply:
+async def list_user_books(call: Call, user_id: int, query_args: BookArrayQuery) -> Reply:
     """List a user's books, newest first, as an array without an envelope (Flask guide)."""
     page = query_args.to_page()
     listing = books.list_books(BookFilters(user_id=user_id), "-created_at", page)
     rows = await call.cache.lists.read(listing, bypass=query_args.nocache)
     links = page_envelope(page, rows.total, call.url)["links"]
     headers = {**link_header(links), "X-Total-Count": str(rows.total)}
-    return Reply.of_list(b"[%b]" % b",".join(rows.bodies), listing, rows, headers)
+    body = b"[%b]" % b",".join(select_fields(rows.bodies, query_args.fields))
+    return Reply.of_list(body, listing, rows, headers)

@@ -24,13 +24,14 @@ HOSTS = ["localhost", "a.example:8080", "a.example:80", "a.example:99999", "[::1
 HOSTS += ["é", "a..b", ".", "a.", "x" * 64, f"{'x' * 63}.a"]
 MEDIA_TYPES = ["application/json; charset=utf-8", "APPLICATION/JSON", "application/json ", "json"]
 MEDIA_TYPES += ["application/vnd.api+json", "text/plain", "application/json,text/plain", ""]
-RARE = [("Accept", "text/html"), ("Content-Length", "0"), ("Cookie", "session=x"), ("If-Match", "")]
+RARE = [("Accept", "text/html"), ("Content-Length", "0"), ("Cookie", "session=x")]
 RARE += [("Range", "bytes=0-3"), ("Expect", "100-continue"), ("Upgrade", "websocket")]
 RARE += [("Content-Encoding", "gzip"), ("Content-Encoding", "identity"), ("TE", "trailers")]
 CODINGS = ["gzip", "zstd", "gzip, deflate, br, zstd", "gzip;q=0.5, zstd;q=0.2", "identity", "*"]
 CODINGS += ["gzip;q=0", "*;q=0", "x-gzip", "GZIP ; Q=1", "gzip;q=2", "br", "", ","]
 RARE += [("Idempotency-Key", key) for key in ("first", "second", "no key", "")]
 ODD_PATHS = ["/api//books", "/api/books/", "/api%2Fbooks", "/API/books", "/api/books/1/", "/api/x"]
+CHANGES = {"PUT", "PATCH", "DELETE"}
 REFRESH_TOKEN, ETAG = "@refresh@", "@etag@"  # each server has its own
 
 
@@ -237,10 +238,12 @@ class Requests:
         yield "Host", choice(HOSTS) if often(0.1) else "books.example.org"
         if declared.example is not None and often(0.97):
             yield "Content-Type", choice(MEDIA_TYPES) if often(0.1) else "application/json"
-        if often(0.3):
-            known = [ETAG, f"W/{ETAG}", "*", f'"x", {ETAG}', ETAG.strip('"'), '"', "", f"{ETAG},,"]
+        known = [ETAG, f"W/{ETAG}", "*", f'"x", {ETAG}', ETAG.strip('"'), '"', "", f"{ETAG},,"]
+        if often(0.1 if declared.method in CHANGES else 0.3):
             for _ in range(1 + often(0.1)):
                 yield "If-None-Match", choice([*known, '"é"', ETAG, ETAG, ETAG])
+        if declared.method in CHANGES and often(0.3):
+            yield "If-Match", choice([*known, '"é"', ETAG, ETAG, ETAG])
         if often(0.3):
             yield "Origin", choice([SHOP, ELSEWHERE, "null", f"{SHOP}.evil.example"])
             if often(0.1):
