@@ -6,7 +6,7 @@ deadlock.
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import (
     Dialect,
@@ -53,6 +53,13 @@ Values = Mapping[str, Any]  # the columns of a row
 Outcome = ItemDone | ItemError
 
 
+class BulkRules(NamedTuple):
+    """Rules of a bulk request. atomic: all items, or none. requires_version: REQUIRE_IF_MATCH."""
+
+    atomic: bool
+    requires_version: bool
+
+
 async def values_of(
     items: Sequence[BookCreate | ItemError], user: CurrentUser
 ) -> list[Values | ItemError]:
@@ -92,13 +99,13 @@ def _insert(dialect: str) -> Insert:
 
 
 async def update_books(
-    db: AsyncSession, items: Sequence[BookChange | ItemError], user: CurrentUser, *, atomic: bool
+    db: AsyncSession, items: Sequence[BookChange | ItemError], user: CurrentUser, rules: BulkRules
 ) -> Sequence[Outcome]:
     """Change books, and return the result of each item. Equal values keep the version.
 
-    atomic: raises InvalidInputError if an item is refused.
+    Raises InvalidInputError if an item of an atomic request is refused.
     """
-    books = await _lock(db, items, user, atomic=atomic)
+    books = await _lock(db, items, user, rules)
     pairs = zip(items, books, strict=True)
     changes = [
         values
@@ -148,13 +155,13 @@ def _update(dialect: str) -> Update:
 
 
 async def delete_books(
-    db: AsyncSession, items: Sequence[BookRef | ItemError], user: CurrentUser, *, atomic: bool
+    db: AsyncSession, items: Sequence[BookRef | ItemError], user: CurrentUser, rules: BulkRules
 ) -> Sequence[Outcome]:
     """Delete books, and return the result of each item.
 
-    atomic: raises InvalidInputError if an item is refused.
+    Raises InvalidInputError if an item of an atomic request is refused.
     """
-    books = await _lock(db, items, user, atomic=atomic)
+    books = await _lock(db, items, user, rules)
     if ids := [book.id for book in books if not isinstance(book, ItemError)]:
         dialect = db.get_bind().dialect
         await delete_rows(db, Book, ids, _delete(dialect.name), _ids(ids, dialect))
@@ -168,12 +175,12 @@ def _delete(dialect: str) -> ReturningDelete[Any]:
 
 
 async def _lock(
-    db: AsyncSession, items: Sequence[BookRef | ItemError], user: CurrentUser, *, atomic: bool
+    db: AsyncSession, items: Sequence[BookRef | ItemError], user: CurrentUser, rules: BulkRules
 ) -> Sequence[Row[Any] | ItemError]:
     """Return the book of each item, locked until the transaction ends.
 
     Refused are items whose book does not exist, may not be changed by `user`, or has another
-    version.
+    version, and items without a required version.
     """
     user = await recheck_user(db, user)
     dialect = db.get_bind().dialect
@@ -181,21 +188,25 @@ async def _lock(
     query = _select_locked(dialect.name)
     books = {book.id: book for book in await db.execute(query, _ids(ids, dialect))}
     checked = [
-        item if isinstance(item, ItemError) else _check(item, books.get(item.id), user)
+        item if isinstance(item, ItemError) else _check(item, books.get(item.id), user, rules)
         for item in items
     ]
-    if atomic:
+    if rules.atomic:
         require_all(checked)
     return checked
 
 
-def _check(item: BookRef, book: Row[Any] | None, user: CurrentUser) -> Row[Any] | ItemError:
+def _check(
+    item: BookRef, book: Row[Any] | None, user: CurrentUser, rules: BulkRules
+) -> Row[Any] | ItemError:
     if book is None:
         return ItemError.of(not_found(item.id))
     try:
         check_owner(book, user)
     except APIError as error:
         return ItemError.of(error)
+    if "version" not in item.model_fields_set and rules.requires_version:
+        return ItemError(428, {"version": ["Missing data for required field."]})
     if "version" in item.model_fields_set and item.version != book.version:
         return ItemError(412, {"version": [f"The book has version {book.version}"]})
     return book

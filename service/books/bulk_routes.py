@@ -30,6 +30,7 @@ from service.http.pagination import CachedQuery
 from service.http.parsing import BULK
 from service.http.priority import costly
 from service.http.responses import with_items
+from service.idempotency import REPLAYED, Attempt, idempotent
 from service.limits import cost, units_of
 
 
@@ -38,6 +39,10 @@ def _isbn_check(call: Call) -> Callable[[BookCreate | BookChange], None] | None:
     if call.settings.isbn_checksum == "lenient":
         return None
     return lambda book: service.check_isbn(book.isbn)
+
+
+def _rules(call: Call, query: BulkQuery) -> bulk.BulkRules:
+    return bulk.BulkRules(query.atomic, call.settings.require_if_match)
 
 
 @books_bp.post("/batch-get")
@@ -59,23 +64,30 @@ async def batch_get_books(call: Call, data: BookIds, query_args: CachedQuery) ->
 
 @books_bp.post("/bulk")
 @operation
-@document_status(201, BulkResults)
-@document_status(207, BulkResults)
+@document_status(201, BulkResults, REPLAYED)
+@document_status(207, BulkResults, REPLAYED)
 @token_required
+@idempotent
 @validate_querystring(BulkQuery)
 @validate_request(BooksCreate, BULK)
 @cost(lambda data: units_of(len(data.items)))
 @costly
 async def bulk_create_books(
-    call: Call, data: BooksCreate, query_args: BulkQuery, current_user: CurrentUser
+    call: Call,
+    data: BooksCreate,
+    query_args: BulkQuery,
+    current_user: CurrentUser,
+    attempt: Attempt,
 ) -> Reply:
     """Add up to 500 books, owned by the caller, in one transaction."""
     books = await validate_each(BookCreate, data.items, _isbn_check(call))
     if query_args.atomic:
         require_all(books)
     rows = await bulk.values_of(books, current_user)
-    outcomes = await call.database.write(lambda db: bulk.create_books(db, rows, current_user))
-    return bulk_reply(outcomes, 201 if query_args.atomic else 207)
+    return await attempt.write(
+        lambda db: bulk.create_books(db, rows, current_user),
+        lambda outcomes: bulk_reply(outcomes, 201 if query_args.atomic else 207),
+    )
 
 
 @books_bp.patch("/bulk")
@@ -92,11 +104,11 @@ async def bulk_update_books(
 ) -> Reply:
     """Change up to 500 books in one transaction, each as PATCH of the book does."""
     changes = refuse_repeated(await validate_each(BookChange, data.items, _isbn_check(call)))
-    atomic = query_args.atomic
+    rules = _rules(call, query_args)
     outcomes = await call.database.write(
-        lambda db: bulk.update_books(db, changes, current_user, atomic=atomic)
+        lambda db: bulk.update_books(db, changes, current_user, rules)
     )
-    return bulk_reply(outcomes, 200 if atomic else 207)
+    return bulk_reply(outcomes, 200 if rules.atomic else 207)
 
 
 @books_bp.delete("/bulk")
@@ -113,8 +125,8 @@ async def bulk_delete_books(
 ) -> Reply:
     """Delete up to 500 books in one transaction, each as DELETE of the book does."""
     refs = refuse_repeated(await validate_each(BookRef, data.items))
-    atomic = query_args.atomic
+    rules = _rules(call, query_args)
     outcomes = await call.database.write(
-        lambda db: bulk.delete_books(db, refs, current_user, atomic=atomic)
+        lambda db: bulk.delete_books(db, refs, current_user, rules)
     )
-    return bulk_reply(outcomes, 200 if atomic else 207)
+    return bulk_reply(outcomes, 200 if rules.atomic else 207)

@@ -13,11 +13,10 @@ from service.errors import APIError, PreconditionFailedError, PreconditionRequir
 from service.http.call import Call
 from service.http.documentation import document_errors
 from service.http.operations import Handler, Reply
-from service.http.responses import etag
+from service.http.responses import TAG_SUFFIXES, etag
 
 CONDITIONAL = "_octavo_conditional"  # attribute of a view: it reads preconditions
 ANY = "*"
-SUFFIXES = ("", "-gzip", "-zstd")  # of the tags of a body and of its compressed forms
 TAG = r'(?:W/)?("[!#-~\x80-\xff]*")'  # RFC 9110, 8.8.3
 # A list with empty elements (RFC 9110, 5.6.1.2). The time to match is proportional to the length.
 LIST = rf"[ \t,]*(?:{TAG}(?:[ \t]*,[ \t,]*{TAG})*[ \t,]*)?"
@@ -48,7 +47,7 @@ class Preconditions(NamedTuple):
         if self.if_match is None and self.if_none_match is None:
             return
         tag = etag(body())
-        current = {ANY, *(f'"{tag}{suffix}"' for suffix in SUFFIXES)}
+        current = {ANY, *(f'"{tag}{suffix}"' for suffix in TAG_SUFFIXES)}
         if self.if_match is not None and self.if_match.isdisjoint(current):
             raise PreconditionFailedError(tag)
         if self.if_none_match is not None and not self.if_none_match.isdisjoint(current):
@@ -80,7 +79,7 @@ def conditional(handler: Handler) -> Handler:
     async def guarded(call: Call, **values: Any) -> Reply:
         preconditions = Preconditions(
             _read("If-Match", call.headers.if_match),
-            _read("If-None-Match", call.headers.tags),
+            _read("If-None-Match", call.headers.if_none_match),
             call.settings.require_if_match,
         )
         return await handler(call, preconditions=preconditions, **values)
