@@ -18,6 +18,7 @@ from tests.factories import Factory, Member
 from tests.http_client import assert_problem
 
 BULK, BATCH = "/api/books/bulk", "/api/books/batch-get"
+REQUIRED = "Missing data for required field."
 NULL_TITLE = {"status": 400, "errors": {"title": ["Field may not be null."]}}
 
 
@@ -321,6 +322,42 @@ async def test_a_wrong_check_digit_refuses_an_item_if_the_setting_is_strict(
             refused, accepted = response.json()["results"]
             assert refused["errors"] == {"isbn": ["The check digit is wrong."]}
             assert accepted["status"] in {200, 201}
+
+
+async def test_each_item_needs_a_version_if_the_setting_requires_it(
+    site: Site, make: Factory, folder: Path
+) -> None:
+    owner = await make.member()
+    row = await make.book(owner)
+    strict = settings_for(site.another_url, folder, require_if_match=True)
+    async with visiting(strict) as client:
+        for method, fields in (("PATCH", {"price": 1}), ("DELETE", {})):
+            response = await send(client, method, owner, [{"id": row.id, **fields}])
+            assert response.json()["results"] == [
+                {"index": 0, "status": 428, "errors": {"version": [REQUIRED]}}
+            ]
+            response = await send(client, method, owner, [{"id": row.id + 1, **fields}])
+            assert response.json()["results"][0]["status"] == 404
+        response = await send(client, "DELETE", owner, [{"id": row.id, "version": 1}])
+        assert response.json()["results"][0]["status"] == 204
+
+
+async def test_a_repeated_key_replays_the_results(
+    site: Site, client: httpx.AsyncClient, make: Factory
+) -> None:
+    owner = await make.member()
+    headers = {**owner.headers, "Idempotency-Key": "bulk"}
+    items = [book(0), {"title": None, "author": "Somebody"}, book(1)]
+    first, again = [
+        await client.post(BULK, json={"items": items}, headers=headers) for _ in range(2)
+    ]
+    assert [result["status"] for result in first.json()["results"]] == [201, 400, 201]
+    assert (again.status_code, again.content) == (207, first.content)
+    assert "Idempotency-Replayed" not in first.headers
+    assert again.headers["Idempotency-Replayed"] == "true"
+    assert (await client.get("/api/books")).json()["total"] == 2
+    other = await client.post(BULK, json={"items": items[:1]}, headers=headers)
+    assert_problem(other, 422, "Unprocessable Entity")
 
 
 async def test_only_bulk_writes_may_have_large_bodies(

@@ -18,13 +18,13 @@ from tests.conftest import Site
 from tests.factories import PASSWORD
 
 SOURCE = Path(__file__).parent / "typescript"
-SECONDS = 240
+TIMEOUT = 240  # seconds
 
 
 def run(folder: Path, *command: str) -> subprocess.CompletedProcess[str]:
     """Run a command in a folder."""
     return subprocess.run(
-        command, cwd=folder, capture_output=True, text=True, check=False, timeout=SECONDS
+        command, cwd=folder, capture_output=True, text=True, check=False, timeout=TIMEOUT
     )
 
 
@@ -50,14 +50,14 @@ def compiled(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.timeout(3 * SECONDS)
+@pytest.mark.timeout(3 * TIMEOUT)
 async def test_a_typescript_client_compiles_and_works(compiled: Path, site: Site) -> None:
     program = await asyncio.create_subprocess_exec(
         "node", "dist/main.js", site.url, PASSWORD,
         cwd=compiled, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT,
     )  # fmt: skip
     try:
-        async with asyncio.timeout(SECONDS):
+        async with asyncio.timeout(TIMEOUT):
             output, _ = await program.communicate()
     finally:
         if program.returncode is None:
