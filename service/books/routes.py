@@ -121,9 +121,10 @@ async def create_book(
 ) -> Reply:
     """Add a book, owned by the caller."""
     _check_isbn(call, data)
+    base = call.base
 
     def created(book: Any) -> Reply:
-        place = {"Location": f"{call.base}/api/books/{book.id}"}
+        place = {"Location": f"{base}/api/books/{book.id}"}
         return Reply(service.BOOKS.write(book), 201, place, is_tagged=True)
 
     return await attempt.write_batched(service.create_books, (data, current_user), created)
