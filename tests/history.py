@@ -296,7 +296,7 @@ class Recorder:
         ) is None or response.status == 409:  # an earlier attempt is in flight
             await asyncio.sleep(0.05)
         self.counts["create, replayed"] += "Idempotency-Replayed" in response.headers
-        response = response._replace(start=start)
+        response = response._replace(start=start)  # private: of every named tuple
         self.note("create", f"books of {user}", response)
         self.note_book("write", response, response.body)
         book_id: int = response.body["id"]
