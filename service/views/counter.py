@@ -16,6 +16,7 @@ from service.http.operations import COUNTS_VIEWS
 from service.views.service import add_views
 
 WRITE_SECONDS = 0.5  # between two writes; kill -9 loses the views since the last one
+RETRY_SECONDS = 5.0  # after an error: a write to a read-only server drops all connections
 BATCH_SIZE = 2_000  # books of a statement, which holds SQLite's only write lock
 MAX_BOOKS = 100_000  # whose views are in memory while the database is unavailable
 
@@ -87,7 +88,7 @@ class ViewCounter:
         """Write every WRITE_SECONDS until `stop` is set, and then the rest."""
         while not stop.is_set():
             with suppress(TimeoutError):
-                async with asyncio.timeout(WRITE_SECONDS):
+                async with asyncio.timeout(RETRY_SECONDS if self._has_failed else WRITE_SECONDS):
                     await stop.wait()
             await self._try_write()
         await self._try_write()  # views that were counted during the write before
