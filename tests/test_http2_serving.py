@@ -180,7 +180,11 @@ async def gated(gate: Gate, folder: Path, **changed: Any) -> AsyncIterator[tuple
     }
     try:
         async with bare(gate, **(options | changed)) as server:
-            yield server, connect
+            try:
+                yield server, connect
+            except BaseException:
+                gate.may_respond.set()  # the server waits for its responses
+                raise
     finally:
         for client in opened:
             client.writer.transport.abort()
@@ -225,10 +229,12 @@ async def test_at_the_end_responses_are_sent_and_new_requests_are_refused(folder
 
         async def go_on() -> ConnectionTerminated:
             await asyncio.wait({ended})  # the server stops
-            late = busy.request()
-            reset = await busy.until(StreamReset, stream_id=late)
-            assert reset.error_code == ErrorCodes.REFUSED_STREAM
-            gate.may_respond.set()
+            try:
+                late = busy.request()
+                reset = await busy.until(StreamReset, stream_id=late)
+                assert reset.error_code == ErrorCodes.REFUSED_STREAM
+            finally:
+                gate.may_respond.set()
             return await busy.end()
 
         going = asyncio.ensure_future(go_on())

@@ -11,6 +11,7 @@ from quart import Quart
 
 from service.config import Settings
 from service.http.compression import (
+    MIN_SIZE,
     SECRET,
     Coding,
     CompressedBodies,
@@ -50,7 +51,8 @@ class CompressionMiddleware:
                     message = _not_modified(context, coding, message)
             elif start is not None:
                 first, start = start, None
-                if message["type"] == "http.response.body" and not message.get("more_body", False):
+                # The response to HEAD may have the length of a body, and no body.
+                if len(message.get("body", b"")) > MIN_SIZE and not message.get("more_body", False):
                     first, message = await self._compress(coding, first, message)
                 await send(first)
             await send(message)

@@ -83,6 +83,7 @@ class Http2(H2Protocol):
 
     config: ServerConfig
     _has_left = False  # GOAWAY was sent
+    _last_stream = 0  # of the requests that were started
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -111,6 +112,8 @@ class Http2(H2Protocol):
             await self._flush()
             return await self.send(Closed())
         for event in events:
+            if self._has_left:
+                break  # GOAWAY has told the client that these requests were not started
             if isinstance(event, DataReceived) and event.stream_id not in self.streams:
                 # Without an acknowledgement these data would use up the connection's window.
                 length = event.flow_controlled_length or 0
@@ -129,6 +132,7 @@ class Http2(H2Protocol):
         if self.context.terminated.is_set():
             self.connection.reset_stream(request.stream_id, ErrorCodes.REFUSED_STREAM)
             return await self._flush()
+        self._last_stream = request.stream_id
         await self._create_stream(request)
         return await self.send(Updated(idle=False))
 
@@ -153,10 +157,13 @@ class Http2(H2Protocol):
             await self.leave()
 
     async def leave(self) -> None:
-        """Send GOAWAY. The client then closes; until then, what it sends is discarded."""
+        """Send GOAWAY. The client then closes; until then, what it sends is discarded.
+
+        GOAWAY names the last request that was started; h2 would name one that only was received.
+        """
         if not self._has_left:
             self._has_left = True
-            self.connection.close_connection()
+            self.connection.close_connection(last_stream_id=self._last_stream)
             await self._flush()
 
     async def _discard_responses(self, stream_ids: Iterable[int]) -> None:

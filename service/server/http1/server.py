@@ -111,9 +111,14 @@ class Server(TCPServer):
         return None
 
     async def _initiate_server_close(self) -> None:
-        """Close an idle connection of HTTP/2 or h11. Over HTTP/2, send GOAWAY before."""
+        """Close an idle connection of HTTP/2 or h11. Over HTTP/2, send GOAWAY before.
+
+        A request may have arrived with the end of the timeout: then the connection is not idle.
+        """
         protocol = self.protocol.protocol
         if isinstance(protocol, Http2):
+            if not protocol.idle:
+                return
             await protocol.leave()
         await super()._initiate_server_close()
 
