@@ -284,7 +284,7 @@ async def test_hostile_queries_never_fail(site: Site, client: httpx.AsyncClient)
     await shelve(site, SHELF)
 
     @settings(
-        max_examples=60, deadline=None, database=None, suppress_health_check=list(HealthCheck)
+        max_examples=25, deadline=None, database=None, suppress_health_check=list(HealthCheck)
     )
     @given(st.one_of(st.text(max_size=200), st.text("ab 'é\"*:&|!()<->{}^~\\😀٣", max_size=200)))
     def generate(q: str) -> None:
@@ -295,9 +295,8 @@ async def test_hostile_queries_never_fail(site: Site, client: httpx.AsyncClient)
     for q in [*HOSTILE, *generated]:
         if any("\ud800" <= character <= "\udfff" for character in q):
             continue
-        for filtered in ("/api/search", "/api/books"):
-            response = await client.get(filtered, params={"q": q, "per_page": 1})
-            assert response.status_code in {200, 400}, q
+        response = await client.get("/api/search", params={"q": q, "per_page": 1})
+        assert response.status_code in {200, 400}, q
 
 
 @pytest.fixture

@@ -80,17 +80,6 @@ SQLITE = (
     f"""CREATE TRIGGER books_fts_update AFTER UPDATE OF search ON books BEGIN
         {INDEX_OLD}; {INDEX_NEW};
     END""",
-    # Blanks around a word, so that its first and last characters are in more than one trigram.
-    """CREATE VIEW padded_words AS SELECT id, '  ' || word || ' ' AS word FROM search_words""",
-    """CREATE VIRTUAL TABLE books_fts_trigrams USING fts5(
-        word, content='padded_words', content_rowid='id', detail='none', tokenize='trigram')""",
-    """CREATE TRIGGER search_words_insert AFTER INSERT ON search_words BEGIN
-        INSERT INTO books_fts_trigrams(rowid, word) VALUES (new.id, '  ' || new.word || ' ');
-    END""",
-    """CREATE TRIGGER search_words_delete AFTER DELETE ON search_words BEGIN
-        INSERT INTO books_fts_trigrams(books_fts_trigrams, rowid, word)
-            VALUES ('delete', old.id, '  ' || old.word || ' ');
-    END""",
     "CREATE VIRTUAL TABLE temp.terms USING fts5vocab('main', 'books_fts', 'row')",
     "INSERT INTO search_words (word) SELECT term FROM temp.terms WHERE length(term) >= 4",
     "DROP TABLE temp.terms",
@@ -178,8 +167,6 @@ def downgrade() -> None:
     if op.get_bind().dialect.name == "sqlite":
         for trigger in SQLITE_TRIGGERS:
             op.execute(f"DROP TRIGGER {trigger}")
-        op.execute("DROP TABLE books_fts_trigrams")
-        op.execute("DROP VIEW padded_words")
         op.drop_table("search_words")
         op.execute("DROP TABLE books_fts")
         op.execute("DROP VIEW books_words")

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from sqlalchemy import ColumnElement, bindparam, cast, column, select, table, text
@@ -43,7 +43,7 @@ def query_of(text: str, dialect: str) -> str:
     return query_of_any([[term] for term in words(text)], dialect)
 
 
-def query_of_any(groups: Sequence[Iterable[str]], dialect: str) -> str:
+def query_of_any(groups: Sequence[Sequence[str]], dialect: str) -> str:
     """Return a tsquery or FTS5 query: a word of each group, those of the last group as prefixes.
 
     Words hold only letters and digits, so the quotes need no escape.
@@ -61,15 +61,15 @@ def any_of(tsquery: str) -> str:
     return tsquery.replace("&", "|")
 
 
-def trigrams(word: str) -> list[str]:
+def trigrams(word: str) -> set[str]:
     """Return the sequences of three characters of a word, padded with blanks as by pg_trgm."""
     padded = f"  {word} "
-    return [padded[at : at + 3] for at in range(len(padded) - 2)]
+    return {padded[at : at + 3] for at in range(len(padded) - 2)}
 
 
 def similarity(word: str, other: str) -> float:
     """Return the fraction of the trigrams of two words that both have, from 0 to 1."""
-    mine, others = set(trigrams(word)), set(trigrams(other))
+    mine, others = trigrams(word), trigrams(other)
     return len(mine & others) / len(mine | others)
 
 

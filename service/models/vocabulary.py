@@ -20,7 +20,7 @@ class SearchWord(Base):
 
 
 Index("ix_search_words_word", SearchWord.word)
-# On SQLite, the migration creates an FTS5 table of trigrams instead.
+# SQLite has no index of trigrams: a search for similar words reads all words.
 Index(
     "ix_search_words_trigrams",
     SearchWord.word,

@@ -4,7 +4,7 @@ A statement finds at most 1,000 books, the newest that match, and ranks them. If
 words are replaced by similar words that books have, and the statement runs again.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -21,29 +21,31 @@ from service.models.search import any_of, query_of_any, similarity, trigrams, wo
 
 MIN_LENGTH = 4  # characters of a word that is replaced; the migration's triggers know it too
 MAX_REPLACED = 8  # words of a search; a longer search is not repeated
+MIN_INDEXED_PREFIX = 2  # characters of a prefix that PostgreSQL looks up in the index
 MIN_SIMILARITY = 0.3  # of a word that replaces a word: as pg_trgm's operator %
 MIN_SIMILARITY_KNOWN = 0.4  # of a word that replaces a word which books have, too
 ALTERNATIVES = 5  # words that replace a word
 
-# Each search for frequent words reads the newest books, until it has enough. For rare words this
-# would read all books, so the index finds all that match, and these are sorted. A probe decides:
-# the words are frequent if at least 20 of the newest 1,000 books match. So either way reads about
-# 50,000 books at most, of 1,000,000. PostgreSQL's planner decides by estimates, which are wrong for
-# words that depend on each other, and for the general plan of a prepared statement. `id + 0` keeps
-# it from reading books in the order of ids.
+# PostgreSQL finds the newest matches in one of two ways. For frequent words it reads the newest
+# books until 1,000 match. For rare words the index gives all matches, and they are sorted. Among
+# 1,000,000 books both cost the same for words in 1.25 % of them, so a probe of the newest 2,000
+# books decides. The planner would decide by estimates: they are wrong for words that depend on each
+# other and for prepared statements. `id + 0` keeps it from reading books in the order of ids, and
+# IS TRUE keeps a short prefix from the index, which would read all words that begin so.
 POSTGRESQL = """
     WITH probe AS MATERIALIZED (
-        SELECT count(*) AS n FROM (SELECT search FROM books ORDER BY id DESC LIMIT 1000) AS newest
+        SELECT count(*) AS n FROM (SELECT search FROM books ORDER BY id DESC LIMIT 2000) AS newest
         WHERE search @@ CAST(:q AS tsquery)
     ), newest AS MATERIALIZED (
         SELECT id, search
-        FROM (SELECT id, search FROM books ORDER BY id DESC LIMIT 50000) AS newest
-        WHERE search @@ CAST(:q AS tsquery) AND (SELECT n FROM probe) >= 20 LIMIT 1000
+        FROM (SELECT id, search FROM books ORDER BY id DESC LIMIT 120000) AS newest
+        WHERE search @@ CAST(:q AS tsquery) AND (SELECT n FROM probe) >= 25 LIMIT 1000
     ), matching AS (
         SELECT id, search FROM newest WHERE (SELECT count(*) FROM newest) = 1000
         UNION ALL (
             SELECT id, search FROM books
-            WHERE search @@ CAST(:q AS tsquery) AND (SELECT count(*) FROM newest) < 1000
+            WHERE search @@ CAST(:indexed AS tsquery) AND (search @@ CAST(:q AS tsquery)) IS TRUE
+                AND (SELECT count(*) FROM newest) < 1000
             ORDER BY id + 0 DESC LIMIT 1000
         )
     )
@@ -56,17 +58,22 @@ RANKED = {
     for dialect, sql in (("postgresql", POSTGRESQL), ("sqlite", SQLITE))
 }
 HAS_TRIGRAMS = text("SELECT to_regprocedure('similarity(text, text)') IS NOT NULL")
+# The 50 most similar words for each term, of those that are at most 3 characters shorter or longer.
+# SQLite reads all words, in its own thread.
 SIMILAR = {
     "postgresql": text("""
         SELECT term, near.word FROM unnest(:terms) AS term CROSS JOIN LATERAL (
-            SELECT word FROM search_words WHERE word % term
+            SELECT word FROM search_words
+            WHERE word % term AND length(word) BETWEEN length(term) - 3 AND length(term) + 3
             ORDER BY similarity(word, term) DESC, word LIMIT 50
         ) AS near""").bindparams(bindparam("terms", type_=ARRAY(Text))),
     "sqlite": text("""
-        SELECT term.key, search_words.word FROM json_each(:terms) AS term JOIN search_words
-        ON search_words.id IN (
-            SELECT rowid FROM books_fts_trigrams WHERE books_fts_trigrams MATCH term.value
-            ORDER BY rank LIMIT 50
+        SELECT term.key, near.word FROM json_each(:terms) AS term
+        JOIN search_words AS near ON near.id IN (
+            SELECT w.id FROM search_words AS w
+            JOIN json_each(term.value) AS part ON instr('  ' || w.word || ' ', part.value)
+            WHERE length(w.word) BETWEEN length(term.key) - 3 AND length(term.key) + 3
+            GROUP BY w.id ORDER BY count(*) DESC, w.word LIMIT 50
         )"""),
 }
 
@@ -94,9 +101,11 @@ async def _search(
     dialect = db.get_bind().dialect.name
     statement = _page(dialect, whole)
 
-    async def ranked(groups: Sequence[Iterable[str]]) -> tuple[list[Row[Any]], int]:
+    async def ranked(groups: Sequence[Sequence[str]]) -> tuple[list[Row[Any]], int]:
         q = query_of_any(groups, dialect)
-        values = {"q": q, "any_of": any_of(q), **page.bounds}
+        is_short = min(map(len, groups[-1])) < MIN_INDEXED_PREFIX and len(groups) > 1
+        indexed = q.rpartition(" & ")[0] if is_short else q
+        values = {"q": q, "any_of": any_of(q), "indexed": indexed, **page.bounds}
         rows = (await db.execute(statement, values)).all()
         return [row for row in rows if row.id is not None], rows[0].total
 
@@ -134,8 +143,7 @@ async def _similar_words(
         return {}
     value: Any = sorted(long)
     if dialect == "sqlite":
-        matches = {t: " OR ".join(f'"{part}"' for part in dict.fromkeys(trigrams(t))) for t in long}
-        value = to_json(matches).decode()
+        value = to_json({term: trigrams(term) for term in value}).decode()
     elif not await db.scalar(HAS_TRIGRAMS):
         return {}
     similar: dict[str, set[tuple[float, str]]] = {}
