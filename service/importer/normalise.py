@@ -5,7 +5,7 @@ A value that cannot be repaired stays unchanged. Then the schema refuses the val
 
 import re
 import unicodedata
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from decimal import Decimal
@@ -97,7 +97,7 @@ def validate_record(record: Record, *, strict_isbn: bool = False) -> Accepted | 
     return Refused(f"{name}: {sentences[0]}", errors)
 
 
-def _menders(record: Record) -> "dict[str, Mender]":
+def _menders(record: Record) -> "Mapping[str, Mender]":
     if record.is_export:
         return EXPORT_MENDERS
     return MENDERS if record.from_table else EXACT_MENDERS

@@ -20,6 +20,10 @@ REQUEST_TIMEOUT = 408  # closes its connection (RFC 9110, 15.5.9)
 MAX_WAITING_BYTES = 65_536  # bytes of a body that wait for the application; beyond, reading pauses
 
 
+class ClientDisconnectedError(ConnectionResetError):
+    """The client has disconnected, so the rest of a response needs not be made."""
+
+
 class RequestCycle:
     """Calls the application with a request, and sends its response.
 
@@ -112,6 +116,8 @@ class RequestCycle:
             if server.context.max_requests is not None:
                 await server.context.mark_request()
             await server.app(self._scope, self.receive, self.send)
+        except ClientDisconnectedError:
+            pass
         except Exception:
             await server.config.log.exception("Error in ASGI Framework")
         finally:
@@ -218,8 +224,8 @@ class RequestCycle:
     async def send(self, message: Message) -> None:
         """Send an ASGI message; wait while the client does not read.
 
-        Raises RuntimeError, or ConnectionResetError for a part of a response that nobody will
-        read: otherwise the application would make a long response to its end.
+        Raises RuntimeError, or ClientDisconnectedError for a part before the last: without an error
+        the application would make a long response to its end.
         """
         kind = message["type"]
         if kind == "http.response.start" and self._start is None:
@@ -227,7 +233,7 @@ class RequestCycle:
         elif kind == "http.response.body" and self._start is not None and not self.is_responded:
             more = message.get("more_body", False)
             if more and self._is_silenced:
-                raise ConnectionResetError("The client has disconnected")
+                raise ClientDisconnectedError
             self._write(message.get("body", b""), more=more)
             if more:
                 await self._connection.writable()
