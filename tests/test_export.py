@@ -7,8 +7,9 @@ import io
 import json
 import socket
 import sys
+import tracemalloc
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, aclosing
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
@@ -21,6 +22,7 @@ from sqlalchemy import event, insert, make_url, select, text
 from service.books.schemas import BookCreate, BookOut
 from service.books.service import book_values
 from service.db.database import Database
+from service.export.formats import CSV_TYPE, FORMATS
 from service.export.service import MAX_STREAMS, STREAM_PAGE_SIZE, Exports
 from service.http import responses
 from service.importer.importer import Rejects, Report, import_books, open_reading
@@ -343,14 +345,33 @@ async def test_a_client_that_does_not_read_holds_nothing_and_is_cut(
     assert len(statements) < 2**DOUBLED / PAGE, "the server reads no further than its client"
 
 
-async def test_a_client_that_disconnects_ends_its_stream(large: Site) -> None:
-    exports: Exports = large.app.extensions["exports"]
-    for _ in range(2):
-        async with Reader(large.port) as reader:
+@pytest.mark.parametrize("fast_path", [True, False])
+async def test_a_client_that_disconnects_ends_its_stream(
+    large: Site, folder: Path, fast_path: bool
+) -> None:
+    settings = settings_for(large.another_url, folder, fast_path=fast_path)
+    async with serving(settings) as served:
+        exports: Exports = served.app.extensions["exports"]
+        async with Reader(served.port) as reader:
             await reader.request("text/csv")
             assert await reader.read()
             await until(lambda: exports.running == 1)
         await until(lambda: not exports.running)
+
+
+async def test_a_stream_needs_constant_memory(large: Site) -> None:
+    size = 0
+    tracemalloc.start()
+    try:
+        stream = await Exports(large.database).stream(0, FORMATS[CSV_TYPE], None)
+        async with aclosing(stream):
+            async for part in stream:
+                size += len(part)
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert size > 10_000_000
+    assert peak < 5_000_000
 
 
 async def test_too_many_streams_are_refused(client: httpx.AsyncClient, site: Site) -> None:

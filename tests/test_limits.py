@@ -17,8 +17,11 @@ from pydantic import SecretStr
 from quart import Blueprint, Quart, request
 from quart_rate_limiter import RateLimit, limit_blueprint, rate_exempt, rate_limit
 
+from service import config
 from service.app import create_app
 from service.config import Production
+from service.limits.policies import Policies
+from service.limits.types import Policy
 from tests.conftest import Site, settings_for, visiting
 from tests.factories import PASSWORD, Factory, Member
 from tests.http_client import assert_problem
@@ -28,6 +31,8 @@ DEFAULTS = {
     "ratelimit_default": "50 per hour;200 per day",
     "ratelimit_books_list": "10 per minute;100 per hour;1000 per day",
     "ratelimit_books_item": "30 per minute",
+    "ratelimit_data": "10 per hour",
+    "ratelimit_report": "1 per hour",
     "ratelimit_login": "20 per minute",
     "ratelimit_login_failures": "5 per 15 minutes",
     "ratelimit_register": "10 per hour",
@@ -165,6 +170,19 @@ async def test_a_tier_multiplies_the_limits(site: Site, folder: Path, make: Fact
         assert await statuses(client, 101, "/api/books", headers=standard) == [200] * 100 + [429]
 
 
+def test_the_limits_of_export_and_report_follow_the_tier() -> None:
+    policies = Policies(config.Testing())
+    limits = {
+        name: [policies.of(name, tier) for tier in ("free", "standard", "premium", "service")]
+        for name in ("data", "report")
+    }
+    hour = 3_600
+    assert limits == {
+        "data": [*((Policy(n, hour),) for n in (10, 100, 1_000)), (Policy(100_000, 60),)],
+        "report": [(Policy(n, hour),) for n in (1, 1, 1, 60)],
+    }
+
+
 async def test_a_limit_is_counted_for_a_user_or_an_address(
     site: Site, folder: Path, make: Factory
 ) -> None:
@@ -249,7 +267,7 @@ async def test_the_state_of_the_limits_costs_no_unit(
         assert policies["default", "hour"]["remaining"] == 500
         assert policies["login", "minute"]["quota"] == 20, "by address, for every tier"
         assert {name for name, _ in policies} == {
-            "default", "books.list", "books.item", "login", "register",
+            "default", "books.list", "books.item", "data", "report", "login", "register",
         }  # fmt: skip
         assert (await client.get("/api/rate-limit")).json()["caller"] == "address:127.0.0.1"
 
