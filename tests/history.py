@@ -287,9 +287,33 @@ class Recorder:
         self.note("total", f"books of {user}", response, total)
         return total
 
-    async def create(self, user: str) -> int:
+    async def add_one(self, book_id: int, user: str) -> None:
+        """Add 1 to the number in a book's title by a loop with If-Match.
+
+        Each write of the title adds 1 to the version, too. If an update is lost, the number is
+        below the version from then on.
+        """
+        path = f"/api/books/{book_id}"
+        while read := await self.send("GET", path):
+            self._note_number("read", read)
+            body = {"title": f"Number {1 + int(read.body['title'].split()[1])}"}
+            tag = {"If-Match": read.headers["ETag"]}
+            write = await self.send("PUT", path, user, body, headers=tag)
+            if write is None:
+                break
+            self.counts[f"If-Match, {write.status}"] += 1
+            if write.status != 412:
+                self._note_number("write", write)
+                break
+
+    def _note_number(self, kind: Kind, response: Response) -> None:
+        self.note_book(kind, response, response.body)
+        if response.body["title"] != f"Number {response.body['version']}":
+            self.wrong.append(f"An update is lost: {response}")
+
+    async def create(self, user: str, **fields: object) -> int:
         """Create a book of such a user, and return its id. Repeat the request until it is done."""
-        body, start = self.book(), time.monotonic()
+        body, start = self.book() | fields, time.monotonic()
         key = {"Idempotency-Key": str(body["title"]).replace(" ", "-")}
         while (
             response := await self.send("POST", "/api/books", user, body, headers=key)

@@ -93,7 +93,7 @@ class Clients(Recorder):
     Anna's books are changed. Ben's books are deleted in order. Clara creates books. Dora signs out
     and in. Root deletes users, each with their only book. Clara reviews the books of Anna and Ben.
     Anna reviews a book of Dora's, and deletes her reviews in order. Creates are repeated until they
-    have a response.
+    have a response. Two clients of Clara at a time add 1 to a number in a title.
     """
 
     async def prepare(self, database: Database) -> None:
@@ -114,6 +114,7 @@ class Clients(Recorder):
         for name in self._leavers:
             book_id = await self.create("dora")
             self._farewells[name] = book_id, await self.create_review(book_id, name)
+        self._numbered = await self.create("clara", title="Number 1")
         self._reviewed = await self.create("dora")  # its reviews are deleted one by one
         self._present: deque[int] = deque()  # the reviews that nobody deletes yet
         self._known: deque[int] = deque(maxlen=30)  # the newest reviews of that book
@@ -142,11 +143,11 @@ class Clients(Recorder):
         create = partial(self.create, "clara")
         actions: list[Action] = [
             self._update, create, self._delete, self._sign_out, self._dismiss, self._review,
-            self._retract,
+            self._retract, self._add,
         ]  # fmt: skip
         while self.going:
             if self.counts["write"] * 9 < self.counts["read"]:
-                await self.chance.choices(actions, (62, 14, 4, 3, 2, 8, 7))[0]()
+                await self.chance.choices(actions, (52, 14, 4, 3, 2, 8, 7, 10))[0]()
             await asyncio.sleep(0.01)
 
     async def _read_row(self) -> None:
@@ -255,6 +256,10 @@ class Clients(Recorder):
         seconds = self.chance.uniform(0, 0.03) if disconnects else 60
         if response := await self.send("PATCH", path, "anna", self.book(), seconds):
             self.note_book("write", response, response.body)
+
+    async def _add(self) -> None:
+        """Let two clients change the same book at the same time."""
+        await asyncio.gather(*(self.add_one(self._numbered, "clara") for _ in range(2)))
 
     async def _delete(self) -> None:
         if self._deleted == DOOMED:
@@ -371,6 +376,8 @@ async def test_no_read_is_older_than_a_response(
     assert not [status for status in counts if status.startswith("read, 5")]
     assert nemesis.lost
     assert counts["hit"] > counts["read"] / 10
+    assert counts["If-Match, 200"]
+    assert counts["If-Match, 412"]
     logs = "".join(file.read_text(encoding="utf-8") for file in tmp_path.glob("logs-*/*"))
     assert "stale" not in logs
     assert "Traceback" not in logs
