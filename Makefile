@@ -49,9 +49,8 @@ $(VENV)-bench/.installed: $(VENV)/.installed requirements-bench.lock
 test soak: export PYTHONDONTWRITEBYTECODE =
 test: dev  ## the whole suite, on SQLite and on PostgreSQL (the packages of the tests include it)
 	@status=0; \
-	$(BIN)/python -m pytest -m "not alone" --numprocesses 4 --dist worksteal \
-		--cov --cov-report=term || status=1; \
-	$(BIN)/python -m pytest -m alone || status=1; \
+	$(BIN)/python -m pytest -m "not alone" --numprocesses 4 --dist worksteal $(COVERAGE) || status=1; \
+	$(BIN)/python -m pytest -m alone --numprocesses 2 --dist worksteal || status=1; \
 	exit $$status
 
 test-all:  ## the suite on Python 3.11 and on 3.13
@@ -62,7 +61,9 @@ test-all:  ## the suite on Python 3.11 and on 3.13
 		$(MAKE) --no-print-directory test PYTHON=$$python VENV=.venv-$$version || exit 1; \
 	done
 
-check: lint test  ## ruff, mypy and the suite
+# To measure coverage doubles the CPU time of the tests, so only `make check` does.
+check: COVERAGE = --cov --cov-report=term
+check: lint test  ## ruff, mypy, and the suite with its minimum of coverage
 
 CASES ?= 100000
 fuzz: dev  ## send CASES=100000 requests that the document allows or forbids, in every role, on both databases, and as many damaged byte streams; search for the most expensive request

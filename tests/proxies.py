@@ -226,17 +226,17 @@ class Nemesis:
                 return
             harmless = self._chance.sample(HARMLESS, self._chance.randrange(3))
             for fault in (next(losses), next(losses), *harmless, name):
-                await self._do(fault)
+                await self._cause(fault)
             if self._chance.random() < 0.3:  # while the cache is off, or just coming back
                 await asyncio.sleep(self._chance.uniform(0, 20))
-                await self._do(self._chance.choice(sorted(self._faults)))
+                await self._cause(self._chance.choice(sorted(self._faults)))
 
     @property
     def losses(self) -> list[tuple[float, float]]:
         """When keys vanished: begin, end."""
         return [(begin, end) for begin, end, name in self.faults if name in LOSSES]
 
-    async def _do(self, name: str) -> None:
+    async def _cause(self, name: str) -> None:
         begun = time.monotonic()
         await self._faults[name]()
         self.faults.append((begun, time.monotonic(), name))

@@ -30,6 +30,7 @@ from tests.conftest import Site, settings_for, visiting
 from tests.factories import Factory
 from tests.test_cli import killed
 
+pytestmark = pytest.mark.one_database
 ROOT = str(Path(__file__).parent.parent)
 Seen = list[str]  # an item for each request that an addition saw
 Add = Callable[[Quart, Seen], None]

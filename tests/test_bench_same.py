@@ -1,13 +1,15 @@
 """A server that does less than Octavo is detected before it is measured: on real servers."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
 from quart import Quart, Response, request
+from sqlalchemy import make_url
 
 from bench.same import ResponseChecker, Responses, UnequalWorkError, save
 from bench.stage import Facts
@@ -27,17 +29,33 @@ async def cached(site: Site) -> Site:
     return site
 
 
-@asynccontextmanager
-async def filled(tested: pytest.FixtureRequest, folder: Path) -> AsyncIterator[tuple[Site, Facts]]:
-    """Serve Octavo with books as in the benchmark: behind a proxy."""
-    async with fresh_catalogue("sqlite", tested, folder) as database:
+@dataclass(frozen=True)
+class Reference:
+    """Octavo's responses, and a copy of its database from before they were requested."""
+
+    database: Path
+    facts: Facts
+    responses: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+async def reference(
+    request: pytest.FixtureRequest, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Reference:
+    """Serve Octavo with books as in the benchmark, behind a proxy, and save its responses."""
+    async with fresh_catalogue("sqlite", request, folder) as database:
         url = database.url.render_as_string(hide_password=False)
     async with serving(settings_for(url, folder, trusted_proxy_hops=1)) as site:
         make = Factory(site.app)
         member = await make.member()
         books = [await make.book(genre="Fiction", price=25.0 + n / 100) for n in range(60)]
         ids = tuple(book.id for book in books[:5])
-        yield await cached(site), Facts(len(books), ids, books[30].id, (member.token,))
+        facts = Facts(len(books), ids, books[30].id, (member.token,))
+        copy = make_url(site.another_url).database
+        assert copy is not None
+        await cached(site)
+        responses = await reference_of(site.url, facts, tmp_path_factory.mktemp("same") / "saved")
+    return Reference(Path(copy), facts, responses)
 
 
 async def reference_of(url: str, facts: Facts, path: Path) -> dict[str, Any]:
@@ -102,18 +120,17 @@ async def test_a_server_that_does_less_is_detected(
     changed: dict[str, Any],
     prepare: Prepare | None,
     message: str | None,
-    request: pytest.FixtureRequest,
+    reference: Reference,
     folder: Path,
     tmp_path: Path,
 ) -> None:
-    async with filled(request, folder) as (octavo, facts):
-        copy = octavo.another_url
-        reference = await reference_of(octavo.url, facts, tmp_path / "answers")
-    settings = settings_for(copy, folder, **({"trusted_proxy_hops": 1} | changed))
+    copy = shutil.copy(reference.database, tmp_path / "books.db")
+    values = {"trusted_proxy_hops": 1} | changed
+    settings = settings_for(f"sqlite:///{copy}", folder, **values)
     async with serving(settings, prepare) as other:
         await cached(other)
         if message is None:
-            await examine(other.url, facts, reference)
+            await examine(other.url, reference.facts, reference.responses)
             return
         with pytest.raises(UnequalWorkError, match=message):
-            await examine(other.url, facts, reference)
+            await examine(other.url, reference.facts, reference.responses)

@@ -20,7 +20,7 @@ from sqlalchemy import make_url
 from service import __version__
 from service.cli import COMMANDS, cli
 from service.db import migrations
-from tests.conftest import SECRET, free_port, fresh_database
+from tests.conftest import SECRET, free_port, fresh_database, migrate
 
 CLEAN = {
     name: value
@@ -156,7 +156,7 @@ async def test_init_db_prints_the_sentence_of_the_guide(empty_url: str, tmp_path
 
 async def test_a_created_administrator_can_sign_in(empty_url: str, tmp_path: Path) -> None:
     settings = {"DEV_DATABASE_URL": empty_url}
-    await octavo(tmp_path, "migrate", **settings)
+    await migrate(settings["DEV_DATABASE_URL"])
     words = ("create-admin", "--username", "root", "--email", "root@example.org")
     given = settings | {"OCTAVO_ADMIN_PASSWORD": "a good password"}
     code, out, err = await octavo(tmp_path, *words, **given)
@@ -187,7 +187,7 @@ async def test_a_created_administrator_can_sign_in(empty_url: str, tmp_path: Pat
 
 async def test_a_request_under_way_is_completed_before_the_server_stops(tmp_path: Path) -> None:
     settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/d.db"}
-    await octavo(tmp_path, "migrate", **settings)
+    await migrate(settings["DEV_DATABASE_URL"])
     account = b'{"username": "anna", "email": "anna@example.org", "password": "long enough"}'
     async with served(tmp_path, **settings) as (process, url, _):
         reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
@@ -226,7 +226,7 @@ async def test_a_busy_port_is_reported(tmp_path: Path) -> None:
 
 async def test_a_locked_database_is_reported_as_busy(tmp_path: Path) -> None:
     settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/d.db"}
-    await octavo(tmp_path, "migrate", **settings)
+    await migrate(settings["DEV_DATABASE_URL"])
     with closing(sqlite3.connect(tmp_path / "d.db", isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         code, _, err = await octavo(tmp_path, "seed-db", "--books", "1", **settings)
@@ -271,7 +271,7 @@ async def test_a_missing_database_is_reported(tmp_path: Path, postgresql: str) -
 
 async def test_a_revision_of_a_later_release_is_reported(tmp_path: Path) -> None:
     settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/f.db"}
-    await octavo(tmp_path, "migrate", **settings)
+    await migrate(settings["DEV_DATABASE_URL"])
     with closing(sqlite3.connect(tmp_path / "f.db")) as connection, connection:
         connection.execute("UPDATE alembic_version SET version_num = '9999'")
     code, _, err = await octavo(tmp_path, "migrate", **settings)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import httpx
 
-from tests.conftest import IsolatedSite
+from tests.conftest import IsolatedSite, migrate
 from tests.test_cache import HIT, cache_of, status
 from tests.test_cli import empty_url, octavo, served
 
@@ -13,7 +13,7 @@ __all__ = ["empty_url"]  # fixtures
 
 async def test_a_cache_in_memory_is_shown_and_cleared(empty_url: str, tmp_path: Path) -> None:
     settings = {"DEV_DATABASE_URL": empty_url}
-    await octavo(tmp_path, "migrate", **settings)
+    await migrate(settings["DEV_DATABASE_URL"])
     assert await octavo(tmp_path, "cache", "stats", **settings) == (
         0, "The cache is off, epoch 0\n", "",
     )  # fmt: skip
@@ -36,7 +36,7 @@ async def test_without_redis_a_second_process_of_a_database_does_not_start(
     empty_url: str, tmp_path: Path
 ) -> None:
     settings = {"DEV_DATABASE_URL": empty_url}
-    await octavo(tmp_path, "migrate", **settings)
+    await migrate(settings["DEV_DATABASE_URL"])
     async with served(tmp_path, **settings):
         code, _, err = await octavo(tmp_path, "serve", "--bind", "127.0.0.1:0", **settings)
         assert code == 1

@@ -2,7 +2,8 @@
 
 `make fuzz` sets FUZZ_CASES: the approximate number of requests of the search. Then their cost is
 also limited in milliseconds. Otherwise it is only compared with the cost of valid requests, which
-are sent in turns in the same process.
+are sent in turns in the same process; and HEAD and OPTIONS, which have no handlers of their own,
+are left out.
 """
 
 import asyncio
@@ -26,7 +27,7 @@ from tests.fuzz.shapes import PLACES, Case, Operation
 pytestmark = pytest.mark.no_cover  # tracing multiplies the cost
 
 CASES = int(os.environ.get("FUZZ_CASES", "0"))
-EXAMPLES = max(5, CASES // 250)  # for each place of each operation
+EXAMPLES = max(3, CASES // 250)  # for each place of each operation
 MAX_CPU_MS = 5.0  # of CPU time for 64 KiB, on an idle machine
 MAX_RATIO = 3.0
 MAX_BYTES = 8_192
@@ -53,6 +54,8 @@ def search(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Search]:
 def test_the_most_expensive_request_of_every_operation_is_cheap(search: Search) -> None:
     worst, ratios, excesses = [], [], []
     for operation in operations(search.meter.app):
+        if not CASES and operation.method in {"HEAD", "OPTIONS"}:
+            continue
         places = [place for place in PLACES if place != "body" or operation.example is not None]
         results = [search.costliest(operation, place, EXAMPLES) for place in places]
         worst += results
@@ -60,7 +63,7 @@ def test_the_most_expensive_request_of_every_operation_is_cheap(search: Search) 
         if CASES:  # without the SQL of a valid request, which does not grow with the request
             small = min(search.valid_ms(Case.of(operation), is_warm=False) for _ in range(5))
             excesses.append(search.measure(costliest.case, 10).per_unit - small)
-        ratio = search.ratio(costliest.case, 5)
+        ratio = search.ratio(costliest.case, 5 if CASES else 3)
         if ratio > MAX_RATIO:
             ratio = search.ratio(costliest.case, 15)  # the first ratio may be noise
         ratios.append((ratio, str(costliest)))

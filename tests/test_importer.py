@@ -25,7 +25,7 @@ from service.importer.sources import SourceError
 from service.models import Book, BookCount, ImportedRecord
 from service.sample_data.generated import generated_books
 from service.users.service import create_user
-from tests.conftest import fresh_catalogue, settings_for
+from tests.conftest import fresh_catalogue, migrate, settings_for
 from tests.test_cli import CLEAN, environment_of, killed, octavo, start
 
 FAULTY = Path(__file__).parent / "data" / "faulty.csv"
@@ -186,7 +186,7 @@ async def test_two_imports_at_once_add_each_book_once(catalogue: Database, tmp_p
 @pytest.mark.parametrize("packed", [False, True])
 async def test_standard_input_is_imported_plain_and_gzipped(tmp_path: Path, packed: bool) -> None:
     settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/d.db"}
-    await octavo(tmp_path, "migrate", **settings)
+    await migrate(settings["DEV_DATABASE_URL"])
     process = await start(tmp_path, "import-books", "-", "--dry-run", **settings)
     lines = b'{"title": "A", "author": "x"}\n{"title": "B", "author": "x"}\n'
     out, _ = await process.communicate(gzip.compress(lines) if packed else lines)
@@ -262,7 +262,7 @@ async def test_memory_does_not_grow_with_the_file(tmp_path: Path) -> None:
     for rows in (3_000, 30_000):
         (tmp_path / "books.csv").write_bytes(table(rows))
         settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/{rows}.db"}
-        await octavo(tmp_path, "migrate", **settings)
+        await migrate(settings["DEV_DATABASE_URL"])
         for mode in ("--dry-run", "--rejects=r.jsonl"):
             words = ("import-books", "books.csv", mode)
             peaks[mode, rows] = await peak_memory(tmp_path, *words, **settings)
@@ -319,7 +319,7 @@ async def test_an_import_ends_if_its_owner_is_deleted_meanwhile(
 async def test_rejects_are_never_written_over_the_file_to_import(tmp_path: Path) -> None:
     """Each run writes a new file of rejects. A run refuses a file that is its own input."""
     settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/d.db"}
-    await octavo(tmp_path, "migrate", **settings)
+    await migrate(settings["DEV_DATABASE_URL"])
     words = ("import-books", "-", "--rejects", "r.jsonl")
     for _ in range(2):
         done = await octavo(tmp_path, *words, stdin="title,author\n,x\n", **settings)

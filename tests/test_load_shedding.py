@@ -28,7 +28,7 @@ from service.middleware.load_shedding import CONCURRENT_REQUESTS, LoadShedding
 from service.models import User
 from service.security import Tokens
 from service.server.http1 import COMPLETE
-from tests.conftest import SECRET, Site, cache_on, serving, settings_for
+from tests.conftest import SECRET, Site, cache_on, migrate, serving, settings_for
 from tests.factories import Factory
 from tests.load import Kind, Outcome, Plan
 from tests.test_cli import empty_url, octavo, served
@@ -399,7 +399,7 @@ async def loaded_server(tmp_path: Path, url: str, redis_url: str) -> AsyncIterat
     is_postgresql = url.startswith("postgresql")
     if is_postgresql:
         environment["REDIS_URL"] = redis_url
-    await octavo(tmp_path, "migrate", **environment)
+    await migrate(url)
     await octavo(tmp_path, "seed-db", "--books", "10000", "--seed", "1", **environment)
     settings = config.Testing(database_url=url, secret_key=SECRET)
     database = Database(settings)

@@ -29,7 +29,7 @@ from service.config import Production
 from service.db.database import Database
 from service.models import Book
 from service.system.metrics_files import FOLDER
-from tests.conftest import SECRET, cache_on, free_port, fresh_catalogue
+from tests.conftest import SECRET, cache_on, free_port, fresh_catalogue, migrate
 from tests.factories import PASSWORD
 from tests.test_cli import empty_url, octavo, served, start
 from tests.test_health import black_hole
@@ -39,7 +39,7 @@ pytestmark = pytest.mark.alone
 
 SOAK = bool(os.environ.get("SOAK"))
 TIMEOUT = 60  # seconds: for any event, also on a busy machine
-KILLS, ROLLS, REQUESTS = (50, 10, 20_000) if SOAK else (4, 2, 1_500)
+KILLS, ROLLS, REQUESTS = (50, 10, 20_000) if SOAK else (3, 2, 500)
 
 
 @dataclass
@@ -391,7 +391,7 @@ async def test_a_worker_is_replaced_after_max_requests(empty_url: str, tmp_path:
         "RATELIMIT_ENABLED": "false",
         "DRAIN_SECONDS": "0.3",
     }
-    await octavo(tmp_path, "migrate", **settings)
+    await migrate(empty_url)
     async with served(tmp_path, **settings) as (supervisor, url, _):
         before, statuses = workers_of(supervisor.pid), Counter[int]()
         async with httpx.AsyncClient(base_url=url, timeout=TIMEOUT) as client:
@@ -449,7 +449,7 @@ async def test_a_service_whose_processes_never_start_ends(
 ) -> None:
     """Each process is killed before it serves: the supervisor tries 3 times."""
     settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/d.db"}
-    await octavo(tmp_path, "migrate", **settings)
+    await migrate(settings["DEV_DATABASE_URL"])
     process = await start(tmp_path, "serve", "--bind", f"127.0.0.1:{free_port()}", **settings)
     killed = set[int]()
     try:
@@ -475,7 +475,7 @@ async def test_tls_serves_http1_and_http2(tmp_path: Path) -> None:
         "TLS_CERTFILE": str(tmp_path / "both.pem"),
         "TLS_KEYFILE": str(tmp_path / "both.pem"),
     }
-    await octavo(tmp_path, "migrate", **settings)
+    await migrate(settings["DEV_DATABASE_URL"])
     for http2 in (False, True):
         environment = settings | {"HTTP2": str(http2)}
         process = await start(tmp_path, "serve", "--bind", f"127.0.0.1:{port}", **environment)
@@ -507,7 +507,7 @@ async def test_headers_have_a_timeout_and_idle_connections_have_another(
     """A client that sends headers without end is cut after HEADER_SECONDS, and not before."""
     default: float = Production.model_fields["header_seconds"].default
     settings = {"DEV_DATABASE_URL": f"sqlite:///{tmp_path}/d.db", "HEADER_SECONDS": seconds}
-    await octavo(tmp_path, "migrate", **settings)
+    await migrate(settings["DEV_DATABASE_URL"])
     async with served(tmp_path, **settings) as (_, url, _):
         port = int(url.rpartition(":")[2])
         idle_reader, idle = await asyncio.open_connection("127.0.0.1", port)

@@ -22,7 +22,7 @@ reviews_bp = Blueprint("reviews", __name__, url_prefix="/api/books/<id:book_id>/
 
 
 @reviews_bp.get("")
-@rate_limit(1_000, timedelta(minutes=1))
+@rate_limit(100, timedelta(minutes=1))
 @operation
 @document_status(200, ReviewPage, "ETag", "Link", "Cache-Status")
 @validate_querystring(CachedPageQuery)
