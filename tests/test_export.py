@@ -27,7 +27,7 @@ from service.export.service import MAX_STREAMS, STREAM_PAGE_SIZE, Exports
 from service.http import responses
 from service.importer.importer import Rejects, Report, import_books, open_reading
 from service.importer.loader import Loader
-from service.models import Base, Book
+from service.models import Book
 from tests.codings import zstd
 from tests.conftest import REAL, Site, cache_on, fresh_catalogue, serving, settings_for
 from tests.factories import Factory
