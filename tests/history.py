@@ -29,6 +29,7 @@ Kind = Literal["read", "write", "total", "create"]
 GENRES = ("Fiction", "Non-Fiction", "Science", "History")
 MAX_WRITE_SECONDS = 22.0  # seconds from a write's request to its commit, if it had no response
 Spans = Sequence[tuple[float, float]]
+BATCH = "/api/books/batch-get"
 GONE = 1 << 62  # the version of a deleted row: ids are never used twice
 
 
@@ -189,7 +190,8 @@ class Recorder:
         headers: Mapping[str, str] | None = None,
     ) -> Response | None:
         """Send a request to a random worker. None: no response says whether it was done."""
-        worker, kind = self.chance.choice(self.workers), "read" if method == "GET" else "write"
+        is_read = method == "GET" or path == BATCH
+        worker, kind = self.chance.choice(self.workers), "read" if is_read else "write"
         self.counts[kind] += 1
         start = time.monotonic()
         try:

@@ -21,7 +21,7 @@ from service.db.database import Database
 from service.models import Book
 from tests.conftest import SECRET, cache_on, fresh_catalogue
 from tests.examples.added import Reviews
-from tests.history import GENRES, GONE, Kind, Operation, Recorder, Response, violations
+from tests.history import BATCH, GENRES, GONE, Kind, Operation, Recorder, Response, violations
 from tests.proxies import STANDSTILL, Nemesis, OwnRedis, Proxy, Worker
 
 pytestmark = pytest.mark.alone
@@ -132,10 +132,10 @@ class Clients(Recorder):
         count = partial(self.read_total, "clara")
         actions: list[Action] = [
             self._read_row, self._read_list, count, self._read_as_dora, self._read_leaver,
-            self._read_reviews,
+            self._read_reviews, self._read_batch,
         ]  # fmt: skip
         while self.going:
-            await self.chance.choices(actions, (68, 11, 6, 3, 4, 8))[0]()
+            await self.chance.choices(actions, (63, 11, 6, 3, 4, 8, 5))[0]()
             await asyncio.sleep(self.chance.uniform(0, 0.02))
 
     async def write(self) -> None:
@@ -143,7 +143,7 @@ class Clients(Recorder):
         create = partial(self.create, "clara")
         actions: list[Action] = [
             self._update, create, self._delete, self._sign_out, self._dismiss, self._review,
-            self._retract, self._add,
+            self._retract, self._add, self._update_several,
         ]  # fmt: skip
         while self.going:
             if self.counts["write"] * 9 < self.counts["read"]:
@@ -155,6 +155,18 @@ class Clients(Recorder):
         doomed = (self.chance.choice(self._doomed[: self._deleted + 1][-2:]), GONE)
         new = (self.newest + self.chance.randrange(3), 0)
         await self.read_book(*self.chance.choices((hot, doomed, new), (90, 5, 5))[0])
+
+    async def _read_batch(self) -> None:
+        doomed = self._doomed[: self._deleted + 1][-2:]
+        ids = [*self.chance.sample(self._hot, min(3, len(self._hot))), *doomed]
+        if not (response := await self.send("POST", BATCH, "", {"ids": ids})):
+            return
+        self.counts["batch"] += 1
+        for book in response.body["items"]:
+            self.note_book("read", response, book)
+        for book_id in response.body["missing"]:
+            absent = 0 if book_id in self._hot else GONE
+            self.note("read", f"book {book_id}", response, absent)
 
     async def _read_list(self) -> None:
         genre, anna = self.chance.choice(GENRES), self.ids["anna"]
@@ -260,6 +272,15 @@ class Clients(Recorder):
     async def _add(self) -> None:
         """Let two clients change the same book at the same time."""
         await asyncio.gather(*(self.add_one(self._numbered, "clara") for _ in range(2)))
+
+    async def _update_several(self) -> None:
+        """Change some of Anna's books in one transaction; its order of books is not theirs."""
+        ids = self.chance.sample(self._hot, min(3, len(self._hot)))
+        items = [{"id": book_id, **self.book()} for book_id in ids]
+        if response := await self.send("PATCH", "/api/books/bulk", "anna", {"items": items}):
+            self.counts["bulk"] += 1
+            for item, result in zip(items, response.body["results"], strict=True):
+                self.note_book("write", response, {**item, "version": result["version"]})
 
     async def _delete(self) -> None:
         if self._deleted == DOOMED:
