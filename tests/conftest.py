@@ -52,7 +52,7 @@ RATES = [
     if field.annotation is str and name.startswith("ratelimit_")
 ]
 # Each client would load the certificates of all authorities, which takes longer than most tests.
-transports.create_ssl_context = cache(transports.create_ssl_context)  # type: ignore[attr-defined]
+transports.create_ssl_context = cache(transports.create_ssl_context)  # type: ignore[attr-defined]  # imported there
 
 
 def pytest_asyncio_loop_factories(
