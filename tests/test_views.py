@@ -21,6 +21,7 @@ from service.books.schemas import BookCreate
 from service.books.service import new_book
 from service.cache import Cache
 from service.db.database import Database
+from service.http.context import context_of
 from service.models import Book, BookViews
 from service.views import counter
 from service.views.counter import WRITE_SECONDS, ViewCounter
@@ -263,6 +264,30 @@ async def test_views_are_kept_while_the_database_fails_up_to_a_number_of_books(
     await views.write()
     assert await stored(site.database) == {books[0]: 3, books[1]: 2, books[2]: 2}
     assert (views.written - written, views.lost - lost) == (7, 1)
+
+
+async def test_views_that_are_counted_during_the_last_write_are_written(
+    site: Site, make: Factory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    book = await make.book()
+    views, stop = ViewCounter(site.app), asyncio.Event()
+    write = site.database.write
+
+    def view() -> None:
+        scope = {"type": "http", "method": "GET", "path": f"/api/books/{book.id}"}
+        context_of(scope).route = "/api/books/<id:book_id>"
+        views.observe(scope, 200, 0.0)
+
+    async def write_late(work: Callable[[Any], Awaitable[None]]) -> None:
+        if not stop.is_set():
+            stop.set()
+            view()
+        await write(work)
+
+    view()
+    monkeypatch.setattr(site.database, "write", write_late)
+    await views.run(stop)
+    assert await stored(site.database) == {book.id: 2}
 
 
 @pytest.mark.alone
