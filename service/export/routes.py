@@ -8,15 +8,12 @@ from service.export.formats import CSV_TYPE, FORMATS, NDJSON_TYPE
 from service.export.schemas import MAX_PAGE_SIZE, DataPage, DataQuery
 from service.export.service import Exports
 from service.http.call import Call
-from service.http.compression import negotiate
 from service.http.documentation import document_status
 from service.http.negotiation import best_media_type
 from service.http.operations import Reply, operation, validate_querystring
 from service.http.priority import costly
 from service.http.responses import JSON
 from service.limits import named
-
-ENCODINGS = b"accept-encoding"
 
 export_bp = Blueprint("export", __name__, url_prefix="/api/data")
 
@@ -42,7 +39,7 @@ async def export_books(call: Call, query_args: DataQuery) -> Reply:
     if "limit" in query_args.model_fields_set:
         raise InvalidInputError({"limit": ["A stream holds all books: leave it out."]})
     form = FORMATS[media]
-    coding = negotiate([value for name, value in call.scope["headers"] if name == ENCODINGS])
+    coding = call.headers.coding if call.settings.compression else None
     headers = {"Content-Type": form.content_type}
     if coding is not None:
         headers["Content-Encoding"] = coding
