@@ -39,7 +39,7 @@ async def export_books(call: Call, query_args: DataQuery) -> Reply:
     if "limit" in query_args.model_fields_set:
         raise InvalidInputError({"limit": ["A stream holds all books: leave it out."]})
     form = FORMATS[media]
-    coding = call.headers.coding if call.settings.compression else None
+    coding = call.coding
     headers = {"Content-Type": form.content_type}
     if coding is not None:
         headers["Content-Encoding"] = coding

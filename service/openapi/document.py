@@ -219,9 +219,12 @@ class Document(OpenAPIProvider):
         return parameter
 
     def build_querystring_parameters(self, model: type[Model]) -> tuple[list[Json], Json]:
-        """Remove null from the types of parameters: a query string cannot express null."""
+        """Remove null from the types: a query string cannot express null. Mark what is required."""
         parameters, definitions = super().build_querystring_parameters(model)
+        fields: Any = getattr(model, "model_fields", {})
         for parameter in parameters:
+            if (field := fields.get(parameter["name"])) is not None and field.is_required():
+                parameter["required"] = True
             schema = parameter["schema"]
             kinds = [kind for kind in schema.pop("anyOf", []) if kind != {"type": "null"}]
             parameter["schema"] = schema | (kinds[0] if kinds else {})

@@ -51,6 +51,7 @@ TAGS = [
     Tag("views", "The most viewed books"),
     Tag("export", "The whole catalogue, for copies of it"),
     Tag("report", "Totals of the catalogue"),
+    Tag("search", "Ranked full text over titles and authors"),
     Tag("auth", "Accounts and tokens"),
     Tag("users", "Profiles and public data"),
     Tag("admin", "For administrators"),
