@@ -3,7 +3,7 @@
 import assert from 'node:assert/strict';
 
 import { client } from './client/client.gen.js';
-import { createBook, getBook, listBooks, login, register, search } from './client/index.js';
+import { createBook, getBook, listBooks, login, register, searchBooks } from './client/index.js';
 
 const [, , baseUrl, password] = process.argv;
 assert(baseUrl && password);
@@ -38,12 +38,12 @@ let cursor: string | undefined;
 do {
     const part = await listBooks({ query: { limit: 3, cursor } });
     assert(part.data && 'has_more' in part.data);
-    titles.push(...part.data.items.map((book) => book.title));
+    titles.push(...part.data.items.map((book) => String(book.title)));
     cursor = part.data.has_more ? String(part.data.next_cursor) : undefined;
 } while (cursor !== undefined);
 assert.deepEqual(titles, ['Octavo', 'Quarto 1', 'Quarto 2', 'Quarto 3']);
 
-const results = await search({ query: { q: 'octavo ald' } });
+const results = await searchBooks({ query: { q: 'octavo ald' } });
 assert.deepEqual(results.data?.results.map((book) => book.title), ['Octavo']);
 
 const invalid = await createBook({ body: { title: '', author: 'Anna', price: -1 } });
