@@ -12,6 +12,9 @@ from collections.abc import Mapping
 LIMITS = {
     "GET /api/books": "books.list",
     "GET /api/books/{id}": "books.item",
+    "GET /api/search": "search",
+    "GET /api/data": "data",
+    "GET /api/report": "report",
     "POST /api/auth/login": "login",
     "POST /api/auth/register": "register",
 }

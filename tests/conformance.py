@@ -59,7 +59,7 @@ def _coding_errors(scope: Any, status: int, headers: dict[str, str], size: int) 
     accepted = b",".join(v for name, v in scope["headers"] if name == b"accept-encoding").lower()
     if coding is not None and coding.encode() not in accepted and b"*" not in accepted:
         yield f"{coding} is not accepted"
-    if coding is not None and size <= MIN_SIZE:
+    if coding is not None and size <= MIN_SIZE and "content-length" in headers:
         yield "a short body is compressed"
     if tag is not None and status != 304 and tag.strip('"').partition("-")[2] != (coding or ""):
         yield f"the ETag {tag} of a response with the coding {coding}"

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
@@ -42,7 +43,7 @@ def statements(site: Site) -> Iterator[list[str]]:
     noted: list[str] = []
 
     def note(_: Any, __: Any, statement: str, *___: Any) -> None:
-        if "books" in statement:
+        if re.search(r"\bbooks\b", statement) and "book_views" not in statement:
             noted.append(statement.split(maxsplit=1)[0])
 
     engines = {engine.pool: engine for engine in (site.database.reader, site.database.writer)}

@@ -36,8 +36,10 @@ class Commits:
         patch.setattr(writes, "before_commit", self._wait)
 
     async def _wait(self, db: Any, begun: float) -> Any:
-        gate, self._gate = self._gate, None
         mark = await self._before_commit(db, begun)
+        if mark is None:  # a write of views
+            return mark
+        gate, self._gate = self._gate, None
         if gate is not None:
             gate.reached.set()
             await gate.opened.wait()

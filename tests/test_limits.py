@@ -267,7 +267,7 @@ async def test_the_state_of_the_limits_costs_no_unit(
         assert policies["default", "hour"]["remaining"] == 500
         assert policies["login", "minute"]["quota"] == 20, "by address, for every tier"
         assert {name for name, _ in policies} == {
-            "default", "books.list", "books.item", "data", "report", "login", "register",
+            "default", "books.list", "books.item", "search", "data", "report", "login", "register",
         }  # fmt: skip
         assert (await client.get("/api/rate-limit")).json()["caller"] == "address:127.0.0.1"
 

@@ -158,8 +158,8 @@ async def fill(site: Site, rows: int) -> None:
         analyze, tenth = "ANALYZE books", rows // 10
         # In parts: PostgreSQL and the driver end statements that take too long.
         parts = [source.format(n + 1, n + tenth) for n in range(0, rows, tenth)]
-    async with site.database.writer.begin() as connection:
-        for part in parts:
+    for part in parts:
+        async with site.database.writer.begin() as connection:
             await connection.execute(text(f"INSERT INTO books ({columns}) {part}"))
     async with site.database.writer.begin() as connection:
         await connection.execute(text(analyze))
