@@ -15,7 +15,7 @@ from service.http.context import context_of
 from service.http.operations import COUNTS_VIEWS
 from service.views.service import add_views
 
-WRITE_SECONDS = 0.5  # between two writes; kill -9 loses the views since the last one
+WRITE_SECONDS = 0.9  # between two writes; kill -9 loses the views since the last one
 RETRY_SECONDS = 5.0  # after an error: a write to a read-only server drops all connections
 BATCH_SIZE = 2_000  # books of a statement, which holds SQLite's only write lock
 MAX_BOOKS = 100_000  # whose views are in memory while the database is unavailable

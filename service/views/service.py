@@ -32,9 +32,8 @@ async def add_views(db: AsyncSession, views: Mapping[int, int]) -> None:
 
     Rows are locked in the order of their ids, so that two processes cannot deadlock.
     """
-    dialect = db.get_bind().dialect
     rows = [{"book_id": book_id, "views": number} for book_id, number in sorted(views.items())]
-    await db.execute(_upsert(dialect.name), NEW_VIEWS.write(rows, dialect))
+    await db.execute(_upsert(db.get_bind().dialect.name), {"rows": to_json(rows).decode()})
 
 
 @lru_cache
