@@ -147,7 +147,7 @@ class Clients(Recorder):
         ]  # fmt: skip
         while self.going:
             if self.counts["write"] * 9 < self.counts["read"]:
-                await self.chance.choices(actions, (52, 14, 4, 3, 2, 8, 7, 10))[0]()
+                await self.chance.choices(actions, (46, 14, 4, 3, 2, 8, 7, 10, 6))[0]()
             await asyncio.sleep(0.01)
 
     async def _read_row(self) -> None:
