@@ -5,6 +5,8 @@
     delay        a proxy between locust and the server that delays responses
     locustfile   the file that locust loads: options, progress output, figures
     readers      clients that read; editor: a client that writes, and then checks for stale reads
+    curator      a client whose changes meet others; supplier: a client that writes in bulk
+    mirror       a client that copies the catalogue
     client       the base class of clients; shared_state: the state that they share
     demand       the distribution of requested books; the filters of lists
     profiles     the tier of the clients, and their pause between requests

@@ -27,8 +27,8 @@ NEEDED = {
 
 @click.command(context_settings={"help_option_names": ["-h", "--help"], "show_default": True})
 @click.option("--profile", type=click.Choice(list(PROFILES)), default="service-tier")
-@click.option("--users", type=click.IntRange(12, 100_000), default=20,
-              help="Concurrent clients; 12 are at least one of each kind.")  # fmt: skip
+@click.option("--users", type=click.IntRange(15, 100_000), default=20,
+              help="Concurrent clients; 15 are at least one of each kind.")  # fmt: skip
 @click.option("--seconds", type=click.IntRange(5, 86_400), default=90, help="Duration of the test.")
 @click.option(
     "--workers", type=click.IntRange(1, 256), default=2, help="Worker processes of the server."

@@ -18,6 +18,8 @@ from loadtest.retry_after import RetryAfterTracker, limit_of, retry_after
 from loadtest.shared_state import JSON, SharedState
 
 TRIES = 20  # of a request that must succeed before a client can start
+OTHER_KINDS = {304, 412, 429, 503}  # statuses that locust counts as another kind of request
+REPEATED = " repeated"  # a note: the same request again, with its Idempotency-Key
 
 
 class Client(FastHttpUser):
@@ -25,6 +27,7 @@ class Client(FastHttpUser):
 
     abstract = True
     patient = True  # sends no request before the time of Retry-After
+    is_admin = False
     network_timeout = connection_timeout = 10.0
     token = ""
 
@@ -35,7 +38,7 @@ class Client(FastHttpUser):
         return shared
 
     def on_start(self) -> None:
-        """Create an account, set its tier, sign in."""
+        """Create an account, set its tier and its rights, sign in."""
         shared = self.shared
         number = next(shared.numbers)
         self.chance = Random(f"client {shared.seed} {number}")
@@ -43,9 +46,12 @@ class Client(FastHttpUser):
         name = f"load-{shared.name}-{number}"
         account = {"email": f"{name}@example.org", "password": secrets.token_urlsafe(12)}
         user = self._send_until("POST", "/api/auth/register", {"username": name, **account}, 201)
+        rights: dict[str, Any] = {"is_admin": True} if self.is_admin else {}
         if shared.profile.tier != user["tier"]:
-            self.token, tier = shared.admin, {"tier": shared.profile.tier}
-            self._send_until("PATCH", "/admin/users/{id}", tier, 200, user["id"])
+            rights["tier"] = shared.profile.tier
+        if rights:
+            self.token = shared.admin
+            self._send_until("PATCH", "/admin/users/{id}", rights, 200, user["id"])
         self.token = ""
         self.token = self._send_until("POST", "/api/auth/login", account, 200)["token"]
         self.id: int = user["id"]
@@ -54,6 +60,10 @@ class Client(FastHttpUser):
     def wait_time(self) -> float:
         """Return the seconds until the next request."""
         return self.chance.uniform(*self.shared.profile.pause)
+
+    def new_key(self) -> str:
+        """Return an Idempotency-Key that no other request has."""
+        return f"{self.shared.name}-{self.id}-{self.chance.getrandbits(64):x}"
 
     def _send_until(self, method: str, route: str, body: Any, status: int, row_id: int = 0) -> Any:
         limit = limit_of(method, route)
@@ -74,13 +84,15 @@ class Client(FastHttpUser):
         query: Query | None = None,
         body: Any = None,
         tag: str | None = None,
+        key: str | None = None,
         expected: tuple[int, ...] = (200,),
         note: str = "",
         check: Callable[[Any], str | None] | None = None,
     ) -> Any:
-        """Send a request; locust counts it under its route, and 304, 429 and 503 separately.
+        """Send a request; locust counts it under its route, and each of OTHER_KINDS separately.
 
-        tag: ETag that the client has. check: returns the failure of an expected response, or None.
+        tag: ETag that the client has. key: Idempotency-Key. check: returns the failure of an
+        expected response, or None.
         Returns the response; None if the client must wait for a rate limit, and sent nothing.
         """
         limit = limit_of(method, route)
@@ -89,6 +101,8 @@ class Client(FastHttpUser):
         headers = {"Authorization": f"Bearer {self.token}"} if self.token else {}
         if tag is not None:
             headers["If-None-Match" if method == "GET" else "If-Match"] = tag
+        if key is not None:
+            headers["Idempotency-Key"] = key
         if body is not None:
             headers |= JSON
         path = route.format(id=row_id) + (f"?{urlencode(query)}" if query else "")
@@ -104,10 +118,21 @@ class Client(FastHttpUser):
             else:
                 seen = (limit, status, response.headers, begun, monotonic())
                 failure = self.tracker.unexpected(*seen)
-            if status in {304, 429, 503} and status not in expected:
+            if status in OTHER_KINDS:
                 response.request_meta["name"] += f": {status}"
             response.failure(failure) if failure else response.success()
         return response
+
+
+def is_replay(first: Any) -> Callable[[Any], str | None]:
+    """Return the check that a response repeats the first response."""
+
+    def check(response: Any) -> str | None:
+        if response.headers.get("Idempotency-Replayed") != "true":
+            return "a repeated request was not recognised"
+        return None if response.content == first.content else "differs from the first response"
+
+    return check
 
 
 def body_of(response: Any) -> Any:

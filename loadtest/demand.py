@@ -53,6 +53,10 @@ class Filters:
             query["sort"] = chance.choice(SORTS)
         return query
 
+    def draw_words(self, chance: Random) -> Query:
+        """Return the query of a search: a word of a title, or its first letters."""
+        return self._words(chance.choice(self._books), chance)
+
     def _genre(self, book: dict[str, Any], chance: Random) -> Query:
         return {"genre": book["genre"] or "Fiction"}
 

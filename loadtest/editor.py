@@ -4,7 +4,7 @@ from typing import Any
 
 from locust import task
 
-from loadtest.client import Client
+from loadtest.client import REPEATED, Client, is_replay
 from loadtest.readers import BOOK, BOOKS, OF_USER
 from loadtest.verdict import STALE
 
@@ -35,9 +35,22 @@ class Editor(Client):
             self._delete(self.chance.choice(list(self.own)))
 
     def _create(self) -> None:
+        """Create a book, and sometimes repeat the request, as if the response had been lost."""
         book = {"title": f"Load {self.chance.getrandbits(32):x}", "author": "Somebody"}
-        response = self.send("POST", BOOKS, body=book, expected=(201,))
+        key = self.new_key()
+        response = self.send("POST", BOOKS, body=book, key=key, expected=(201,))
         if self._succeeded(response):
+            if self.chance.random() < 0.2:
+                repeated = is_replay(response)
+                self.send(
+                    "POST",
+                    BOOKS,
+                    body=book,
+                    key=key,
+                    expected=(201,),
+                    note=REPEATED,
+                    check=repeated,
+                )
             self._remember(response)
 
     def _change(self, book_id: int) -> None:

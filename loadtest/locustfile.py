@@ -13,18 +13,24 @@ from typing import Any
 import gevent
 from locust import events
 
+from loadtest.curator import Curator
 from loadtest.editor import Editor
+from loadtest.mirror import Mirror
 from loadtest.profiles import PROFILES
 from loadtest.readers import Browser, ImpatientBrowser, ReturningClient, Searcher
 from loadtest.shared_state import prepare
+from loadtest.supplier import Supplier
 from loadtest.verdict import Figures, Measured
 
 __all__ = [
     "Browser",
+    "Curator",
     "Editor",
     "ImpatientBrowser",
+    "Mirror",
     "ReturningClient",
     "Searcher",
+    "Supplier",
 ]  # locust reads them from this module
 PROGRESS_SECONDS = 5
 

@@ -1,6 +1,7 @@
 """The clients that read: they browse, revalidate and search."""
 
 from collections import OrderedDict
+from typing import Any
 
 from locust import task
 
@@ -8,8 +9,10 @@ from loadtest.client import Client, body_of
 from loadtest.demand import Query
 
 BOOKS, BOOK, OF_USER = "/api/books", "/api/books/{id}", "/api/users/{id}/books"
+POPULAR, SEARCH = "/api/popular-books", "/api/search"
 GENRES = (None, "Fiction", "Non-Fiction", "Science", "History")
 MAX_TAGS = 200  # ETags
+MAX_POPULAR = 10  # books
 
 
 class Browser(Client):
@@ -31,6 +34,17 @@ class Browser(Client):
     def read_books_of_user(self) -> None:
         """Read the books of a user."""
         self.send("GET", OF_USER, self.chance.choice(self.shared.user_ids))
+
+    @task(1)
+    def read_popular_books(self) -> None:
+        """Read the most viewed books."""
+
+        def check(response: Any) -> str | None:
+            views = [book["views"] for book in response.json()]
+            is_ordered = views == sorted(views, reverse=True) and len(views) <= MAX_POPULAR
+            return None if is_ordered else "not the most viewed books"
+
+        self.send("GET", POPULAR, check=check)
 
 
 class ImpatientBrowser(Browser):
@@ -72,9 +86,14 @@ class ReturningClient(Client):
 
 
 class Searcher(Client):
-    """Filters and sorts lists, and sometimes follows a cursor."""
+    """Searches, filters and sorts lists, and sometimes follows a cursor."""
 
     weight = 2
+
+    @task(2)
+    def search(self) -> None:
+        """Search for words of a book; most searches find it."""
+        self.send("GET", SEARCH, query=self.shared.filters.draw_words(self.chance))
 
     @task(2)
     def filter_a_page(self) -> None:

@@ -37,6 +37,7 @@ class SharedState:
     name: str = field(default_factory=lambda: secrets.token_hex(3))
     numbers: Iterator[int] = field(default_factory=lambda: count(1))
     user_ids: list[int] = field(default_factory=list)
+    curated: list[int] = field(default_factory=list)  # ids of books that all curators change
     retry_after: Counter[str] = field(default_factory=Counter)
 
 
