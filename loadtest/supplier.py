@@ -11,7 +11,7 @@ from loadtest.mirror import BATCH_GET
 from loadtest.verdict import STALE
 
 BULK = "/api/books/bulk"
-ITEMS = (20, 50)  # minimum and maximum of a request; up to 100 cost one unit of the limit
+ITEMS = (10, 30)  # minimum and maximum of a request; up to 100 cost one unit of the limit
 MAX_BOOKS = 100  # of a supplier
 
 
