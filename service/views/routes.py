@@ -1,7 +1,5 @@
 """HTTP operation on the most viewed books."""
 
-import asyncio
-
 from pydantic_core import from_json
 from quart import Blueprint
 
@@ -28,16 +26,14 @@ async def get_popular_books(call: Call, query_args: CachedQuery) -> Reply:
     ranking, status = await call.cache.dated.read(
         "popular-books", call.settings.cache_popular_seconds, service.most_viewed, bypass=bypass
     )
-    views: list[tuple[int, int]] = from_json(ranking)
-    books = await asyncio.gather(
-        *(call.cache.items.read(BOOKS, book_id, bypass=bypass) for book_id, _ in views)
-    )
+    views: dict[int, int] = dict(from_json(ranking))
+    if not views:
+        return Reply(b"[]", is_public=True, cached=status)
+    books, books_status = await call.cache.items.read_many(BOOKS, [*views], bypass=bypass)
     bodies = [
-        b'%b,"views":%d}' % (book.body[:-1], number)
-        for (book, _), (_, number) in zip(books, views, strict=True)
-        if book.body
+        b'%b,"views":%d}' % (books[book_id].body[:-1], number)
+        for book_id, number in views.items()
+        if book_id in books
     ]
-    statuses = [status, *(book_status for _, book_status in books)]
-    cached = next((each for each in statuses if each != "hit"), status)
     body = b"[%b]" % b",".join(bodies[: service.POPULAR])
-    return Reply(body, is_public=True, cached=cached)
+    return Reply(body, is_public=True, cached=books_status if status == "hit" else status)
