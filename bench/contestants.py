@@ -5,6 +5,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from bench.work import BASIC_KINDS, KINDS
+
 HOST = "127.0.0.1"
 BIN = Path(sys.executable).parent
 UVICORN = (
@@ -40,6 +42,11 @@ class Contestant:
     def does_work(self) -> bool:
         """False for a ceiling: it repeats recorded responses."""
         return self.group != CEILING
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of work that it does. Ceilings and documented peers do the basic kinds."""
+        return tuple(KINDS if self.group in {OCTAVO, TUNED} else BASIC_KINDS)
 
     def command_on(self, port: int) -> list[str]:
         """Return the command that listens on a port."""

@@ -29,11 +29,12 @@ def draw(results: Results, path: Path) -> None:
         least, most = min(rates, default=1) / 2, max(rates, default=1) * 6
         height = 0.8 / len(results.connections)
         for series, connections in enumerate(results.connections):
-            cells = [results.of(name, kind, connections) for name in names]
+            measured = results.measured(kind)
+            cells = [results.of(name, kind, connections) for name in measured]
             bars = panel.barh(
                 [
-                    n + height * (series - (len(results.connections) - 1) / 2)
-                    for n in range(len(names))
+                    names.index(name) + height * (series - (len(results.connections) - 1) / 2)
+                    for name in measured
                 ],
                 [least if cell.errors else cell.rate for cell in cells],
                 height,
@@ -43,6 +44,7 @@ def draw(results: Results, path: Path) -> None:
         panel.set_title(kind, loc="left", fontweight="bold")
         panel.set_xscale("log")
         panel.set_xlim(least, most)
+        panel.set_ylim(-0.5, len(names) - 0.5)
         panel.minorticks_off()
         panel.invert_yaxis()
         panel.spines[["top", "right"]].set_visible(False)

@@ -53,6 +53,10 @@ class Results:
         """The servers, in order."""
         return list(dict.fromkeys(cell.contestant for cell in self.cells))
 
+    def measured(self, kind: str) -> list[str]:
+        """Return the servers that did a kind of work, in order."""
+        return list(dict.fromkeys(cell.contestant for cell in self.cells if cell.kind == kind))
+
     @property
     def connections(self) -> list[int]:
         """The numbers of connections, in order."""

@@ -8,7 +8,7 @@ core; PostgreSQL, Redis and wrk use the other cores. The best round without erro
 
 import sys
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from itertools import product
 from pathlib import Path
@@ -23,7 +23,7 @@ from bench.results import Cell, Results, best
 from bench.same import ResponseChecker, UnequalWorkError, save
 from bench.server import DidNotStartError, Server, pin_everything_else, serving
 from bench.stage import Facts, Stage, free_port, running_stage
-from bench.work import KINDS, item_path, requests_of
+from bench.work import KINDS, SENT_ONCE, item_path, requests_of
 
 WARM_SECONDS = 0.5
 
@@ -31,10 +31,13 @@ WARM_SECONDS = 0.5
 class Run:
     """One run over all servers, round by round."""
 
-    def __init__(self, stage: Stage, facts: Facts, seconds: int, folder: Path) -> None:
+    def __init__(
+        self, stage: Stage, facts: Facts, seconds: int, kinds: Sequence[str], folder: Path
+    ) -> None:
         self._stage = stage
         self._facts = facts
         self._seconds = seconds
+        self._kinds = kinds
         self._requests = folder / "requests"
         self._responses = folder / "responses"
         self._reference: dict[str, Any] = {}
@@ -45,7 +48,7 @@ class Run:
         """Record Octavo's responses: peers are compared with them, and the ceilings repeat them."""
         with self._served(ALL[0]) as server:
             examiner = ResponseChecker("Octavo", server.url, self._facts)
-            self._reference = save(examiner.responses(), self._responses)
+            self._reference = save(examiner.responses(KINDS), self._responses)
             examiner.close()
 
     def visit(self, contestant: Contestant) -> Iterator[Cell]:
@@ -53,11 +56,12 @@ class Run:
         with self._served(contestant) as server:
             examiner = ResponseChecker(contestant.name, server.url, self._facts)
             if contestant.does_work and contestant.name not in self._examined:
-                examiner.compare(self._reference)
+                examiner.compare(self._reference, contestant.kinds)
                 self._examined.add(contestant.name)
             tags = examiner.tags()
             examiner.close()
-            for kind, series in product(KINDS, range(len(wrk.CONNECTIONS))):
+            kinds = [kind for kind in self._kinds if kind in contestant.kinds]
+            for kind, series in product(kinds, range(len(wrk.CONNECTIONS))):
                 yield self._measure(contestant, server, kind, tags, series)
             held = server.peak_bytes() / 1e6
             self.memory[contestant.name] = max(held, self.memory.get(contestant.name, 0))
@@ -78,8 +82,9 @@ class Run:
         connections = wrk.CONNECTIONS[series]
         warming = requests_of(kind, self._facts, tags, self._seconds, warming=True)
         wrk.write_requests(warming, self._requests)
-        wrk.warm(server.url, self._requests, WARM_SECONDS, connections)
-        if kind == "filtered":
+        # Few connections, so that few requests still wait when the measurement begins.
+        wrk.warm(server.url, self._requests, WARM_SECONDS, wrk.CONNECTIONS[0])
+        if kind in SENT_ONCE:
             requests = requests_of(kind, self._facts, tags, self._seconds, series=series)
             wrk.write_requests(requests, self._requests)
         server.rest()
@@ -106,13 +111,16 @@ def rotated(contestants: list[Contestant], number: int) -> list[Contestant]:
     return contestants[first:] + contestants[:first]
 
 
-def measure(books: int, seconds: int, rounds: int, contestants: list[Contestant]) -> Results:
+def measure(
+    books: int, seconds: int, rounds: int, contestants: list[Contestant], kinds: Sequence[str]
+) -> Results:
     """Measure all servers, and print the progress."""
     with running_stage() as stage, tempfile.TemporaryDirectory() as folder:
-        run = Run(stage, stage.prepare(books), seconds, Path(folder))
+        run = Run(stage, stage.prepare(books), seconds, kinds, Path(folder))
         run.record_octavo()
         cells: list[Cell] = []
-        steps = rounds * len(contestants) * len(KINDS) * len(wrk.CONNECTIONS)
+        done = sum(len({*kinds} & {*contestant.kinds}) for contestant in contestants)
+        steps = rounds * done * len(wrk.CONNECTIONS)
         for number in range(rounds):
             for contestant in rotated(contestants, number):
                 for cell in run.visit(contestant):
@@ -135,7 +143,13 @@ def measure(books: int, seconds: int, rounds: int, contestants: list[Contestant]
 @click.option(
     "--only", multiple=True, help="Only servers whose name contains this text; repeatable."
 )
-def main(books: int, seconds: int, rounds: int, only: tuple[str, ...]) -> None:
+@click.option(
+    "--kind", "kinds", type=click.Choice([*KINDS]), multiple=True, default=[*KINDS],
+    help="Only this kind of work; repeatable.",
+)  # fmt: skip
+def main(
+    books: int, seconds: int, rounds: int, only: tuple[str, ...], kinds: tuple[str, ...]
+) -> None:
     """Measure Octavo and its peers: SECONDS for each kind of work, connections and round."""
     wrk.require_wrk()
     contestants = [
@@ -147,10 +161,10 @@ def main(books: int, seconds: int, rounds: int, only: tuple[str, ...]) -> None:
         sys.exit(f"No server has such a name: {', '.join(contestant.name for contestant in ALL)}")
     pin_everything_else()
     try:
-        results = measure(books, seconds, rounds, contestants)
+        results = measure(books, seconds, rounds, contestants, kinds)
     except (DidNotStartError, UnequalWorkError, wrk.NotMeasuredError) as error:
         sys.exit(str(error))
-    if only:
+    if only or kinds != tuple(KINDS):
         return
     results.save(OUTPUT / "bench.json")
     click.echo(write(results))

@@ -1,11 +1,12 @@
 """Check that all servers do the same work: compare their responses with those of Octavo."""
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from datetime import datetime
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qsl, urlsplit
+from urllib.parse import parse_qsl, urlencode, urlsplit
+from uuid import uuid4
 
 import httpx
 
@@ -13,16 +14,19 @@ from bench.stage import Facts
 from bench.work import (
     PAGES,
     WARMING,
+    batch_body,
     caller,
     cursor_path,
     filtered_path,
     item_path,
     new_book,
     page_path,
+    token,
 )
 
 CREATED = 10  # books that a server creates during the check
 TIMES = {"created_at", "updated_at"}
+PUBLIC = {"item", "page", "cursor", "filtered", "search", "gzip"}  # kinds with an ETag
 SERVER_HEADERS = {"date", "server", "connection", "transfer-encoding"}  # not from the application
 UNSEEN = WARMING - 1  # a filter that no other request uses
 WRONG_BOOKS: list[Any] = [
@@ -51,7 +55,8 @@ class ResponseChecker:
     def __init__(self, name: str, url: str, facts: Facts) -> None:
         self._name = name
         self._facts = facts
-        self._client = httpx.Client(base_url=url, headers={"X-Forwarded-For": caller(999)})
+        headers = {"X-Forwarded-For": caller(999), "Accept-Encoding": "identity"}
+        self._client = httpx.Client(base_url=url, headers=headers)
 
     def close(self) -> None:
         """Close the connection."""
@@ -62,23 +67,31 @@ class ResponseChecker:
         paths = [item_path(self._facts, n) for n in range(len(self._facts.ids))]
         return {path: self._get(path).headers["etag"] for path in paths}
 
-    def responses(self) -> Responses:
-        """Return a response of each kind of work."""
-        item = self._get(item_path(self._facts, 0))
+    def responses(self, kinds: Collection[str]) -> Responses:
+        """Return a response of each kind of work, the reads before the writes."""
+        path = item_path(self._facts, 0)
+        item = self._get(path)
         self._expect("etag" in item.headers, "an item has an ETag")
-        responses = {
-            "item": item,
-            "304": self._get(
-                item_path(self._facts, 0), 304, {"If-None-Match": item.headers["etag"]}
-            ),
-            "page": self._get(page_path(0)),
-            "cursor": self._get(cursor_path(self._facts, 0)),
-            "filtered": self._get(filtered_path(UNSEEN)),
+        known = {"If-None-Match": item.headers["etag"]}
+        shortest = min(self._facts.searches, key=lambda query: (len(query), query))
+        requests: dict[str, Callable[[], httpx.Response]] = {
+            "item": lambda: item,
+            "304": lambda: self._get(path, 304, known),
+            "page": lambda: self._get(page_path(0)),
+            "cursor": lambda: self._get(cursor_path(self._facts, 0)),
+            "filtered": lambda: self._get(filtered_path(UNSEEN)),
+            # A short query matches many books.
+            "search": lambda: self._get(f"/api/search?{urlencode({'q': shortest})}"),
+            "gzip": lambda: self._get(page_path(0), headers={"Accept-Encoding": "gzip"}),
+            "batch": self._batch,
+            "create": lambda: self._create(0),
+            "put": self._put,
+            "create_key": self._create_once,
+            "bulk": self._bulk,
         }
-        responses["create"] = self._create(0)
-        return responses
+        return {kind: request() for kind, request in requests.items() if kind in kinds}
 
-    def compare(self, reference: Mapping[str, Any]) -> None:
+    def compare(self, reference: Mapping[str, Any], kinds: Collection[str]) -> None:
         """Compare the responses with those of Octavo, which come from an equal database."""
         self._check_rejections()
         self._check_rate_limit()
@@ -86,18 +99,16 @@ class ResponseChecker:
             for path in (page_path(n), cursor_path(self._facts, n)):
                 first, second = self._get(path).json(), self._get(path).json()
                 self._expect(normal(first) == normal(second), f"{path} stays the same")
-        for kind, response in self.responses().items():
+        for kind, response in self.responses(kinds).items():
             status, _, body = reference[kind]
             self._expect(response.status_code == status, f"{kind} has status {status}")
             if kind == "304":
                 self._expect(not response.content, "a 304 has no body")
                 continue
-            self._check_caching_headers(kind, response)
-            mine, theirs = normal(response.json()), normal(json.loads(body))
-            if kind == "create":
-                for book in (mine, theirs):
-                    for name in ("id", *TIMES):
-                        book.pop(name, None)
+            self._check_headers(kind, response)
+            mine, theirs = (
+                _without_new(kind, normal(json.loads(text))) for text in (response.text, body)
+            )
             self._expect(mine == theirs, f"{kind} returns\n{theirs}\nand not\n{mine}")
         self._check_total()
 
@@ -138,21 +149,66 @@ class ResponseChecker:
                 after["items"][0]["id"] == created["id"], "a new book is on the page at once"
             )
 
-    def _check_caching_headers(self, kind: str, response: httpx.Response) -> None:
+    def _check_headers(self, kind: str, response: httpx.Response) -> None:
         remaining(response)
-        if kind != "create":
-            self._expect("etag" in response.headers, f"{kind} has an ETag")
-            self._expect(
-                response.headers.get("cache-control") == "no-cache", f"{kind} is revalidated"
-            )
+        headers = response.headers
+        if kind in PUBLIC:
+            self._expect("etag" in headers, f"{kind} has an ETag")
+            self._expect(headers.get("cache-control") == "no-cache", f"{kind} is revalidated")
+        if kind == "gzip":
+            self._expect(headers.get("content-encoding") == "gzip", "a page is compressed")
+            varying = "accept-encoding" in headers.get("vary", "").lower()
+            self._expect(varying, "a compressed page varies with Accept-Encoding")
+
+    def _batch(self) -> httpx.Response:
+        """Read books, one of them twice and one that does not exist."""
+        ids = json.loads(batch_body(self._facts, 1))["ids"]
+        body = {"ids": [ids[0], self._facts.books * 1_000, *ids]}
+        return self._write("POST", "/api/books/batch-get", 200, body)
+
+    def _put(self) -> httpx.Response:
+        """Change a book with its ETag; the ETag before and another user are rejected."""
+        path, price = f"/api/books/{self._facts.owned[0]}", {"price": 12.34}
+        before = {"If-Match": self._get(path).headers["etag"]}
+        changed = self._write("PUT", path, 200, price, before)
+        self._expect(self._get(path).json() == changed.json(), "a change is visible at once")
+        self._write("PUT", path, 412, {"price": 1}, before)
+        now = {"If-Match": changed.headers["etag"]}
+        if len(self._facts.tokens) > 1:
+            self._write("PUT", path, 403, {"price": 1}, {**now, **token(self._facts, 1)})
+        return self._write("PUT", path, 200, {"price": 43.21}, now)
+
+    def _create_once(self) -> httpx.Response:
+        """Create a book twice with the same key, which creates it once."""
+        key, book = {"Idempotency-Key": uuid4().hex}, json.loads(new_book(1))
+        first = self._write("POST", "/api/books", 201, book, key)
+        again = self._write("POST", "/api/books", 201, book, key)
+        self._expect(again.content == first.content, "a retry has the response of the first")
+        self._expect("idempotency-replayed" in again.headers, "a retry is replayed")
+        self._write("POST", "/api/books", 422, {**book, "price": 1}, key)
+        return first
+
+    def _bulk(self) -> httpx.Response:
+        """Create two books; the item between them is invalid."""
+        books = [json.loads(new_book(2)), WRONG_BOOKS[1], json.loads(new_book(3))]
+        return self._write("POST", "/api/books/bulk", 207, {"items": books})
 
     def _create(self, number: int) -> httpx.Response:
-        headers = {
-            "Authorization": f"Bearer {self._facts.tokens[0]}",
-            "Content-Type": "application/json",
-        }
-        response = self._client.post("/api/books", content=new_book(number), headers=headers)
-        self._expect(response.status_code == 201, f"a book is created, not {response.text}")
+        return self._write("POST", "/api/books", 201, json.loads(new_book(number)))
+
+    def _write(
+        self,
+        method: str,
+        path: str,
+        status: int,
+        body: Any,
+        headers: Mapping[str, str] | None = None,
+    ) -> httpx.Response:
+        """Send a body as the first user. The response must have the status."""
+        headers = {**token(self._facts, 0), **(headers or {})}
+        response = self._client.request(method, path, json=body, headers=headers)
+        expected = f"{method} {path} is {status}, not {response.status_code} {response.text}"
+        self._expect(response.status_code == status, expected)
         return response
 
     def _get(
@@ -167,6 +223,15 @@ class ResponseChecker:
     def _expect(self, condition: bool, expected: str) -> None:
         if not condition:
             raise UnequalWorkError(f"{self._name} does not do the same work. Expected: {expected}")
+
+
+def _without_new(kind: str, body: Any) -> Any:
+    """Return a body without the values that the database makes, and without texts of errors."""
+    new = {"put": TIMES, "create": {"id", *TIMES}, "create_key": {"id", *TIMES}}
+    if kind == "bulk":
+        ours = [item | {"id": 0} if "id" in item else item for item in body["results"]]
+        return [item | {"errors": {}} if "errors" in item else item for item in ours]
+    return {name: value for name, value in body.items() if name not in new.get(kind, ())}
 
 
 def remaining(response: httpx.Response) -> int:

@@ -16,6 +16,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from random import Random
 from typing import Any
 from uuid import uuid4
 
@@ -28,13 +29,15 @@ from loadtest.services import inherited_environment
 from service.cache import RedisStore
 from service.config import Testing
 from service.models import User
+from service.models.search import words
 from service.security import Tokens
 
 SECRET = "a secret of the benchmark, long enough for HS256"  # noqa: S105  (no real secret)
 RATE = 1_000_000  # requests per minute and caller: each request is counted, and none is rejected
 TEMPLATE, COPY = "books", "books_copy"
 HOT = 100  # books that are requested one by one
-USERS = 100  # users that create books
+OWNED = 1_000  # books that their owners change
+USERS = 100  # users that create and change books
 LIMITS = (
     "DEFAULT", "BOOKS_LIST", "BOOKS_ITEM", "SEARCH", "LOGIN", "LOGIN_FAILURES", "REGISTER",
 )  # fmt: skip
@@ -42,12 +45,18 @@ LIMITS = (
 
 @dataclass(frozen=True)
 class Facts:
-    """The books that the load requests, and the tokens of its users."""
+    """The books that the load requests, and the tokens of its users.
+
+    owned: ids of books; the n-th belongs to the user of the n-th token, counted round and round.
+    searches: different texts, each of which matches a book.
+    """
 
     books: int
     ids: tuple[int, ...]
     middle: int
     tokens: tuple[str, ...]
+    owned: tuple[int, ...]
+    searches: tuple[str, ...]
 
 
 class Stage:
@@ -159,19 +168,47 @@ class Stage:
             uuid4().hex,
             run_id,
         )
-        await db.execute("VACUUM (ANALYZE)")
         books = await db.fetchval("SELECT count(*) FROM books")
         highest = await db.fetchval("SELECT max(id) FROM books")
-        rows = await db.fetch(
-            "SELECT min(id) AS id FROM books GROUP BY width_bucket(id, 1, $1::int8 + 1, $2)",
-            highest,
-            HOT,
-        )
+        ids = await _spread(db, highest, HOT)
+        owned = await _spread(db, highest, OWNED)
         users = await db.fetch("SELECT id, username, tier, token_version FROM users ORDER BY id")
+        owners = [users[n % len(users)]["id"] for n in range(len(owned))]
+        await db.execute(
+            "UPDATE books SET user_id = new.user_id "
+            "FROM unnest($1::int8[], $2::int8[]) AS new (id, user_id) WHERE books.id = new.id",
+            owned,
+            owners,
+        )
+        await db.execute("VACUUM (ANALYZE)")
+        query = "SELECT title, author FROM books ORDER BY id LIMIT 10000"
+        searches = _searches(await db.fetch(query))
         await db.close()
         tokens = Tokens(Testing(secret_key=SECRET))
         issued = tuple(tokens.issue(User(**user))[0] for user in users)
-        return Facts(books, tuple(sorted(row["id"] for row in rows)), highest // 2, issued)
+        return Facts(books, ids, highest // 2, issued, owned, searches)
+
+
+async def _spread(db: Any, highest: int, count: int) -> tuple[int, ...]:
+    """Return ids of books, at equal distances."""
+    rows = await db.fetch(
+        "SELECT min(id) AS id FROM books GROUP BY width_bucket(id, 1, $1::int8 + 1, $2) ORDER BY 1",
+        highest,
+        count,
+    )
+    return tuple(row["id"] for row in rows)
+
+
+def _searches(books: list[Any]) -> tuple[str, ...]:
+    """Return searches for a word of a title and the beginning of the author's last name."""
+    queries = {
+        f"{word} {name[:length]}"
+        for title, author in books
+        for name in words(author)[-1:]
+        for word in words(title)
+        for length in range(1, len(name) + 1)
+    }
+    return tuple(Random(1).sample(sorted(queries), len(queries)))  # noqa: S311  (no secret)
 
 
 @contextmanager

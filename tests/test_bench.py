@@ -1,6 +1,9 @@
 """The benchmark: its figures and pages, and the equal work of its peers."""
 
+import asyncio
 import json
+import re
+import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +18,9 @@ from bench.contestants import ALL
 from bench.limits import get_status
 from bench.peers import bare, derived
 from bench.report import (
+    AIMS,
     OUTPUT,
+    aims,
     headline,
     in_readme,
     loses,
@@ -23,7 +28,7 @@ from bench.report import (
     outcome,
     page,
     ratio,
-    short_table,
+    short_tables,
     table,
     whole_table,
 )
@@ -34,14 +39,21 @@ from bench.server import ROOT
 from bench.sizes import best as best_cost
 from bench.sizes import growth
 from bench.stage import Facts, Stage
-from bench.work import CALLERS, KINDS, caller, filtered_path, requests_of
+from bench.work import BASIC_KINDS, BULK_SIZE, CALLERS, KINDS, caller, requests_of
 from loadtest.services import inherited_environment
 from service.config import Production
 from service.models import Book
 from service.models.search import tsvector_of
 
 LUA = Path(bare.__file__).with_name("limit_and_get.lua").read_text(encoding="utf-8")
-FACTS = Facts(books=1_000, ids=(1, 2, 3), middle=500, tokens=("a.b.c", "d.e.f"))
+FACTS = Facts(
+    books=1_000,
+    ids=(1, 2, 3),
+    middle=500,
+    tokens=("a.b.c", "d.e.f"),
+    owned=tuple(range(1, 1_001)),
+    searches=tuple(f"word {n}" for n in range(5_000)),
+)
 TAGS = {f"/api/books/{n}": f'"{n}"' for n in FACTS.ids}
 OUTPUT_OF_WRK = """Running 1s test @ http://127.0.0.1:1
   1 threads and 32 connections
@@ -163,7 +175,7 @@ def test_a_server_with_errors_has_no_figure_and_no_ratio(results: Results) -> No
     failing = with_errors(results, "Fast", 0.12)
     assert "- **requests per second, 32 connections:** nowhere" in loses(failing)
     assert "- **requests per second, 256 connections:** page (Fast 2.5)" in loses(failing)
-    few, many = (short_table(failing, connections) for connections in wrk.CONNECTIONS)
+    few, many = (short_tables(failing, connections) for connections in wrk.CONNECTIONS)
     assert "| Fast | no figure: 12 % errors | no figure: 12 % errors | 99 MB |" in few
     assert "errors" not in many
     silent = replace(results.of("Fast", "page", 32), errors=1, rate=0)
@@ -183,26 +195,53 @@ def test_errors_of_octavo_are_reported_and_leave_no_ratio(results: Results) -> N
         "- **requests per second, 32 connections:** nowhere",
         "- **requests per second, 256 connections:** page (Fast 2.5)",
     ]
-    rows = short_table(failing, 32).splitlines()
+    rows = short_tables(failing, 32).splitlines()
     assert rows[2].startswith("| Octavo | no figure: under 1 % errors | no figure")
     assert rows[5] == "| Fast | 250/s (-)<br>4,000 us (-) | 25/s (-)<br>40,000 us (-) | 99 MB |"
     assert "| page | 32 | Fast | 0 % | 250 | - | 4,000 | - | 1.0 |" in whole_table(failing)
 
 
 def test_tables_have_every_contestant_and_every_figure(results: Results) -> None:
-    head, line, *rows = short_table(results, 32).splitlines()
+    head, line, *rows = short_tables(results, 32).splitlines()
     assert head == "| 32 connections | page | create | memory |"
     assert line == "| --- | ---: | ---: | ---: |"
     assert rows[3] == (
         "| Fast | 250/s (2.50)<br>4,000 us (0.40) | 25/s (0.50)<br>40,000 us (2.00) | 99 MB |"
     )
-    assert "| Fast | 125/s (2.50)<br>8,000 us (0.40) |" in short_table(results, 256)
+    assert "| Fast | 125/s (2.50)<br>8,000 us (0.40) |" in short_tables(results, 256)
     whole = whole_table(results)
     assert (
         "| page | 32 | Fast | 0 % | 250 | 2.50 | 4,000 | 0.40 | 1.0 | 10.0 | 100% | 99 |" in whole
     )
     assert len(whole.splitlines()) == 2 + len(results.cells)
     assert table(["a", "b"], [["1", "2"]]) == "| a | b |\n| --- | ---: |\n| 1 | 2 |"
+
+
+def test_work_that_some_servers_do_has_a_table_of_its_own(results: Results) -> None:
+    batch = [
+        cell(name, group, "batch", rate, connections)
+        for connections in wrk.CONNECTIONS
+        for name, group, rate in (("Octavo", "Octavo", 300), ("Fast", "tuned", 125))
+    ]
+    more = replace(results, cells=[*results.cells, *batch])
+    first, second = (part.splitlines() for part in short_tables(more, 32).split("\n\n"))
+    assert first == short_tables(results, 32).splitlines()
+    assert second[0] == "| 32 connections | batch | memory |"
+    assert [row.split(" | ")[0] for row in second[2:]] == ["| Octavo", "| Fast"]
+    assert len(whole_table(more).splitlines()) == 2 + len(more.cells)
+    assert AIMS["batch"] == 2
+    assert aims(more).splitlines()[2:] == ["| batch | 2.0 | 2.40 | 2.40 |"]
+    assert aims(more) in page(more)
+    assert "## Aims" not in page(results)
+    equal = [*results.cells, *(replace(each, rate=150) for each in batch)]
+    missed = aims(replace(results, cells=equal))
+    assert missed.splitlines()[2] == "| batch | 2.0 | 1.00 (missed) | 1.00 (missed) |"
+
+
+def test_octavo_and_tuned_peers_do_all_work() -> None:
+    for contestant in ALL:
+        is_compared = contestant.group in {"Octavo", "tuned"}
+        assert contestant.kinds == tuple(KINDS if is_compared else BASIC_KINDS)
 
 
 def test_octavo_runs_with_default_settings(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -225,7 +264,8 @@ def test_octavo_runs_with_default_settings(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_the_page_shows_date_machine_and_settings(results: Results) -> None:
     text = page(results)
-    facts = ("10,000 books", "32 and over 256 connections", "each of 3 round(s)", *KINDS.values())
+    kinds = [KINDS[kind] for kind in results.kinds]
+    facts = ("10,000 books", "32 and over 256 connections", "each of 3 round(s)", *kinds)
     for fact in (*results.machine.values(), *facts):
         assert fact in text
 
@@ -278,7 +318,7 @@ def test_requests_are_complete_and_of_many_callers(kind: str, tmp_path: Path) ->
         headers = dict(line.split(": ", 1) for line in lines)
         assert first.split()[2] == "HTTP/1.1"
         assert len(body) == int(headers.get("Content-Length", 0))
-        assert first.startswith("POST") == bool(body)
+        assert first.startswith(("POST", "PUT")) == bool(body)
     wrk.write_requests(requests, tmp_path / "requests")
     kept = (tmp_path / "requests").read_bytes()
     assert kept.startswith(b"%d\n%b" % (len(requests[0]), requests[0]))
@@ -295,15 +335,34 @@ def test_conditional_requests_have_the_etag_of_their_book() -> None:
         assert f"If-None-Match: {TAGS[path]}\r\n".encode() in request
 
 
-def test_no_filter_is_requested_twice() -> None:
-    paths = [filtered_path(n) for n in range(20_000)]
-    assert len(set(paths)) == len(paths)
-    measured = requests_of("filtered", FACTS, TAGS, seconds=2)
-    others = [
-        *requests_of("filtered", FACTS, TAGS, seconds=2, series=1),
-        *requests_of("filtered", FACTS, TAGS, seconds=2, warming=True),
+@pytest.mark.parametrize(
+    ("kind", "unique"),
+    [
+        ("filtered", rb"^GET (\S+)"),
+        ("search", rb"^GET (\S+)"),
+        ("create_key", rb"Idempotency-Key: (\S+)"),
+    ],
+)
+def test_no_filter_search_or_key_is_sent_twice(kind: str, unique: bytes) -> None:
+    measurements = [
+        *(requests_of(kind, FACTS, TAGS, seconds=1, series=series) for series in range(2)),
+        requests_of(kind, FACTS, TAGS, seconds=1, warming=True),
     ]
-    assert not {each.split()[1] for each in measured} & {each.split()[1] for each in others}
+    values = [re.search(unique, each) for requests in measurements for each in requests]
+    assert len({value[1] for value in values if value}) == len(values)
+
+
+def test_a_search_is_not_repeated_if_there_are_too_few() -> None:
+    with pytest.raises(ValueError, match="fewer seconds"):
+        requests_of("search", FACTS, TAGS, seconds=2, series=1)
+
+
+def test_many_books_are_in_one_request() -> None:
+    bulk, batch = (
+        json.loads(requests_of(kind, FACTS, TAGS, seconds=1)[0].partition(b"\r\n\r\n")[2])
+        for kind in ("bulk", "batch")
+    )
+    assert (len(bulk["items"]), len(batch["ids"])) == (BULK_SIZE, BULK_SIZE)
 
 
 def test_each_caller_has_its_own_address() -> None:
@@ -332,6 +391,39 @@ def test_a_peer_without_a_limit_is_reported() -> None:
     Response.headers = {}
     with pytest.raises(UnequalWorkError):
         remaining(Response())  # type: ignore[arg-type]  # a stand-in
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+async def test_a_put_has_the_etag_of_the_response_before(tmp_path: Path) -> None:
+    """wrk sends the PUTs to a server that accepts only the present ETag of a book."""
+    tags: dict[bytes, int] = {}
+    prices: set[bytes] = set()
+    statuses: list[int] = []
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while head := await reader.readuntil(b"\r\n\r\n"):
+            prices.add(await reader.readexactly(len(b'{"price": 10.00}')))
+            path, tag = (re.findall(each, head)[0] for each in (rb"/(\d+) ", rb"If-Match: (\S+)"))
+            present = tags.get(path, 0)
+            statuses.append(200 if tag == (b'"%d"' % present if present else b"*") else 412)
+            tags[path] = present + 1
+            body = b'{"id":%b,"price":1}' % path
+            writer.write(
+                b'HTTP/1.1 %d x\r\nETag: "%d"\r\nContent-Length: %d\r\n\r\n%b'
+                % (statuses[-1], present + 1, len(body), body)
+            )
+
+    wrk.write_requests(requests_of("put", FACTS, TAGS, seconds=1), tmp_path / "requests")
+    server = await asyncio.start_server(serve, "127.0.0.1", 0)
+    try:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        load = await asyncio.to_thread(wrk.send, url, tmp_path / "requests", 1, 4)
+    finally:
+        server.close()
+    assert load.errors == 0
+    assert set(statuses) == {200}
+    assert max(tags.values()) > 2
+    assert len(prices) > 2
 
 
 async def test_a_ceiling_repeats_its_recorded_responses(
@@ -378,6 +470,9 @@ async def test_a_tuned_peer_counts_its_limit(redis_url: str) -> None:
         assert all(0 < reply[1] <= period for reply in replies)
         keys = [key async for key in redis.scan_iter("bench:limit*")]
         assert [0 < await redis.ttl(key) <= 2 * period for key in keys] == [True]
+        costly: list[Any] = ["bench:limit of another", "bench:book", "bench:none", 10, period, 4]
+        replies = [await redis.eval(LUA, 3, *costly) for _ in range(3)]
+        assert [reply[0] for reply in replies] == [6, 2, -1]
     finally:
         keys = [key async for key in redis.scan_iter("bench:limit*")]
         await redis.delete("bench:book", *keys)

@@ -13,6 +13,7 @@ from sqlalchemy import make_url
 
 from bench.same import ResponseChecker, Responses, UnequalWorkError, save
 from bench.stage import Facts
+from bench.work import KINDS
 from service.cache import Cache
 from tests.conftest import Site, fresh_catalogue, serving, settings_for
 from tests.factories import Factory
@@ -48,9 +49,12 @@ async def reference(
     async with serving(settings_for(url, folder, trusted_proxy_hops=1)) as site:
         make = Factory(site.app)
         member = await make.member()
-        books = [await make.book(genre="Fiction", price=25.0 + n / 100) for n in range(60)]
+        other = await make.member()
+        books = [await make.book(member, genre="Fiction", price=25.0 + n / 100) for n in range(60)]
         ids = tuple(book.id for book in books[:5])
-        facts = Facts(len(books), ids, books[30].id, (member.token,))
+        owned, searches = (books[9].id,), ("a", "b")
+        tokens = (member.token, other.token)
+        facts = Facts(len(books), ids, books[30].id, tokens, owned, searches)
         copy = make_url(site.another_url).database
         assert copy is not None
         await cached(site)
@@ -63,7 +67,7 @@ async def reference_of(url: str, facts: Facts, path: Path) -> dict[str, Any]:
 
     def ask() -> Responses:
         examiner = ResponseChecker("Octavo", url, facts)
-        responses = examiner.responses()
+        responses = examiner.responses(KINDS)
         examiner.close()
         return responses
 
@@ -74,7 +78,7 @@ async def examine(url: str, facts: Facts, reference: dict[str, Any]) -> None:
     """Hold a server to what was kept."""
     examiner = ResponseChecker("the other", url, facts)
     try:
-        await asyncio.to_thread(examiner.compare, reference)
+        await asyncio.to_thread(examiner.compare, reference, KINDS)
     finally:
         examiner.close()
 
@@ -87,6 +91,23 @@ def without(name: str) -> Prepare:
         async def leave_out(response: Response) -> Response:
             response.headers.pop(name, None)
             return response
+
+    return prepare
+
+
+def deaf_to(name: bytes) -> Prepare:
+    """Remove a header from every request."""
+
+    def prepare(app: Quart) -> None:
+        inner = app.asgi_app
+
+        async def without_header(scope: Any, receive: Any, send: Any) -> None:
+            if scope["type"] == "http":
+                headers = [pair for pair in scope["headers"] if pair[0] != name]
+                scope = {**scope, "headers": headers}
+            await inner(scope, receive, send)
+
+        app.asgi_app = without_header  # type: ignore[method-assign]  # Quart's extension point
 
     return prepare
 
@@ -110,6 +131,9 @@ def with_another_price(app: Quart) -> None:
         ({"trusted_proxy_hops": 0}, None, "another client has its own limit"),
         ({"cache_pages": "ttl"}, None, "a new book is on the page at once"),
         ({"secret_key": "another secret, as long as it has to be"}, None, r"\{\} is rejected"),
+        ({"compression": False}, None, "a page is compressed"),
+        ({}, deaf_to(b"if-match"), "is 412, not 200"),
+        ({}, deaf_to(b"idempotency-key"), "a retry has the response"),
         # Hooks of the framework's.
         ({"fast_path": False}, without("ETag"), "has an ETag"),
         ({"fast_path": False}, without("Cache-Control"), "is revalidated"),

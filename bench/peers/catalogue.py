@@ -4,21 +4,16 @@ Commands of the same moment are sent to Redis together, on one connection.
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import asyncpg
 from redis.asyncio import Redis
 
-from bench.peers import listing, settings, wire
+from bench.peers import listing, settings, wire, writes
+from bench.peers.wire import BookResponse, error_response
 
-
-class BookResponse(NamedTuple):
-    """A response, ready to be sent."""
-
-    status: int
-    body: bytes
-    headers: list[tuple[str, str]]
+Read = Callable[[str], listing.Listing | listing.Search]
 
 
 class Pipeline:
@@ -82,17 +77,19 @@ class Catalogue:
         if refused is not None:
             return refused
         if cached is None:
-            statement = listing.Statement(listing.ITEM, (book_id,))
-            row = await self._pool.fetchrow(statement.numbered(), *statement.values)
+            row = await self._row(listing.Statement(listing.ITEM, (book_id,)))
             if row is None:
-                return _error(404, "Not Found", headers)
-            cached = wire.pack(wire.book_body(row))
-            self._pipeline.send("SET", key, cached, "EX", settings.ITEM_SECONDS)
-        return _tagged(cached, headers, known)
+                return error_response(404, "Not Found", headers)
+            cached = wire.pack_book(row)
+            self._keep(book_id, cached)
+        return wire.tagged(cached, headers, known)
 
-    async def page(self, query: str, caller: str, known: str | None) -> BookResponse:
+    async def page(
+        self, query: str, caller: str, known: str | None, read: Read = listing.read
+    ) -> BookResponse:
         """Return a list of books of the current generation, cached or read from PostgreSQL."""
-        key, held = f"tuned:page:{query}", self._pages.get(query)
+        key = f"tuned:{read.__name__}:{query}"
+        held = self._pages.get(key)
         keys = () if held else (key,)
         refused, headers, (generation, *others) = await self._admit(caller, wire.GENERATION, *keys)
         if refused is not None:
@@ -100,46 +97,162 @@ class Catalogue:
         generation, cached = generation or b"0", held or others[0]
         if cached is None or wire.unpack(cached)[0] != generation:
             try:
-                parsed = listing.read(query)
+                parsed = read(query)
             except listing.BadRequestError as error:
-                return _error(400, str(error), headers)
+                return error_response(400, str(error), headers)
             cached = wire.pack(await self._read(parsed), generation)
             self._pipeline.send("SET", key, cached, "EX", settings.PAGE_SECONDS)
-        self._pages.keep(query, cached)
-        return _tagged(cached, headers, known)
+        self._pages.keep(key, cached)
+        return wire.tagged(cached, headers, known)
 
-    async def create(self, body: bytes, authorization: str | None) -> BookResponse:
-        """Create a book; a new generation invalidates the cached pages before the response."""
+    async def search(self, query: str, caller: str, known: str | None) -> BookResponse:
+        """Return a page of the books that match best."""
+        return await self.page(query, caller, known, listing.read_search)
+
+    async def create(
+        self, body: bytes, authorization: str | None, key: str | None = None
+    ) -> BookResponse:
+        """Create a book; a new generation invalidates the cached pages before the response.
+
+        key: Idempotency-Key. A retry with the same key gets the recorded response.
+        """
+        user, headers = await self._admit_user(authorization)
+        if isinstance(user, BookResponse):
+            return user
         try:
-            user_id, version = wire.user_of(authorization)
-        except wire.UnauthorizedError as error:
-            return _error(401, str(error), [])
-        refused, headers, _ = await self._admit(f"user:{user_id}")
+            statement = writes.new_values(writes.read_book(body), *user)
+        except ValueError as error:
+            return error_response(400, str(error), headers)
+        if key is None:
+            response = wire.created(await self._row(statement), headers)
+        elif writes.KEY.fullmatch(key):
+            response = await self._create_once(statement, user[0], key, body, headers)
+        else:
+            return error_response(400, "Invalid Idempotency-Key", headers)
+        if response.status == 201:
+            await self._pipeline.send("INCR", wire.GENERATION)
+        return response
+
+    async def _create_once(
+        self,
+        statement: listing.Statement,
+        user_id: int,
+        key: str,
+        body: bytes,
+        headers: list[tuple[str, str]],
+    ) -> BookResponse:
+        """Create a book and record the response, in one transaction."""
+        async with self._pool.acquire() as db:
+            try:
+                async with db.transaction():
+                    row = await db.fetchrow(statement.numbered(), *statement.values)
+                    response = wire.created(row, headers)
+                    record = writes.record_values(user_id, key, body, response)
+                    if row and not await db.fetchval(record.numbered(), *record.values):
+                        raise writes.KeyInUseError
+                    return response
+            except writes.KeyInUseError:
+                recorded = listing.Statement(writes.RECORDED, (user_id, key))
+                row = await db.fetchrow(recorded.numbered(), *recorded.values)
+        return writes.replay(row, body, headers)
+
+    async def change(
+        self, book_id: int, body: bytes, authorization: str | None, if_match: str | None
+    ) -> BookResponse:
+        """Change a book, under the precondition If-Match."""
+        user, headers = await self._admit_user(authorization)
+        if isinstance(user, BookResponse):
+            return user
+        try:
+            change = writes.read_change(body)
+        except ValueError as error:
+            return error_response(400, str(error), headers)
+        if writes.is_renamed(change):
+            present = await self._row(listing.Statement(listing.ITEM, (book_id,)))
+            if present is None:
+                return error_response(404, "Not Found", headers)
+            change = writes.with_derived(change, present)
+        row = await self._row(writes.change_values(book_id, change, if_match, *user))
+        if row is None:
+            row = await self._row(listing.Statement(writes.UNCHANGED, (book_id, user[0])))
+            return writes.unchanged(book_id, user, row, headers)
+        cached = wire.pack_book(row)
+        self._keep(book_id, cached)
+        await self._pipeline.send("INCR", wire.GENERATION)
+        _, tag, body = wire.unpack(cached)
+        return BookResponse(200, body, [*headers, ("ETag", tag)])
+
+    async def bulk(self, body: bytes, authorization: str | None, *, atomic: bool) -> BookResponse:
+        """Create the valid books of a request, or all or none of them (atomic)."""
+        user, headers = await self._admit_user(authorization)
+        if isinstance(user, BookResponse):
+            return user
+        try:
+            items = writes.read_items(body)
+        except ValueError as error:
+            return error_response(400, str(error), headers)
+        valid = len(items) - sum(isinstance(item, str) for item in items)
+        if atomic and valid < len(items):
+            return error_response(400, "An item is invalid", headers)
+        rows = await self._rows(writes.bulk_values(items, *user)) if valid else []
+        if len(rows) < valid:
+            return error_response(401, "Invalid or expired token", headers)
+        await self._pipeline.send("INCR", wire.GENERATION)
+        return BookResponse(201 if atomic else 207, writes.bulk_body(items, rows), headers)
+
+    async def batch(self, body: bytes, caller: str) -> BookResponse:
+        """Return many books by their ids: one call to Redis, and one statement for the misses."""
+        try:
+            ids = writes.read_ids(body).ids
+        except ValueError as error:
+            refused, headers, _ = await self._admit(caller)
+            return refused or error_response(400, str(error), headers)
+        wanted = [*dict.fromkeys(ids)]
+        keys = [f"tuned:book:{book_id}" for book_id in wanted]
+        refused, headers, values = await self._admit(caller, *keys, units=wire.units_of(len(ids)))
         if refused is not None:
             return refused
-        try:
-            book = wire.read_book(body)
-        except ValueError as error:  # the exceptions of msgspec are ValueErrors
-            return _error(400, str(error), headers)
-        statement = wire.new_values(book, user_id, version)
-        row = await self._pool.fetchrow(statement.numbered(), *statement.values)
-        if row is None:
-            return _error(401, "Invalid or expired token", headers)
-        await self._pipeline.send("INCR", wire.GENERATION)
-        location = f"{settings.PUBLIC_URL}/api/books/{row['id']}"
-        return BookResponse(201, wire.book_body(row), [*headers, ("Location", location)])
+        cached = {book_id: value for book_id, value in zip(wanted, values, strict=True) if value}
+        if missing := [book_id for book_id in wanted if book_id not in cached]:
+            for row in await self._rows(listing.Statement(writes.MANY, (missing,))):
+                cached[row["id"]] = wire.pack_book(row)
+                self._keep(row["id"], cached[row["id"]])
+        bodies = {book_id: wire.unpack(value)[2] for book_id, value in cached.items()}
+        return BookResponse(200, writes.batch_body(ids, bodies), headers)
 
-    async def _read(self, books: listing.Listing) -> bytes:
-        rows = await self._pool.fetch(books.rows.numbered(), *books.rows.values)
+    async def _row(self, statement: listing.Statement) -> Any:
+        return await self._pool.fetchrow(statement.numbered(), *statement.values)
+
+    async def _rows(self, statement: listing.Statement) -> list[Any]:
+        rows: list[Any] = await self._pool.fetch(statement.numbered(), *statement.values)
+        return rows
+
+    def _keep(self, book_id: int, cached: bytes) -> None:
+        key = f"tuned:book:{book_id}"
+        self._pipeline.send("SET", key, cached, "EX", settings.ITEM_SECONDS)
+
+    async def _read(self, books: listing.Listing | listing.Search) -> bytes:
+        rows = await self._rows(books.rows)
         if books.page is None:
             return books.body(rows, 0)
         if not rows:
             total = await self._pool.fetchval(books.total.numbered(), *books.total.values)
             return books.body([], total)
-        return books.body([without_total(row) for row in rows], rows[0]["total"])
+        return books.body([wire.without_total(row) for row in rows], rows[0]["total"])
+
+    async def _admit_user(
+        self, authorization: str | None
+    ) -> tuple[tuple[int, int] | BookResponse, list[tuple[str, str]]]:
+        """Count a request of a user. Return the id and the token's version or a rejection."""
+        try:
+            user = wire.user_of(authorization)
+        except wire.UnauthorizedError as error:
+            return error_response(401, str(error), []), []
+        refused, headers, _ = await self._admit(f"user:{user[0]}")
+        return user if refused is None else refused, headers
 
     async def _admit(
-        self, caller: str, *keys: str
+        self, caller: str, *keys: str, units: int = 1
     ) -> tuple[BookResponse | None, list[tuple[str, str]], list[bytes | None]]:
         """Count a request and read `keys`. Return a rejection or None, the headers, the values."""
         left, reset, *values = await self._pipeline.send(
@@ -150,29 +263,13 @@ class Catalogue:
             *keys,
             settings.RATE,
             60,
+            units,
         )
         headers = wire.limit_headers(left, reset)
         if left < 0:
-            return _error(429, "Rate limit exceeded", headers), headers, [None] * len(keys)
+            return error_response(429, "Rate limit exceeded", headers), headers, [None] * len(keys)
         return None, headers, values
 
 
 async def _no_reset(_: Any) -> None:
     """Skip the round trip in which asyncpg resets a session: no statement changes a session."""
-
-
-def without_total(row: Any) -> dict[str, Any]:
-    """Return the book of a row that also has the total."""
-    book = dict(row)
-    del book["total"]
-    return book
-
-
-def _tagged(cached: bytes, headers: list[tuple[str, str]], known: str | None) -> BookResponse:
-    _, tag, body = wire.unpack(cached)
-    headers += [("ETag", tag), ("Cache-Control", "no-cache")]
-    return BookResponse(304, b"", headers) if known == tag else BookResponse(200, body, headers)
-
-
-def _error(status: int, message: str, headers: list[tuple[str, str]]) -> BookResponse:
-    return BookResponse(status, listing.to_json({"error": message}), headers)

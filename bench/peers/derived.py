@@ -13,13 +13,14 @@ def author_key(author: str) -> str:
 
 def search_words(title: str, author: str) -> str:
     """Return the search words of a book, in the text form of a tsvector."""
-    words = _words(title)
-    parts = [f"{word}:{n}A" for n, word in enumerate(words, 1)]
-    parts += [f"{word}:{n}" for n, word in enumerate(_words(author), len(words) + 1)]
+    titles = words(title)
+    parts = [f"{word}:{n}A" for n, word in enumerate(titles, 1)]
+    parts += [f"{word}:{n}" for n, word in enumerate(words(author), len(titles) + 1)]
     return " ".join(parts)
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
+    """Split a text into words for the search."""
     if text.isascii():
         return WORD.findall(text.lower())
     text = unicodedata.normalize("NFKD", unicodedata.normalize("NFKD", text).casefold())

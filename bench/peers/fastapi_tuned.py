@@ -4,9 +4,10 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 from fastapi import FastAPI, Request, Response
+from fastapi.middleware.gzip import GZipMiddleware
 
-from bench.peers.catalogue import BookResponse, Catalogue
-from bench.peers.wire import address_of
+from bench.peers.catalogue import Catalogue
+from bench.peers.wire import GZIP_LEVEL, GZIP_MIN_SIZE, BookResponse, address_of
 
 catalogue = Catalogue()
 
@@ -20,6 +21,7 @@ async def lifespan(_: FastAPI) -> AsyncIterator[None]:
 
 
 app = FastAPI(lifespan=lifespan, openapi_url=None)
+app.add_middleware(GZipMiddleware, minimum_size=GZIP_MIN_SIZE, compresslevel=GZIP_LEVEL)
 
 
 def respond(response: BookResponse) -> Response:
@@ -49,8 +51,38 @@ async def list_books(request: Request) -> Response:
     return respond(await catalogue.page(query, caller(request), known))
 
 
+@app.get("/api/search", response_class=Response)
+async def search_books(request: Request) -> Response:
+    """Return the books that match best."""
+    query = request.scope["query_string"].decode()
+    known = request.headers.get("if-none-match")
+    return respond(await catalogue.search(query, caller(request), known))
+
+
 @app.post("/api/books", response_class=Response)
 async def create_book(request: Request) -> Response:
     """Create a book."""
+    headers = request.headers
+    authorization, key = headers.get("authorization"), headers.get("idempotency-key")
+    return respond(await catalogue.create(await request.body(), authorization, key))
+
+
+@app.put("/api/books/{book_id}", response_class=Response)
+async def update_book(book_id: int, request: Request) -> Response:
+    """Change a book."""
+    headers = request.headers
+    authorization, if_match = headers.get("authorization"), headers.get("if-match")
+    return respond(await catalogue.change(book_id, await request.body(), authorization, if_match))
+
+
+@app.post("/api/books/bulk", response_class=Response)
+async def create_books(request: Request, atomic: bool = False) -> Response:
+    """Create many books."""
     authorization = request.headers.get("authorization")
-    return respond(await catalogue.create(await request.body(), authorization))
+    return respond(await catalogue.bulk(await request.body(), authorization, atomic=atomic))
+
+
+@app.post("/api/books/batch-get", response_class=Response)
+async def batch_get_books(request: Request) -> Response:
+    """Return many books by their ids."""
+    return respond(await catalogue.batch(await request.body(), caller(request)))

@@ -3,7 +3,7 @@
 A statement has `{}` for each value: `numbered` formats them for asyncpg, `unnamed` for psycopg.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from decimal import Decimal, InvalidOperation
 from typing import Any
@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlencode
 import orjson
 
 from bench.peers import settings
+from bench.peers.derived import words
 
 COLUMNS = (
     "id, title, author, isbn, published_year, genre, price::float8 AS price, user_id, version, "
@@ -21,6 +22,17 @@ ITEM = f"SELECT {COLUMNS} FROM books WHERE id = {{}}"  # noqa: S608  (no input)
 STORED_TOTAL = "SELECT coalesce(sum(n), 0)::int8 FROM book_counts"
 MAX_ROWS = 100
 PARAMETERS = {"page", "per_page", "cursor", "limit", "genre", "price_min", "price_max"}
+# At most the newest 1,000 books that match are ranked.
+MATCHING = (
+    "SELECT id, search FROM books WHERE search @@ {}::text::tsquery ORDER BY id DESC LIMIT 1000"
+)
+SEARCH = (
+    f"WITH matching AS ({MATCHING}), "  # noqa: S608  (no input)
+    "ranked AS (SELECT id, ts_rank_cd(search, {}::text::tsquery, 2) AS rank FROM matching), "
+    "best AS (SELECT id, rank FROM ranked ORDER BY rank DESC, id LIMIT {} OFFSET {}) "
+    f"SELECT {COLUMNS}, (SELECT count(*) FROM matching) AS total FROM best JOIN books USING (id) "
+    "ORDER BY rank DESC, id"
+)
 GENRES = ("Fiction", "Non-Fiction", "Science", "History")
 
 
@@ -98,12 +110,37 @@ class Listing:
         return f"{settings.PUBLIC_URL}/api/books?{urlencode([*others, ('page', number)])}"
 
 
+@dataclass(frozen=True)
+class Search:
+    """A requested search."""
+
+    rows: Statement
+    total: Statement
+    page: int
+
+    def body(self, rows: Sequence[Any], total: int) -> bytes:
+        """Return the body of the response. There is no second search with similar words."""
+        return to_json({"results": [dict(row) for row in rows], "total": total, "fuzzy": False})
+
+
+def read_search(query: str) -> Search:
+    """Parse the query string of a search. Raises BadRequestError."""
+    _, given = _pairs(query, {"q", "page", "per_page"})
+    terms = words(given.get("q", ""))
+    if not terms:
+        raise BadRequestError("q has no word")
+    *whole, last = (f"'{word}'" for word in terms)
+    terms = [*whole, f"{last}:*"]
+    size, page = min(_number(given, "per_page", 20), MAX_ROWS), _number(given, "page", 1)
+    every, either = " & ".join(terms), " | ".join(terms)
+    rows = Statement(SEARCH, (every, either, size, (page - 1) * size))
+    total = Statement(f"SELECT count(*) FROM ({MATCHING}) AS matching", (every,))  # noqa: S608  (no input)
+    return Search(rows, total, page)
+
+
 def read(query: str) -> Listing:
-    """Parse a query string. Raises BadRequestError."""
-    pairs = parse_qsl(query, keep_blank_values=True)
-    given = dict(pairs)
-    if len(given) < len(pairs) or given.keys() - PARAMETERS:
-        raise BadRequestError("A parameter is unknown, or given twice")
+    """Parse the query string of a list. Raises BadRequestError."""
+    pairs, given = _pairs(query, PARAMETERS)
     where, values = _conditions(given)
     if "cursor" in given or "limit" in given:
         size = min(_number(given, "limit", 20), MAX_ROWS)
@@ -124,6 +161,14 @@ def read(query: str) -> Listing:
         f"WITH counted (total) AS ({total}) {sql}", (*values, *values, size, (page - 1) * size)
     )
     return Listing(rows, Statement(total, tuple(values)), size, page, pairs)
+
+
+def _pairs(query: str, known: Set[str]) -> tuple[list[tuple[str, str]], dict[str, str]]:
+    pairs = parse_qsl(query, keep_blank_values=True)
+    given = dict(pairs)
+    if len(given) < len(pairs) or given.keys() - known:
+        raise BadRequestError("A parameter is unknown, or given twice")
+    return pairs, given
 
 
 def _conditions(given: Mapping[str, str]) -> tuple[list[str], list[Any]]:

@@ -2,11 +2,12 @@
 
 from typing import Any
 
-from litestar import Litestar, Request, get, post
+from litestar import Litestar, Request, get, post, put
+from litestar.config.compression import CompressionConfig
 from litestar.response.base import ASGIResponse
 
-from bench.peers.catalogue import BookResponse, Catalogue
-from bench.peers.wire import address_of
+from bench.peers.catalogue import Catalogue
+from bench.peers.wire import GZIP_LEVEL, GZIP_MIN_SIZE, BookResponse, address_of
 
 catalogue = Catalogue()
 
@@ -42,17 +43,58 @@ async def list_books(request: Request[Any, Any, Any]) -> ASGIResponse:
     return respond(await catalogue.page(query, caller(request), known))
 
 
+@get("/api/search")
+async def search_books(request: Request[Any, Any, Any]) -> ASGIResponse:
+    """Return the books that match best."""
+    known = request.headers.get("if-none-match")
+    query = request.scope["query_string"].decode()
+    return respond(await catalogue.search(query, caller(request), known))
+
+
 @post("/api/books")
 async def create_book(request: Request[Any, Any, Any]) -> ASGIResponse:
     """Create a book."""
+    headers = request.headers
+    authorization, key = headers.get("authorization"), headers.get("idempotency-key")
+    return respond(await catalogue.create(await request.body(), authorization, key))
+
+
+@put("/api/books/{book_id:int}")
+async def update_book(book_id: int, request: Request[Any, Any, Any]) -> ASGIResponse:
+    """Change a book."""
+    headers = request.headers
+    authorization, if_match = headers.get("authorization"), headers.get("if-match")
+    return respond(await catalogue.change(book_id, await request.body(), authorization, if_match))
+
+
+@post("/api/books/bulk")
+async def create_books(request: Request[Any, Any, Any], atomic: bool = False) -> ASGIResponse:
+    """Create many books."""
     authorization = request.headers.get("authorization")
-    return respond(await catalogue.create(await request.body(), authorization))
+    return respond(await catalogue.bulk(await request.body(), authorization, atomic=atomic))
+
+
+@post("/api/books/batch-get")
+async def batch_get_books(request: Request[Any, Any, Any]) -> ASGIResponse:
+    """Return many books by their ids."""
+    return respond(await catalogue.batch(await request.body(), caller(request)))
 
 
 app = Litestar(
-    [get_book, list_books, create_book],
+    [
+        get_book,
+        list_books,
+        search_books,
+        create_book,
+        update_book,
+        create_books,
+        batch_get_books,
+    ],
     on_startup=[catalogue.open],
     on_shutdown=[catalogue.close],
+    compression_config=CompressionConfig(
+        backend="gzip", gzip_compress_level=GZIP_LEVEL, minimum_size=GZIP_MIN_SIZE
+    ),
     openapi_config=None,
     logging_config=None,
 )

@@ -1,46 +1,54 @@
-"""Shared by the tuned peers: bodies, cached bytes, tokens and headers. No ORM, no models."""
+"""Shared by the tuned peers: responses, cached bytes, tokens and headers. No ORM, no models."""
 
 import gc
 from hashlib import blake2b
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, NamedTuple
 
 import jwt
-import msgspec
 
 from bench.peers import settings
-from bench.peers.derived import author_key, search_words
-from bench.peers.listing import COLUMNS, Statement, to_json
+from bench.peers.listing import to_json
 
 LIMIT_AND_GET = Path(__file__).with_name("limit_and_get.lua").read_text(encoding="utf-8")
 GENERATION = (
     "tuned:generation"  # counts the writes; a page belongs to the generation in which it was read
 )
-# One statement checks that the token is still valid, and adds the book.
-CREATE = (
-    "INSERT INTO books (title, author, isbn, published_year, genre, price, author_key, search, "  # noqa: S608  (no input)
-    "user_id) SELECT {}::text, {}::text, {}::text, {}::int4, {}::text, {}::float8::numeric(13, 2), "
-    "{}::text, {}::text::tsvector, id FROM users WHERE id = {}::int8 AND token_version = {}::int8 "
-    f"RETURNING {COLUMNS}"
-)
+UNIT_SIZE = 100  # items of a request that cost as much as one request
+# Compressed at the level that Octavo uses.
+GZIP_LEVEL, GZIP_MIN_SIZE = 5, 1_024
 
 
 class UnauthorizedError(Exception):
     """The token is missing or invalid."""
 
 
-class NewBook(msgspec.Struct, forbid_unknown_fields=True):  # type: ignore[call-arg]  # no types when absent
-    """The body of a request that creates a book."""
+class BookResponse(NamedTuple):
+    """A response, ready to be sent."""
 
-    title: Annotated[str, msgspec.Meta(min_length=1, max_length=200, pattern=r"\S")]
-    author: Annotated[str, msgspec.Meta(min_length=1, max_length=100, pattern=r"\S")]
-    isbn: Annotated[str, msgspec.Meta(pattern=r"^(\d{9}[\dX]|\d{13})$")] | None = None
-    published_year: Annotated[int, msgspec.Meta(ge=1000, le=2100)] | None = None
-    genre: Literal["Fiction", "Non-Fiction", "Science", "History"] | None = None
-    price: Annotated[float, msgspec.Meta(ge=0, le=99_999_999.99)] | None = None
+    status: int
+    body: bytes
+    headers: list[tuple[str, str]]
 
 
-read_book = msgspec.json.Decoder(NewBook).decode
+def error_response(status: int, message: str, headers: list[tuple[str, str]]) -> BookResponse:
+    """Return a response with an error."""
+    return BookResponse(status, to_json({"error": message}), headers)
+
+
+def created(row: Any, headers: list[tuple[str, str]]) -> BookResponse:
+    """Return the response to a request that creates a book. row: None if there is no such user."""
+    if row is None:
+        return error_response(401, "Invalid or expired token", headers)
+    location = f"{settings.PUBLIC_URL}/api/books/{row['id']}"
+    return BookResponse(201, book_body(row), [*headers, ("Location", location)])
+
+
+def tagged(cached: bytes, headers: list[tuple[str, str]], known: str | None) -> BookResponse:
+    """Return a cached response, or 304 if the client has it. known: the ETag that it has."""
+    _, tag, body = unpack(cached)
+    headers += [("ETag", tag), ("Cache-Control", "no-cache")]
+    return BookResponse(304, b"", headers) if known == tag else BookResponse(200, body, headers)
 
 
 def book_body(row: Any) -> bytes:
@@ -48,15 +56,11 @@ def book_body(row: Any) -> bytes:
     return to_json(dict(row))
 
 
-def new_values(book: NewBook, user_id: int, version: int) -> Statement:
-    """Return the statement that adds a book, if the user's token version is still `version`."""
-    return Statement(
-        CREATE,
-        (
-            book.title, book.author, book.isbn, book.published_year, book.genre, book.price,
-            author_key(book.author), search_words(book.title, book.author), user_id, version,
-        ),
-    )  # fmt: skip
+def without_total(row: Any) -> dict[str, Any]:
+    """Return the book of a row that also has the total."""
+    book = dict(row)
+    del book["total"]
+    return book
 
 
 class Pages(dict[str, bytes]):
@@ -64,17 +68,30 @@ class Pages(dict[str, bytes]):
 
     most = 512
 
-    def keep(self, query: str, page: bytes) -> None:
+    def keep(self, key: str, page: bytes) -> None:
         """Store a page; if the cache is full, evict the oldest page."""
-        if query not in self and len(self) >= self.most:
+        if key not in self and len(self) >= self.most:
             self.pop(next(iter(self)), None)
-        self[query] = page
+        self[key] = page
 
 
 def pack(body: bytes, generation: bytes = b"") -> bytes:
     """Return the cached form of a response: its generation, its ETag, its body."""
-    tag = blake2b(body, digest_size=12).hexdigest().encode()
-    return b'%b\n"%b"\n%b' % (generation, tag, body)
+    return _pack(generation, blake2b(body, digest_size=12).hexdigest(), body)
+
+
+def pack_book(row: Any) -> bytes:
+    """Return the cached form of a book. Its ETag has the version, which one UPDATE can compare."""
+    return _pack(b"", book_tag(row["id"], row["version"]), book_body(row))
+
+
+def book_tag(book_id: int, version: int) -> str:
+    """Return the ETag of a book, without quotes."""
+    return f"{book_id}-{version}"
+
+
+def _pack(generation: bytes, tag: str, body: bytes) -> bytes:
+    return b'%b\n"%b"\n%b' % (generation, tag.encode(), body)
 
 
 def unpack(cached: bytes) -> tuple[bytes, str, bytes]:
@@ -113,6 +130,11 @@ def limit_headers(left: int, reset: int) -> list[tuple[str, str]]:
         ("RateLimit-Remaining", str(max(0, left))),
         ("RateLimit-Reset", str(reset)),
     ]
+
+
+def units_of(items: int) -> int:
+    """Return what a request with so many items costs."""
+    return max(1, -(-items // UNIT_SIZE))
 
 
 def collect_seldom() -> None:
