@@ -371,14 +371,14 @@ async def test_no_read_is_older_than_a_response(
                 await nemesis.run(in_use)
             finally:
                 clients.going = False
+        async with database.session() as db:
+            of_clara = select(func.count()).where(Book.user_id == clients.ids["clara"])
+            stored = (await db.execute(of_clara)).scalar_one()
     still = [(a, b) for a, b, name in nemesis.faults if name == STANDSTILL]
     slowest = max(
         end - start - sum(max(0, min(end, b) - max(start, a)) for a, b in still)
         for start, end in clients.waits
     )
-    async with database.session() as db:
-        of_clara = select(func.count()).where(Book.user_id == clients.ids["clara"])
-        stored = (await db.execute(of_clara)).scalar_one()
     created = sum(o.kind == "create" and o.key == "books of clara" for o in clients.log)
     contradictions = violations(clients.log, nemesis.losses)
     clients.wrong += map(str, (
