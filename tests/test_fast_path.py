@@ -77,7 +77,10 @@ async def test_both_paths_send_the_same_response(
     fast, ordinary = servers
     made = Requests(chance, fast.app)
     statuses, avoided = Counter[int](), Counter[str]()
-    endpoints = {each.endpoint for each in made.declared}
+    # The numbers of views depend on time: tests/test_views.py compares the paths.
+    made.declared = [each for each in made.declared if each.endpoint != POPULAR]
+    # A random body is hardly ever a valid bulk request; tests/test_bulk.py has valid ones.
+    endpoints = {each.endpoint for each in made.declared if ".bulk_" not in each.endpoint}
     for n in count():
         # Until each operation has succeeded on the fast path, which may take longer.
         if n >= REQUESTS and (endpoints <= {*avoided} or n > 10 * REQUESTS):
@@ -99,10 +102,7 @@ async def test_both_paths_send_the_same_response(
                 response = await server.send(raw, *cuts)
                 server.tags[request.target] = response.header("etag") or tag
                 responses.append(response)
-            # The numbers of views depend on time: of popular books, only the statuses are equal.
-            parts = slice(1 if request.declared.endpoint == POPULAR else None)
-            first, second = (response.comparable()[parts] for response in responses)
-            assert first == second, request
+            assert responses[0].comparable() == responses[1].comparable(), request
             status = responses[0].status
             statuses[status] += 1
             if status < 400 and fast.framework == seen:
