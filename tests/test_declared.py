@@ -100,7 +100,7 @@ async def test_every_operation_admits_exactly_its_limit(extended: Site, caller: 
             spent = 1 if headers else 0  # the address is new each time
             assert statuses.pop(429) == BEYOND + spent, (declared.endpoint, statuses)
             assert sum(statuses.values()) == limit - spent
-            assert 500 not in statuses, "a busy machine may refuse a request (503)"
+            assert max(statuses) < 500
 
 
 async def test_every_operation_enforces_its_declared_rights(extended: Site, caller: Caller) -> None:

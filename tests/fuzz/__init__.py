@@ -28,12 +28,9 @@ CONFIG = """
 display = [{warnings}]
 fail-on = true
 
-# Most random searches hold no word, and most random bulk requests name a book twice.
+# Most random texts hold no word to search for, and atomic requests name books that do not exist.
 [[operations]]
-include-name = [
-    "GET /api/search", "HEAD /api/search", "POST /api/books/bulk", "PATCH /api/books/bulk",
-    "DELETE /api/books/bulk",
-]
+include-name = ["GET /api/search", "PATCH /api/books/bulk", "DELETE /api/books/bulk"]
 warnings = false
 """
 NOBODY = """

@@ -89,7 +89,7 @@ def declarations(app: Quart) -> Iterator[Declared]:
                 continue
             parameters = described.get("parameters", ())
             query = {
-                parameter["name"]: [str(value) for value in _good(parameter["schema"], models)]
+                parameter["name"]: [_text(value) for value in _good(parameter["schema"], models)]
                 for parameter in parameters
                 if parameter["in"] == "query"
             }
@@ -109,6 +109,10 @@ def declarations(app: Quart) -> Iterator[Declared]:
                 fields,
                 is_secured="security" in described,
             )
+
+
+def _text(value: Any) -> str:
+    return json.dumps(value) if isinstance(value, bool) else str(value)
 
 
 def _resolve(schema: Mapping[str, Any], models: Mapping[str, Any]) -> Any:
